@@ -1,0 +1,246 @@
+"""What an engine is asked and what it answers, whichever side of the socket it is on.
+
+The dataclasses here are the vocabulary shared by the router (which submits sequences), the worker
+client (which carries them) and the engines (which run them). Token ids only: text, stop strings and
+tenants belong to the router.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from memory_manager.ports import LeaseStatus
+
+__all__ = [
+    "Capabilities",
+    "Engine",
+    "FinishReason",
+    "Finished",
+    "LoadSpec",
+    "ReplicaStats",
+    "SamplingParams",
+    "SequenceRequest",
+    "StepOutput",
+    "TopLogprobs",
+    "WorkerStats",
+]
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended; the values are OpenAI's words where it has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. Defaults are OpenAI's; a model's generation_config.json may lay its own
+    under what the caller left out, which the router does before it makes one of these.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1]; 1 is off.
+        top_k: likeliest tokens kept; 0 is off.
+        min_p: tokens below this share of the likeliest one's probability are dropped; 0 is off.
+        repetition_penalty: CTRL's, over prompt and output; 1 is off.
+        presence_penalty, frequency_penalty: OpenAI's, over output only; 0 is off.
+        seed: of the noise; always set, since a request without one is given one on arrival.
+        choice: which of the request's n choices this is; part of the noise's counter.
+        max_tokens, min_tokens: of output, counting ``SequenceRequest.output_ids``.
+        stop_token_ids: beside the model's own end-of-sequence ids.
+        ignore_eos: the model's own end-of-sequence ids do not end it;
+            ``stop_token_ids`` still do, as in vLLM.
+        logprobs: None for none; k for the sampled token's and the k likeliest.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    choice: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One sequence to generate on one replica.
+
+    Attributes:
+        sequence_id: the router's, unique in the worker's life.
+        prompt_ids: token ids of the prompt, at least one.
+        output_ids: what an earlier life of this sequence already sent; counted as output, never sent
+            again.
+        deadline_s: on the engine's clock (``time.monotonic`` of the worker), for the first token;
+            ``inf`` is best effort.
+        priority: higher first.
+    """
+
+    sequence_id: int
+    replica_id: str
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+    output_ids: Sequence[int] = ()
+    deadline_s: float = float("inf")
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """Log-probabilities at one position: of the sampled token and of the likeliest ones, under the
+    distribution before temperature and truncation (as OpenAI and vLLM report them)."""
+
+    logprob: float
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a sequence; its last token, if the step gave one, is in the same ``StepOutput``."""
+
+    sequence_id: int
+    reason: FinishReason
+    stop_token_id: int | None = None
+    error_code: str = ""
+    error_message: str = ""
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Everything one step of one replica produced, as parallel columns.
+
+    Attributes:
+        sequence_ids, token_ids: ``token_ids[i]`` was generated for ``sequence_ids[i]``. A stop token
+            is a token like any other here; the router leaves it out of the text.
+        top_logprobs: by index into the columns, only for sequences that asked.
+        finished: sequences that end with this step, with or without a token in it.
+    """
+
+    replica_id: str
+    step: int
+    sequence_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    top_logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
+    finished: list[Finished] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What a worker is told to load.
+
+    Attributes:
+        manifest_json: of the packed artifact (``engines.artifact.Manifest``).
+        max_model_len: longest prompt plus output, in tokens.
+        weights_lease_bytes: device bytes granted for the weights, a multiple of the page size.
+        kv_guarantee_bytes: floor of KV that other models of the worker cannot take.
+        kv_cap_bytes: most KV this replica may hold; None is no cap.
+    """
+
+    replica_id: str
+    manifest_json: bytes
+    max_model_len: int
+    weights_lease_bytes: int
+    kv_guarantee_bytes: int = 0
+    kv_cap_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; read by the planner."""
+
+    engine: str
+    device: str
+    sleep: bool
+    elastic_kv: bool
+    adapters: bool
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStats:
+    """Figures of one replica; bytes are of the device, counters only grow."""
+
+    replica_id: str
+    residency: str
+    weights_bytes: int
+    kv_bytes: int
+    kv_live_bytes: int
+    running: int
+    waiting: int
+    preemptions_total: int
+    prompt_tokens_total: int
+    generation_tokens_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """Figures of one worker."""
+
+    replicas: tuple[ReplicaStats, ...]
+    kv_lease_bytes: int
+    kv_lease_revision: int
+    kv_bytes_committed: int
+    steps_total: int
+    rss_bytes: int
+
+
+class Engine(Protocol):
+    """An engine inside its worker process.
+
+    Threads: ``step``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
+    ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on; they touch
+    what the step thread reads only in a final, atomic attach. ``sleep`` and ``unload`` are called on the
+    step thread, between steps; sequences still present are finished with WORKER's ERROR.
+    """
+
+    def capabilities(self) -> Capabilities: ...
+
+    def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
+        """Makes the replica resident from its host copy (a readable descriptor of the packed weights,
+        which the engine keeps open for later wakes and closes at unload). Returns the device bytes held.
+
+        Raises:
+            ArtifactError: the manifest is not of a kind this engine can run.
+            InsufficientMemoryError: the lease is smaller than the weights.
+        """
+        ...
+
+    def unload(self, replica_id: str) -> None: ...
+
+    def sleep(self, replica_id: str) -> int:
+        """Gives up the replica's device memory, keeps the rest; returns the bytes given up."""
+        ...
+
+    def wake(self, replica_id: str, weights_lease_bytes: int) -> int: ...
+
+    def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus: ...
+
+    def submit(self, request: SequenceRequest) -> None:
+        """Queues a sequence. What is wrong with it is told by a ``Finished`` of a later step, never
+        raised, so that no request can hurt another."""
+        ...
+
+    def cancel(self, sequence_ids: Sequence[int]) -> None: ...
+
+    def has_work(self) -> bool: ...
+
+    def step(self) -> list[StepOutput]:
+        """Runs one iteration of the model whose turn it is. Returns what it produced (with what was
+        cancelled or refused since the last step), or an empty list."""
+        ...
+
+    def stats(self) -> WorkerStats: ...

@@ -1,0 +1,80 @@
+"""The packed artifact: what the packer writes, the host cache copies and the engine reads.
+
+A packed artifact is two files in the store: ``weights.bin``, every tensor in the layout the engine's
+kernels want, each at an aligned offset, in one contiguous run of bytes; and ``manifest.json``, which says
+what lies where. Loading then only reads. Nothing here imports torch, so the server process can read
+manifests too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mooring.errors import ArtifactError
+
+__all__ = ["ALIGNMENT_BYTES", "FORMAT_VERSION", "Manifest", "TensorEntry"]
+
+FORMAT_VERSION = 1
+ALIGNMENT_BYTES = 256  # of every tensor in weights.bin: a cache line on every CPU, a sector on every GPU
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor: ``dtype`` is torch's name without the prefix (``"bfloat16"``), ``offset`` is in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a packed artifact holds.
+
+    Attributes:
+        engine: the engine whose layout this is, ``"torch"``.
+        packer_version: of that engine's packer; another version means packing again.
+        precision: the variant, ``"fp32"`` or ``"bf16"``.
+        source_digest: sha-256 of the version it was packed from.
+        config: the model's configuration in the engine's own normal form.
+        tensors: by the engine's own parameter names.
+        num_bytes: size of ``weights.bin``.
+    """
+
+    engine: str
+    packer_version: int
+    precision: str
+    source_digest: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    num_bytes: int
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """Parses ``manifest.json``.
+
+        Raises:
+            ArtifactError: not a manifest, or one of another format version.
+        """
+        try:
+            raw = json.loads(text)
+            version = raw["format_version"]
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"packed artifact has format {version}, this build reads {FORMAT_VERSION}: pack it again"
+                )
+            tensors = {
+                name: TensorEntry(t["dtype"], tuple(t["shape"]), t["offset"], t["num_bytes"])
+                for name, t in raw["tensors"].items()
+            }
+            return cls(**{**raw, "tensors": tensors})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"packed artifact's manifest is unreadable: {error!r}") from error

@@ -1,0 +1,1 @@
+"""The embedded engine: PyTorch, paged KV, continuous batching."""

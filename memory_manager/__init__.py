@@ -1,0 +1,1 @@
+"""Devices, ledger, arena, KV pool, host cache, and the planner and controller of residency."""

@@ -1,0 +1,113 @@
+"""What the memory manager knows of the world outside it: value types, and the worker as a Protocol.
+
+The engine client (``engines.client.WorkerClient``) satisfies ``WorkerPort``; the memory manager imports
+nothing of the engines.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["ArtifactRef", "DeploymentSpec", "LeaseStatus", "ReplicaUsage", "WorkerPort", "WorkerUsage"]
+
+
+class LeaseStatus(enum.Enum):
+    """A worker's answer to an absolute, revisioned lease."""
+
+    APPLIED = "applied"  # committed KV is within the lease
+    DEFERRED = "deferred"  # accepted; more is still in use, ask again with the same revision
+    STALE = "stale"  # an older revision than the one in force; nothing changed
+    CONFLICT = "conflict"  # the revision in force with other bytes; nothing changed
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRef:
+    """A packed artifact in the store: one contiguous file of weights and its manifest.
+
+    Attributes:
+        key: content hash, packer version, precision; names the host copy.
+        weights_path: the packed file.
+        num_bytes: its size.
+        manifest_json: what the engine needs to read it.
+    """
+
+    key: str
+    weights_path: Path
+    num_bytes: int
+    manifest_json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentSpec:
+    """What the manager knows of a deployment.
+
+    Attributes:
+        weights_bytes: device bytes of a replica's weights (page-rounded), per device.
+        kv_guarantee_bytes: floor of KV while resident (page-rounded); by default what one sequence of
+            ``max_model_len`` tokens needs, so that any admitted request can always be finished.
+        kv_cap_bytes: most KV it may hold, or None.
+        idle_timeout_s: seconds without a request after which it is put to sleep; None is never.
+        priority: higher is evicted later and served first.
+    """
+
+    name: str
+    artifact: ArtifactRef
+    weights_bytes: int
+    kv_guarantee_bytes: int
+    max_model_len: int
+    kv_cap_bytes: int | None = None
+    enabled: bool = True
+    pinned: bool = False
+    priority: int = 0
+    idle_timeout_s: float | None = None
+    min_replicas: int = 0
+    max_replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaUsage:
+    """Device bytes one replica holds, as its worker reports them."""
+
+    replica_id: str
+    residency: str
+    weights_bytes: int
+    kv_bytes: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUsage:
+    """Device bytes one worker holds, as it reports them."""
+
+    replicas: tuple[ReplicaUsage, ...]
+    kv_bytes_committed: int
+    kv_lease_revision: int
+
+
+class WorkerPort(Protocol):
+    """A worker as the controller drives it. Every call raises ``WorkerLostError`` when the process is
+    gone, and the errors of ``engines.api.Engine`` otherwise."""
+
+    @property
+    def worker_id(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    async def load(self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int) -> int:
+        """Makes the replica resident; returns the device bytes of its weights."""
+        ...
+
+    async def sleep(self, replica_id: str) -> int: ...
+
+    async def wake(self, replica_id: str, weights_lease_bytes: int) -> int: ...
+
+    async def unload(self, replica_id: str) -> None: ...
+
+    async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus: ...
+
+    async def usage(self) -> WorkerUsage: ...

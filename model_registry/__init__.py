@@ -1,0 +1,1 @@
+"""The registry of models, versions, variants, deployments and tenants, and the artifact store."""

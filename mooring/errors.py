@@ -1,0 +1,265 @@
+"""Every error that Mooring raises on purpose, as one tree.
+
+::
+
+    MooringError
+    ├── CallerError             the caller must change the request
+    │   ├── InvalidRequestError       a field is wrong (names it in ``param``)
+    │   │   ├── ContextLengthError
+    │   │   ├── UnsupportedFieldError
+    │   │   └── RequestTooLargeError
+    │   ├── AuthenticationError
+    │   ├── PermissionDeniedError
+    │   ├── ModelNotFoundError
+    │   ├── NotFoundError             anything else that has a name
+    │   └── ConflictError             the name is taken, or the state forbids it
+    ├── TransientError          will pass by itself: try again
+    │   ├── RateLimitError            the tenant's own limit
+    │   ├── OverloadedError           our capacity
+    │   ├── ModelUnavailableError     disabled, or failed to load
+    │   ├── WorkerLostError           the engine's process died
+    │   └── ShuttingDownError
+    └── OperatorError           whoever runs the server must mend something
+        ├── ConfigurationError
+        ├── ArtifactError             a model's files are broken, unsafe or unsupported
+        ├── InsufficientMemoryError   can never fit the budget as configured
+        ├── PoisonousRequestError     a request that was present at two deaths of a worker
+        └── InternalError             a bug of ours
+
+This module imports nothing of the project, so every package may use it. ``STATUS`` maps each leaf to
+its HTTP status, gRPC status name and OpenAI ``type``; the front doors read that table and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = [
+    "STATUS",
+    "ArtifactError",
+    "AuthenticationError",
+    "CallerError",
+    "ConfigurationError",
+    "ConflictError",
+    "ContextLengthError",
+    "InsufficientMemoryError",
+    "InternalError",
+    "InvalidRequestError",
+    "ModelNotFoundError",
+    "ModelUnavailableError",
+    "MooringError",
+    "NotFoundError",
+    "OperatorError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "PoisonousRequestError",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "ShuttingDownError",
+    "Status",
+    "TransientError",
+    "UnsupportedFieldError",
+    "WorkerLostError",
+    "error_from_code",
+    "status_of",
+]
+
+
+class MooringError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        message: one sentence for whoever reads it, saying what to do.
+        code: a stable machine-readable word (OpenAI's own where it has one).
+        param: the name of the field at fault, bare, or None.
+        retry_after_s: seconds after which a retry may succeed, or None.
+    """
+
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+
+
+class CallerError(MooringError):
+    """The caller must change the request."""
+
+
+class InvalidRequestError(CallerError):
+    """A field of the request is wrong; ``param`` names it."""
+
+    code = "invalid_value"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and requested output do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class UnsupportedFieldError(InvalidRequestError):
+    """A field that exists in the protocol and that this server does not serve."""
+
+    code = "unsupported_parameter"
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """The body is larger than the server accepts."""
+
+    code = "request_too_large"
+
+
+class AuthenticationError(CallerError):
+    """No key, or one that we do not know."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(CallerError):
+    """A known key that may not do this."""
+
+    code = "permission_denied"
+
+
+class ModelNotFoundError(CallerError):
+    """No deployment of that name."""
+
+    code = "model_not_found"
+
+
+class NotFoundError(CallerError):
+    """Nothing of that name."""
+
+    code = "not_found"
+
+
+class ConflictError(CallerError):
+    """The name is taken, or the present state forbids the change."""
+
+    code = "conflict"
+
+
+class TransientError(MooringError):
+    """Will pass by itself."""
+
+
+class RateLimitError(TransientError):
+    """The tenant's own limit."""
+
+    code = "rate_limit_exceeded"
+
+
+class OverloadedError(TransientError):
+    """Our capacity is spent; the queue is full or the wait too long."""
+
+    code = "server_overloaded"
+
+
+class ModelUnavailableError(TransientError):
+    """The deployment is disabled or failed."""
+
+    code = "model_unavailable"
+
+
+class WorkerLostError(TransientError):
+    """The engine's process died while it held this request."""
+
+    code = "worker_lost"
+
+
+class ShuttingDownError(TransientError):
+    """The server is draining."""
+
+    code = "shutting_down"
+
+
+class OperatorError(MooringError):
+    """Whoever runs the server must mend something."""
+
+
+class ConfigurationError(OperatorError):
+    """A setting is missing or wrong; the message names it."""
+
+    code = "invalid_configuration"
+
+
+class ArtifactError(OperatorError):
+    """A model's files are broken, unsafe or of an unsupported kind."""
+
+    code = "invalid_artifact"
+
+
+class InsufficientMemoryError(OperatorError):
+    """Can never fit the memory budget as it is configured."""
+
+    code = "insufficient_memory"
+
+
+class PoisonousRequestError(OperatorError):
+    """The request was present at two deaths of a worker and is not tried again."""
+
+    code = "poisonous_request"
+
+
+class InternalError(OperatorError):
+    """A bug of ours."""
+
+    code = "internal_error"
+
+
+class Status(NamedTuple):
+    """How an error shows at the front doors."""
+
+    http: int
+    grpc: str  # the name of a grpc.StatusCode
+    openai_type: str
+
+
+STATUS: dict[type[MooringError], Status] = {
+    InvalidRequestError: Status(400, "INVALID_ARGUMENT", "invalid_request_error"),
+    ContextLengthError: Status(400, "INVALID_ARGUMENT", "invalid_request_error"),
+    UnsupportedFieldError: Status(400, "INVALID_ARGUMENT", "invalid_request_error"),
+    RequestTooLargeError: Status(413, "RESOURCE_EXHAUSTED", "invalid_request_error"),
+    AuthenticationError: Status(401, "UNAUTHENTICATED", "authentication_error"),
+    PermissionDeniedError: Status(403, "PERMISSION_DENIED", "permission_error"),
+    ModelNotFoundError: Status(404, "NOT_FOUND", "invalid_request_error"),
+    NotFoundError: Status(404, "NOT_FOUND", "invalid_request_error"),
+    ConflictError: Status(409, "ALREADY_EXISTS", "invalid_request_error"),
+    RateLimitError: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
+    OverloadedError: Status(503, "UNAVAILABLE", "server_error"),
+    ModelUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
+    WorkerLostError: Status(503, "UNAVAILABLE", "server_error"),
+    ShuttingDownError: Status(503, "UNAVAILABLE", "server_error"),
+    ConfigurationError: Status(500, "FAILED_PRECONDITION", "server_error"),
+    ArtifactError: Status(422, "FAILED_PRECONDITION", "invalid_request_error"),
+    InsufficientMemoryError: Status(507, "FAILED_PRECONDITION", "server_error"),
+    PoisonousRequestError: Status(500, "INTERNAL", "server_error"),
+    InternalError: Status(500, "INTERNAL", "server_error"),
+}
+
+_BY_CODE: dict[str, type[MooringError]] = {cls.code: cls for cls in STATUS}
+
+
+def status_of(error: MooringError) -> Status:
+    """The row of ``STATUS`` for this error, by its nearest mapped class."""
+    for cls in type(error).__mro__:
+        if cls in STATUS:
+            return STATUS[cls]
+    return STATUS[InternalError]
+
+
+def error_from_code(code: str, message: str) -> MooringError:
+    """Rebuilds an error that crossed a process boundary as (code, message)."""
+    return _BY_CODE.get(code, InternalError)(message, code=code)

@@ -1,0 +1,316 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class LeaseStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEASE_STATUS_UNSPECIFIED: _ClassVar[LeaseStatus]
+    LEASE_STATUS_APPLIED: _ClassVar[LeaseStatus]
+    LEASE_STATUS_DEFERRED: _ClassVar[LeaseStatus]
+    LEASE_STATUS_STALE: _ClassVar[LeaseStatus]
+    LEASE_STATUS_CONFLICT: _ClassVar[LeaseStatus]
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_CANCELLED: _ClassVar[FinishReason]
+    FINISH_REASON_ERROR: _ClassVar[FinishReason]
+LEASE_STATUS_UNSPECIFIED: LeaseStatus
+LEASE_STATUS_APPLIED: LeaseStatus
+LEASE_STATUS_DEFERRED: LeaseStatus
+LEASE_STATUS_STALE: LeaseStatus
+LEASE_STATUS_CONFLICT: LeaseStatus
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+FINISH_REASON_CANCELLED: FinishReason
+FINISH_REASON_ERROR: FinishReason
+
+class CapabilitiesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CapabilitiesResponse(_message.Message):
+    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SLEEP_FIELD_NUMBER: _ClassVar[int]
+    ELASTIC_KV_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    device: str
+    sleep: bool
+    elastic_kv: bool
+    adapters: bool
+    pid: int
+    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("replica_id", "host_copy_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_COPY_KEY_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_CAP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    host_copy_key: str
+    manifest_json: bytes
+    max_model_len: int
+    weights_lease_bytes: int
+    kv_guarantee_bytes: int
+    kv_cap_bytes: int
+    def __init__(self, replica_id: _Optional[str] = ..., host_copy_key: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., max_model_len: _Optional[int] = ..., weights_lease_bytes: _Optional[int] = ..., kv_guarantee_bytes: _Optional[int] = ..., kv_cap_bytes: _Optional[int] = ...) -> None: ...
+
+class LoadResponse(_message.Message):
+    __slots__ = ("weights_bytes", "seconds")
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    weights_bytes: int
+    seconds: float
+    def __init__(self, weights_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class UnloadRequest(_message.Message):
+    __slots__ = ("replica_id",)
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    def __init__(self, replica_id: _Optional[str] = ...) -> None: ...
+
+class UnloadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SleepRequest(_message.Message):
+    __slots__ = ("replica_id",)
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    def __init__(self, replica_id: _Optional[str] = ...) -> None: ...
+
+class SleepResponse(_message.Message):
+    __slots__ = ("released_bytes", "seconds")
+    RELEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    released_bytes: int
+    seconds: float
+    def __init__(self, released_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class WakeRequest(_message.Message):
+    __slots__ = ("replica_id", "weights_lease_bytes")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    weights_lease_bytes: int
+    def __init__(self, replica_id: _Optional[str] = ..., weights_lease_bytes: _Optional[int] = ...) -> None: ...
+
+class WakeResponse(_message.Message):
+    __slots__ = ("weights_bytes", "seconds")
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    weights_bytes: int
+    seconds: float
+    def __init__(self, weights_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("replica_id", "adapter_id", "host_copy_key", "manifest_json")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_COPY_KEY_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    adapter_id: str
+    host_copy_key: str
+    manifest_json: bytes
+    def __init__(self, replica_id: _Optional[str] = ..., adapter_id: _Optional[str] = ..., host_copy_key: _Optional[str] = ..., manifest_json: _Optional[bytes] = ...) -> None: ...
+
+class LoadAdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("replica_id", "adapter_id")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    adapter_id: str
+    def __init__(self, replica_id: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+
+class UnloadAdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetLeaseRequest(_message.Message):
+    __slots__ = ("kv_bytes", "revision")
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    kv_bytes: int
+    revision: int
+    def __init__(self, kv_bytes: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class SetLeaseResponse(_message.Message):
+    __slots__ = ("status", "kv_bytes_committed", "revision")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    status: LeaseStatus
+    kv_bytes_committed: int
+    revision: int
+    def __init__(self, status: _Optional[_Union[LeaseStatus, str]] = ..., kv_bytes_committed: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "choice", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    choice: int
+    max_tokens: int
+    min_tokens: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    ignore_eos: bool
+    logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("sequence_id", "replica_id", "prompt_ids", "output_ids", "sampling", "deadline_s", "priority")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    replica_id: str
+    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    output_ids: _containers.RepeatedScalarFieldContainer[int]
+    sampling: SamplingParams
+    deadline_s: float
+    priority: int
+    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("sequence_ids",)
+    SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
+    sequence_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("submit", "cancel")
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    submit: Submit
+    cancel: Cancel
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("sequence_id", "reason", "stop_token_id", "error_code", "error_message")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    reason: FinishReason
+    stop_token_id: int
+    error_code: str
+    error_message: str
+    def __init__(self, sequence_id: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
+
+class TopLogprobs(_message.Message):
+    __slots__ = ("sequence_id", "logprob", "token_ids", "logprobs")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    logprob: float
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, sequence_id: _Optional[int] = ..., logprob: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class StepOutput(_message.Message):
+    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    step: int
+    sequence_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
+    finished: _containers.RepeatedCompositeFieldContainer[Finished]
+    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReplicaStats(_message.Message):
+    __slots__ = ("replica_id", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "running", "waiting", "preemptions_total", "prompt_tokens_total", "generation_tokens_total")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_LIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    residency: str
+    weights_bytes: int
+    kv_bytes: int
+    kv_live_bytes: int
+    running: int
+    waiting: int
+    preemptions_total: int
+    prompt_tokens_total: int
+    generation_tokens_total: int
+    def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ...) -> None: ...
+
+class StatsResponse(_message.Message):
+    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes")
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    KV_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_LEASE_REVISION_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStats]
+    kv_lease_bytes: int
+    kv_lease_revision: int
+    kv_bytes_committed: int
+    steps_total: int
+    rss_bytes: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""What an operator runs: sample models, capacity planning, load tests."""

@@ -1,0 +1,1 @@
+"""The router: front doors, tenancy, dispatch and failover."""
