@@ -1,0 +1,88 @@
+"""The one request type that every front door makes, and the chunks that come back.
+
+Doors turn bytes into a ``GenerationRequest``; the dispatcher turns it into sequences on replicas and
+answers with tokens; ``router.generation`` turns those into text. Nothing here knows a protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engines.api import FinishReason, SamplingParams, TopLogprobs
+
+__all__ = ["ChoiceTokens", "GenerationRequest", "TokenSource", "TokenStream"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request as all doors share it.
+
+    Attributes:
+        request_id: the client's own where it sent one.
+        deployment: the registered name that clients call the model.
+        prompt_ids: token ids, special tokens included.
+        sampling: of choice 0; choice i differs in ``choice`` alone.
+        n: choices wanted.
+        stop: strings that end a choice and are not part of it.
+        tenant: who is served; ``"anonymous"`` where no key was needed.
+        arrival_s, deadline_s: ``time.monotonic``; the deadline is for the first token, ``inf`` is best
+            effort.
+        priority: higher first.
+    """
+
+    request_id: str
+    deployment: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    tenant: str = "anonymous"
+    arrival_s: float = 0.0
+    deadline_s: float = float("inf")
+    priority: int = 0
+
+
+@dataclass(slots=True)
+class ChoiceTokens:
+    """New tokens of one choice. ``token_ids`` includes the stop token that ended it, if one did, and
+    ``stop_token_id`` names it so that the text can leave it out."""
+
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TopLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+
+class TokenStream(Protocol):
+    """The tokens of one request, worker deaths already mended. Closing it frees its blocks."""
+
+    def __aiter__(self) -> AsyncIterator[list[ChoiceTokens]]:
+        """Yields what has arrived since the last turn; ends when every choice has finished.
+
+        Raises:
+            MooringError: the request failed; nothing follows.
+        """
+        ...
+
+    def stop(self, index: int) -> None:
+        """Ends one choice early (a stop string was seen); no further tokens of it are yielded."""
+        ...
+
+    async def aclose(self) -> None:
+        """Cancels whatever still runs. Safe to call more than once."""
+        ...
+
+
+class TokenSource(Protocol):
+    """What generates tokens: the dispatcher (``router.dispatch.Dispatcher``)."""
+
+    async def generate(self, request: GenerationRequest) -> TokenStream:
+        """Queues the request; returns once it is accepted.
+
+        Raises:
+            MooringError: the request cannot be served.
+        """
+        ...
