@@ -1,0 +1,90 @@
+# Two commands matter: `make serve` and `make test`. Both set up .venv by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+ARGS ?=
+DATA_DIR ?= $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
+SAMPLES := $(DATA_DIR)/samples
+# Holds any two of the three samples with a full context of each, and never all three.
+SAMPLE_BUDGET := 512MiB
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: serve
+serve: $(STAMPS)/run ## Set everything up and serve three sample models from one memory budget (flags: ARGS="...")
+	@$(BIN)/python -m ops.samples --out "$(SAMPLES)"
+	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --memory-budget $(SAMPLE_BUDGET) \
+	  --model smollm2="$(SAMPLES)/smollm2" --model pythonlm="$(SAMPLES)/pythonlm" --model draft="$(SAMPLES)/draft" $(ARGS)
+
+.PHONY: test
+test: lint ## Set everything up and run every check and test
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: $(STAMPS)/dev ## Formatting, lint, types and import directions
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(STAMPS)/dev ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: samples
+samples: $(STAMPS)/run ## Make the sample models only
+	@$(BIN)/python -m ops.samples --out "$(SAMPLES)"
+
+.PHONY: proto
+proto: $(STAMPS)/dev ## Generate the gRPC stubs from proto/
+	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mooring/v1/*.proto
+
+.PHONY: docs
+docs: $(STAMPS)/dev ## Generate the reference pages that come from the code
+	@$(BIN)/python -m mooring.reference > docs/configuration.md
+
+.PHONY: clean
+clean: ## Remove the environment and caches (not the data)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# --- environment ---------------------------------------------------------------------------------------
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Mooring needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq python3-venv; \
+	    else echo "Python has no venv here: apt-get install python3-venv" >&2; exit 1; fi; }
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: on a machine without a GPU no resolver may pull the CUDA build (several GB).
+$(STAMPS)/torch: $(VENV)/pyvenv.cfg
+	@mkdir -p $(STAMPS)
+	@if $(BIN)/python -c 'import torch, sys; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9))' 2>/dev/null; then \
+	  echo "torch: already there"; \
+	elif command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(BIN)/pip install --quiet "torch>=2.9"; \
+	else \
+	  $(BIN)/pip install --quiet "torch==2.13.0+cpu" 2>/dev/null \
+	  || $(BIN)/pip install --quiet "torch==2.13.0+cpu" --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple \
+	  || $(BIN)/pip install --quiet "torch>=2.9"; \
+	fi
+	@touch $@
+
+$(STAMPS)/run: $(STAMPS)/torch pyproject.toml
+	@echo "Installing Mooring into $(VENV) ..."
+	@$(BIN)/pip install --quiet -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/run pyproject.toml
+	@echo "Installing what the tests need ..."
+	@$(BIN)/pip install --quiet -e ".[dev]"
+	@touch $@
