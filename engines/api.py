@@ -15,6 +15,7 @@ from typing import Protocol
 from memory_manager.ports import LeaseStatus
 
 __all__ = [
+    "REPLICA_ASLEEP",
     "Capabilities",
     "Engine",
     "FinishReason",
@@ -27,6 +28,10 @@ __all__ = [
     "TopLogprobs",
     "WorkerStats",
 ]
+
+REPLICA_ASLEEP = "replica_asleep"
+"""``Finished.error_code`` of a sequence whose replica was put to sleep or unloaded under it. Not a death:
+the router acquires a replica again and goes on, and nobody is blamed."""
 
 
 class FinishReason(enum.Enum):
@@ -204,7 +209,7 @@ class Engine(Protocol):
     Threads: ``step``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
     ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on; they touch
     what the step thread reads only in a final, atomic attach. ``sleep`` and ``unload`` are called on the
-    step thread, between steps; sequences still present are finished with WORKER's ERROR.
+    step thread, between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
     """
 
     def capabilities(self) -> Capabilities: ...
