@@ -52,6 +52,6 @@ def format_bytes(num_bytes: int) -> str:
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 1024 or unit == "TiB":
             digits = 0 if unit == "B" or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-            return f"{value:.{digits}f} {unit}"
+            return f"{round(value, digits):g} {unit}"
         value /= 1024
     raise AssertionError("unreachable")

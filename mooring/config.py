@@ -1,0 +1,262 @@
+"""Settings: every one with a type, a default and a sentence, from flags, environment and file.
+
+Each overrides the one after it: flags, ``MOORING_*`` variables, the TOML file, defaults. A key that is
+not a setting is an error that names the nearest one that is. The environment is read here and nowhere
+else; the reference page (docs/configuration.md) is generated from these classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from mooring.errors import ConfigurationError
+from mooring.units import parse_bytes
+
+__all__ = [
+    "EngineSettings",
+    "ModelEntry",
+    "PlannerSettings",
+    "Settings",
+    "admin_key_from_environment",
+    "default_server_url",
+    "load_settings",
+    "setting_names",
+    "variable_name",
+]
+
+ENV_PREFIX = "MOORING_"
+ENV_NESTING = "__"
+# Read by the command line and the Makefile, not settings of the server.
+NOT_SETTINGS = frozenset({"MOORING_CONFIG", "MOORING_SERVER", "MOORING_ADMIN_KEY"})
+
+Bytes = Annotated[int, BeforeValidator(lambda value: value if value is None else parse_bytes(value))]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelEntry(_Section):
+    """A model registered and deployed when the server starts; doing so again changes nothing."""
+
+    name: str = Field(description="What clients put in `model`.")
+    source: str = Field(description="A local folder, a GGUF file, or `hf://org/name[@revision]`.")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt plus output in tokens; the model's own where unset."
+    )
+    kv_guarantee_bytes: Bytes | None = Field(
+        None, description="KV that no other model can take; unset: one sequence of `max_model_len` tokens."
+    )
+    kv_cap_bytes: Bytes | None = Field(None, description="Most KV it may hold; unset: no cap.")
+    pinned: bool = Field(False, description="Never put to sleep.")
+    priority: int = Field(0, description="Higher is served first and evicted last.")
+    idle_timeout_s: float | None = Field(
+        None, gt=0, description="Seconds without a request before it sleeps; unset: the planner's default."
+    )
+
+
+class PlannerSettings(_Section):
+    """When models are loaded and put to sleep."""
+
+    min_residency_s: float = Field(
+        2.0, ge=0, description="A busy model is not displaced earlier than this after it became resident."
+    )
+    drain_after_s: float = Field(
+        1.0, ge=0, description="A request must have waited this long before a busy model is drained for it."
+    )
+    idle_timeout_s: float | None = Field(
+        None, gt=0, description="Seconds without a request before a model sleeps; unset: only when needed."
+    )
+    max_waiting_requests: int = Field(
+        1024, ge=1, description="Requests that may wait for one deployment before more are refused."
+    )
+
+
+class EngineSettings(_Section):
+    """The torch engine's step loop."""
+
+    max_tokens_per_step: int = Field(
+        512, ge=1, description="Prompt and decode tokens of one step; more favours throughput over latency."
+    )
+    max_running_sequences: int = Field(64, ge=1, description="Sequences of one model that may run at once.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a worker; unset: one for each core it may use."
+    )
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_NESTING,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+    )
+
+    http_host: str = Field("127.0.0.1", description="Address of the HTTP door.")
+    http_port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP door; 0 takes a free one.")
+    grpc_host: str = Field("127.0.0.1", description="Address of the gRPC door.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the gRPC door; 0 takes a free one.")
+    allow_anonymous: bool = Field(
+        False, description="Serve inference without keys on addresses other than loopback too."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("mooring", appauthor=False)),
+        description="Registry, artifact store and admin key.",
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the registry; unset: SQLite in the data folder."
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu` or `cuda:N`.")
+    engine: Literal["torch", "null"] = Field(
+        "torch", description="Engine of new deployments; `null` answers at once and runs no model."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision that weights are packed in; `auto`: the checkpoint's own."
+    )
+    memory_budget: Bytes | None = Field(
+        None,
+        description="Device memory for weights and KV, like `512MiB`; unset: on a GPU its total less the "
+        "reserve, on the CPU half of what is available.",
+    )
+    reserve_bytes: Bytes | None = Field(
+        None,
+        description="Part of the device's memory left to contexts and workspace; unset: 1 GiB on a GPU, "
+        "none on the CPU, where the budget is for weights and KV alone.",
+    )
+    host_cache_budget: Bytes | None = Field(
+        None, description="Host memory for warm copies of weights; unset: a quarter of the machine's."
+    )
+    max_body_bytes: Bytes = Field(4 << 20, description="Largest request body or gRPC message.")
+    shutdown_grace_s: float = Field(
+        30.0, ge=0, description="How long running requests may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log lines."
+    )
+    models: tuple[ModelEntry, ...] = Field((), description="Models registered and deployed at start.")
+    planner: PlannerSettings = Field(PlannerSettings(), description="Residency policy.")
+    torch: EngineSettings = Field(EngineSettings(), description="The torch engine.")
+
+    @property
+    def registry_url(self) -> str:
+        """SQLAlchemy URL of the registry."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'registry.sqlite3'}"
+
+    @property
+    def admin_key_path(self) -> Path:
+        return self.data_dir / "admin.key"
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, config_file: Path | None = None) -> Settings:
+    """Settings from flags, environment and file.
+
+    Args:
+        flags: by setting name; None values are flags that were not given. Sections are nested mappings.
+        config_file: a TOML file; where None, the one ``MOORING_CONFIG`` names, or ``mooring.toml`` in the
+            user's config folder if there is one.
+
+    Raises:
+        ConfigurationError: an unknown key or a bad value; the message names the setting.
+    """
+    _refuse_unknown_variables(os.environ)
+    toml_file = _find_file(config_file)
+
+    class FromAllSources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file)
+
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    try:
+        return FromAllSources(**given)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from error
+    except (SettingsError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"the configuration cannot be read: {error}") from error
+
+
+def default_server_url(settings: Settings) -> str:
+    """Where the command line finds the server: ``MOORING_SERVER``, else the HTTP door of the settings."""
+    return os.environ.get("MOORING_SERVER") or f"http://{settings.http_host}:{settings.http_port}"
+
+
+def admin_key_from_environment() -> str | None:
+    """``MOORING_ADMIN_KEY``: the admin key of a server whose data folder is not at hand."""
+    return os.environ.get("MOORING_ADMIN_KEY")
+
+
+def _find_file(config_file: Path | None) -> Path | None:
+    named = config_file or (Path(text) if (text := os.environ.get("MOORING_CONFIG")) else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigurationError(f"there is no configuration file {named}")
+        return named
+    usual = Path(platformdirs.user_config_dir("mooring", appauthor=False)) / "mooring.toml"
+    return usual if usual.is_file() else None
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings, sections opened."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_names(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def variable_name(setting: str) -> str:
+    """The environment variable of a dotted setting: ``planner.drain_after_s`` is
+    ``MOORING_PLANNER__DRAIN_AFTER_S``."""
+    return ENV_PREFIX + setting.replace(".", ENV_NESTING).upper()
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {variable_name(name) for name in setting_names()} | NOT_SETTINGS
+    known |= {
+        variable_name(name) for name, f in Settings.model_fields.items() if isinstance(f.annotation, type)
+    }
+    for name in environment:
+        if name.startswith(ENV_PREFIX) and name not in known:
+            raise ConfigurationError(f"unknown setting in the environment: {name}{_nearest(name, known)}")
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting: {name}{_nearest(name, set(setting_names()))}")
+        else:
+            lines.append(f"setting {name}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
