@@ -63,7 +63,7 @@ def test_a_bad_file_is_an_error_that_names_the_setting(tmp_path: Path, text: str
 
 def test_an_unknown_variable_is_an_error_that_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOORING_HTTP_PROT", "1")
-    with pytest.raises(ConfigurationError, match="MOORING_HTTP_PROT.*MOORING_HTTP_PORT"):
+    with pytest.raises(ConfigurationError, match=r"MOORING_HTTP_PROT.*MOORING_HTTP_PORT"):
         load_settings()
 
 
