@@ -1,0 +1,42 @@
+"""``mooring bench``: the benchmarks an operator runs on the machine at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mooring.cli.output import console
+
+app = typer.Typer(help="Measure this machine; each writes report.md and results.json.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="Folder for the report.", file_okay=False)]
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure this machine; each writes report.md and results.json."""
+
+
+@app.command()
+def batching(
+    out: Out = Path("bench-out/batching"),
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A Hugging Face folder; random weights of SmolLM2-135M's shape if not given."),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=4, help="Requests in each run.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each mode; the median counts.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+) -> None:
+    """Compare sequential, static and continuous batching, 1 to 32 requests at once."""
+    from benchmarks.batching import main  # torch takes seconds to import
+
+    def show(mode: str, concurrency: int, tokens_per_s: float) -> None:
+        console().print(f"{mode:>10}  {concurrency:>2} at once  {tokens_per_s:8.1f} tokens/s")
+
+    figures = main(out, model, requests, repeats, seed, show)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.2f}")
+    console().print(f"Report: {out / 'report.md'}")

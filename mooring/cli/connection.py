@@ -1,0 +1,72 @@
+"""The command line's side of the admin API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from mooring.admin_key import read_admin_key
+from mooring.config import admin_key_from_environment, default_server_url, load_settings
+from mooring.errors import ConfigurationError, MooringError, TransientError, error_from_code
+
+__all__ = ["Connection"]
+
+
+class Connection:
+    """Speaks to one server's admin API with the admin key of its data folder.
+
+    Args:
+        server: base address; None takes the settings'.
+        data_dir: where ``admin.key`` is; None takes the settings'.
+    """
+
+    def __init__(self, server: str | None, data_dir: Path | None) -> None:
+        self._server = server
+        self.data_dir = data_dir
+
+    def get(self, path: str) -> Any:
+        return self._request("GET", path)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        return self._request("POST", path, body)
+
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("PATCH", path, body)
+
+    def delete(self, path: str) -> Any:
+        return self._request("DELETE", path)
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Raises:
+        MooringError: the server's own error, or that it cannot be reached.
+        """
+        settings = load_settings({"data_dir": self.data_dir})
+        server = self._server or default_server_url(settings)
+        key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
+        try:
+            response = httpx.request(
+                method,
+                f"{server.rstrip('/')}/admin/v1{path}",
+                json=body,
+                headers={"authorization": f"Bearer {key}"},
+                timeout=httpx.Timeout(30.0, read=600.0),
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"{server} is not an address: {error}") from error
+        except httpx.TransportError as error:
+            raise TransientError(
+                f"no server answers at {server} ({error}): start one with `mooring serve`"
+            ) from error
+        if response.is_error:
+            raise _error_of(response)
+        return response.json() if response.content else None
+
+
+def _error_of(response: httpx.Response) -> MooringError:
+    try:
+        error = response.json()["error"]
+        return error_from_code(str(error["code"]), str(error["message"]))
+    except (ValueError, KeyError, TypeError):
+        return MooringError(f"the server answered {response.status_code}: {response.text[:200]}")

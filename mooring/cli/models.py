@@ -1,0 +1,100 @@
+"""``mooring models``: registered models and their versions."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mooring.cli.connection import Connection
+from mooring.cli.output import Json, console, print_json, print_table
+from mooring.errors import ArtifactError
+from mooring.units import format_bytes
+
+app = typer.Typer(help="Register, list and delete models.", no_args_is_help=True)
+
+_POLL_S = 0.2
+
+
+@app.command()
+def register(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="What clients will put in `model`.")],
+    source: Annotated[str, typer.Argument(help="A folder, a GGUF file, or hf://org/name[@revision].")],
+    deploy: Annotated[bool, typer.Option(help="Deploy it under the same name.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until it is registered, showing progress.")] = True,
+    json: Json = False,
+) -> None:
+    """Register a model: checked, copied into the store, packed, deployed."""
+    connection: Connection = context.obj
+    if not source.startswith("hf://"):
+        source = str(Path(source).expanduser().resolve())
+    started = connection.post("/models", {"name": name, "source": source, "deploy": deploy})
+    done = _wait(connection, started, show=not json) if wait else started
+    if json:
+        print_json(done)
+    elif wait:
+        console().print(f"{name} is registered.")
+    else:
+        console().print(f"Registration {done['id']} is running.")
+    if done["state"] == "failed":
+        raise ArtifactError(str(done["error"]))
+
+
+def _wait(connection: Connection, registration: dict[str, Any], show: bool) -> dict[str, Any]:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        disable=not show,
+    )
+    with bar:
+        task = bar.add_task("waiting", total=None)
+        while registration["state"] == "running":
+            bar.update(
+                task,
+                description=registration["stage"] or "waiting",
+                completed=registration["done_bytes"],
+                total=registration["total_bytes"] or None,
+            )
+            time.sleep(_POLL_S)
+            registration = connection.get(f"/registrations/{registration['id']}")
+    if registration["state"] == "failed":
+        raise ArtifactError(str(registration["error"]))
+    return registration
+
+
+@app.command("list")
+def list_models(context: typer.Context, json: Json = False) -> None:
+    """List models."""
+    models = context.obj.get("/models")
+    if json:
+        return print_json(models)
+    rows = [(m["name"], m["versions"], ", ".join(m["deployments"]), m["created"]) for m in models]
+    return print_table(("name", "versions#", "deployments", "created"), rows, "No models are registered.")
+
+
+@app.command()
+def show(context: typer.Context, name: str, json: Json = False) -> None:
+    """Show a model's versions."""
+    versions = context.obj.get(f"/models/{name}/versions")
+    if json:
+        return print_json(versions)
+    rows = [
+        (v["number"], v["digest"][:12], v["architecture"], f"{v['num_parameters']:,}", v["max_model_len"],
+         format_bytes(v["num_bytes"]), v["source"])
+        for v in versions
+    ]  # fmt: skip
+    columns = ("version#", "digest", "architecture", "parameters#", "context#", "size#", "source")
+    return print_table(columns, rows, "No versions.")
+
+
+@app.command()
+def delete(context: typer.Context, name: str) -> None:
+    """Delete a model and its versions; refused while a deployment uses it."""
+    context.obj.delete(f"/models/{name}")
+    console().print(f"{name} is deleted.")

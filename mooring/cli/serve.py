@@ -1,0 +1,85 @@
+"""``mooring serve``: runs the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mooring.config import load_settings
+from mooring.units import parse_bytes
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _model(text: str) -> str:
+    name, separator, source = text.partition("=")
+    if not (name and separator and source):
+        raise typer.BadParameter(f"write it as NAME=SOURCE, not {text!r}")
+    return text
+
+
+def serve(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings.", dir_okay=False, exists=True)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=SOURCE: register and deploy it at start (repeatable). SOURCE is a folder, a GGUF file "
+            "or hf://org/name.",
+            parser=_model,
+        ),
+    ] = None,
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(parser=_size, metavar="SIZE", help="Device memory for weights and KV, like 512MiB."),
+    ] = None,
+    host_cache_budget: Annotated[
+        int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory for warm copies of weights.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch, or null to measure the router.")] = None,
+    http_host: Annotated[str | None, typer.Option(help="Address of the HTTP door.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of the HTTP door.")] = None,
+    grpc_host: Annotated[str | None, typer.Option(help="Address of the gRPC door.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of the gRPC door.")] = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Serve without keys on any address.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Registry, artifact store and admin key.", file_okay=False)
+    ] = None,
+    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the registry.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Run the server until SIGTERM or Ctrl-C. docs/configuration.md has every setting."""
+    flags = {
+        "memory_budget": memory_budget,
+        "host_cache_budget": host_cache_budget,
+        "device": device,
+        "dtype": dtype,
+        "engine": engine,
+        "http_host": http_host,
+        "http_port": http_port,
+        "grpc_host": grpc_host,
+        "grpc_port": grpc_port,
+        "allow_anonymous": allow_anonymous,
+        "data_dir": data_dir or context.obj.data_dir,
+        "database_url": database_url,
+        "log_level": log_level,
+        "models": [dict(zip(("name", "source"), entry.split("=", 1), strict=True)) for entry in model or ()]
+        or None,
+    }
+    settings = load_settings(flags, config)
+    from mooring.server import run  # the doors and the registry take half a second to import
+
+    run(settings)

@@ -1,0 +1,73 @@
+"""``mooring tenants``: who is served, and their keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mooring.cli.output import Json, console, print_json, print_table
+
+app = typer.Typer(help="Tenants and their API keys.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@app.command("list")
+def list_tenants(context: typer.Context, json: Json = False) -> None:
+    """List tenants."""
+    tenants = context.obj.get("/tenants")
+    if json:
+        return print_json(tenants)
+    rows = [(t["name"], t["keys"], t["created"]) for t in tenants]
+    return print_table(("name", "keys#", "created"), rows, "There are no tenants.")
+
+
+@app.command()
+def create(context: typer.Context, name: str) -> None:
+    """Create a tenant."""
+    context.obj.post("/tenants", {"name": name})
+    console().print(f"Tenant {name} is created. Give it a key with `mooring tenants keys create {name}`.")
+
+
+@app.command()
+def delete(context: typer.Context, name: str) -> None:
+    """Delete a tenant and revoke its keys."""
+    context.obj.delete(f"/tenants/{name}")
+    console().print(f"Tenant {name} is deleted.")
+
+
+@keys.command("create")
+def create_key(
+    context: typer.Context,
+    tenant: str,
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    json: Json = False,
+) -> None:
+    """Make a key; it is shown this once."""
+    created = context.obj.post(f"/tenants/{tenant}/keys", {"name": name})
+    if json:
+        return print_json(created)
+    typer.echo(created["key"])
+    return typer.echo("Keep it: it cannot be shown again.", err=True)
+
+
+@keys.command("list")
+def list_keys(context: typer.Context, tenant: str, json: Json = False) -> None:
+    """List a tenant's keys by their first characters."""
+    found = context.obj.get(f"/tenants/{tenant}/keys")
+    if json:
+        return print_json(found)
+    rows = [(k["prefix"], k["name"], k["created"], k["revoked"]) for k in found]
+    return print_table(("key", "name", "created", "revoked"), rows, f"{tenant} has no keys.")
+
+
+@keys.command("revoke")
+def revoke_key(
+    context: typer.Context,
+    tenant: str,
+    prefix: Annotated[str, typer.Argument(help="The key's first characters, as `list` shows them.")],
+) -> None:
+    """Revoke a key."""
+    context.obj.delete(f"/tenants/{tenant}/keys/{prefix}")
+    console().print(f"Key {prefix}... is revoked.")

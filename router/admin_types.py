@@ -1,0 +1,185 @@
+"""Bodies of the admin API, as its OpenAPI page describes them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "DeploymentBody",
+    "DeploymentCreate",
+    "DeploymentStatus",
+    "DeploymentUpdate",
+    "DeviceStatus",
+    "KeyBody",
+    "KeyCreate",
+    "KeyCreated",
+    "ModelBody",
+    "RegistrationBody",
+    "RegistrationCreate",
+    "ReplicaStatus",
+    "StatusBody",
+    "TenantBody",
+    "TenantCreate",
+    "VersionBody",
+    "WorkerStatus",
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+
+class Policy(_Body):
+    """How a deployment is treated. Sizes are in bytes; what is unset takes the server's default."""
+
+    enabled: bool = True
+    pinned: bool = Field(False, description="Never put to sleep.")
+    priority: int = Field(0, description="Higher is served first and evicted last.")
+    max_model_len: int | None = Field(None, ge=1, description="Longest prompt plus output, in tokens.")
+    kv_guarantee_bytes: int | None = Field(None, ge=0, description="KV that no other model can take.")
+    kv_cap_bytes: int | None = Field(None, ge=0, description="Most KV it may hold.")
+    idle_timeout_s: float | None = Field(
+        None, gt=0, description="Seconds without a request before it sleeps."
+    )
+    min_replicas: int = Field(0, ge=0, le=1)
+    max_replicas: int = Field(1, ge=1, le=1)
+
+
+class RegistrationCreate(_Body):
+    """Registers a model and, unless told otherwise, deploys it under the same name."""
+
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    source: str = Field(
+        min_length=1, description="A folder or GGUF file on the server, or `hf://org/name[@revision]`."
+    )
+    deploy: bool = True
+    policy: Policy = Field(default_factory=Policy)
+
+
+class RegistrationBody(_Body):
+    """How far a registration has come."""
+
+    id: str
+    name: str
+    source: str
+    state: Literal["running", "done", "failed"]
+    stage: str = Field(description="What is being done: `copy`, `convert`, `download`, `pack`, ...")
+    done_bytes: int
+    total_bytes: int
+    error: str | None = None
+
+
+class ModelBody(_Body):
+    name: str
+    created: datetime
+    versions: int
+    deployments: list[str]
+
+
+class VersionBody(_Body):
+    model: str
+    number: int
+    digest: str = Field(description="sha-256 of the artifact.")
+    source: str
+    architecture: str
+    num_parameters: int
+    max_model_len: int
+    num_bytes: int
+    created: datetime
+
+
+class DeploymentCreate(_Body):
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    model: str
+    version: int | None = Field(None, description="The latest where unset.")
+    policy: Policy = Field(default_factory=Policy)
+
+
+class DeploymentUpdate(_Body):
+    """Only the fields that are sent change; null sets a field back to the server's default."""
+
+    enabled: bool | None = None
+    pinned: bool | None = None
+    priority: int | None = None
+    max_model_len: int | None = Field(None, ge=1)
+    kv_guarantee_bytes: int | None = Field(None, ge=0)
+    kv_cap_bytes: int | None = Field(None, ge=0)
+    idle_timeout_s: float | None = Field(None, gt=0)
+    min_replicas: int | None = Field(None, ge=0, le=1)
+
+
+class DeploymentBody(_Body):
+    name: str
+    model: str
+    version: int
+    precision: str
+    engine: str
+    policy: Policy
+    residency: str
+    reason: str | None = Field(None, description="Why it is failed, where it is.")
+
+
+class TenantCreate(_Body):
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+class TenantBody(_Body):
+    name: str
+    created: datetime
+    keys: int = Field(description="Keys that are not revoked.")
+
+
+class KeyCreate(_Body):
+    name: str = Field("", max_length=100, description="What the key is for.")
+
+
+class KeyBody(_Body):
+    prefix: str = Field(description="The key's first characters, by which it is known.")
+    name: str
+    tenant: str
+    created: datetime
+    revoked: datetime | None = None
+
+
+class KeyCreated(KeyBody):
+    key: str = Field(description="The key itself, told this once.")
+
+
+class DeviceStatus(_Body):
+    name: str
+    budget_bytes: int
+    owners: dict[str, int] = Field(description="Bytes by owner: `weights:...`, `kv:...`, `reserve`.")
+
+
+class WorkerStatus(_Body):
+    worker_id: str
+    pid: int | None
+    device: str
+    state: str
+
+
+class ReplicaStatus(_Body):
+    id: str
+    worker: str | None
+    residency: str
+    weights_bytes: int
+    kv_bytes: int
+
+
+class DeploymentStatus(_Body):
+    name: str
+    engine: str
+    residency: str
+    reason: str | None = None
+    replicas: list[ReplicaStatus]
+
+
+class StatusBody(_Body):
+    """Who holds which bytes, and what is where."""
+
+    devices: list[DeviceStatus]
+    workers: list[WorkerStatus]
+    deployments: list[DeploymentStatus]
