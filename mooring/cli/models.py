@@ -23,7 +23,7 @@ _POLL_S = 0.2
 def register(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What clients will put in `model`.")],
-    source: Annotated[str, typer.Argument(help="A folder, a GGUF file, or hf://org/name[@revision].")],
+    source: Annotated[str, typer.Argument(help="A folder, a GGUF file, or hf://org/name@revision.")],
     deploy: Annotated[bool, typer.Option(help="Deploy it under the same name.")] = True,
     wait: Annotated[bool, typer.Option(help="Wait until it is registered, showing progress.")] = True,
     json: Json = False,
