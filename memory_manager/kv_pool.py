@@ -331,7 +331,9 @@ class KVPool:
         held = sum(other.held_pages for other in self._models.values())
         promised = sum(other.unmet_pages for other in self._models.values()) - model.unmet_pages
         room = self._limit_pages - 1 - held - promised
-        return room if model.cap_pages is None else min(room, model.cap_pages - model.held_pages)
+        if model.cap_pages is not None:
+            room = min(room, model.cap_pages - model.held_pages)
+        return max(0, room)
 
     def _commit(self, num_pages: int) -> bool:
         """Turns bare pages into free ones; False when the device has no memory for them."""
