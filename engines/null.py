@@ -1,0 +1,256 @@
+"""The engine that runs no model.
+
+It obeys every verb, holds every promise of ``engines.api.Engine`` and gives each sequence one token a step,
+a function of the prompt and the position alone. The router's benchmark measures everything but the model
+with it, and tests of failover know what each token has to be.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+from engines.api import (
+    REPLICA_ASLEEP,
+    Capabilities,
+    Finished,
+    FinishReason,
+    LoadSpec,
+    ReplicaStats,
+    SequenceRequest,
+    StepOutput,
+    TopLogprobs,
+    WorkerStats,
+)
+from engines.config import NullEngineConfig
+from memory_manager.ports import LeaseStatus
+from mooring.errors import ContextLengthError, InvalidRequestError, NotFoundError
+
+__all__ = ["NullEngine", "null_token"]
+
+
+def null_token(prompt_ids: Sequence[int], index: int, config: NullEngineConfig) -> int:
+    """Output token ``index`` (from 0) of every sequence with this prompt."""
+    digest = zlib.crc32(array("q", prompt_ids).tobytes())
+    return config.first_token_id + (digest + index) % config.num_token_ids
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: SequenceRequest
+    start: int  # token 0 of the output, before it is wrapped
+    num_output: int
+    ends_at: int  # output tokens
+
+
+@dataclass(slots=True)
+class _Replica:
+    spec: LoadSpec
+    host_copy_fd: int
+    weights_bytes: int
+    resident: bool = True
+    running: dict[int, _Sequence] = field(default_factory=dict)
+    prompt_tokens_total: int = 0
+    generation_tokens_total: int = 0
+
+
+class NullEngine:
+    """An ``Engine`` with no model; see the module."""
+
+    def __init__(
+        self,
+        config: NullEngineConfig,
+        device: str = "cpu",
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._sleep = sleep
+        self._replicas: dict[str, _Replica] = {}
+        self._replica_of: dict[int, _Replica] = {}
+        self._ended: dict[str, list[Finished]] = {}
+        self._kv_lease_bytes = 0
+        self._kv_lease_revision = 0
+        self._steps_total = 0
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            "null", self._device, sleep=True, elastic_kv=True, adapters=False, pid=os.getpid()
+        )
+
+    def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
+        """Keeps the descriptor until the replica is unloaded; its weights are bytes on paper only."""
+        replica = self._replicas.get(spec.replica_id)
+        if replica is not None:
+            os.close(host_copy_fd)
+            replica.resident = True
+            replica.weights_bytes = spec.weights_lease_bytes
+            return replica.weights_bytes
+        self._replicas[spec.replica_id] = _Replica(spec, host_copy_fd, spec.weights_lease_bytes)
+        return spec.weights_lease_bytes
+
+    def unload(self, replica_id: str) -> None:
+        if replica_id in self._replicas:
+            self.sleep(replica_id)
+            os.close(self._replicas.pop(replica_id).host_copy_fd)
+
+    def sleep(self, replica_id: str) -> int:
+        replica = self._replica(replica_id)
+        if not replica.resident:
+            return 0
+        for sequence_id in list(replica.running):
+            self._end(replica, sequence_id, _asleep(sequence_id, replica_id))
+        replica.resident = False
+        released_bytes, replica.weights_bytes = replica.weights_bytes, 0
+        return released_bytes
+
+    def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
+        replica = self._replica(replica_id)
+        replica.weights_bytes = weights_lease_bytes
+        replica.resident = True
+        return weights_lease_bytes
+
+    def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
+        if revision < self._kv_lease_revision:
+            return LeaseStatus.STALE
+        if revision == self._kv_lease_revision and kv_bytes != self._kv_lease_bytes:
+            return LeaseStatus.CONFLICT
+        self._kv_lease_bytes, self._kv_lease_revision = kv_bytes, revision
+        return LeaseStatus.APPLIED  # no KV is ever committed
+
+    def submit(self, request: SequenceRequest) -> None:
+        sequence_id = request.sequence_id
+        replica = self._replicas.get(request.replica_id)
+        if replica is None or not replica.resident:
+            self._ended.setdefault(request.replica_id, []).append(_asleep(sequence_id, request.replica_id))
+            return
+        refusal = _refusal(request, replica.spec.max_model_len)
+        if refusal is not None:
+            self._ended.setdefault(request.replica_id, []).append(refusal)
+            return
+        ends_at = min(request.sampling.max_tokens, replica.spec.max_model_len - len(request.prompt_ids))
+        start = null_token(request.prompt_ids, 0, self._config) - self._config.first_token_id
+        replica.running[sequence_id] = _Sequence(request, start, len(request.output_ids), ends_at)
+        replica.prompt_tokens_total += len(request.prompt_ids)
+        self._replica_of[sequence_id] = replica
+
+    def cancel(self, sequence_ids: Sequence[int]) -> None:
+        for sequence_id in sequence_ids:
+            replica = self._replica_of.get(sequence_id)
+            if replica is not None:
+                self._end(replica, sequence_id, Finished(sequence_id, FinishReason.CANCELLED))
+
+    def has_work(self) -> bool:
+        return bool(self._ended or self._replica_of)
+
+    def step(self) -> list[StepOutput]:
+        """One token for every sequence of the replica whose turn it is."""
+        outputs = [
+            StepOutput(replica_id, self._steps_total, finished=ended)
+            for replica_id, ended in self._ended.items()
+        ]
+        self._ended.clear()
+        busy = [replica for replica in self._replicas.values() if replica.running]
+        if not busy:
+            return outputs
+        self._sleep(self._config.step_time_s)
+        self._steps_total += 1
+        replica = busy[self._steps_total % len(busy)]
+        outputs.append(self._advance(replica))
+        return outputs
+
+    def stats(self) -> WorkerStats:
+        return WorkerStats(
+            replicas=tuple(_stats_of(replica) for replica in self._replicas.values()),
+            kv_lease_bytes=self._kv_lease_bytes,
+            kv_lease_revision=self._kv_lease_revision,
+            kv_bytes_committed=0,
+            steps_total=self._steps_total,
+            rss_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def _advance(self, replica: _Replica) -> StepOutput:
+        config = self._config
+        output = StepOutput(replica.spec.replica_id, self._steps_total)
+        for sequence_id, sequence in list(replica.running.items()):
+            finished = None
+            if sequence.num_output < sequence.ends_at:
+                token_id = (
+                    config.first_token_id + (sequence.start + sequence.num_output) % config.num_token_ids
+                )
+                finished = self._emit(output, sequence, token_id)
+            if finished is None and sequence.num_output >= sequence.ends_at:
+                finished = Finished(sequence_id, FinishReason.LENGTH)
+            if finished is not None:
+                output.finished.append(finished)
+                del replica.running[sequence_id], self._replica_of[sequence_id]
+        replica.generation_tokens_total += len(output.token_ids)
+        return output
+
+    def _emit(self, output: StepOutput, sequence: _Sequence, token_id: int) -> Finished | None:
+        """Appends a token; the end of the sequence, if it is a stop token."""
+        sampling = sequence.request.sampling
+        if sampling.logprobs is not None:
+            likeliest = tuple(range(token_id, token_id + sampling.logprobs))
+            output.top_logprobs[len(output.token_ids)] = TopLogprobs(0.0, likeliest, (0.0,) * len(likeliest))
+        output.sequence_ids.append(sequence.request.sequence_id)
+        output.token_ids.append(token_id)
+        sequence.num_output += 1
+        if token_id in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens:
+            return Finished(sequence.request.sequence_id, FinishReason.STOP, stop_token_id=token_id)
+        return None
+
+    def _end(self, replica: _Replica, sequence_id: int, finished: Finished) -> None:
+        del replica.running[sequence_id], self._replica_of[sequence_id]
+        self._ended.setdefault(replica.spec.replica_id, []).append(finished)
+
+    def _replica(self, replica_id: str) -> _Replica:
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            raise NotFoundError(f"no replica {replica_id} is loaded here")
+        return replica
+
+
+def _asleep(sequence_id: int, replica_id: str) -> Finished:
+    return Finished(
+        sequence_id,
+        FinishReason.ERROR,
+        error_code=REPLICA_ASLEEP,
+        error_message=f"replica {replica_id} is not resident",
+    )
+
+
+def _refusal(request: SequenceRequest, max_model_len: int) -> Finished | None:
+    error: InvalidRequestError | None = None
+    if not request.prompt_ids:
+        error = InvalidRequestError("the prompt has no tokens", param="prompt")
+    elif len(request.prompt_ids) >= max_model_len:
+        error = ContextLengthError(
+            f"a prompt of {len(request.prompt_ids)} tokens leaves no room for output in {max_model_len}"
+        )
+    if error is None:
+        return None
+    return Finished(
+        request.sequence_id, FinishReason.ERROR, error_code=error.code, error_message=error.message
+    )
+
+
+def _stats_of(replica: _Replica) -> ReplicaStats:
+    return ReplicaStats(
+        replica_id=replica.spec.replica_id,
+        residency="resident" if replica.resident else "warm",
+        weights_bytes=replica.weights_bytes,
+        kv_bytes=0,
+        kv_live_bytes=0,
+        running=len(replica.running),
+        waiting=0,
+        preemptions_total=0,
+        prompt_tokens_total=replica.prompt_tokens_total,
+        generation_tokens_total=replica.generation_tokens_total,
+    )

@@ -1,0 +1,280 @@
+"""Starts workers, notices when they die and starts them again.
+
+Each worker has a life of its own: a process in its own process group, a socket in a private folder, a
+descriptor channel and a client. When the process ends or its stream breaks, that life is over: the process
+group is killed, the process reaped, and the next life begins with new ones of each. The first restart is
+immediate, because most deaths are a surprise; a worker that keeps dying is given longer and longer pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.client import WorkerClient
+from engines.config import ClientConfig, SupervisorConfig, WorkerSpec
+from engines.descriptors import DescriptorSender, open_channel
+from mooring.errors import ConfigurationError, MooringError, WorkerLostError
+
+__all__ = ["Supervisor", "WorkerState", "WorkerStatus", "restart_pause_s"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path, less its final NUL
+
+
+class WorkerState(enum.Enum):
+    """Where a worker is in its lives."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"  # dead, and its pause not yet over
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as ``mooring status`` shows it; ``pid`` is None while there is no process."""
+
+    worker_id: str
+    pid: int | None
+    device: str
+    state: WorkerState
+    restarts_total: int
+
+
+def restart_pause_s(num_deaths_in_a_row: int, config: SupervisorConfig) -> float:
+    """Seconds to wait before the next life: 0 after the first death, then doubling up to the most."""
+    if num_deaths_in_a_row <= 1:
+        return 0.0
+    doublings = min(num_deaths_in_a_row - 2, 32)  # beyond that it is the maximum in any case
+    return min(config.max_backoff_s, config.first_backoff_s * 2.0**doublings)
+
+
+class _Worker:
+    """What the supervisor knows of one worker over all of its lives."""
+
+    def __init__(self, spec: WorkerSpec, socket_prefix: Path) -> None:
+        self.spec = spec
+        self.socket_prefix = socket_prefix  # each life appends its number
+        self.state = WorkerState.STARTING
+        self.process: asyncio.subprocess.Process | None = None
+        self.client: WorkerClient | None = None
+        self.num_lives = 0
+        self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            worker_id=self.spec.worker_id,
+            pid=self.process.pid if self.process is not None else None,
+            device=self.spec.device,
+            state=self.state,
+            restarts_total=max(self.num_lives - 1, 0),
+        )
+
+
+class Supervisor:
+    """Keeps a set of workers alive.
+
+    Args:
+        on_ready: told of every new life, once its client answers.
+        on_lost: told, by worker id, of the end of every life that was ready.
+        clock: ``time.monotonic``.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        on_ready: Callable[[WorkerClient], Awaitable[None]],
+        on_lost: Callable[[str], Awaitable[None]],
+        config: SupervisorConfig | None = None,
+        client_config: ClientConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._config = config or SupervisorConfig()
+        self._client_config = client_config or ClientConfig()
+        self._clock = clock
+        self._workers: dict[str, _Worker] = {}
+        self._watches: list[asyncio.Task[None]] = []
+        self._socket_dir: Path | None = None
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Starts every worker and returns when all are ready.
+
+        Raises:
+            ConfigurationError: one of them ended before it was ever ready; all are stopped again.
+        """
+        folder = self._socket_dir = _make_socket_dir(self._config.runtime_dir)
+        self._workers = {
+            spec.worker_id: _Worker(spec, folder / str(index)) for index, spec in enumerate(self._specs)
+        }
+        self._watches = [
+            asyncio.create_task(self._watch(worker), name=f"supervise-{worker_id}")
+            for worker_id, worker in self._workers.items()
+        ]
+        try:
+            await asyncio.gather(*(worker.first_ready for worker in self._workers.values()))
+        except BaseException:
+            await self.stop(grace_s=0.0)
+            raise
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends every worker: SIGTERM, which drains, and SIGKILL after ``grace_s``. Safe to call twice."""
+        self._stopping = True
+        for worker in self._workers.values():
+            if worker.process is not None:
+                _signal(worker.process, signal.SIGTERM)
+        if self._watches:
+            _, late = await asyncio.wait(self._watches, timeout=grace_s)
+            for watch in late:
+                watch.cancel()  # a cancelled watch kills and reaps its process on its way out
+            await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches.clear()
+        if self._socket_dir is not None:
+            await asyncio.to_thread(shutil.rmtree, self._socket_dir, ignore_errors=True)
+            self._socket_dir = None
+
+    def client(self, worker_id: str) -> WorkerClient:
+        """The present life of a worker.
+
+        Raises:
+            WorkerLostError: it has none just now.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.client is None:
+            raise WorkerLostError(f"worker {worker_id} is not running")
+        return worker.client
+
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        return tuple(worker.status() for worker in self._workers.values())
+
+    async def _watch(self, worker: _Worker) -> None:
+        num_deaths_in_a_row = 0
+        try:
+            while not self._stopping:
+                worker.state = WorkerState.STARTING
+                started_s = self._clock()
+                await self._live_once(worker)
+                if self._stopping or worker.first_ready.exception() is not None:
+                    return
+                if self._clock() - started_s >= self._config.stable_after_s:
+                    num_deaths_in_a_row = 0
+                num_deaths_in_a_row += 1
+                worker.state = WorkerState.RESTARTING
+                await asyncio.sleep(restart_pause_s(num_deaths_in_a_row, self._config))
+        finally:
+            worker.state = WorkerState.STOPPED
+            if not worker.first_ready.done():
+                worker.first_ready.cancel()
+
+    async def _live_once(self, worker: _Worker) -> None:
+        """One life, from the start of the process to its last trace."""
+        worker_id = worker.spec.worker_id
+        socket_path = Path(f"{worker.socket_prefix}-{worker.num_lives}.sock")
+        process, descriptors = await _spawn(worker.spec, socket_path)
+        worker.process = process
+        worker.num_lives += 1
+        client = WorkerClient(worker_id, socket_path, descriptors, self._client_config, self._clock)
+        ended = asyncio.create_task(process.wait())
+        try:
+            await self._make_ready(worker, client, descriptors)
+            lost = asyncio.create_task(client.wait_lost())
+            await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
+            lost.cancel()
+        except (MooringError, TimeoutError) as error:
+            logger.error("worker %s did not start: %s", worker_id, error)
+        finally:
+            await self._bury(worker, client, process, ended)
+            descriptors.close()
+        if not worker.first_ready.done():
+            worker.first_ready.set_exception(
+                ConfigurationError(
+                    f"worker {worker_id} ended with status {process.returncode} before it was ready: see its log"
+                )
+            )
+
+    async def _make_ready(self, worker: _Worker, client: WorkerClient, descriptors: DescriptorSender) -> None:
+        async with asyncio.timeout(self._config.start_timeout_s):
+            await descriptors.wait_ready()
+            await client.connect()
+        worker.client = client
+        await self._on_ready(client)
+        worker.state = WorkerState.READY
+        logger.info("worker %s is ready as process %d", worker.spec.worker_id, client.capabilities().pid)
+        if not worker.first_ready.done():
+            worker.first_ready.set_result(None)
+
+    async def _bury(
+        self,
+        worker: _Worker,
+        client: WorkerClient,
+        process: asyncio.subprocess.Process,
+        ended: asyncio.Task[int],
+    ) -> None:
+        """Leaves nothing of a life behind, whatever ended it. Only then is anybody told of the loss: the
+        bytes of a worker are free once its process is reaped and not before."""
+        was_ready = worker.client is client
+        worker.client = None
+        _signal(process, signal.SIGKILL)
+        status = await ended
+        worker.process = None
+        await client.close()
+        if was_ready:
+            if not self._stopping:
+                logger.warning("worker %s died with status %d", worker.spec.worker_id, status)
+            await self._on_lost(worker.spec.worker_id)
+
+
+def _make_socket_dir(parent: Path | None) -> Path:
+    """A new folder that only this user can enter, so that nobody else can talk to a worker."""
+    folder = Path(tempfile.mkdtemp(prefix="mooring-", dir=parent))
+    if len(os.fsencode(folder / "0000-000000.sock")) > _MAX_SOCKET_PATH_BYTES:
+        folder.rmdir()
+        raise ConfigurationError(
+            f"runtime_dir is too long: a socket's path has {_MAX_SOCKET_PATH_BYTES} bytes at most, {folder.parent}"
+        )
+    return folder
+
+
+async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subprocess.Process, DescriptorSender]:
+    ours, theirs = open_channel()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *spec.command,
+            *("--engine", spec.engine, "--device", spec.device),
+            *("--memory-budget", str(spec.memory_budget_bytes), "--socket", str(socket_path)),
+            *("--descriptor-fd", str(theirs.fileno()), "--config", json.dumps(dict(spec.config))),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            process_group=0,
+        )
+    except BaseException as error:
+        ours.close()
+        if isinstance(error, OSError):
+            raise ConfigurationError(f"worker {spec.worker_id} cannot be started: {error}") from error
+        raise
+    finally:
+        theirs.close()
+    return process, DescriptorSender(ours, spec.worker_id)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """To the whole process group, which is the worker's own; never to a number that is free again."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)

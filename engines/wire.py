@@ -1,0 +1,268 @@
+"""The dataclasses of ``engines.api`` as messages of ``mooring.v1`` and back.
+
+Deadlines travel as seconds from now, because the clocks of two processes need not agree. Errors travel as
+a gRPC status whose trailing metadata carries the code of ``mooring.errors``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from engines.api import (
+    Capabilities,
+    Finished,
+    FinishReason,
+    ReplicaStats,
+    SamplingParams,
+    SequenceRequest,
+    TopLogprobs,
+    WorkerStats,
+)
+from memory_manager.ports import LeaseStatus
+from mooring.errors import InternalError, MooringError, WorkerLostError, error_from_code, status_of
+from mooring.v1 import engine_pb2 as pb
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "abort_with",
+    "capabilities_from_wire",
+    "capabilities_to_wire",
+    "error_from_rpc",
+    "finished_from_wire",
+    "finished_to_wire",
+    "lease_status_from_wire",
+    "lease_status_to_wire",
+    "stats_from_wire",
+    "stats_to_wire",
+    "submit_from_wire",
+    "submit_to_wire",
+    "top_logprobs_from_wire",
+    "top_logprobs_to_wire",
+]
+
+# A prompt of a million tokens is a message of a few MiB: longer than gRPC's own limit, and ours to bound.
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+)
+
+_ERROR_CODE_KEY = "mooring-error-code"
+_BEST_EFFORT = 0.0
+_DUE_NOW_S = 1e-9  # a deadline of exactly now must not read as best effort
+
+_REASON_TO_WIRE = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+_REASON_FROM_WIRE = {number: reason for reason, number in _REASON_TO_WIRE.items()}
+
+_LEASE_TO_WIRE = {
+    LeaseStatus.APPLIED: pb.LEASE_STATUS_APPLIED,
+    LeaseStatus.DEFERRED: pb.LEASE_STATUS_DEFERRED,
+    LeaseStatus.STALE: pb.LEASE_STATUS_STALE,
+    LeaseStatus.CONFLICT: pb.LEASE_STATUS_CONFLICT,
+}
+_LEASE_FROM_WIRE = {number: status for status, number in _LEASE_TO_WIRE.items()}
+
+
+def submit_to_wire(request: SequenceRequest, now_s: float) -> pb.Submit:
+    """``request`` as a message; ``now_s`` is the sender's ``time.monotonic``."""
+    sampling = request.sampling
+    message = pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=sampling.seed,
+        choice=sampling.choice,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+    )
+    deadline_s = _BEST_EFFORT
+    if math.isfinite(request.deadline_s):
+        deadline_s = (request.deadline_s - now_s) or _DUE_NOW_S
+    return pb.Submit(
+        sequence_id=request.sequence_id,
+        replica_id=request.replica_id,
+        prompt_ids=request.prompt_ids,
+        output_ids=request.output_ids,
+        sampling=message,
+        deadline_s=deadline_s,
+        priority=request.priority,
+    )
+
+
+def submit_from_wire(message: pb.Submit, sequence_id: int, now_s: float) -> SequenceRequest:
+    """The request in ``message`` under the worker's own ``sequence_id``; ``now_s`` is its clock."""
+    sampling = message.sampling
+    return SequenceRequest(
+        sequence_id=sequence_id,
+        replica_id=message.replica_id,
+        prompt_ids=tuple(message.prompt_ids),
+        output_ids=tuple(message.output_ids),
+        sampling=SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            seed=sampling.seed,
+            choice=sampling.choice,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            stop_token_ids=tuple(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+        ),
+        deadline_s=math.inf if message.deadline_s == _BEST_EFFORT else now_s + message.deadline_s,
+        priority=message.priority,
+    )
+
+
+def finished_to_wire(finished: Finished, sequence_id: int) -> pb.Finished:
+    """``finished`` under the router's own ``sequence_id``. A missing stop token travels as 0, which only
+    ``STOP`` reads."""
+    return pb.Finished(
+        sequence_id=sequence_id,
+        reason=_REASON_TO_WIRE[finished.reason],
+        stop_token_id=finished.stop_token_id or 0,
+        error_code=finished.error_code,
+        error_message=finished.error_message,
+    )
+
+
+def finished_from_wire(message: pb.Finished) -> Finished:
+    reason = _REASON_FROM_WIRE[message.reason]
+    return Finished(
+        sequence_id=message.sequence_id,
+        reason=reason,
+        stop_token_id=message.stop_token_id if reason is FinishReason.STOP else None,
+        error_code=message.error_code,
+        error_message=message.error_message,
+    )
+
+
+def top_logprobs_to_wire(top: TopLogprobs, sequence_id: int) -> pb.TopLogprobs:
+    return pb.TopLogprobs(
+        sequence_id=sequence_id, logprob=top.logprob, token_ids=top.token_ids, logprobs=top.logprobs
+    )
+
+
+def top_logprobs_from_wire(message: pb.TopLogprobs) -> TopLogprobs:
+    return TopLogprobs(message.logprob, tuple(message.token_ids), tuple(message.logprobs))
+
+
+def lease_status_to_wire(status: LeaseStatus) -> pb.LeaseStatus:
+    return _LEASE_TO_WIRE[status]
+
+
+def lease_status_from_wire(number: pb.LeaseStatus) -> LeaseStatus:
+    return _LEASE_FROM_WIRE[number]
+
+
+def capabilities_to_wire(capabilities: Capabilities) -> pb.CapabilitiesResponse:
+    return pb.CapabilitiesResponse(
+        engine=capabilities.engine,
+        device=capabilities.device,
+        sleep=capabilities.sleep,
+        elastic_kv=capabilities.elastic_kv,
+        adapters=capabilities.adapters,
+        pid=capabilities.pid,
+    )
+
+
+def capabilities_from_wire(message: pb.CapabilitiesResponse) -> Capabilities:
+    return Capabilities(
+        engine=message.engine,
+        device=message.device,
+        sleep=message.sleep,
+        elastic_kv=message.elastic_kv,
+        adapters=message.adapters,
+        pid=message.pid,
+    )
+
+
+def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
+    return pb.StatsResponse(
+        replicas=[
+            pb.ReplicaStats(
+                replica_id=replica.replica_id,
+                residency=replica.residency,
+                weights_bytes=replica.weights_bytes,
+                kv_bytes=replica.kv_bytes,
+                kv_live_bytes=replica.kv_live_bytes,
+                running=replica.running,
+                waiting=replica.waiting,
+                preemptions_total=replica.preemptions_total,
+                prompt_tokens_total=replica.prompt_tokens_total,
+                generation_tokens_total=replica.generation_tokens_total,
+            )
+            for replica in stats.replicas
+        ],
+        kv_lease_bytes=stats.kv_lease_bytes,
+        kv_lease_revision=stats.kv_lease_revision,
+        kv_bytes_committed=stats.kv_bytes_committed,
+        steps_total=stats.steps_total,
+        rss_bytes=stats.rss_bytes,
+    )
+
+
+def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
+    return WorkerStats(
+        replicas=tuple(
+            ReplicaStats(
+                replica_id=replica.replica_id,
+                residency=replica.residency,
+                weights_bytes=replica.weights_bytes,
+                kv_bytes=replica.kv_bytes,
+                kv_live_bytes=replica.kv_live_bytes,
+                running=replica.running,
+                waiting=replica.waiting,
+                preemptions_total=replica.preemptions_total,
+                prompt_tokens_total=replica.prompt_tokens_total,
+                generation_tokens_total=replica.generation_tokens_total,
+            )
+            for replica in message.replicas
+        ),
+        kv_lease_bytes=message.kv_lease_bytes,
+        kv_lease_revision=message.kv_lease_revision,
+        kv_bytes_committed=message.kv_bytes_committed,
+        steps_total=message.steps_total,
+        rss_bytes=message.rss_bytes,
+    )
+
+
+async def abort_with(error: MooringError, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Ends the call with ``error``'s status, its message as details and its code as trailing metadata."""
+    status = grpc.StatusCode[status_of(error).grpc]
+    await context.abort(status, error.message, trailing_metadata=((_ERROR_CODE_KEY, error.code),))
+
+
+def error_from_rpc(error: grpc.aio.AioRpcError, worker_id: str) -> MooringError:
+    """What ``abort_with`` sent; a status that nobody of ours sent is a lost worker or a bug."""
+    details = error.details() or error.code().name
+    # grpc.aio gives a mapping here, though its stubs say a tuple.
+    metadata = cast("Mapping[str, str]", error.trailing_metadata() or {})
+    code = metadata.get(_ERROR_CODE_KEY)
+    if code is not None:
+        return error_from_code(code, details)
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return WorkerLostError(f"worker {worker_id} is gone: {details}")
+    return InternalError(f"worker {worker_id} answered {error.code().name}: {details}")
