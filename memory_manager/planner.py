@@ -1,0 +1,304 @@
+"""The planner: a pure function from what is known to what to do now.
+
+A plan is made anew on every event and remembers nothing. What is on its way shows in the state (a replica
+that loads holds its lease already), and what must wait for something is left to a later plan. One plan:
+
+1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
+2. Deployments that want a replica are taken in order of priority, then deadline. One that fits is brought
+   in; one that does not asks the cheapest replicas to make room, and comes in when they are gone.
+3. Draining replicas that no one needs gone any more are resumed.
+4. What is left over is KV, divided between the workers of the device.
+
+Invariant, per device: leases of weights + KV guarantees of the replicas there + reserve <= budget. So a KV
+lease can always shrink to the guarantees, and admitted requests can always finish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from memory_manager.board import Board
+from memory_manager.config import PlannerConfig
+from memory_manager.eviction import Candidate, choose, judge
+from memory_manager.fitting import refusals
+from memory_manager.plan_types import (
+    Action,
+    DeploymentView,
+    Drain,
+    Load,
+    Plan,
+    PlannerState,
+    ReplicaView,
+    Resume,
+    Sleep,
+    Unload,
+    Wake,
+    WorkerView,
+)
+from memory_manager.residency import ON_DEVICE, Residency
+from mooring.units import format_bytes
+
+__all__ = ["plan"]
+
+_TRYABLE = (Residency.WARM, Residency.COLD, Residency.FAILED)
+
+
+def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
+    """What to do now; see the module's docstring."""
+    return _Planning(state, now_s, config).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """A deployment that wants one more replica; ``slot`` is the one to bring."""
+
+    deployment: DeploymentView
+    slot: ReplicaView
+    since_s: float
+    deadline_s: float
+    priority: int
+    may_evict: bool
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        return (-self.priority, self.deadline_s, self.deployment.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One place for a want. ``rank``: 0 fits now, 1 will fit once what leaves has left, 2 needs
+    victims. ``moves``: the replica sleeps in another worker. ``weights_bytes``: still to be leased."""
+
+    rank: int
+    board: Board
+    worker: WorkerView
+    moves: bool
+    weights_bytes: int
+    victims: tuple[Candidate, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, bool, float, int, str]:
+        cost = sum(victim.value_per_byte * victim.bytes_freed for victim in self.victims)
+        return (self.rank, self.moves, cost, -self.board.spare_bytes, self.worker.worker_id)
+
+
+class _Planning:
+    """The making of one plan."""
+
+    def __init__(self, state: PlannerState, now_s: float, config: PlannerConfig) -> None:
+        self._now_s = now_s
+        self._config = config
+        self._state = state
+        self._actions: list[Action] = []
+        self._next_at_s = math.inf
+        self._leaving: set[str] = set()
+        self._deployments = {each.name: each for each in state.deployments}
+        self._workers = {each.worker_id: each for each in state.workers}
+        self._by_deployment: dict[str, list[ReplicaView]] = {each.name: [] for each in state.deployments}
+        self._by_device: dict[str, list[ReplicaView]] = {each.name: [] for each in state.devices}
+        # Workers that host, or are about to host, a replica of the deployment: one each.
+        self._hosts: dict[str, set[str]] = {each.name: set() for each in state.deployments}
+        for replica in state.replicas:
+            if not replica.retired:
+                self._by_deployment[replica.deployment].append(replica)
+            if replica.worker_id is not None:
+                self._by_device[self._workers[replica.worker_id].device].append(replica)
+                if replica.residency in ON_DEVICE and not replica.retired:
+                    self._hosts[replica.deployment].add(replica.worker_id)
+        self._boards = {
+            device.name: Board(
+                device,
+                [each for each in state.workers if each.device == device.name],
+                self._by_device[device.name],
+                config,
+            )
+            for device in state.devices
+        }
+
+    def run(self) -> Plan:
+        refused = refusals(self._state, self._config)
+        self._send_away()
+        for want in sorted(self._wants(refused), key=lambda each: each.order):
+            self._place(want)
+        self._resume()
+        leases = (lease for board in self._boards.values() for lease in board.kv_leases())
+        return Plan((*leases, *self._actions), refused, self._next_at_s)
+
+    def _at(self, when_s: float) -> bool:
+        """Whether it is time; if not, the next plan is due then at the latest."""
+        if when_s <= self._now_s:
+            return True
+        self._next_at_s = min(self._next_at_s, when_s)
+        return False
+
+    # 1. Replicas that must go.
+
+    def _send_away(self) -> None:
+        for replica in self._state.replicas:
+            if replica.residency in (Residency.RESIDENT, Residency.DRAINING):
+                committed = replica.in_flight and replica.residency is Residency.DRAINING
+                reason = "on its way" if committed else self._reason_to_go(replica)
+                if reason is not None:
+                    self._leave(replica, reason)
+            elif self._must_be_forgotten(replica) and self._at(replica.retry_at_s):
+                self._actions.append(Unload(replica.replica_id, "no longer deployed"))
+
+    @staticmethod
+    def _must_be_forgotten(replica: ReplicaView) -> bool:
+        """Whether a retired replica sleeps in a worker, or failed there and left something behind."""
+        asleep = replica.worker_id is not None and replica.residency in _TRYABLE
+        return replica.retired and asleep and not replica.in_flight
+
+    def _reason_to_go(self, replica: ReplicaView) -> str | None:
+        if replica.retired:
+            return "no longer deployed"
+        if replica.sleep_requested:
+            return "asked to sleep"
+        deployment = self._deployments[replica.deployment]
+        if not deployment.enabled:
+            return "deployment disabled"
+        kept = (deployment.pinned or deployment.min_replicas > 0) and not deployment.held
+        timeout_s = deployment.idle_timeout_s
+        if timeout_s is None or kept or replica.num_active or deployment.demand is not None:
+            return None
+        if self._at(max(replica.last_used_s, replica.since_s) + timeout_s):
+            return f"idle for {timeout_s:g} s"
+        return None
+
+    def _leave(self, replica: ReplicaView, reason: str) -> None:
+        """Counts the replica as leaving, and does the next thing towards it."""
+        self._leaving.add(replica.replica_id)
+        self._board_of(replica).leave(replica)
+        if replica.in_flight or not self._at(replica.retry_at_s):
+            return
+        if replica.num_active == 0:
+            leave = Unload if replica.retired else Sleep
+            self._actions.append(leave(replica.replica_id, reason))
+        elif replica.residency is Residency.RESIDENT:
+            self._actions.append(Drain(replica.replica_id, reason))
+
+    def _board_of(self, replica: ReplicaView) -> Board:
+        assert replica.worker_id is not None, "a replica on a device has a worker"
+        return self._boards[self._workers[replica.worker_id].device]
+
+    # 2. Deployments that want a replica.
+
+    def _wants(self, refused: Iterable[str]) -> Iterable[_Want]:
+        for deployment in self._state.deployments:
+            if deployment.enabled and deployment.name not in refused:
+                yield from self._wants_of(deployment)
+
+    def _wants_of(self, deployment: DeploymentView) -> Iterable[_Want]:
+        replicas = self._by_deployment[deployment.name]
+        # One that drains to make room for others is neither up nor to be brought: it resumes, or it
+        # sleeps first and then waits for its turn.
+        num_up = sum(each.residency in ON_DEVICE for each in replicas if each.replica_id not in self._leaving)
+        demand = deployment.demand
+        kept = 0 if deployment.held else max(deployment.min_replicas, int(deployment.pinned))
+        desired = min(deployment.max_replicas, max(kept, int(demand is not None)))
+        slots = [each for each in replicas if each.residency in _TRYABLE and not each.in_flight]
+        slots.sort(key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id))
+        for slot in slots[: max(0, desired - num_up)]:
+            if not self._at(slot.retry_at_s):
+                continue
+            if demand is not None and num_up == 0:
+                since_s = demand.oldest_arrival_s
+                deadline_s = min(demand.nearest_deadline_s, since_s + self._config.patience_s)
+                priority = max(deployment.priority, demand.priority)
+            else:
+                since_s, priority = deployment.wanted_since_s, deployment.priority
+                deadline_s = math.inf
+            may_evict = (demand is not None and num_up == 0) or deployment.pinned
+            yield _Want(deployment, slot, since_s, deadline_s, priority, may_evict)
+            num_up += 1
+
+    def _place(self, want: _Want) -> None:
+        options = [option for each in self._state.workers if (option := self._option(want, each)) is not None]
+        if not options:
+            return
+        best = min(options, key=lambda each: each.order)
+        slot, worker_id = want.slot, best.worker.worker_id
+        self._hosts[want.deployment.name].add(worker_id)
+        if best.rank == 0:
+            if best.board.bring(worker_id, best.weights_bytes, slot.kv_guarantee_bytes):
+                self._actions.append(self._arrival(want, best))
+            return
+        for victim in best.victims:
+            self._leave(victim.replica, _reason(want, best, victim, self._now_s))
+        best.board.await_room(best.weights_bytes + slot.kv_guarantee_bytes)
+
+    def _arrival(self, want: _Want, option: _Option) -> Load | Wake:
+        slot = want.slot
+        demand = want.deployment.demand
+        reason = f"{demand.num_waiting} waiting" if demand is not None else "kept resident"
+        if slot.residency is Residency.WARM and slot.worker_id == option.worker.worker_id:
+            return Wake(slot.replica_id, reason)
+        return Load(slot.replica_id, option.worker.worker_id, reason)
+
+    def _option(self, want: _Want, worker: WorkerView) -> _Option | None:
+        """How the want could come to this worker; None if it cannot now."""
+        if worker.worker_id in self._hosts[want.deployment.name]:
+            return None
+        slot, board = want.slot, self._boards[worker.device]
+        moves = slot.worker_id is not None and slot.worker_id != worker.worker_id
+        weights_bytes = slot.weights_bytes - (0 if moves else slot.lease_bytes)
+        need_bytes = weights_bytes + slot.kv_guarantee_bytes
+        if board.fits_now(need_bytes):
+            return _Option(0, board, worker, moves, weights_bytes)
+        if need_bytes <= board.spare_bytes:
+            return _Option(1, board, worker, moves, weights_bytes)
+        victims = self._victims(want, worker.device, need_bytes - board.spare_bytes)
+        return _Option(2, board, worker, moves, weights_bytes, victims) if victims else None
+
+    def _victims(self, want: _Want, device: str, shortage_bytes: int) -> tuple[Candidate, ...] | None:
+        """The cheapest replicas that make enough room if they leave; None if none may now."""
+        board = self._boards[device]
+        if board.closed or not want.may_evict:
+            return None
+        candidates = [
+            candidate
+            for replica in self._by_device[device]
+            if replica.replica_id not in self._leaving
+            and (candidate := self._judge(want, replica)) is not None
+        ]
+        now = [each for each in candidates if each.eligible_at_s <= self._now_s]
+        victims = choose(now, shortage_bytes)
+        if victims is None and choose(candidates, shortage_bytes) is not None:
+            # Time will mend it. Whoever is behind must not evict meanwhile: a small model that takes the
+            # place of each replica as it becomes eligible would keep a large one out for ever.
+            board.closed = True
+            for candidate in candidates:
+                self._at(candidate.eligible_at_s)
+        return victims
+
+    def _judge(self, want: _Want, replica: ReplicaView) -> Candidate | None:
+        return judge(
+            replica,
+            self._deployments[replica.deployment],
+            demand_since_s=want.since_s,
+            demand_priority=want.priority,
+            config=self._config,
+        )
+
+    # 3. Replicas that may stay after all.
+
+    def _resume(self) -> None:
+        for replica in self._state.replicas:
+            if (
+                replica.residency is Residency.DRAINING
+                and not replica.in_flight
+                and replica.replica_id not in self._leaving
+            ):
+                self._actions.append(Resume(replica.replica_id))
+
+
+def _reason(want: _Want, option: _Option, victim: Candidate, now_s: float) -> str:
+    """Why a replica makes room, in figures."""
+    state = ("draining", "idle", "in use")[victim.rank]
+    return (
+        f"makes room for {want.deployment.name}, which needs {format_bytes(option.weights_bytes)} and has "
+        f"waited {now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.replica.since_s:.1f} s, "
+        f"worth {victim.value_per_byte * victim.bytes_freed:.3g} s for {format_bytes(victim.bytes_freed)}"
+    )
