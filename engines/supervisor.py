@@ -202,11 +202,8 @@ class Supervisor:
             await self._bury(worker, client, process, ended)
             descriptors.close()
         if not worker.first_ready.done():
-            worker.first_ready.set_exception(
-                ConfigurationError(
-                    f"worker {worker_id} ended with status {process.returncode} before it was ready: see its log"
-                )
-            )
+            ending = f"worker {worker_id} ended with status {process.returncode} before it was ready"
+            worker.first_ready.set_exception(ConfigurationError(f"{ending}; its log says why"))
 
     async def _make_ready(self, worker: _Worker, client: WorkerClient, descriptors: DescriptorSender) -> None:
         async with asyncio.timeout(self._config.start_timeout_s):
@@ -246,7 +243,7 @@ def _make_socket_dir(parent: Path | None) -> Path:
     if len(os.fsencode(folder / "0000-000000.sock")) > _MAX_SOCKET_PATH_BYTES:
         folder.rmdir()
         raise ConfigurationError(
-            f"runtime_dir is too long: a socket's path has {_MAX_SOCKET_PATH_BYTES} bytes at most, {folder.parent}"
+            f"runtime_dir is too long for Unix sockets of {_MAX_SOCKET_PATH_BYTES} bytes: {folder.parent}"
         )
     return folder
 
