@@ -246,6 +246,41 @@ def test_a_system_that_runs_out_in_mid_commit_leaves_the_books_exact() -> None:
     arena.close()
 
 
+class _SlowMemory(HostMemory):
+    """Host memory that gives pages back only when the test lets it."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        super().__init__(capacity_bytes)
+        self.leaving = threading.Event()
+        self.may_leave = threading.Event()
+
+    def destroy(self, first: int, num_pages: int) -> None:
+        self.leaving.set()
+        assert self.may_leave.wait(timeout=30)
+        super().destroy(first, num_pages)
+
+
+def test_a_commit_waits_for_pages_that_are_just_leaving() -> None:
+    memory = _SlowMemory(2 * PAGE)
+    arena = PagedArena(memory, 2 * PAGE, 0)
+    first, second = arena.reserve(2 * PAGE), arena.reserve(2 * PAGE)
+    arena.commit(first, 0, 2)
+    releasing = threading.Thread(target=arena.release, args=(first, 0, 2), daemon=True)
+    releasing.start()
+    assert memory.leaving.wait(timeout=30)
+    committing = threading.Thread(target=arena.commit, args=(second, 0, 1), daemon=True)
+    committing.start()
+    committing.join(timeout=0.05)
+    assert committing.is_alive()
+    memory.may_leave.set()
+    for thread in (committing, releasing):
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    assert arena.committed_bytes == PAGE
+    assert memory.allocated_bytes() == PAGE
+    arena.close()
+
+
 def test_no_address_space_is_an_error_of_ours_not_a_crash() -> None:
     arena = HostArena(PAGE)
     with pytest.raises(InsufficientMemoryError, match="mmap"):

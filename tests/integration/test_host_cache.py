@@ -1,0 +1,208 @@
+"""The host cache over real files, memfds and mappings."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from memory_manager.host_cache import HostCache
+from memory_manager.ports import ArtifactRef
+from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError, ShuttingDownError
+from mooring.units import MIB
+
+pytestmark = pytest.mark.integration
+
+BUDGET = 8 * MIB
+
+
+@pytest.fixture
+async def cache() -> AsyncIterator[HostCache]:
+    cache = HostCache(BUDGET)
+    yield cache
+    await cache.close()
+
+
+def artifact(folder: Path, key: str, num_bytes: int = 3 * MIB + 17) -> ArtifactRef:
+    path = folder / f"{key}.bin"
+    path.write_bytes(os.urandom(num_bytes))
+    return ArtifactRef(key, path, num_bytes, b"{}")
+
+
+def read_all(fd: int, num_bytes: int) -> bytes:
+    return os.pread(fd, num_bytes + 1, 0)
+
+
+async def test_the_copy_is_the_file_whole_and_sealed(cache: HostCache, tmp_path: Path) -> None:
+    ref = artifact(tmp_path, "a")
+    copy = await cache.get(ref)
+    assert read_all(copy.fd, ref.num_bytes) == ref.weights_path.read_bytes()
+    assert copy.seconds > 0
+    assert cache.used_bytes == ref.num_bytes
+    for tamper in (
+        lambda: os.pwrite(copy.fd, b"x", 0),
+        lambda: os.ftruncate(copy.fd, 1),
+        lambda: mmap.mmap(copy.fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+    ):
+        with pytest.raises(PermissionError):
+            tamper()
+
+
+async def test_files_of_many_chunks_are_put_together_in_order(tmp_path: Path) -> None:
+    ref = artifact(tmp_path, "large", 70 * MIB + 3)  # two chunks and a bit
+    cache = HostCache(ref.num_bytes)
+    copy = await cache.get(ref)
+    assert read_all(copy.fd, ref.num_bytes) == ref.weights_path.read_bytes()
+    await cache.close()
+
+
+async def test_callers_of_one_key_share_one_read(cache: HostCache, tmp_path: Path) -> None:
+    ref = artifact(tmp_path, "a")
+    copies = await asyncio.gather(*(cache.get(ref) for _ in range(8)))
+    assert len({copy.fd for copy in copies}) == 1
+    assert cache.used_bytes == ref.num_bytes
+    again = await cache.get(ref)  # and later ones need no read at all
+    assert again is copies[0]
+
+
+async def test_the_least_recently_used_unpinned_copy_is_evicted(cache: HostCache, tmp_path: Path) -> None:
+    old, used, new = (artifact(tmp_path, key) for key in ("old", "used", "new"))
+    for ref in (used, old, used):
+        await cache.get(ref)
+        cache.unpin(ref.key)
+    await cache.get(new)
+    assert not cache.contains("old")
+    assert cache.contains("used")
+    assert cache.contains("new")
+    assert cache.used_bytes <= BUDGET
+
+
+async def test_pinned_copies_stay_and_too_little_room_evicts_nothing(
+    cache: HostCache, tmp_path: Path
+) -> None:
+    pinned, idle = artifact(tmp_path, "pinned", 4 * MIB), artifact(tmp_path, "idle", 2 * MIB)
+    await cache.get(pinned)
+    await cache.get(idle)
+    cache.unpin("idle")
+    with pytest.raises(InsufficientMemoryError, match="in use"):
+        await cache.get(artifact(tmp_path, "big", 5 * MIB))
+    assert cache.contains("idle")
+    cache.unpin("pinned")
+    await cache.get(artifact(tmp_path, "big", 5 * MIB))
+    assert not cache.contains("pinned")
+
+
+async def test_what_can_never_fit_says_so(cache: HostCache, tmp_path: Path) -> None:
+    with pytest.raises(InsufficientMemoryError, match="raise its budget"):
+        await cache.get(artifact(tmp_path, "huge", BUDGET + 1))
+    assert cache.used_bytes == 0
+
+
+async def test_evicted_memory_really_leaves_the_machine(cache: HostCache, tmp_path: Path) -> None:
+    """The same file by another descriptor would keep it; the cache's own is the last one."""
+    first = await cache.get(artifact(tmp_path, "first", 6 * MIB))
+    inode = os.fstat(first.fd).st_ino
+    assert os.fstat(first.fd).st_blocks * 512 >= 6 * MIB
+    cache.unpin("first")
+    await cache.get(artifact(tmp_path, "second", 6 * MIB))
+    open_inodes = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            open_inodes.add(os.stat(f"/proc/self/fd/{name}").st_ino)
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    assert inode not in open_inodes
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "missing", "folder"])
+async def test_a_broken_file_is_the_artifacts_error_and_leaves_no_trace(
+    cache: HostCache, tmp_path: Path, damage: str
+) -> None:
+    ref = artifact(tmp_path, "a")
+    if damage == "missing":
+        ref.weights_path.unlink()
+    elif damage == "folder":
+        ref.weights_path.unlink()
+        ref.weights_path.mkdir()
+    else:
+        with ref.weights_path.open("r+b") as file:
+            file.truncate(ref.num_bytes + (1 if damage == "long" else -1))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    results = await asyncio.gather(cache.get(ref), cache.get(ref), return_exceptions=True)
+    assert [type(result) for result in results] == [ArtifactError] * 2
+    assert cache.used_bytes == 0
+    assert not cache.contains("a")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with pytest.raises(InternalError, match="not pinned"):
+        cache.unpin("a")
+    ref.weights_path.rmdir() if damage == "folder" else None
+    ref.weights_path.write_bytes(b"m" * ref.num_bytes)  # mended
+    assert read_all((await cache.get(ref)).fd, ref.num_bytes) == b"m" * ref.num_bytes
+
+
+async def test_a_cancelled_caller_leaves_the_read_to_the_others(cache: HostCache, tmp_path: Path) -> None:
+    ref = artifact(tmp_path, "a")
+    waiters = [asyncio.create_task(cache.get(ref)) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiters[0].cancel()
+    copy = await waiters[1]
+    assert copy.num_bytes == ref.num_bytes
+    cache.unpin("a")  # the one pin of the caller that stayed
+    with pytest.raises(InternalError):
+        cache.unpin("a")
+
+
+async def test_a_read_that_all_callers_left_still_ends_in_the_cache(cache: HostCache, tmp_path: Path) -> None:
+    ref = artifact(tmp_path, "a")
+    waiter = asyncio.create_task(cache.get(ref))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    assert not cache.contains("a")
+    assert cache.used_bytes == ref.num_bytes  # its room is taken all the while
+    for _ in range(1000):
+        if cache.contains("a"):
+            break
+        await asyncio.sleep(0.01)
+    else:
+        pytest.fail("the read was lost with its last caller")
+    cache_hit = await cache.get(ref)
+    assert read_all(cache_hit.fd, ref.num_bytes) == ref.weights_path.read_bytes()
+
+
+async def test_a_loop_that_cancels_everything_leaves_no_thread_on_closed_descriptors(
+    tmp_path: Path,
+) -> None:
+    ref = artifact(tmp_path, "a", 70 * MIB)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    cache = HostCache(ref.num_bytes, num_readers=1)
+    before = asyncio.all_tasks()
+    waiter = asyncio.create_task(cache.get(ref))
+    await asyncio.sleep(0.005)  # the first chunk is under way
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    await cache.close()
+    assert cache.used_bytes == 0
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def test_close_waits_for_reads_and_closes_every_descriptor(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    cache = HostCache(BUDGET)
+    kept = await cache.get(artifact(tmp_path, "kept"))
+    under_way = asyncio.create_task(cache.get(artifact(tmp_path, "late")))
+    await asyncio.sleep(0)
+    await cache.close()
+    await cache.close()
+    assert cache.used_bytes == 0
+    await asyncio.gather(under_way, return_exceptions=True)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kept.fd)
+    with pytest.raises(ShuttingDownError):
+        await cache.get(artifact(tmp_path, "later"))
