@@ -1,0 +1,41 @@
+"""Settings of the front doors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mooring.units import MIB
+
+__all__ = ["RouterConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Limits of the front doors.
+
+    Attributes:
+        max_body_bytes: largest body of an HTTP request; a larger one is answered with 413.
+        max_choices: largest ``n`` of one request.
+        max_stop_strings: most stop strings of one request.
+        max_stop_string_chars: longest stop string, in characters.
+        max_stop_token_ids: most stop token ids of one request.
+        max_logprobs: most likeliest tokens that may be asked for at each position.
+        inline_text_chars: a prompt up to this many characters is tokenized on the event loop; a longer
+            one in a thread, so that it delays nobody else.
+        tokenizers_cached: tokenizers kept in memory; the least recently used one goes first.
+        key_cache_entries: API keys whose check is remembered.
+        key_cache_s: seconds for which a good key is not checked again; a revoked key lives so long.
+        unknown_key_cache_s: seconds for which an unknown key is not checked again.
+    """
+
+    max_body_bytes: int = 4 * MIB
+    max_choices: int = 128
+    max_stop_strings: int = 16
+    max_stop_string_chars: int = 1024
+    max_stop_token_ids: int = 256
+    max_logprobs: int = 20
+    inline_text_chars: int = 16_384
+    tokenizers_cached: int = 64
+    key_cache_entries: int = 4096
+    key_cache_s: float = 5.0
+    unknown_key_cache_s: float = 1.0

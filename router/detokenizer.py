@@ -1,0 +1,194 @@
+"""Token ids to text, one token at a time, equal in sum to decoding everything at once.
+
+A token is not a piece of text: a byte-level token may hold half a character, and a byte-fallback token
+(``<0xE2>``) is one byte of one. So text is held back until it can no longer change, and no token is
+decoded twice: the cost per token does not grow with what was generated before.
+
+Two kinds of tokenizer exist among the models we serve, told apart by the decoder they name:
+
+- byte-level (GPT-2, Llama 3, Qwen, SmolLM): each token is a string of bytes, and the text is UTF-8;
+- SentencePiece-like (Llama 2, Mistral, Gemma): each token is text with ``▁`` for a space, beside one
+  token for each byte. A run of byte tokens is text only as a whole (one wrong byte makes all of the run
+  U+FFFD), so a run is held back until another token ends it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from mooring.errors import ArtifactError
+
+__all__ = ["Detokenizer", "TokenTable", "token_string"]
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_STREAMABLE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+# A token that every decoder leaves alone: what follows it is decoded as the middle of a text.
+_ANCHOR = "a"
+
+
+class Detokenizer(Protocol):
+    """The text of one sequence of tokens, in pieces."""
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token; may be empty."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back; incomplete characters become U+FFFD. Nothing may be pushed after it."""
+        ...
+
+
+class TokenTable:
+    """What each token of one tokenizer stands for. Shared by all sequences of a model.
+
+    Special tokens are no text (``skip_special_tokens``), nor are ids outside the vocabulary, which models
+    with a padded embedding can sample.
+
+    Raises:
+        ArtifactError: the tokenizer's decoder is of a kind whose output cannot be streamed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = tokenizer.decoder
+        decoder_steps = list(_steps(json.loads(tokenizer.to_str())["decoder"]))
+        kinds = [step["type"] for step in decoder_steps]
+        self.is_byte_level = kinds == ["ByteLevel"]
+        if not self.is_byte_level:
+            _check_streamable(decoder_steps)
+        self._has_byte_fallback = "ByteFallback" in kinds
+        self._specials = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+        self._byte_of_char = _byte_of_char()
+        self._cached_bytes: dict[int, bytes] = {}
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one, for one sequence."""
+        return _ByteLevelDetokenizer(self) if self.is_byte_level else _FallbackDetokenizer(self)
+
+    def text_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it, or None where it is no text."""
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        return None if token is None or token in self._specials else token
+
+    def is_byte(self, token: str) -> bool:
+        """Whether the token stands for one byte by its name."""
+        return self._has_byte_fallback and _BYTE_TOKEN.fullmatch(token) is not None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes the token stands for in the middle of a text; a special token is its name."""
+        known = self._cached_bytes.get(token_id)
+        if known is None:
+            known = self._cached_bytes[token_id] = self._spell(token_id)
+        return known
+
+    def decode_run(self, tokens: list[str], *, at_start: bool) -> str:
+        """Decodes tokens together, as the start of a text or as its middle."""
+        if at_start:
+            return str(self._decoder.decode(tokens))
+        return str(self._decoder.decode([_ANCHOR, *tokens]))[len(_ANCHOR) :]
+
+    def _spell(self, token_id: int) -> bytes:
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token in self._specials:
+            return token.encode()
+        if self.is_byte_level:
+            chars = [self._byte_of_char.get(char) for char in token]
+            # An added token may hold characters outside the byte alphabet: then it is plain text.
+            return token.encode() if None in chars else bytes(char for char in chars if char is not None)
+        if self.is_byte(token):
+            return bytes([int(token[3:5], 16)])
+        return self.decode_run([token], at_start=False).encode()
+
+
+class _ByteLevelDetokenizer:
+    """UTF-8 over the tokens' bytes, with the codec's own state for what is incomplete."""
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        if self._table.text_token(token_id) is None:
+            return ""
+        return self._utf8.decode(self._table.token_bytes(token_id))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _FallbackDetokenizer:
+    """Text tokens as they come; runs of byte tokens when they end."""
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+        self._run: list[str] = []
+        self._at_start = True  # the first token may lose its leading space
+
+    def push(self, token_id: int) -> str:
+        token = self._table.text_token(token_id)
+        if token is None:
+            return ""
+        if self._table.is_byte(token):
+            self._run.append(token)
+            return ""
+        if self._run or self._at_start:
+            return self._flush([*self._run, token])
+        return self._table.token_bytes(token_id).decode()
+
+    def finish(self) -> str:
+        return self._flush(self._run) if self._run else ""
+
+    def _flush(self, tokens: list[str]) -> str:
+        text = self._table.decode_run(tokens, at_start=self._at_start)
+        self._run = []
+        self._at_start = False
+        return text
+
+
+def token_string(raw: bytes) -> str:
+    """A token's bytes as answers print them: its text, or ``bytes:\\xe2\\x82`` where they are part of a
+    character, as OpenAI spells it."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The decoder's steps, nested sequences laid flat."""
+    if decoder is None:
+        yield {"type": "none"}
+    elif decoder["type"] == "Sequence":
+        for step in decoder["decoders"]:
+            yield from _steps(step)
+    else:
+        yield decoder
+
+
+def _check_streamable(steps: list[dict[str, Any]]) -> None:
+    for step in steps:
+        kind = step["type"]
+        # Strip may take the one leading space; what it takes from the end is not known before the end.
+        strips_too_much = kind == "Strip" and (step["start"] > 1 or step["stop"] > 0)
+        if kind not in _STREAMABLE or strips_too_much:
+            raise ArtifactError(
+                f"the tokenizer's decoder has a step {json.dumps(step, ensure_ascii=False)}, whose text "
+                f"cannot be streamed: use a byte-level or a SentencePiece-like tokenizer"
+            )
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The byte alphabet of byte-level vocabularies (GPT-2): printable Latin-1 bytes are their own
+    character, the others follow in order from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + place): byte for place, byte in enumerate(others)}

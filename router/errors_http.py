@@ -1,0 +1,143 @@
+"""Every error as OpenAI's clients expect it, whoever raised it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from mooring.errors import (
+    InternalError,
+    InvalidRequestError,
+    MooringError,
+    NotFoundError,
+    RequestTooLargeError,
+    UnsupportedFieldError,
+    status_of,
+)
+
+__all__ = ["error_body", "error_from_validation", "error_response", "install_error_handlers"]
+
+_log = logging.getLogger(__name__)
+# Steps of a validation path that name a type of a union, not a field.
+_TYPE_NAMES = {"str", "int", "float", "bool", "none"}
+
+
+def error_body(error: MooringError) -> bytes:
+    """The error object, as JSON."""
+    content = {
+        # What the client sent may be quoted in it, half surrogate pairs included.
+        "message": error.message.encode("utf-8", "replace").decode(),
+        "type": status_of(error).openai_type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return orjson.dumps({"error": content})
+
+
+def error_response(
+    error: MooringError, headers: Mapping[str, str] | None = None, *, status: int | None = None
+) -> Response:
+    """The whole answer; ``Retry-After`` where the error says when to come again.
+
+    Args:
+        headers: sent as well.
+        status: of HTTP, where it is not the one that ``mooring.errors.STATUS`` gives.
+    """
+    headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    status = status or status_of(error).http
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(error_body(error), status, headers, media_type="application/json")
+
+
+def error_from_validation(errors: list[Any]) -> MooringError:
+    """The one of pydantic's complaints that tells the caller most, as our error.
+
+    A field we do not know comes first; then the deepest one, which in a union belongs to the alternative
+    that was meant.
+    """
+    worst = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    kind = worst["type"]
+    param = _param(worst["loc"], ends_in_field=kind in ("extra_forbidden", "missing"))
+    if kind == "json_invalid":
+        return InvalidRequestError(f"The body is not valid JSON: {worst['ctx']['error']}.")
+    if kind == "extra_forbidden":
+        return UnsupportedFieldError(f"Unsupported parameter: '{param}'. Leave it out.", param=param)
+    if worst["loc"] == ("body",) and kind == "missing":
+        return InvalidRequestError("The body is empty: send a JSON object.")
+    if kind == "missing":
+        return InvalidRequestError(
+            f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+        )
+    if param is None:
+        return InvalidRequestError(
+            "The body must be a JSON object, sent with 'Content-Type: application/json'."
+        )
+    code = "invalid_type" if kind.endswith("_type") else None
+    return InvalidRequestError(f"Invalid '{param}': {worst['msg']}.", param=param, code=code)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the app, known or not, an OpenAI error object."""
+
+    def mooring_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, MooringError)
+        return error_response(error)
+
+    def validation_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return error_response(error_from_validation(list(error.errors())))
+
+    def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_response(_error_from_http(request, error), error.headers, status=error.status_code)
+
+    def bug(request: Request, error: Exception) -> Response:
+        _log.error("a bug while answering %s %s", request.method, request.url.path, exc_info=error)
+        # This answer is made outside of the middleware that names requests.
+        headers = {"x-request-id": getattr(request.state, "request_id", "")}
+        return error_response(InternalError("An error of the server's own; it has been logged."), headers)
+
+    app.add_exception_handler(MooringError, mooring_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, bug)
+
+
+def _error_from_http(request: Request, error: HTTPException) -> MooringError:
+    """What the framework itself refuses: unknown routes, methods, bodies."""
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return NotFoundError(f"Invalid URL ({where}).", code="unknown_url")
+    if error.status_code == 405:
+        return InvalidRequestError(f"Not allowed to {where}.", code="method_not_allowed")
+    if error.status_code == 413:
+        return RequestTooLargeError(error.detail)
+    if error.status_code < 500:
+        return InvalidRequestError(error.detail)
+    return InternalError(error.detail)
+
+
+def _param(loc: tuple[str | int, ...], *, ends_in_field: bool) -> str | None:
+    """A validation path as OpenAI writes it: ``messages[0].role``.
+
+    The first step says that it is the body. Names of the types of a union are steps too (``str``,
+    ``list[TextPart]``) and are left out; but an unknown field may have any name.
+    """
+    text = ""
+    for place, step in enumerate(loc[1:], start=1):
+        certain = ends_in_field and place == len(loc) - 1
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif certain or (step not in _TYPE_NAMES and "[" not in step):
+            text += f".{step}" if text else step
+    return text or None

@@ -1,0 +1,213 @@
+"""Tokens to text: what every door shows of a generation, in pieces or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from engines.api import FinishReason, TopLogprobs
+from mooring.errors import InternalError
+from router.detokenizer import TokenTable
+from router.metrics import RequestMetrics
+from router.request import ChoiceTokens, GenerationRequest, TokenStream
+from router.stop_strings import StopStrings
+
+__all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One position's log-probabilities.
+
+    Attributes:
+        raw: the sampled token's bytes; ``router.detokenizer.token_string`` prints them.
+        text_offset: characters of the choice's text before this token.
+        top: the likeliest tokens, best first: token id, bytes, log-probability.
+    """
+
+    token_id: int
+    raw: bytes
+    logprob: float
+    text_offset: int
+    top: tuple[tuple[int, bytes, float], ...]
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """What is new in one choice.
+
+    Attributes:
+        text: may be empty while a character or a stop string is incomplete.
+        token_ids: the token that ended the choice is among them, its text is not in ``text``.
+        logprobs: parallel to ``token_ids``; None where they were not asked for.
+        finish_reason: ``stop`` or ``length`` in the choice's last delta.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a request is billed for; those of all its choices together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """A finished choice, its deltas laid together."""
+
+    index: int
+    text: str
+    logprobs: list[TokenLogprob] | None
+    finish_reason: str
+
+
+class TextGeneration:
+    """One accepted request, read as text. Iterate it once, or take ``whole()``; in either case call
+    ``aclose()`` at the end, whatever happened: it frees what the request holds.
+
+    Args:
+        request: as it was accepted.
+        stream: its tokens.
+        table: of the model's tokenizer.
+        metrics: of this request.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, stream: TokenStream, table: TokenTable, metrics: RequestMetrics
+    ) -> None:
+        self.request = request
+        self._stream = stream
+        self._metrics = metrics
+        self._choices = [_ChoiceText(index, request, table) for index in range(request.n)]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        num_tokens = sum(choice.num_tokens for choice in self._choices)
+        return Usage(len(self.request.prompt_ids), num_tokens)
+
+    async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
+        """Yields what one turn of the stream brought, in one list.
+
+        Raises:
+            MooringError: the request failed; nothing follows.
+        """
+        async for batch in self._stream:
+            deltas = [delta for new in batch if (delta := self._take(new)) is not None]
+            if deltas:
+                yield deltas
+            if all(choice.finished for choice in self._choices):
+                return
+        if not all(choice.finished for choice in self._choices):
+            raise InternalError("The engine ended the request without saying why.")
+
+    async def whole(self) -> list[WholeChoice]:
+        """Waits for all of it.
+
+        Raises:
+            MooringError: the request failed.
+        """
+        deltas: list[list[TextDelta]] = [[] for _ in self._choices]
+        async for batch in self:
+            for delta in batch:
+                deltas[delta.index].append(delta)
+        return [_join(index, parts) for index, parts in enumerate(deltas)]
+
+    async def aclose(self) -> None:
+        """Frees what the request holds. Safe to call more than once."""
+        await self._stream.aclose()
+        for choice in self._choices:
+            if not choice.finished:
+                choice.finished = True
+                self._metrics.finished("abort", choice.num_tokens)
+        self._metrics.end()
+
+    def _take(self, new: ChoiceTokens) -> TextDelta | None:
+        choice = self._choices[new.index]
+        if choice.finished:
+            return None
+        delta = choice.take(new)
+        if delta.token_ids:
+            self._metrics.tokens(new.index, len(delta.token_ids))
+        if delta.finish_reason is not None:
+            self._metrics.finished(delta.finish_reason, choice.num_tokens)
+            if new.finish_reason is None:
+                self._stream.stop(new.index)
+        return delta
+
+
+class _ChoiceText:
+    """The text of one choice."""
+
+    def __init__(self, index: int, request: GenerationRequest, table: TokenTable) -> None:
+        self.finished = False
+        self.num_tokens = 0
+        self._index = index
+        self._table = table
+        self._detokenizer = table.detokenizer()
+        self._stops = StopStrings(request.stop)
+        self._min_tokens = request.sampling.min_tokens
+        self._num_chars = 0  # decoded so far, held back or not
+
+    def take(self, new: ChoiceTokens) -> TextDelta:
+        """Turns new tokens into text; sets ``finished`` with the last ones."""
+        delta = TextDelta(self._index, logprobs=None if new.logprobs is None else [])
+        last = len(new.token_ids) - 1
+        for place, token_id in enumerate(new.token_ids):
+            ends_it = place == last and token_id == new.stop_token_id
+            if new.logprobs is not None and delta.logprobs is not None:
+                delta.logprobs.append(self._logprob(token_id, new.logprobs[place]))
+            self.num_tokens += 1
+            delta.token_ids.append(token_id)
+            if not ends_it and self._show(delta, self._detokenizer.push(token_id)):
+                return delta
+        if new.finish_reason is not None:
+            self._finish(delta, new.finish_reason)
+        return delta
+
+    def _show(self, delta: TextDelta, text: str) -> bool:
+        """Lets text through to the delta; True where a stop string ended the choice."""
+        self._num_chars += len(text)
+        if self.num_tokens < self._min_tokens:
+            delta.text += text
+            return False
+        shown, stopped = self._stops.feed(text)
+        delta.text += shown
+        if stopped:
+            delta.finish_reason = FinishReason.STOP.value
+            self.finished = True
+        return stopped
+
+    def _finish(self, delta: TextDelta, reason: FinishReason) -> None:
+        if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            raise InternalError(f"The engine ended the request with '{reason.value}'.")
+        if self._show(delta, self._detokenizer.finish()):
+            return
+        delta.text += self._stops.finish()
+        delta.finish_reason = reason.value
+        self.finished = True
+
+    def _logprob(self, token_id: int, top: TopLogprobs) -> TokenLogprob:
+        spell = self._table.token_bytes
+        likeliest = tuple(
+            (other, spell(other), logprob) for other, logprob in zip(top.token_ids, top.logprobs, strict=True)
+        )
+        return TokenLogprob(token_id, spell(token_id), top.logprob, self._num_chars, likeliest)
+
+
+def _join(index: int, parts: Sequence[TextDelta]) -> WholeChoice:
+    logprobs = [entry for part in parts for entry in part.logprobs or ()]
+    asked = any(part.logprobs is not None for part in parts)
+    text = "".join(part.text for part in parts)
+    return WholeChoice(index, text, logprobs if asked else None, parts[-1].finish_reason or "")

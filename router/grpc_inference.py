@@ -1,0 +1,194 @@
+"""The native gRPC door: ``proto/mooring/v1/inference.proto`` on ``grpc.aio``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from mooring.errors import InternalError, InvalidRequestError, MooringError, UnsupportedFieldError, status_of
+from mooring.v1 import inference_pb2 as pb
+from mooring.v1 import inference_pb2_grpc
+from router.detokenizer import token_string
+from router.generation import TextDelta, TextGeneration, TokenLogprob
+from router.intake import Intake, request_id_from
+from router.sampling_defaults import DEFAULT_COMPLETION_TOKENS, SamplingOptions
+from router.services import RouterServices
+from router.tenancy import api_key_of
+from router.tokenizers import ChatPrompt, Prompt
+
+__all__ = ["InferenceService", "create_grpc_service"]
+
+_log = logging.getLogger(__name__)
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_OPTIONAL_FIELDS = (
+    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "logprobs"),
+)
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """Serves ``Inference``. Errors end a call with the status of ``mooring.errors.STATUS``; trailing
+    metadata tells the rest: ``error-code``, ``error-param``, ``retry-after``.
+
+    Args:
+        services: what is served, to whom.
+        intake: starts generations.
+    """
+
+    def __init__(self, services: RouterServices, intake: Intake) -> None:
+        self._services = services
+        self._intake = intake
+
+    async def Generate(  # noqa: N802 (gRPC's name)
+        self, request: pb.GenerateTextRequest, context: _Context
+    ) -> AsyncIterator[pb.GenerateTextResponse]:
+        metadata = _metadata(context)
+        request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
+        await context.send_initial_metadata((("x-request-id", request_id),))
+        generation: TextGeneration | None = None
+        try:
+            tenant = await self._services.tenancy.tenant_of(api_key_of(metadata))
+            _refuse_unknown_fields(request)
+            generation = await self._intake.start(
+                model=request.model,
+                prompt=_prompt(request),
+                options=_options(request),
+                request_id=request_id,
+                tenant=tenant,
+            )
+            async for batch in generation:
+                yield pb.GenerateTextResponse(
+                    request_id=request_id, model=request.model, choices=[_choice(delta) for delta in batch]
+                )
+            yield pb.GenerateTextResponse(
+                request_id=request_id, model=request.model, usage=_usage(generation)
+            )
+        except MooringError as error:
+            await _abort(context, error)
+        # The edge of the process: a bug must end this call and no other.
+        except Exception:
+            _log.exception("a bug while answering Generate")
+            await _abort(context, InternalError("An error of the server's own; it has been logged."))
+        finally:
+            # Also when the client cancelled or went away: gRPC cancels this coroutine then.
+            if generation is not None:
+                await generation.aclose()
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: _Context
+    ) -> pb.ListModelsResponse:
+        metadata = _metadata(context)
+        request_id = request_id_from(metadata.get("x-request-id"))
+        await context.send_initial_metadata((("x-request-id", request_id),))
+        try:
+            await self._services.tenancy.tenant_of(api_key_of(metadata))
+        except MooringError as error:
+            await _abort(context, error)
+        return pb.ListModelsResponse(
+            models=[
+                pb.Model(
+                    name=model.name,
+                    max_model_len=model.max_model_len,
+                    residency=model.residency(),
+                    engine=model.engine,
+                )
+                for model in self._services.models.list()
+            ]
+        )
+
+
+def create_grpc_service(services: RouterServices, intake: Intake | None = None) -> InferenceService:
+    """The service, to be added to a server with ``add_InferenceServicer_to_server``.
+
+    Args:
+        services: what is served, to whom.
+        intake: shared with the other doors, so that tokenizers are read once; its own by default.
+    """
+    return InferenceService(services, intake or Intake(services))
+
+
+def _metadata(context: _Context) -> dict[str, str]:
+    """The client's metadata that is text, names in lower case as gRPC has them."""
+    pairs = context.invocation_metadata() or ()
+    return {name: value for name, value in pairs if isinstance(value, str)}
+
+
+async def _abort(context: _Context, error: MooringError) -> NoReturn:
+    status = status_of(error)
+    details = {
+        "error-code": error.code,
+        "error-param": error.param,
+        "retry-after": None if error.retry_after_s is None else str(math.ceil(error.retry_after_s)),
+    }
+    trailing = tuple((name, value) for name, value in details.items() if value is not None)
+    await context.abort(grpc.StatusCode[status.grpc], error.message, trailing)
+
+
+def _refuse_unknown_fields(request: pb.GenerateTextRequest) -> None:
+    """A field of a newer protocol is refused; it has no name here, only its number."""
+    unknown = UnknownFieldSet(request)
+    if len(unknown):
+        number = unknown[0].field_number
+        raise UnsupportedFieldError(
+            f"Field number {number} of GenerateTextRequest is not known to this server.", param=str(number)
+        )
+
+
+def _prompt(request: pb.GenerateTextRequest) -> Prompt:
+    kind = request.WhichOneof("input")
+    if kind == "prompt":
+        return request.prompt
+    if kind == "prompt_token_ids":
+        return tuple(request.prompt_token_ids.ids)
+    if kind == "chat":
+        return ChatPrompt(
+            tuple({"role": message.role, "content": message.content} for message in request.chat.messages)
+        )
+    raise InvalidRequestError("Set one of 'prompt', 'prompt_token_ids' and 'chat'.", param="input")
+
+
+def _options(request: pb.GenerateTextRequest) -> SamplingOptions:
+    given: Mapping[str, Any] = {
+        name: getattr(request, name) for name in _OPTIONAL_FIELDS if request.HasField(name)
+    }
+    kind = request.WhichOneof("input") or "input"
+    return SamplingOptions(
+        **given,
+        default_max_tokens=None if kind == "chat" else DEFAULT_COMPLETION_TOKENS,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        prompt_field=kind,
+    )
+
+
+def _choice(delta: TextDelta) -> pb.Choice:
+    if delta.logprobs is None:
+        tokens = [pb.TokenOutput(token_id=token_id) for token_id in delta.token_ids]
+    else:
+        tokens = [_token(entry) for entry in delta.logprobs]
+    return pb.Choice(
+        index=delta.index, text=delta.text, tokens=tokens, finish_reason=delta.finish_reason or ""
+    )
+
+
+def _token(entry: TokenLogprob) -> pb.TokenOutput:
+    top = [
+        pb.TokenLogprob(token_id=token_id, token=token_string(raw), logprob=logprob)
+        for token_id, raw, logprob in entry.top
+    ]
+    return pb.TokenOutput(token_id=entry.token_id, logprob=entry.logprob, top_logprobs=top)
+
+
+def _usage(generation: TextGeneration) -> pb.Usage:
+    usage = generation.usage
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+    )

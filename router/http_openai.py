@@ -1,0 +1,130 @@
+"""OpenAI's HTTP API: models, completions, chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+
+from router.generation import TextDelta, TextGeneration
+from router.intake import Intake
+from router.openai_format import AnswerFormat, ChatFormat, CompletionFormat, model_card
+from router.openai_types import ChatCompletionRequest, CompletionRequest
+from router.sampling_defaults import SamplingOptions
+from router.services import RouterServices
+from router.sse import DONE, ClientGoneError, EventStream, until_disconnect
+from router.tenancy import api_key_of
+from router.tokenizers import Prompt
+
+__all__ = ["OpenAiApi"]
+
+_CLIENT_GONE = 499  # nginx's word for it; nobody is there to read it
+
+
+class OpenAiApi:
+    """The routes under ``/v1``.
+
+    Args:
+        services: what is served, to whom.
+        intake: starts generations.
+    """
+
+    def __init__(self, services: RouterServices, intake: Intake) -> None:
+        self._services = services
+        self._intake = intake
+
+    def routes(self) -> APIRouter:
+        """The routes, each behind the key check."""
+        router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(self._authenticate)])
+        router.add_api_route("/models", self.list_models, methods=["GET"])
+        router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])
+        router.add_api_route("/completions", self.complete, methods=["POST"])
+        router.add_api_route("/chat/completions", self.chat, methods=["POST"])
+        return router
+
+    async def list_models(self) -> Response:
+        """The models that may be asked for."""
+        cards = [model_card(model) for model in self._services.models.list()]
+        return _json(orjson.dumps({"object": "list", "data": cards}))
+
+    async def get_model(self, name: str) -> Response:
+        """One model."""
+        return _json(orjson.dumps(model_card(self._services.models.get(name))))
+
+    async def complete(self, request: Request, body: CompletionRequest) -> Response:
+        """Continues a text."""
+        answer = CompletionFormat(request.state.request_id, body.model, include_usage=body.include_usage)
+        return await self._answer(request, body, body.single_prompt(), body.options(), answer)
+
+    async def chat(self, request: Request, body: ChatCompletionRequest) -> Response:
+        """Answers a conversation."""
+        answer = ChatFormat(request.state.request_id, body.model, include_usage=body.include_usage)
+        return await self._answer(request, body, body.prompt(), body.options(), answer)
+
+    async def _authenticate(self, request: Request) -> None:
+        """Leaves the tenant's name in ``request.state``."""
+        request.state.tenant = await self._services.tenancy.tenant_of(api_key_of(request.headers))
+
+    async def _answer(
+        self,
+        request: Request,
+        body: CompletionRequest | ChatCompletionRequest,
+        prompt: Prompt,
+        options: SamplingOptions,
+        answer: AnswerFormat,
+    ) -> Response:
+        start = self._intake.start(
+            model=body.model,
+            prompt=prompt,
+            options=options,
+            request_id=request.state.request_id,
+            tenant=request.state.tenant,
+        )
+        try:
+            generation = await until_disconnect(request.receive, start)
+            if body.stream:
+                return await _stream(request, generation, answer)
+            return await _whole(request, generation, answer)
+        except ClientGoneError:
+            return Response(status_code=_CLIENT_GONE)
+
+
+async def _whole(request: Request, generation: TextGeneration, answer: AnswerFormat) -> Response:
+    try:
+        choices = await until_disconnect(request.receive, generation.whole())
+        return _json(answer.whole(choices, generation.usage))
+    finally:
+        await generation.aclose()
+
+
+async def _stream(request: Request, generation: TextGeneration, answer: AnswerFormat) -> Response:
+    """Waits for the first token before it says 200: until then an error still has its own status."""
+    batches = aiter(generation)
+    try:
+        first = await until_disconnect(request.receive, _next(batches))
+    except BaseException:
+        await generation.aclose()
+        raise
+    return EventStream(_frames(first, batches, generation, answer), generation.aclose)
+
+
+async def _next(batches: AsyncIterator[list[TextDelta]]) -> list[TextDelta]:
+    return await anext(batches)
+
+
+async def _frames(
+    first: Sequence[TextDelta],
+    rest: AsyncIterator[list[TextDelta]],
+    generation: TextGeneration,
+    answer: AnswerFormat,
+) -> AsyncIterator[bytes]:
+    yield answer.opening(generation.request.n) + answer.events(first)
+    async for batch in rest:
+        if events := answer.events(batch):
+            yield events
+    yield answer.usage_event(generation.usage) + DONE
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,230 @@
+"""What the caller asked for, over what the model suggests, over OpenAI's defaults; checked once for all
+doors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engines.api import SamplingParams
+from mooring.errors import ArtifactError, ContextLengthError, InvalidRequestError
+from router.config import RouterConfig
+
+__all__ = [
+    "DEFAULT_COMPLETION_TOKENS",
+    "GenerationDefaults",
+    "SamplingOptions",
+    "read_generation_defaults",
+    "resolve_sampling",
+]
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, where a plain prompt comes without a length
+_SEED_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What a model's ``generation_config.json`` suggests; None where it says nothing.
+
+    Attributes:
+        temperature, top_p, top_k, min_p, repetition_penalty: as in ``SamplingParams``.
+        max_new_tokens: output of a chat answer whose length the caller left open, in tokens.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, Any]) -> GenerationDefaults:
+        """Takes what we know from the parsed file; the rest of it speaks to other software."""
+        numbers: dict[str, Any] = {
+            name: value
+            for name in cls.__slots__
+            if isinstance(value := raw.get(name), int | float) and not isinstance(value, bool)
+        }
+        return cls(**numbers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """The caller's wishes; None is "left out". Meanings and units as in ``SamplingParams``.
+
+    Attributes:
+        default_max_tokens: output where neither caller nor model sets it; None is the rest of the context.
+        max_tokens_field, logprobs_field, prompt_field: what this door calls them, for error messages.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool | None = None
+    n: int | None = None
+    logprobs: int | None = None
+    default_max_tokens: int | None = None
+    max_tokens_field: str = "max_tokens"
+    logprobs_field: str = "logprobs"
+    prompt_field: str = "prompt"
+
+
+class _Range(NamedTuple):
+    low: float
+    high: float
+    above_low: bool = False  # the low end itself is not allowed
+
+    def holds(self, value: float) -> bool:
+        return (self.low < value if self.above_low else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'more than' if self.above_low else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+
+
+_RANGES = {
+    "temperature": _Range(0, 2),
+    "top_p": _Range(0, 1, above_low=True),
+    "top_k": _Range(-1, math.inf),
+    "min_p": _Range(0, 1),
+    "repetition_penalty": _Range(0, math.inf, above_low=True),
+    "presence_penalty": _Range(-2, 2),
+    "frequency_penalty": _Range(-2, 2),
+    "min_tokens": _Range(0, math.inf),
+    "seed": _Range(-(1 << 63), _SEED_MASK),
+}
+
+
+def resolve_sampling(
+    options: SamplingOptions,
+    defaults: GenerationDefaults,
+    *,
+    num_prompt_tokens: int,
+    max_model_len: int,
+    new_seed: int,
+    config: RouterConfig,
+) -> SamplingParams:
+    """The sampling parameters of choice 0.
+
+    Args:
+        num_prompt_tokens, max_model_len: in tokens.
+        new_seed: the seed of a request that brought none.
+
+    Raises:
+        InvalidRequestError: a value is out of its range; ``param`` names it.
+        ContextLengthError: prompt and output do not fit the model.
+    """
+    _check(options, config)
+    max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len)
+    min_tokens = options.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens is {min_tokens}, more than the {max_tokens} tokens of output that are allowed.",
+            param="min_tokens",
+        )
+    return SamplingParams(
+        temperature=_first(options.temperature, defaults.temperature, 1.0),
+        top_p=_first(options.top_p, defaults.top_p, 1.0),
+        top_k=int(max(_first(options.top_k, defaults.top_k, 0), 0)),
+        min_p=_first(options.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(options.repetition_penalty, defaults.repetition_penalty, 1.0),
+        presence_penalty=_first(options.presence_penalty, None, 0.0),
+        frequency_penalty=_first(options.frequency_penalty, None, 0.0),
+        seed=(new_seed if options.seed is None else options.seed) & _SEED_MASK,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop_token_ids=options.stop_token_ids,
+        ignore_eos=bool(options.ignore_eos),
+        logprobs=options.logprobs,
+    )
+
+
+def read_generation_defaults(folder: Path) -> GenerationDefaults:
+    """Reads ``generation_config.json`` of a model's folder; all None where there is none.
+
+    Raises:
+        ArtifactError: the file is not a JSON object.
+    """
+    try:
+        raw = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return GenerationDefaults()
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"generation_config.json of the model is broken: {error}") from error
+    if not isinstance(raw, dict):
+        raise ArtifactError("generation_config.json of the model is not a JSON object")
+    return GenerationDefaults.from_mapping(raw)
+
+
+def _first(asked: float | None, suggested: float | None, default: float) -> float:
+    if asked is not None:
+        return asked
+    return default if suggested is None else suggested
+
+
+def _check(options: SamplingOptions, config: RouterConfig) -> None:
+    for name, allowed in _RANGES.items():
+        _check_range(getattr(options, name), allowed, name)
+    _check_range(options.max_tokens, _Range(1, math.inf), options.max_tokens_field)
+    _check_range(options.n, _Range(1, config.max_choices), "n")
+    _check_range(options.logprobs, _Range(0, config.max_logprobs), options.logprobs_field)
+    _check_range(len(options.stop), _Range(0, config.max_stop_strings), "stop", what="the number of strings")
+    for text in options.stop:
+        _check_range(
+            len(text), _Range(1, config.max_stop_string_chars), "stop", what="the length of each string"
+        )
+    _check_range(
+        len(options.stop_token_ids),
+        _Range(0, config.max_stop_token_ids),
+        "stop_token_ids",
+        what="the number of ids",
+    )
+    for token_id in options.stop_token_ids:
+        _check_range(token_id, _Range(0, (1 << 32) - 1), "stop_token_ids", what="each id")
+
+
+def _check_range(value: float | None, allowed: _Range, param: str, *, what: str = "the value") -> None:
+    if value is not None and not allowed.holds(value):
+        raise InvalidRequestError(f"Invalid '{param}': {what} is {value} and must be {allowed}.", param=param)
+
+
+def _max_tokens(
+    options: SamplingOptions, defaults: GenerationDefaults, num_prompt_tokens: int, max_model_len: int
+) -> int:
+    if num_prompt_tokens == 0:
+        raise InvalidRequestError("The prompt is empty: send at least one token.", param=options.prompt_field)
+    rest_tokens = max_model_len - num_prompt_tokens
+    asked = options.max_tokens
+    if rest_tokens < 1:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your "
+            f"{options.prompt_field} resulted in {num_prompt_tokens} tokens. "
+            f"Please reduce the length of the {options.prompt_field}.",
+            param=options.prompt_field,
+        )
+    if asked is None:
+        suggested = options.default_max_tokens or defaults.max_new_tokens or rest_tokens
+        return max(1, min(suggested, rest_tokens))
+    if asked > rest_tokens:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {options.prompt_field}, "
+            f"{asked} in the completion). Please reduce the length of the {options.prompt_field} or "
+            f"completion.",
+            param=options.max_tokens_field,
+        )
+    return asked

@@ -1,0 +1,35 @@
+"""What the front doors are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.config import RouterConfig
+from router.metrics import Metrics
+from router.models import ModelDirectory
+from router.request import TokenSource
+from router.tenancy import Tenancy
+
+__all__ = ["RouterServices"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterServices:
+    """Everything a door needs, made by the server's wiring.
+
+    Attributes:
+        tokens: what generates.
+        models: what may be asked for.
+        tenancy: who may ask.
+        metrics: what is measured.
+        is_ready: whether the server can serve now; the answer of ``/health/ready``.
+        config: the doors' limits.
+    """
+
+    tokens: TokenSource
+    models: ModelDirectory
+    tenancy: Tenancy
+    metrics: Metrics
+    is_ready: Callable[[], bool]
+    config: RouterConfig

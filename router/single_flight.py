@@ -1,0 +1,63 @@
+"""A bounded cache over a slow, blocking look-up: loaded in a thread, once for all who wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["SingleFlightCache"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class SingleFlightCache(Generic[K, V]):
+    """Values by key, least recently used first out. Belongs to one event loop.
+
+    Args:
+        load: blocking; called in a thread. What it raises goes to everyone who waits, and is not kept.
+        max_entries: kept at most.
+        ttl_s: for how long a value stays good, in seconds; ``inf`` by default.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[K], V],
+        *,
+        max_entries: int,
+        ttl_s: Callable[[V], float] = lambda _: float("inf"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._max_entries = max_entries
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._values: OrderedDict[K, tuple[V, float]] = OrderedDict()
+        self._loading: dict[K, asyncio.Task[V]] = {}
+
+    async def get(self, key: K) -> V:
+        """The value of the key, loaded if it is not here or too old."""
+        entry = self._values.get(key)
+        if entry is not None and self._clock() < entry[1]:
+            self._values.move_to_end(key)
+            return entry[0]
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.create_task(self._fill(key))
+        # One caller that goes away must not take the value from the others.
+        return await asyncio.shield(task)
+
+    async def _fill(self, key: K) -> V:
+        try:
+            value = await asyncio.to_thread(self._load, key)
+        finally:
+            del self._loading[key]
+        self._values[key] = (value, self._clock() + self._ttl_s(value))
+        self._values.move_to_end(key)
+        while len(self._values) > self._max_entries:
+            self._values.popitem(last=False)
+        return value

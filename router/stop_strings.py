@@ -1,0 +1,53 @@
+"""Stop strings, found wherever the pieces of a text happen to be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["StopStrings"]
+
+
+class StopStrings:
+    """Lets a text through piece by piece and ends it before the first stop string.
+
+    A tail that may still grow into a stop string is held back, and no more than that. What comes out
+    depends on the text alone, never on where it was cut: of several matches the one that is complete
+    first wins, and of those the longest.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._longest_chars = max(map(len, self._stops), default=0)
+        self._held = ""
+
+    def feed(self, piece: str) -> tuple[str, bool]:
+        """Takes the next piece; returns what may be shown, and whether a stop string was found (then
+        nothing may be fed any more, and what was held back is dropped)."""
+        if not self._stops or not piece:
+            return piece, False
+        text = self._held + piece
+        start = self._first_match(text)
+        if start is not None:
+            self._held = ""
+            return text[:start], True
+        keep = self._num_held_chars(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_match(self, text: str) -> int | None:
+        """Where the stop string that is complete first begins."""
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+    def _num_held_chars(self, text: str) -> int:
+        """Length of the longest tail that a stop string begins with."""
+        for size in range(min(self._longest_chars - 1, len(text)), 0, -1):
+            tail = text[len(text) - size :]
+            if any(len(stop) > size and stop.startswith(tail) for stop in self._stops):
+                return size
+        return 0

@@ -1,0 +1,75 @@
+"""Who is asking: API keys to tenants, the same for every door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from mooring.errors import AuthenticationError
+from router.config import RouterConfig
+from router.single_flight import SingleFlightCache
+
+__all__ = ["ANONYMOUS", "Tenancy", "TenantRecord", "api_key_of"]
+
+ANONYMOUS = "anonymous"
+
+
+class TenantRecord(Protocol):
+    """A tenant as the registry knows it."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Tenancy:
+    """Checks keys, and remembers the answers for a few seconds.
+
+    Args:
+        authenticate: the registry's look-up; blocking, None for a key it does not know.
+        allow_anonymous: inference needs no key. A key that we do not know is then no better and no worse
+            than none, since OpenAI clients cannot be told to send none.
+        config: how long answers are remembered.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        authenticate: Callable[[str], TenantRecord | None],
+        *,
+        allow_anonymous: bool,
+        config: RouterConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._allow_anonymous = allow_anonymous
+        self._tenants = SingleFlightCache[str, TenantRecord | None](
+            authenticate,
+            max_entries=config.key_cache_entries,
+            ttl_s=lambda record: config.unknown_key_cache_s if record is None else config.key_cache_s,
+            clock=clock,
+        )
+
+    async def tenant_of(self, api_key: str | None) -> str:
+        """The tenant's name for a key as it was sent.
+
+        Raises:
+            AuthenticationError: no key where one is needed, or an unknown one.
+        """
+        record = await self._tenants.get(api_key) if api_key else None
+        if record is not None:
+            return record.name
+        if self._allow_anonymous:
+            return ANONYMOUS
+        if not api_key:
+            raise AuthenticationError(
+                "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'."
+            )
+        raise AuthenticationError("Incorrect API key provided. Ask the operator of this server for one.")
+
+
+def api_key_of(headers: Mapping[str, str]) -> str | None:
+    """The key in HTTP headers or gRPC metadata (names in lower case), or None."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials.strip():
+        return credentials.strip()
+    return headers.get("x-api-key") or None

@@ -1,0 +1,174 @@
+"""What turns a model's text into token ids and back, read from its folder and kept in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mooring.errors import ArtifactError, InvalidRequestError
+from router.chat_template import ChatTemplate
+from router.config import RouterConfig
+from router.detokenizer import TokenTable
+from router.single_flight import SingleFlightCache
+
+__all__ = ["ChatPrompt", "Prompt", "TextModel", "TextModels", "load_text_model"]
+
+_SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages, each with ``role`` and ``content`` (both text)."""
+
+    messages: tuple[Mapping[str, str], ...]
+
+
+Prompt = str | tuple[int, ...] | ChatPrompt
+
+
+class TextModel:
+    """A model's tokenizer and chat template.
+
+    Attributes:
+        tokens: what each token stands for, for the way back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None) -> None:
+        # Settings of a training run that some published files still carry.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self.tokens = TokenTable(tokenizer)
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """A prompt of any kind as token ids.
+
+        A plain text gets what the tokenizer adds to one (usually the beginning-of-sequence); chat goes
+        through the chat template, which writes the special tokens itself; token ids stay as they are.
+
+        Raises:
+            InvalidRequestError: the prompt cannot be turned into tokens of this model.
+        """
+        if isinstance(prompt, str):
+            return self._encode(prompt, add_special_tokens=True, param="prompt")
+        if isinstance(prompt, ChatPrompt):
+            if self._chat_template is None:
+                raise InvalidRequestError(
+                    "This model has no chat template: send a plain prompt to /v1/completions instead.",
+                    param="messages",
+                )
+            if not prompt.messages:
+                raise InvalidRequestError("Send at least one message.", param="messages")
+            text = self._chat_template.render(prompt.messages)
+            return self._encode(text, add_special_tokens=False, param="messages")
+        for token_id in prompt:
+            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequestError(f"{token_id} is not a token id of this model.", param="prompt")
+        return prompt
+
+    def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+        try:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                "The text holds half of a surrogate pair, which is no character: send valid Unicode.",
+                param=param,
+            ) from error
+
+
+class TextModels:
+    """The text models in use, by folder. A folder is one immutable version, so it is read once."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._inline_text_chars = config.inline_text_chars
+        self._loaded = SingleFlightCache[Path, TextModel](
+            load_text_model, max_entries=config.tokenizers_cached
+        )
+
+    async def get(self, folder: Path) -> TextModel:
+        """The text model of a folder, loaded in a thread where it is not here yet.
+
+        Raises:
+            ArtifactError: the folder's files are missing, broken or of a kind we cannot stream.
+        """
+        return await self._loaded.get(folder)
+
+    async def encode(self, model: TextModel, prompt: Prompt) -> tuple[int, ...]:
+        """A prompt of any kind as token ids; a long one is worked on in a thread.
+
+        Raises:
+            InvalidRequestError: the prompt cannot be turned into tokens of this model.
+        """
+        if _num_chars(prompt) <= self._inline_text_chars:
+            return model.encode(prompt)
+        return await asyncio.to_thread(model.encode, prompt)
+
+
+def load_text_model(folder: Path) -> TextModel:
+    """Reads ``tokenizer.json``, ``tokenizer_config.json`` and the chat template of a folder.
+
+    Raises:
+        ArtifactError: a file is missing or broken; the message names it.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path.name} of the model: {error.strerror}") from error
+    # The library raises a bare Exception for a file it cannot make sense of, and nothing narrower.
+    except Exception as error:
+        raise ArtifactError(f"{path.name} of the model is broken: {error}") from error
+    settings = _read_json(folder / "tokenizer_config.json")
+    specials = _special_tokens(_read_json(folder / "special_tokens_map.json") | settings)
+    source = _template_source(folder, settings)
+    return TextModel(tokenizer, None if source is None else ChatTemplate(source, specials))
+
+
+def _num_chars(prompt: Prompt) -> int:
+    if isinstance(prompt, ChatPrompt):
+        return sum(len(message["content"]) for message in prompt.messages)
+    return len(prompt)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that may be absent."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path.name} of the model is broken: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path.name} of the model is not a JSON object")
+    return content
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by name; each is a string, or an object with its ``content``."""
+    found = {}
+    for name in _SPECIAL_TOKEN_NAMES:
+        token = settings.get(name)
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template: a file of its own, or a setting (one text, or several by name)."""
+    own_file = folder / "chat_template.jinja"
+    if own_file.is_file():
+        return own_file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in template}
+        template = by_name.get("default")
+    return template if isinstance(template, str) else None
