@@ -3,8 +3,8 @@
 It belongs to the server process. A worker is handed the descriptor over its Unix socket and copies from
 it, so a worker that dies loses device state only, and a sleeping model wakes without touching storage.
 
-A copy is *pinned* while anybody may hold its descriptor: its memory leaves only when the last descriptor
-closes, so only unpinned copies count as evictable. The least recently used of them goes first.
+Its memory leaves only when the last descriptor closes, so a copy stays while anybody to whom it was given
+has not released it; of the others the least recently used is evicted first.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import fcntl
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_manager.ports import ArtifactRef
-from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError, ShuttingDownError
+from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
 from mooring.units import MIB, format_bytes
 
 __all__ = ["HostCache", "HostCopy"]
@@ -30,9 +31,9 @@ _BUFFER_BYTES = MIB  # stays in a core's own cache between the read and the writ
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class HostCopy:
-    """Packed weights in host memory.
+    """Packed weights in host memory, kept there until released.
 
     Attributes:
         fd: a sealed memfd, the cache's own: send it, never close it. Readers use ``pread`` or a private
@@ -41,6 +42,24 @@ class HostCopy:
     """
 
     key: str
+    fd: int
+    num_bytes: int
+    seconds: float
+    _give_back: Callable[[], None] = field(repr=False)
+    _released: bool = False
+
+    def release(self) -> None:
+        """Lets the cache evict it, as far as this holder is concerned; idempotent. Every process that
+        was sent the descriptor has closed it by now."""
+        if not self._released:
+            self._released = True
+            self._give_back()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A complete copy, as the cache keeps it."""
+
     fd: int
     num_bytes: int
     seconds: float
@@ -59,9 +78,9 @@ class HostCache:
     def __init__(self, budget_bytes: int, num_readers: int = 4) -> None:
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
-        self._copies: OrderedDict[str, HostCopy] = OrderedDict()  # the least recently used first
-        self._pins: dict[str, int] = {}
-        self._reading: dict[str, asyncio.Task[HostCopy]] = {}
+        self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
+        self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
+        self._reading: dict[str, asyncio.Task[_Stored]] = {}
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="host-cache")
         self._closed = False
 
@@ -76,40 +95,26 @@ class HostCache:
 
     async def get(self, ref: ArtifactRef) -> HostCopy:
         """The copy of ``ref``, read from storage where it is not here yet; callers of one key at the
-        same time share one read. It comes pinned once: every ``get`` needs its ``unpin``.
+        same time share one read. The caller releases it when nobody needs the descriptor any more.
 
         A caller that is cancelled leaves the read to the others, and the copy to the next.
 
         Raises:
             ArtifactError: the packed file is missing, unreadable or not of the size it should be.
-            InsufficientMemoryError: larger than the budget, or everything else is pinned.
+            InsufficientMemoryError: larger than the budget, or everything else is in use.
             ShuttingDownError: the cache is closed.
         """
         if self._closed:
             raise ShuttingDownError("the host cache is closed")
-        self.pin(ref.key)  # before the first await, so that nothing evicts it in between
+        self._hold(ref.key)  # before the first await, so that nothing evicts it in between
         try:
-            copy = await self._find_or_read(ref)
+            stored = await self._find_or_read(ref)
             if self._closed:
                 raise ShuttingDownError("the host cache was closed meanwhile")
-            return copy
-        except BaseException:  # a cancelled caller too holds no pin
-            self.unpin(ref.key)
+        except BaseException:  # a cancelled caller too holds nothing
+            self._let_go(ref.key)
             raise
-
-    def pin(self, key: str) -> None:
-        """Keeps the copy of ``key`` from being evicted, once more."""
-        self._pins[key] = self._pins.get(key, 0) + 1
-
-    def unpin(self, key: str) -> None:
-        """Takes one pin back. Raises InternalError where there is none."""
-        pins = self._pins.get(key, 0)
-        if not pins:
-            raise InternalError(f"host copy {key} is not pinned")
-        if pins == 1:
-            del self._pins[key]
-        else:
-            self._pins[key] = pins - 1
+        return HostCopy(ref.key, stored.fd, stored.num_bytes, stored.seconds, lambda: self._let_go(ref.key))
 
     async def close(self) -> None:
         """Waits for reads under way, then closes every descriptor; idempotent. Memory that a worker
@@ -120,7 +125,15 @@ class HostCache:
             self._drop(key)
         self._readers.shutdown()
 
-    async def _find_or_read(self, ref: ArtifactRef) -> HostCopy:
+    def _hold(self, key: str) -> None:
+        self._holders[key] = self._holders.get(key, 0) + 1
+
+    def _let_go(self, key: str) -> None:
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+
+    async def _find_or_read(self, ref: ArtifactRef) -> _Stored:
         copy = self._copies.get(ref.key)
         if copy is not None:
             self._copies.move_to_end(ref.key)
@@ -130,8 +143,8 @@ class HostCache:
             self._make_room(ref)
             self._used_bytes += ref.num_bytes
             task = asyncio.create_task(self._read(ref), name=f"read {ref.key}")
-            task.add_done_callback(_retrieve_error)
             self._reading[ref.key] = task
+            task.add_done_callback(lambda ended: self._read_ended(ref, ended))
         return await asyncio.shield(task)
 
     def _make_room(self, ref: ArtifactRef) -> None:
@@ -147,7 +160,7 @@ class HostCache:
         for key, copy in self._copies.items():
             if excess_bytes <= 0:
                 break
-            if key not in self._pins:
+            if key not in self._holders:
                 victims.append(key)
                 excess_bytes -= copy.num_bytes
         if excess_bytes > 0:
@@ -158,7 +171,7 @@ class HostCache:
         for key in victims:
             self._drop(key)
 
-    async def _read(self, ref: ArtifactRef) -> HostCopy:
+    async def _read(self, ref: ArtifactRef) -> _Stored:
         started_s = time.monotonic()
         loop = asyncio.get_running_loop()
         fd = os.memfd_create("mooring-host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -182,24 +195,22 @@ class HostCache:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:  # nothing of a failed or cancelled read stays
             os.close(fd)
-            self._used_bytes -= ref.num_bytes
             raise
-        finally:
-            del self._reading[ref.key]
-        copy = HostCopy(ref.key, fd, ref.num_bytes, time.monotonic() - started_s)
-        self._copies[ref.key] = copy
-        return copy
+        stored = _Stored(fd, ref.num_bytes, time.monotonic() - started_s)
+        self._copies[ref.key] = stored
+        return stored
+
+    def _read_ended(self, ref: ArtifactRef, task: asyncio.Task[_Stored]) -> None:
+        """Runs before any caller wakes; also for a task that was cancelled before it began."""
+        del self._reading[ref.key]
+        # Asking for the error marks it as seen even where every caller was cancelled.
+        if task.cancelled() or task.exception() is not None:
+            self._used_bytes -= ref.num_bytes
 
     def _drop(self, key: str) -> None:
         copy = self._copies.pop(key)
         os.close(copy.fd)
         self._used_bytes -= copy.num_bytes
-
-
-def _retrieve_error(task: asyncio.Task[HostCopy]) -> None:
-    """Marks the read's error as seen: its callers got it, unless all of them were cancelled."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _open_artifact(ref: ArtifactRef) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from memory_manager.host_cache import HostCache
 from memory_manager.ports import ArtifactRef
-from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError, ShuttingDownError
+from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
 from mooring.units import MIB
 
 pytestmark = pytest.mark.integration
@@ -65,15 +65,16 @@ async def test_callers_of_one_key_share_one_read(cache: HostCache, tmp_path: Pat
     copies = await asyncio.gather(*(cache.get(ref) for _ in range(8)))
     assert len({copy.fd for copy in copies}) == 1
     assert cache.used_bytes == ref.num_bytes
-    again = await cache.get(ref)  # and later ones need no read at all
-    assert again is copies[0]
+    ref.weights_path.unlink()  # and later ones need no file at all
+    assert (await cache.get(ref)).fd == copies[0].fd
 
 
-async def test_the_least_recently_used_unpinned_copy_is_evicted(cache: HostCache, tmp_path: Path) -> None:
+async def test_the_least_recently_used_copy_that_nobody_holds_is_evicted(
+    cache: HostCache, tmp_path: Path
+) -> None:
     old, used, new = (artifact(tmp_path, key) for key in ("old", "used", "new"))
     for ref in (used, old, used):
-        await cache.get(ref)
-        cache.unpin(ref.key)
+        (await cache.get(ref)).release()
     await cache.get(new)
     assert not cache.contains("old")
     assert cache.contains("used")
@@ -81,19 +82,19 @@ async def test_the_least_recently_used_unpinned_copy_is_evicted(cache: HostCache
     assert cache.used_bytes <= BUDGET
 
 
-async def test_pinned_copies_stay_and_too_little_room_evicts_nothing(
-    cache: HostCache, tmp_path: Path
-) -> None:
-    pinned, idle = artifact(tmp_path, "pinned", 4 * MIB), artifact(tmp_path, "idle", 2 * MIB)
-    await cache.get(pinned)
-    await cache.get(idle)
-    cache.unpin("idle")
+async def test_held_copies_stay_and_too_little_room_evicts_nothing(cache: HostCache, tmp_path: Path) -> None:
+    ref = artifact(tmp_path, "held", 4 * MIB)
+    holders = [await cache.get(ref), await cache.get(ref)]
+    (await cache.get(artifact(tmp_path, "idle", 2 * MIB))).release()
+    big = artifact(tmp_path, "big", 5 * MIB)
+    holders[0].release()
+    holders[0].release()  # idempotent: it gives back nobody else's hold
     with pytest.raises(InsufficientMemoryError, match="in use"):
-        await cache.get(artifact(tmp_path, "big", 5 * MIB))
+        await cache.get(big)
     assert cache.contains("idle")
-    cache.unpin("pinned")
-    await cache.get(artifact(tmp_path, "big", 5 * MIB))
-    assert not cache.contains("pinned")
+    holders[1].release()
+    await cache.get(big)
+    assert not cache.contains("held")
 
 
 async def test_what_can_never_fit_says_so(cache: HostCache, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ async def test_evicted_memory_really_leaves_the_machine(cache: HostCache, tmp_pa
     first = await cache.get(artifact(tmp_path, "first", 6 * MIB))
     inode = os.fstat(first.fd).st_ino
     assert os.fstat(first.fd).st_blocks * 512 >= 6 * MIB
-    cache.unpin("first")
+    first.release()
     await cache.get(artifact(tmp_path, "second", 6 * MIB))
     open_inodes = set()
     for name in os.listdir("/proc/self/fd"):
@@ -137,9 +138,8 @@ async def test_a_broken_file_is_the_artifacts_error_and_leaves_no_trace(
     assert cache.used_bytes == 0
     assert not cache.contains("a")
     assert len(os.listdir("/proc/self/fd")) == descriptors
-    with pytest.raises(InternalError, match="not pinned"):
-        cache.unpin("a")
-    ref.weights_path.rmdir() if damage == "folder" else None
+    if damage == "folder":
+        ref.weights_path.rmdir()
     ref.weights_path.write_bytes(b"m" * ref.num_bytes)  # mended
     assert read_all((await cache.get(ref)).fd, ref.num_bytes) == b"m" * ref.num_bytes
 
@@ -151,9 +151,9 @@ async def test_a_cancelled_caller_leaves_the_read_to_the_others(cache: HostCache
     waiters[0].cancel()
     copy = await waiters[1]
     assert copy.num_bytes == ref.num_bytes
-    cache.unpin("a")  # the one pin of the caller that stayed
-    with pytest.raises(InternalError):
-        cache.unpin("a")
+    copy.release()  # the one hold of the caller that stayed
+    await cache.get(artifact(tmp_path, "b", BUDGET))
+    assert not cache.contains("a")
 
 
 async def test_a_read_that_all_callers_left_still_ends_in_the_cache(cache: HostCache, tmp_path: Path) -> None:
