@@ -18,7 +18,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +96,8 @@ class Supervisor:
     def __init__(
         self,
         specs: Sequence[WorkerSpec],
-        on_ready: Callable[[WorkerClient], Awaitable[None]],
-        on_lost: Callable[[str], Awaitable[None]],
+        on_ready: Callable[[WorkerClient], None],
+        on_lost: Callable[[str], None],
         config: SupervisorConfig | None = None,
         client_config: ClientConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -210,7 +210,7 @@ class Supervisor:
             await descriptors.wait_ready()
             await client.connect()
         worker.client = client
-        await self._on_ready(client)
+        self._on_ready(client)
         worker.state = WorkerState.READY
         logger.info("worker %s is ready as process %d", worker.spec.worker_id, client.capabilities().pid)
         if not worker.first_ready.done():
@@ -234,7 +234,7 @@ class Supervisor:
         if was_ready:
             if not self._stopping:
                 logger.warning("worker %s died with status %d", worker.spec.worker_id, status)
-            await self._on_lost(worker.spec.worker_id)
+            self._on_lost(worker.spec.worker_id)
 
 
 def _make_socket_dir(parent: Path | None) -> Path:

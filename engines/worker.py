@@ -74,9 +74,16 @@ EngineFactory = Callable[[WorkerOptions], Engine]
 
 def _torch_engine(options: WorkerOptions) -> Engine:
     from engines.torch.engine import TorchEngine, TorchEngineConfig
-    from memory_manager.arena import HostArena
+    from memory_manager.arena import Arena
+    from memory_manager.cuda_arena import CudaArena
+    from memory_manager.host_arena import HostArena
 
-    arena = HostArena(options.memory_budget_bytes)
+    kind, _, index = options.device.partition(":")
+    arena: Arena
+    if kind == "cuda":
+        arena = CudaArena(options.memory_budget_bytes, int(index or 0))
+    else:
+        arena = HostArena(options.memory_budget_bytes)
     return TorchEngine(TorchEngineConfig(device=options.device, **options.config), arena)
 
 
