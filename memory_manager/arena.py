@@ -64,6 +64,11 @@ class Arena(Protocol):
     def page_bytes(self) -> int: ...
 
     @property
+    def capacity_bytes(self) -> int:
+        """Most physical memory at any time."""
+        ...
+
+    @property
     def committed_bytes(self) -> int:
         """Physical memory mapped into ranges."""
         ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,13 +39,13 @@ class PenaltyCounts:
     def num_rows_in_use(self) -> int:
         return len(self._table) - len(self._free_rows)
 
-    def add(self, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> int:
+    def add(self, prompt_ids: NDArray[np.int32], output_ids: NDArray[np.int32]) -> int:
         """A row that counts these tokens."""
         if not self._free_rows:
             self._grow()
         row = self._free_rows.pop()
-        counts = np.bincount(np.asarray(output_ids, np.int64), minlength=self._vocab_size).astype(np.int32)
-        counts[np.asarray(prompt_ids, np.int64)] |= _IN_PROMPT
+        counts = np.bincount(output_ids, minlength=self._vocab_size).astype(np.int32)
+        counts[prompt_ids] |= _IN_PROMPT
         self._table[row] = torch.from_numpy(counts).to(self._device)
         return row
 

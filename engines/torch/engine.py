@@ -1,0 +1,287 @@
+"""The torch engine: many models in one arena, taking turns at the step."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from engines.api import (
+    REPLICA_ASLEEP,
+    Capabilities,
+    Finished,
+    LoadSpec,
+    SequenceRequest,
+    StepOutput,
+    WorkerStats,
+)
+from engines.torch.engine_config import TorchEngineConfig
+from engines.torch.lease import KVLease
+from engines.torch.replica import Replica
+from engines.torch.requests import error_end
+from engines.torch.runner import SequenceRunner
+from engines.torch.turns import Turn, order_of_turns
+from memory_manager.arena import Arena
+from memory_manager.kv_pool import KVPool
+from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.ports import LeaseStatus
+from mooring.errors import ModelUnavailableError, NotFoundError
+
+__all__ = ["TorchEngine", "TorchEngineConfig"]
+
+
+@dataclass(slots=True)
+class _Place:
+    """A replica's place among those that take turns.
+
+    Attributes:
+        last_step: number of the step that it last took.
+        num_turns_waited: since then, while it had work.
+    """
+
+    replica: Replica
+    last_step: int = 0
+    num_turns_waited: int = 0
+
+
+class _Gate:
+    """A lock that a waiting load gets before the next step, however quickly steps follow each other.
+
+    Plain locks are not fair: the step thread would take it again before the waiting thread woke. Whoever
+    wants it queues at the door, and the holder has to queue there as well when it comes back.
+    """
+
+    def __init__(self) -> None:
+        self._door = threading.Lock()
+        self._room = threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._door:
+            self._room.acquire()
+        try:
+            yield
+        finally:
+            self._room.release()
+
+
+class TorchEngine:
+    """``engines.api.Engine`` over one arena and one KV pool.
+
+    Threads are those of the protocol, and the residency verbs of one replica come one at a time. ``load`` and
+    ``wake`` copy without any lock; attaching their result waits for the step under way and no longer.
+
+    Args:
+        config: of the engine.
+        arena: of the device; its owner closes it after the engine.
+    """
+
+    def __init__(self, config: TorchEngineConfig, arena: Arena) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self._config = config
+        self._arena = arena
+        self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
+        self._kv_memory = arena.tensor(self._pool.address_range)
+        self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
+        self._lease = KVLease()
+        self._gate = _Gate()
+        self._places: dict[str, _Place] = {}
+        self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
+        self._num_submitted = 0
+        self._steps_total = 0
+        self._process = psutil.Process()
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            "torch", self._config.device, sleep=True, elastic_kv=True, adapters=False, pid=os.getpid()
+        )
+
+    # Residency -------------------------------------------------------------------------------------
+
+    def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
+        """See the protocol. The descriptor is the engine's from here on: it is closed when the load fails
+        and when the replica is here already, which a second load wakes if it sleeps."""
+        if spec.replica_id in self._places:
+            os.close(host_copy_fd)
+            return self.wake(spec.replica_id, spec.weights_lease_bytes)
+        try:
+            replica = Replica(spec, host_copy_fd, self._arena, self._kv_memory, self._config)
+        except BaseException:  # whatever stopped it, the descriptor goes back
+            os.close(host_copy_fd)
+            raise
+        try:
+            replica.restore(spec.weights_lease_bytes)
+            with self._gate():
+                replica.attach(self._pool)
+                self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
+        except BaseException:  # the same for all that it holds by now
+            replica.close()
+            raise
+        return replica.weights_bytes
+
+    def unload(self, replica_id: str) -> None:
+        place = self._places.get(replica_id)
+        if place is None:
+            return
+        with self._gate():
+            self._detach(place.replica)
+            del self._places[replica_id]
+            place.replica.close()
+
+    def sleep(self, replica_id: str) -> int:
+        replica = self._place(replica_id).replica
+        with self._gate():
+            self._detach(replica)
+            return replica.release()
+
+    def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
+        """See the protocol. Where it fails the replica stays warm."""
+        replica = self._place(replica_id).replica
+        if replica.runner is None:
+            replica.restore(weights_lease_bytes)
+            try:
+                with self._gate():
+                    replica.attach(self._pool)
+            except BaseException:  # whatever stopped it, the pages go back
+                replica.release()
+                raise
+        return replica.weights_bytes
+
+    def close(self) -> None:
+        """Unloads everything and gives the KV range back."""
+        for replica_id in list(self._places):
+            self.unload(replica_id)
+        self._arena.free_range(self._pool.address_range)
+
+    # Sequences -------------------------------------------------------------------------------------
+
+    def submit(self, request: SequenceRequest) -> None:
+        place = self._places.get(request.replica_id)
+        if place is None or place.replica.runner is None:
+            end = error_end(request.sequence_id, _asleep(request.replica_id))
+            self._ended.setdefault(request.replica_id, []).append(end)
+            return
+        self._num_submitted += 1
+        place.replica.runner.submit(request, arrival=self._num_submitted)
+
+    def cancel(self, sequence_ids: Sequence[int]) -> None:
+        for sequence_id in sequence_ids:
+            any(runner.cancel(sequence_id) for runner in self._runners())
+
+    def has_work(self) -> bool:
+        return bool(self._ended) or any(
+            runner.has_sequences or runner.has_ended for runner in self._runners()
+        )
+
+    def step(self) -> list[StepOutput]:
+        with self._gate(), torch.inference_mode():
+            number = self._steps_total + 1
+            ended, self._ended = self._ended, {}
+            stepped = self._step_next(number)
+            outputs = [] if stepped is None else [stepped]
+            for runner in self._runners():
+                if runner.has_ended:
+                    ended.setdefault(runner.replica_id, []).extend(runner.take_ended())
+            outputs.extend(StepOutput(name, number, finished=ends) for name, ends in ended.items())
+            return outputs
+
+    def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
+        refused = self._lease.accept(kv_bytes, revision)
+        if refused is not None:
+            return refused
+        with self._gate():
+            if self._kv_memory.is_cuda:
+                # A prefill chunk that drew no token may still be writing to pages that are unmapped here.
+                torch.cuda.synchronize(self._kv_memory.device)
+            self._pool.set_limit(kv_bytes)
+            while self._pool.pages_over_limit and self._preempt_one():
+                pass
+            return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED
+
+    def stats(self) -> WorkerStats:
+        """For the step thread, like ``step``."""
+        return WorkerStats(
+            replicas=tuple(place.replica.stats(self._pool) for place in self._places.values()),
+            kv_lease_bytes=self._lease.num_bytes,
+            kv_lease_revision=self._lease.revision,
+            kv_bytes_committed=self._pool.committed_bytes,
+            steps_total=self._steps_total,
+            rss_bytes=self._process.memory_info().rss,
+        )
+
+    def check_integrity(self) -> None:
+        """For idle moments and tests: every page and every block has exactly one owner.
+
+        Raises:
+            InternalError, AssertionError: a bug of ours.
+        """
+        self._pool.check_integrity()
+        for runner in self._runners():
+            runner.check_integrity()
+            held_bytes, live_bytes = self._pool.usage(runner.replica_id)
+            if live_bytes != runner.live_kv_bytes or (not runner.num_running and held_bytes):
+                raise AssertionError(
+                    f"{runner.replica_id}: {live_bytes} bytes of blocks are taken from the pool, "
+                    f"{runner.live_kv_bytes} are in block tables, in {held_bytes} bytes of pages"
+                )
+
+    # Inner workings --------------------------------------------------------------------------------
+
+    def _runners(self) -> list[SequenceRunner]:
+        return [place.replica.runner for place in list(self._places.values()) if place.replica.runner]
+
+    def _place(self, replica_id: str) -> _Place:
+        place = self._places.get(replica_id)
+        if place is None:
+            raise NotFoundError(f"no replica {replica_id} is loaded here")
+        return place
+
+    def _detach(self, replica: Replica) -> None:
+        ended = replica.detach(self._pool, _asleep(replica.replica_id))
+        if ended:
+            self._ended.setdefault(replica.replica_id, []).extend(ended)
+
+    def _step_next(self, number: int) -> StepOutput | None:
+        """Steps the first in the order of turns that can run; None where none can."""
+        busy = {
+            replica_id: (place, runner)
+            for replica_id, place in self._places.items()
+            if (runner := place.replica.runner) is not None and runner.has_sequences
+        }
+        turns = [
+            Turn(replica_id, runner.earliest_deadline_s(), place.last_step, place.num_turns_waited)
+            for replica_id, (place, runner) in busy.items()
+        ]
+        for replica_id in order_of_turns(turns, self._config.max_turns_waited):
+            place, runner = busy[replica_id]
+            place.num_turns_waited = 0
+            output = runner.step(number)
+            if output is not None:
+                self._steps_total = place.last_step = number
+                for other, _ in busy.values():
+                    other.num_turns_waited += other is not place
+                return output
+        return None
+
+    def _preempt_one(self) -> bool:
+        """Preempts the least urgent sequence of all models; False where none runs. A model's only one goes
+        last: it is the one that the guarantee is meant for."""
+        urgency = [
+            (rank, i)
+            for i, runner in enumerate(self._runners())
+            if (rank := runner.preemptible()) is not None
+        ]
+        if not urgency:
+            return False
+        self._runners()[min(urgency)[1]].preempt_least_urgent()
+        return True
+
+
+def _asleep(replica_id: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"replica {replica_id} is not resident", code=REPLICA_ASLEEP)

@@ -1,0 +1,48 @@
+"""Settings of the torch engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mooring.errors import ConfigurationError
+
+__all__ = ["TorchEngineConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchEngineConfig:
+    """How a torch worker runs its models.
+
+    Attributes:
+        kv_range_bytes: virtual address range of the KV pool, the most KV that any lease can grant; None is
+            the arena's capacity. Address space only: nothing is committed until blocks are taken.
+        device: what ``capabilities`` reports; the tensors live where the arena's memory is.
+        max_tokens_per_step: new tokens of one forward, decodes first and prefill chunks in what they leave.
+            More of them fill a faster device better and make the decodes beside them wait longer.
+        max_running_sequences: of one model at a time; the others wait.
+        max_turns_waited: turns that other models may take before a model with work goes first whatever its
+            deadlines.
+        num_threads: that torch computes with; None leaves torch's own choice.
+        num_copy_threads: that copy weights from the host copy.
+        copy_chunk_bytes: of one read of the host copy.
+    """
+
+    kv_range_bytes: int | None = None
+    device: str = "cpu"
+    max_tokens_per_step: int = 512
+    max_running_sequences: int = 64
+    max_turns_waited: int = 8
+    num_threads: int | None = None
+    num_copy_threads: int = 2
+    copy_chunk_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens_per_step", "max_running_sequences", "num_copy_threads", "copy_chunk_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}", param=name)
+        if self.max_tokens_per_step < self.max_running_sequences:
+            raise ConfigurationError(
+                f"max_tokens_per_step ({self.max_tokens_per_step}) must be at least max_running_sequences "
+                f"({self.max_running_sequences}): every running sequence decodes one token a step",
+                param="max_tokens_per_step",
+            )

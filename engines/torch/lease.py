@@ -1,0 +1,30 @@
+"""The worker's KV lease: absolute, revisioned, idempotent."""
+
+from __future__ import annotations
+
+from memory_manager.ports import LeaseStatus
+
+__all__ = ["KVLease"]
+
+
+class KVLease:
+    """The bytes and the revision in force.
+
+    Attributes:
+        num_bytes: of KV that may be committed; 0 until the first grant.
+        revision: of that grant; 0 until then, and the first grant has 1 or more.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.revision = 0
+
+    def accept(self, num_bytes: int, revision: int) -> LeaseStatus | None:
+        """Takes a grant. None where it is now in force (also when it was already): the caller carries it
+        out; else why nothing changed."""
+        if revision < self.revision:
+            return LeaseStatus.STALE
+        if revision == self.revision and num_bytes != self.num_bytes:
+            return LeaseStatus.CONFLICT
+        self.num_bytes, self.revision = num_bytes, revision
+        return None

@@ -1,0 +1,162 @@
+"""One loaded model: its weights, the model over them, and its sequences while it is resident."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from engines.api import Finished, LoadSpec, ReplicaStats
+from engines.artifact import Manifest
+from engines.torch.config import ModelConfig, kv_groups
+from engines.torch.engine_config import TorchEngineConfig
+from engines.torch.kv_view import KVCacheView
+from engines.torch.model import TransformerModel
+from engines.torch.requests import SequenceLimits
+from engines.torch.runner import RunnerCounters, SequenceRunner
+from engines.torch.weights import WeightsRegion
+from memory_manager.arena import Arena
+from memory_manager.kv_pool import KVPool
+from memory_manager.kv_spec import PAGE_BYTES
+from mooring.errors import ArtifactError, MooringError
+
+__all__ = ["Replica"]
+
+
+class Replica:
+    """A model that is resident (weights on the device, attached to the pool) or warm (addresses only).
+
+    Making one reserves addresses and builds the model over them; its weights are no memory until
+    ``restore``. ``restore`` may run beside the step thread, everything else belongs to it.
+
+    Args:
+        host_copy_fd: of the packed weights; kept, and closed by ``close``.
+        kv_memory: uint8, the pool's whole range.
+
+    Raises:
+        ArtifactError: the manifest is not of a kind this engine can run.
+        InsufficientMemoryError: there are no addresses for the weights.
+    """
+
+    def __init__(
+        self, spec: LoadSpec, host_copy_fd: int, arena: Arena, kv_memory: Tensor, config: TorchEngineConfig
+    ) -> None:
+        manifest = Manifest.from_json(spec.manifest_json)
+        if manifest.engine != "torch":
+            raise ArtifactError(f"the artifact was packed for engine {manifest.engine!r}, not for torch")
+        self._spec = spec
+        self._host_copy_fd = host_copy_fd
+        self._engine_config = config
+        self._counters = RunnerCounters()
+        self._model_config = ModelConfig.from_dict(manifest.config)
+        self._max_model_len = min(spec.max_model_len, self._model_config.max_model_len)
+        self._device = kv_memory.device
+        self._weights = WeightsRegion(
+            arena,
+            manifest.num_bytes,
+            copy_chunk_bytes=config.copy_chunk_bytes,
+            num_copy_threads=config.num_copy_threads,
+        )
+        try:
+            tensors = self._weights.tensors(manifest)
+            dtype = _one_dtype(tensors.values())
+            self._groups = kv_groups(self._model_config, dtype.itemsize)
+            self._kv = KVCacheView(
+                kv_memory,
+                self._groups,
+                dtype,
+                self._model_config.num_kv_heads,
+                self._model_config.head_dim,
+            )
+            self._model = TransformerModel(self._model_config, tensors, self._kv)
+        except BaseException:  # whatever is wrong with the artifact, the addresses go back
+            self._weights.close()
+            raise
+        kv_bytes = kv_memory.numel() - PAGE_BYTES
+        self._limits = SequenceLimits(
+            vocab_size=self._model_config.vocab_size,
+            max_model_len=self._max_model_len,
+            groups=self._groups,
+            kv_bytes=kv_bytes if spec.kv_cap_bytes is None else min(kv_bytes, spec.kv_cap_bytes),
+        )
+        self.runner: SequenceRunner | None = None
+
+    @property
+    def replica_id(self) -> str:
+        return self._spec.replica_id
+
+    @property
+    def weights_bytes(self) -> int:
+        """Device bytes that the weights hold now."""
+        return self._weights.committed_bytes
+
+    def restore(self, weights_lease_bytes: int) -> None:
+        """Brings the weights onto the device; all or nothing.
+
+        Raises:
+            InsufficientMemoryError: the lease is smaller than the weights, or the arena has no more.
+            ArtifactError: the host copy is not what the manifest says.
+        """
+        self._weights.restore(self._host_copy_fd, weights_lease_bytes)
+
+    def attach(self, pool: KVPool) -> None:
+        """Lets sequences in. The weights are on the device."""
+        spec = self._spec
+        runner = SequenceRunner(
+            self.replica_id,
+            partial(self._model.forward, kv=self._kv),
+            limits=self._limits,
+            eos_ids=self._model_config.eos_token_ids,
+            pool=pool,
+            device=self._device,
+            config=self._engine_config,
+            counters=self._counters,
+        )
+        pool.add_model(self.replica_id, self._groups, spec.kv_guarantee_bytes, spec.kv_cap_bytes)
+        self.runner = runner
+
+    def detach(self, pool: KVPool, error: MooringError) -> list[Finished]:
+        """Ends all sequences with ``error`` and leaves the pool; returns their ends."""
+        if self.runner is None:
+            return []
+        ended = self.runner.drain(error)
+        self.runner = None
+        pool.remove_model(self.replica_id)
+        return ended
+
+    def release(self) -> int:
+        """Takes the weights off the device, which no step touches any more; returns the bytes."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return self._weights.release()
+
+    def close(self) -> None:
+        """Gives everything back, the descriptor of the host copy included. It is detached."""
+        self.release()
+        self._weights.close()
+        os.close(self._host_copy_fd)
+
+    def stats(self, pool: KVPool) -> ReplicaStats:
+        held_bytes, live_bytes = pool.usage(self.replica_id) if self.runner else (0, 0)
+        return ReplicaStats(
+            replica_id=self.replica_id,
+            residency="resident" if self.runner else "warm",
+            weights_bytes=self.weights_bytes,
+            kv_bytes=held_bytes,
+            kv_live_bytes=live_bytes,
+            running=self.runner.num_running if self.runner else 0,
+            waiting=self.runner.num_waiting if self.runner else 0,
+            preemptions_total=self._counters.preemptions,
+            prompt_tokens_total=self._counters.prompt_tokens,
+            generation_tokens_total=self._counters.generation_tokens,
+        )
+
+
+def _one_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) != 1:
+        raise ArtifactError(f"the packed weights have {len(dtypes)} dtypes, not one: {dtypes}")
+    return dtypes.pop()

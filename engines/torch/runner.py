@@ -1,0 +1,264 @@
+"""Runs the sequences of one resident model: submit, step, preempt, cancel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engines.api import Finished, FinishReason, SequenceRequest, StepOutput
+from engines.torch.batch import ForwardBatch
+from engines.torch.batch_builder import build_batch
+from engines.torch.blocks import BlockSource, BlockTables
+from engines.torch.engine_config import TorchEngineConfig
+from engines.torch.output import collect_output
+from engines.torch.penalties import has_penalty
+from engines.torch.requests import SequenceLimits, error_end
+from engines.torch.sampler import Sampler
+from engines.torch.scheduler import Scheduler, StepPlan
+from engines.torch.sequences import SequenceTable
+from engines.torch.waiting import PendingSequence, WaitingQueue
+from mooring.errors import InsufficientMemoryError, InternalError, MooringError
+
+__all__ = ["Forward", "RunnerCounters", "SequenceRunner"]
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[ForwardBatch], Tensor]
+"""Logits float32 [R, vocab] of a batch, the KV cache being written on the way."""
+
+
+class RunnerCounters:
+    """Totals of a replica, which outlive its sleep.
+
+    Attributes:
+        preemptions, prompt_tokens, generation_tokens: since the replica was loaded.
+    """
+
+    def __init__(self) -> None:
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+
+
+class SequenceRunner:
+    """Everything between a model's forward and its sequences.
+
+    Belongs to the step thread. Its model must be known to the pool before the first step.
+
+    Attributes:
+        replica_id: also the model's name in the pool.
+
+    Args:
+        forward: the model.
+        limits: of its sequences.
+        eos_ids: end a sequence that does not ignore them.
+        pool: where blocks come from.
+        device: of the model.
+        counters: added to.
+    """
+
+    def __init__(
+        self,
+        replica_id: str,
+        forward: Forward,
+        *,
+        limits: SequenceLimits,
+        eos_ids: tuple[int, ...],
+        pool: BlockSource,
+        device: torch.device,
+        config: TorchEngineConfig,
+        counters: RunnerCounters,
+    ) -> None:
+        self.replica_id = replica_id
+        self._forward = forward
+        self._limits = limits
+        self._eos_ids = eos_ids
+        self._device = device
+        self._counters = counters
+        num_slots = config.max_running_sequences
+        self._waiting = WaitingQueue()
+        self._table = SequenceTable(num_slots, limits.max_model_len)
+        self._blocks = BlockTables(pool, replica_id, limits.groups, num_slots, limits.max_model_len)
+        self._sampler = Sampler(limits.vocab_size, device)
+        self._scheduler = Scheduler(
+            self._table,
+            self._blocks,
+            self._waiting,
+            max_tokens_per_step=config.max_tokens_per_step,
+            admit=self._admit,
+            preempt=self.preempt,
+            ended_for_good=self._ended_for_good,
+        )
+        self._ended: list[Finished] = []
+
+    @property
+    def num_running(self) -> int:
+        return len(self._table)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_sequences(self) -> bool:
+        return bool(len(self._table) or len(self._waiting))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``take_ended`` would return anything."""
+        return bool(self._ended)
+
+    @property
+    def live_kv_bytes(self) -> int:
+        """Of all blocks in its tables."""
+        return self._blocks.live_bytes
+
+    def earliest_deadline_s(self) -> float:
+        """Of all sequences without a first token; ``inf`` if none has one."""
+        return min(self._waiting.earliest_deadline_s(), self._table.earliest_deadline_s())
+
+    def submit(self, request: SequenceRequest, arrival: int) -> None:
+        """Queues a sequence, or ends it where it cannot be run."""
+        if request.sequence_id in self._table or request.sequence_id in self._waiting:
+            # Ending it would end the one that runs, and the two could not be told apart.
+            log.error("sequence %d is submitted twice and runs once", request.sequence_id)
+            return
+        refusal = self._limits.refusal(request)
+        if refusal is not None:
+            self._ended.append(refusal)
+            return
+        token_ids = np.concatenate(
+            (np.asarray(request.prompt_ids, np.int32), np.asarray(request.output_ids, np.int32))
+        )
+        deadline_s = request.deadline_s if not request.output_ids else np.inf
+        self._waiting.push(PendingSequence(request, token_ids, arrival, deadline_s=deadline_s))
+
+    def cancel(self, sequence_id: int) -> bool:
+        """Ends a sequence and frees its blocks at once; False where there is none of that id."""
+        if sequence_id in self._waiting:
+            self._waiting.remove(sequence_id)
+        elif sequence_id in self._table:
+            self._remove(self._table.slot_of(sequence_id))
+        else:
+            return False
+        self._ended.append(Finished(sequence_id, FinishReason.CANCELLED))
+        return True
+
+    def take_ended(self) -> list[Finished]:
+        """Ends since the last call that no step has reported."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def step(self, number: int) -> StepOutput | None:
+        """Runs one step; None where nothing can run now.
+
+        A failure of the model ends the sequences of this step and no others.
+        """
+        plan = self._scheduler.plan()
+        if plan is None:
+            return None
+        output = StepOutput(self.replica_id, number)
+        try:
+            self._run(plan, output)
+        except Exception as error:
+            # The boundary of what one model's kernels and one batch's contents can break.
+            log.exception("a step of %s failed with %d sequences", self.replica_id, len(plan.slots))
+            output = StepOutput(self.replica_id, number)
+            self._fail(plan.slots, InternalError(f"the engine failed in a step of this model: {error!r}"))
+        output.finished.extend(self.take_ended())
+        return output
+
+    def preemptible(self) -> tuple[bool, int, int] | None:
+        """How urgent the least urgent running sequence is, for comparison with other models': whether it is
+        the model's only one, its priority, and its arrival negated; None if none runs."""
+        if not len(self._table):
+            return None
+        slot = self._scheduler.least_urgent()
+        return len(self._table) == 1, int(self._table.priority[slot]), -int(self._table.arrival[slot])
+
+    def preempt_least_urgent(self) -> None:
+        """Preempts the sequence that ``preemptible`` is about."""
+        self.preempt(self._scheduler.least_urgent())
+
+    def preempt(self, slot: int) -> None:
+        """Frees a running sequence's blocks and puts it back into the queue with all its tokens."""
+        self._counters.preemptions += 1
+        self._waiting.push(self._remove(slot))
+
+    def drain(self, error: MooringError) -> list[Finished]:
+        """Ends all sequences and frees all blocks; returns every end not reported yet."""
+        self._fail(self._table.active_slots(), error)
+        for pending in self._waiting.drain():
+            self._ended.append(error_end(pending.request.sequence_id, error))
+        return self.take_ended()
+
+    def check_integrity(self) -> None:
+        """Every block and every row of counts has exactly one sequence.
+
+        Raises:
+            AssertionError: a bug of ours.
+        """
+        slots = self._table.active_slots()
+        self._blocks.check_integrity(slots)
+        penalized = int((self._table.sampling.penalty_row[slots] >= 0).sum())
+        if penalized != self._sampler.penalties.num_rows_in_use:
+            raise AssertionError(
+                f"{self._sampler.penalties.num_rows_in_use} rows of counts for {penalized} sequences"
+            )
+
+    def _run(self, plan: StepPlan, output: StepOutput) -> None:
+        table = self._table
+        batch = build_batch(table, self._blocks, plan, self._device)
+        logits = self._forward(batch.forward)
+        sampling = batch.sampling_slots
+        sampled = None
+        if len(sampling):
+            sampled = self._sampler.sample(logits, table.sampling.take(sampling), table.num_tokens[sampling])
+        table.num_computed[plan.slots] += plan.num_new
+        if sampled is not None:
+            self._counters.generation_tokens += len(sampling)
+            for slot in collect_output(table, sampling, sampled, output).tolist():
+                self._remove(slot)
+        self._free_behind_windows(plan.slots)
+
+    def _free_behind_windows(self, slots: NDArray[np.int64]) -> None:
+        # A slot that was just emptied has no blocks: its counts are zero and must stay so.
+        running = slots[self._table.is_active(slots)]
+        self._blocks.free_behind_windows(running, self._table.num_computed[running])
+
+    def _admit(self, pending: PendingSequence) -> int:
+        request = pending.request
+        penalty_row = -1
+        if has_penalty(request.sampling):
+            num_prompt = pending.num_prompt
+            penalty_row = self._sampler.penalties.add(
+                pending.token_ids[:num_prompt], pending.token_ids[num_prompt:]
+            )
+        if not pending.preempted:
+            self._counters.prompt_tokens += pending.num_prompt
+        return self._table.insert(pending, self._eos_ids, penalty_row)
+
+    def _remove(self, slot: int) -> PendingSequence:
+        """Takes a sequence out of table, blocks and counts."""
+        penalty_row = int(self._table.sampling.penalty_row[slot])
+        if penalty_row >= 0:
+            self._sampler.penalties.remove(penalty_row)
+        self._blocks.release(np.array([slot]))
+        return self._table.remove(slot)
+
+    def _fail(self, slots: NDArray[np.int64], error: MooringError) -> None:
+        for slot in slots.tolist():
+            self._ended.append(error_end(self._remove(slot).request.sequence_id, error))
+
+    def _ended_for_good(self, slot: int) -> bool:
+        num_tokens = int(self._table.num_tokens[slot])
+        if self._limits.could_fit(num_tokens):
+            return False
+        message = f"the sequence grew to {num_tokens} tokens, beyond the KV this replica may ever hold"
+        self._fail(np.array([slot]), InsufficientMemoryError(message))
+        return True

@@ -1,0 +1,189 @@
+"""What one model computes in its next step: iteration-level continuous batching with chunked prefill.
+
+Scheduling by iteration is Orca's (Yu et al., OSDI 2022); prefill chunks beside decodes under one budget of
+tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024). A step is planned in this order:
+
+1. every running decode, one token each;
+2. chunks of the running prefills in what the budget leaves, the most urgent first;
+3. blocks for both; where there is no room, the least urgent sequence is preempted and 1 is done again;
+4. new sequences from the queue, as long as budget, slots and blocks last.
+
+A preempted sequence loses its blocks, keeps its tokens and computes them again when it is readmitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.torch.blocks import BlockTables
+from engines.torch.sequences import SequenceTable
+from engines.torch.waiting import PendingSequence, WaitingQueue
+
+__all__ = ["Scheduler", "StepPlan"]
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """Which sequences compute how many tokens.
+
+    Attributes:
+        slots: int64 [S], decodes first.
+        num_new: int64 [S], tokens that each computes, at least 1.
+        num_decodes: how many of the first have exactly one.
+    """
+
+    slots: NDArray[np.int64]
+    num_new: NDArray[np.int64]
+    num_decodes: int
+
+    @property
+    def num_new_tokens(self) -> int:
+        return int(self.num_new.sum())
+
+
+class Scheduler:
+    """Plans the steps of one model over its table, its blocks and its queue.
+
+    Args:
+        max_tokens_per_step: at least the number of slots.
+        admit: gives a sequence, no longer in the queue, a slot of the table and returns it.
+        preempt: takes the sequence of a slot out of table and blocks and back into the queue.
+        ended_for_good: given the slot of a sequence that runs alone and whose next block does not fit, ends
+            it if no lease could make room and says so; else it is preempted and waits for a larger lease.
+    """
+
+    def __init__(
+        self,
+        table: SequenceTable,
+        blocks: BlockTables,
+        waiting: WaitingQueue,
+        *,
+        max_tokens_per_step: int,
+        admit: Callable[[PendingSequence], int],
+        preempt: Callable[[int], None],
+        ended_for_good: Callable[[int], bool],
+    ) -> None:
+        self._table = table
+        self._blocks = blocks
+        self._waiting = waiting
+        self._max_tokens = max_tokens_per_step
+        self._admit = admit
+        self._preempt = preempt
+        self._ended_for_good = ended_for_good
+
+    def plan(self) -> StepPlan | None:
+        """The next step, its blocks taken; None when nothing can run now."""
+        plan, was_preempted = self._plan_running()
+        # What was just preempted would come straight back; unless it left the model with nothing to do.
+        if len(plan.slots) == 0 or not was_preempted:
+            plan = self._with_admitted(plan)
+        return plan if len(plan.slots) else None
+
+    def least_urgent(self) -> int:
+        """The slot to be preempted first: lowest priority, then latest arrival."""
+        slots = self._table.active_slots()
+        order = np.lexsort((self._table.arrival[slots], -self._table.priority[slots]))
+        return int(slots[order[-1]])
+
+    def _plan_running(self) -> tuple[StepPlan, bool]:
+        was_preempted = False
+        while True:
+            plan = self._chunks_of_running()
+            if self._extend(plan):
+                return plan, was_preempted
+            if len(self._table) == 1:
+                shorter = self._up_to_block_end(plan)
+                if self._extend(shorter):
+                    return shorter, was_preempted
+                if self._ended_for_good(int(plan.slots[0])):
+                    continue
+            was_preempted = True
+            self._preempt(self.least_urgent())
+
+    def _chunks_of_running(self) -> StepPlan:
+        table = self._table
+        slots = table.active_slots()
+        remaining = table.num_tokens[slots] - table.num_computed[slots]
+        decodes = slots[remaining == 1]
+        prefills, remaining = slots[remaining > 1], remaining[remaining > 1]
+        order = np.lexsort((table.arrival[prefills], table.deadline_s[prefills], -table.priority[prefills]))
+        prefills, remaining = prefills[order], remaining[order]
+        budget = self._max_tokens - len(decodes)
+        chunks = np.clip(budget - (np.cumsum(remaining) - remaining), 0, remaining)
+        some = chunks > 0
+        return StepPlan(
+            np.concatenate((decodes, prefills[some])),
+            np.concatenate((np.ones(len(decodes), np.int64), chunks[some])),
+            len(decodes),
+        )
+
+    def _extend(self, plan: StepPlan) -> bool:
+        computed = self._table.num_computed[plan.slots]
+        return self._blocks.extend(plan.slots, self._table.num_tokens[plan.slots], computed + plan.num_new)
+
+    def _up_to_block_end(self, plan: StepPlan) -> StepPlan:
+        """The plan of a lone sequence, cut where its smallest block ends: no chunk needs fewer blocks of a
+        window group, and the guarantee covers that many."""
+        computed = int(self._table.num_computed[plan.slots[0]])
+        block_tokens = min(group.block_tokens for group in self._blocks.groups)
+        to_block_end = block_tokens - computed % block_tokens
+        return StepPlan(plan.slots, np.minimum(plan.num_new, to_block_end), plan.num_decodes)
+
+    def _with_admitted(self, plan: StepPlan) -> StepPlan:
+        budget = self._max_tokens - plan.num_new_tokens
+        slots: list[int] = []
+        chunks: list[int] = []
+        while budget > 0 and self._table.has_free_slot:
+            chunk = self._admit_next(budget)
+            if chunk is None:
+                break
+            slot, num_new = chunk
+            slots.append(slot)
+            chunks.append(num_new)
+            budget -= num_new
+        return _joined(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
+
+    def _admit_next(self, budget: int) -> tuple[int, int] | None:
+        """Slot and first chunk of the next in the queue; None where there is none or no room for it."""
+        pending = self._waiting.peek()
+        if pending is None:
+            return None
+        num_tokens = len(pending.token_ids)
+        num_running = len(self._table)
+        chunk = min(num_tokens, budget)
+        if not self._blocks.can_admit(num_tokens, chunk, margin_blocks=num_running):
+            if num_running:
+                return None
+            chunk = min(chunk, *(group.block_tokens for group in self._blocks.groups))
+            if not self._blocks.can_admit(num_tokens, chunk, margin_blocks=0):
+                return None
+        self._waiting.remove(pending.request.sequence_id)
+        slot = self._admit(pending)
+        if not self._extend(StepPlan(np.array([slot]), np.array([chunk]), 0)):
+            self._preempt(slot)  # the device has less memory than the lease says
+            return None
+        return slot, chunk
+
+
+def _joined(plan: StepPlan, slots: NDArray[np.int64], chunks: NDArray[np.int64]) -> StepPlan:
+    """The plan with these prefills; a prompt of one token counts as a decode."""
+    if not len(slots):
+        return plan
+    single = chunks == 1
+    decodes, prefills = plan.slots[: plan.num_decodes], plan.slots[plan.num_decodes :]
+    return StepPlan(
+        np.concatenate((decodes, slots[single], prefills, slots[~single])),
+        np.concatenate(
+            (
+                plan.num_new[: plan.num_decodes],
+                chunks[single],
+                plan.num_new[plan.num_decodes :],
+                chunks[~single],
+            )
+        ),
+        plan.num_decodes + int(single.sum()),
+    )

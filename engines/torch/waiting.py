@@ -1,0 +1,93 @@
+"""Sequences that wait for a place in the running table."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.api import SequenceRequest
+
+__all__ = ["PendingSequence", "WaitingQueue"]
+
+
+@dataclass(slots=True, eq=False)
+class PendingSequence:
+    """A sequence without a place: new, or preempted with the output it had.
+
+    Attributes:
+        request: as submitted.
+        token_ids: int32, prompt and all output so far, that of an earlier life included.
+        arrival: order of submission in the engine; kept over preemptions.
+        preempted: it ran before.
+        deadline_s: for its first token; ``inf`` once it has one.
+    """
+
+    request: SequenceRequest
+    token_ids: NDArray[np.int32]
+    arrival: int
+    preempted: bool = False
+    deadline_s: float = math.inf
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    def order(self) -> tuple[int, bool, float, int]:
+        """Who is admitted first: priority; then the preempted, whose client has seen part of the answer;
+        then the earliest deadline; then the earliest arrival."""
+        return (-self.request.priority, not self.preempted, self.deadline_s, self.arrival)
+
+
+class WaitingQueue:
+    """A priority queue of pending sequences, from which any can be taken by its id.
+
+    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, PendingSequence] = {}
+        self._heap: list[tuple[tuple[int, bool, float, int], PendingSequence]] = []
+        self._deadlines: list[tuple[float, int, PendingSequence]] = []
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._by_id
+
+    def push(self, sequence: PendingSequence) -> None:
+        self._by_id[sequence.request.sequence_id] = sequence
+        heapq.heappush(self._heap, (sequence.order(), sequence))
+        if sequence.deadline_s < math.inf:
+            heapq.heappush(self._deadlines, (sequence.deadline_s, sequence.arrival, sequence))
+
+    def _alive(self, sequence: PendingSequence) -> bool:
+        return self._by_id.get(sequence.request.sequence_id) is sequence
+
+    def peek(self) -> PendingSequence | None:
+        """The next to be admitted."""
+        while self._heap and not self._alive(self._heap[0][1]):
+            heapq.heappop(self._heap)
+        return self._heap[0][1] if self._heap else None
+
+    def remove(self, sequence_id: int) -> PendingSequence:
+        """Takes one out, wherever it stands."""
+        return self._by_id.pop(sequence_id)
+
+    def earliest_deadline_s(self) -> float:
+        """Of all that wait; ``inf`` if none has one."""
+        while self._deadlines and not self._alive(self._deadlines[0][2]):
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def drain(self) -> list[PendingSequence]:
+        """Takes all out."""
+        sequences = list(self._by_id.values())
+        self._by_id.clear()
+        self._heap.clear()
+        self._deadlines.clear()
+        return sequences
