@@ -1,0 +1,262 @@
+"""Queries over models, versions, variants and deployments."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from model_registry.policy import change_policy, check_name, check_policy
+from model_registry.records import (
+    DeploymentPolicy,
+    DeploymentRecord,
+    ModelRecord,
+    NewVersion,
+    VariantRecord,
+    VersionRecord,
+)
+from model_registry.rows import deployment_record, model_record, variant_record, version_record
+from model_registry.schema import Deployment, Model, Variant, Version
+from model_registry.transactions import Transactions, one
+from mooring.errors import ConflictError, InvalidRequestError
+
+__all__ = ["AUTO", "ENGINES", "PRECISIONS", "CatalogQueries"]
+
+AUTO = "auto"
+PRECISIONS = ("bf16", "fp32")
+ENGINES = ("torch",)
+
+
+class CatalogQueries(Transactions):
+    """What is registered and how it is deployed."""
+
+    def register_version(self, model: str, new: NewVersion) -> VersionRecord:
+        """Adds a version to a model, which is made where it lacks. The same digest again returns the
+        version that has it and changes nothing.
+
+        Raises:
+            InvalidRequestError: the name cannot be one.
+        """
+        check_name(model, "model")
+        with self._writing() as session:
+            row = session.scalar(select(Model).where(Model.name == model))
+            if row is None:
+                row = Model(name=model, last_number=0, created_at_s=self._now())
+                session.add(row)
+            known = next((version for version in row.versions if version.digest == new.digest), None)
+            if known is not None:
+                return version_record(known)
+            row.last_number += 1
+            values = dataclasses.asdict(new)
+            version = Version(model=row, number=row.last_number, created_at_s=self._now(), **values)
+            session.add(version)
+            session.flush()
+            return version_record(version)
+
+    def list_models(self) -> list[ModelRecord]:
+        """All models by name."""
+        with self._reading() as session:
+            rows = session.scalars(select(Model).options(selectinload(Model.versions)).order_by(Model.name))
+            return [model_record(row) for row in rows]
+
+    def get_model(self, name: str) -> ModelRecord:
+        """One model. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            return model_record(_model(session, name))
+
+    def get_version(self, model: str, number: int | None = None) -> VersionRecord:
+        """One version of a model, by default its newest. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            return version_record(_version(session, model, number))
+
+    def list_versions(self, model: str) -> list[VersionRecord]:
+        """All versions of a model, oldest first. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            return [version_record(row) for row in _model(session, model).versions]
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether any version is of this artifact."""
+        with self._reading() as session:
+            return session.scalar(select(Version.id).where(Version.digest == digest).limit(1)) is not None
+
+    def delete_version(self, model: str, number: int) -> None:
+        """Removes a version and its variants.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: a deployment uses it.
+        """
+        with self._writing() as session:
+            _delete_version(session, _version(session, model, number))
+
+    def delete_model(self, name: str) -> None:
+        """Removes a model with all its versions.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: a deployment uses one of them.
+        """
+        with self._writing() as session:
+            row = _model(session, name)
+            for version in list(row.versions):
+                _delete_version(session, version)
+            session.flush()
+            session.delete(row)
+
+    # Variants
+
+    def list_variants(self, model: str, number: int) -> list[VariantRecord]:
+        """The variants of a version by precision. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            version = _version(session, model, number)
+            query = select(Variant).where(Variant.version_id == version.id).order_by(Variant.precision)
+            return [variant_record(row) for row in session.scalars(query)]
+
+    def set_packed(self, variant_id: int, packed_key: str, packed_bytes: int) -> VariantRecord:
+        """Notes the packed artifact of a variant. Raises ``NotFoundError``."""
+        with self._writing() as session:
+            row = one(session, select(Variant).where(Variant.id == variant_id), f"variant {variant_id}")
+            row.packed_key, row.packed_bytes = packed_key, packed_bytes
+            session.flush()
+            return variant_record(row)
+
+    # Deployments
+
+    def create_deployment(
+        self,
+        name: str,
+        model: str,
+        version: int | None = None,
+        precision: str = AUTO,
+        engine: str = ENGINES[0],
+        policy: DeploymentPolicy | None = None,
+    ) -> DeploymentRecord:
+        """Makes a deployment, and its variant where it lacks.
+
+        Args:
+            version: None is the newest now; a later version does not change the deployment.
+            precision: one of ``PRECISIONS``, or ``"auto"``, the checkpoint's own.
+
+        Raises:
+            InvalidRequestError: a value that it may not have; ``param`` names it.
+            NotFoundError: no such model or version.
+            ConflictError: the name is taken.
+        """
+        check_name(name)
+        if engine not in ENGINES:
+            raise InvalidRequestError(f"engine {engine!r} is not one of {', '.join(ENGINES)}", param="engine")
+        policy = policy or DeploymentPolicy()
+        check_policy(policy)
+        with self._writing() as session:
+            if session.scalar(select(Deployment.id).where(Deployment.name == name)) is not None:
+                raise ConflictError(f"a deployment {name!r} exists already", param="name")
+            variant = _variant(session, _version(session, model, version), precision)
+            _check_context(policy, variant.version)
+            now = self._now()
+            values = dataclasses.asdict(policy)
+            row = Deployment(
+                name=name, variant=variant, engine=engine, created_at_s=now, updated_at_s=now, **values
+            )
+            session.add(row)
+            session.flush()
+            return deployment_record(row)
+
+    def get_deployment(self, name: str) -> DeploymentRecord:
+        """One deployment. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            return deployment_record(_deployment(session, name))
+
+    def list_deployments(self) -> list[DeploymentRecord]:
+        """All deployments by name."""
+        with self._reading() as session:
+            return [
+                deployment_record(row)
+                for row in session.scalars(select(Deployment).order_by(Deployment.name))
+            ]
+
+    def update_deployment(self, name: str, changes: Mapping[str, object]) -> DeploymentRecord:
+        """Changes some settings of a deployment: fields of its policy, ``version`` or ``precision``.
+
+        Raises:
+            InvalidRequestError: an unknown setting or a bad value; ``param`` names it.
+            NotFoundError: no such deployment or version.
+        """
+        variant_changes = {key: value for key, value in changes.items() if key in ("version", "precision")}
+        policy_changes = {key: value for key, value in changes.items() if key not in variant_changes}
+        with self._writing() as session:
+            row = _deployment(session, name)
+            policy = change_policy(deployment_record(row).policy, policy_changes)
+            if variant_changes:
+                row.variant = _changed_variant(session, row.variant, variant_changes)
+            _check_context(policy, row.variant.version)
+            for field, value in dataclasses.asdict(policy).items():
+                setattr(row, field, value)
+            row.updated_at_s = self._now()
+            session.flush()
+            return deployment_record(row)
+
+    def delete_deployment(self, name: str) -> None:
+        """Removes a deployment. Raises ``NotFoundError``."""
+        with self._writing() as session:
+            session.delete(_deployment(session, name))
+
+
+def _model(session: Session, name: str) -> Model:
+    return one(session, select(Model).where(Model.name == name), f"model {name!r}")
+
+
+def _version(session: Session, model: str, number: int | None) -> Version:
+    query = select(Version).where(Version.model_id == _model(session, model).id)
+    if number is None:
+        return one(session, query.order_by(Version.number.desc()).limit(1), f"version of model {model!r}")
+    return one(session, query.where(Version.number == number), f"version {number} of model {model!r}")
+
+
+def _deployment(session: Session, name: str) -> Deployment:
+    return one(session, select(Deployment).where(Deployment.name == name), f"deployment {name!r}")
+
+
+def _variant(session: Session, version: Version, precision: str) -> Variant:
+    """The variant of this precision, made where it lacks."""
+    if precision == AUTO:
+        precision = str(version.description["default_precision"])
+    if precision not in PRECISIONS:
+        raise InvalidRequestError(
+            f"precision {precision!r} is not one of {', '.join((AUTO, *PRECISIONS))}", param="precision"
+        )
+    query = select(Variant).where(Variant.version_id == version.id, Variant.precision == precision)
+    return session.scalar(query) or Variant(version=version, precision=precision)
+
+
+def _changed_variant(session: Session, variant: Variant, changes: Mapping[str, object]) -> Variant:
+    number = changes.get("version", variant.version.number)
+    precision = changes.get("precision", variant.precision)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise InvalidRequestError("version must be a whole number", param="version")
+    if not isinstance(precision, str):
+        raise InvalidRequestError("precision must be a word", param="precision")
+    return _variant(session, _version(session, variant.version.model.name, number), precision)
+
+
+def _check_context(policy: DeploymentPolicy, version: Version) -> None:
+    longest = int(version.description["max_model_len"])
+    if policy.max_model_len is not None and policy.max_model_len > longest:
+        raise InvalidRequestError(
+            f"max_model_len {policy.max_model_len} exceeds the model's {longest}", param="max_model_len"
+        )
+
+
+def _delete_version(session: Session, version: Version) -> None:
+    variants = session.scalars(select(Variant).where(Variant.version_id == version.id)).all()
+    user = session.scalar(select(Deployment.name).where(Deployment.variant_id.in_([v.id for v in variants])))
+    if user is not None:
+        raise ConflictError(
+            f"version {version.number} of model {version.model.name!r} is used by deployment {user!r}: "
+            "delete that first"
+        )
+    for variant in variants:
+        session.delete(variant)
+    session.flush()  # children first: the mapper does not order rows that no loaded relationship joins
+    session.delete(version)

@@ -1,0 +1,155 @@
+"""What a Hugging Face folder must be to enter the store, and the reason when it is not.
+
+Only top-level files that are known by name are ever taken, so what else lies in a folder (code, other
+formats, pickles beside safetensors) stays outside. Nothing is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from model_registry.safetensors_format import read_header
+from mooring.errors import ArtifactError
+from mooring.units import MIB, format_bytes
+
+__all__ = ["FILE_PATTERNS", "INDEX_NAME", "check_folder", "refuse_pickles"]
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+NOTE_PATTERNS = ("LICENSE*", "README*")
+FILE_PATTERNS = (  # beside the weights
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    *NOTE_PATTERNS,
+)
+REQUIRED_NAMES = ("config.json", "tokenizer.json")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+MAX_TEXT_BYTES = 128 * MIB  # the largest published tokenizer.json has a quarter of it
+MAX_NOTE_BYTES = 1 * MIB  # a larger README or LICENSE is left out
+
+
+def check_folder(folder: Path) -> tuple[str, ...]:
+    """Checks a folder without reading its weights, and says what the store takes of it.
+
+    Returns:
+        Names of the files to keep, sorted.
+
+    Raises:
+        ArtifactError: the folder cannot be served or is not safe to read; the message says why.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder")
+    sizes = _list_files(folder)
+    refuse_pickles(sizes)
+    for name in REQUIRED_NAMES:
+        if name not in sizes:
+            raise ArtifactError(f"the folder lacks {name}: only Hugging Face checkpoints are read")
+    texts = {name for name in sizes if _is_wanted_text(name, sizes[name])}
+    for name in texts:
+        if sizes[name] > MAX_TEXT_BYTES:
+            raise ArtifactError(f"{name} is too large: {format_bytes(sizes[name])}")
+        if name.endswith(".json"):
+            _read_json(folder / name)
+    weights = _check_index(folder, sizes) if INDEX_NAME in sizes else _check_single(folder, sizes)
+    return tuple(sorted({*texts, *weights}))
+
+
+def refuse_pickles(names: Collection[str]) -> None:
+    """Refuses a folder whose weights are pickles. Pickles beside safetensors are simply not taken.
+
+    Raises:
+        ArtifactError: names the first pickle.
+    """
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ArtifactError(
+            f"{pickles[0]} is a pickle, and unpickling runs whatever code the file holds: "
+            "convert the weights to safetensors"
+        )
+
+
+def _list_files(folder: Path) -> dict[str, int]:
+    """Sizes in bytes of the regular files directly in the folder, by name."""
+    root = folder.resolve()
+    sizes: dict[str, int] = {}
+    for entry in folder.iterdir():
+        if entry.is_symlink():
+            _check_link(entry, root)
+        status = entry.stat()
+        if stat.S_ISREG(status.st_mode):
+            sizes[entry.name] = status.st_size
+    return sizes
+
+
+def _check_link(link: Path, root: Path) -> None:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"{link.name} is a symlink to nothing") from error
+    if not target.is_relative_to(root):
+        raise ArtifactError(
+            f"{link.name} is a symlink that leaves the folder (to {target}): copy the file itself there"
+        )
+
+
+def _is_wanted_text(name: str, num_bytes: int) -> bool:
+    if any(fnmatchcase(name, pattern) for pattern in NOTE_PATTERNS):
+        return num_bytes <= MAX_NOTE_BYTES
+    return any(fnmatchcase(name, pattern) for pattern in FILE_PATTERNS)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path.name} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path.name} is not a JSON object")
+    return value
+
+
+def _check_single(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
+    if SINGLE_NAME not in sizes:
+        others = sorted(name for name in sizes if name.endswith(".safetensors"))
+        found = f" (it has {others[0]})" if others else ""
+        raise ArtifactError(f"the folder lacks {SINGLE_NAME} or {INDEX_NAME}{found}")
+    if not read_header(folder / SINGLE_NAME):
+        raise ArtifactError(f"{SINGLE_NAME} holds no tensors")
+    return (SINGLE_NAME,)
+
+
+def _check_index(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
+    """Checks that each tensor of the index is in the shard that it names, and in no other."""
+    weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ArtifactError(f"{INDEX_NAME} has no weight_map")
+    for shard in weight_map.values():
+        _check_shard_name(shard, sizes)
+    shards = sorted(set(weight_map.values()))
+    found: dict[str, str] = {}
+    for shard in shards:
+        for tensor in read_header(folder / shard):
+            if tensor in found:
+                raise ArtifactError(f"tensor {tensor!r} is in both {found[tensor]} and {shard}")
+            found[tensor] = shard
+    for tensor, shard in weight_map.items():
+        if found.get(tensor) != shard:
+            raise ArtifactError(f"{INDEX_NAME} puts tensor {tensor!r} in {shard}, which does not have it")
+    return (INDEX_NAME, *shards)
+
+
+def _check_shard_name(shard: Any, sizes: Mapping[str, int]) -> None:
+    if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+        raise ArtifactError(f"{INDEX_NAME} names {shard!r}, which is not a safetensors file")
+    if "/" in shard or "\\" in shard or "\0" in shard:
+        raise ArtifactError(f"{INDEX_NAME} names {shard!r}: a shard must lie in the folder itself")
+    if shard not in sizes:
+        raise ArtifactError(f"the shard {shard} is missing")

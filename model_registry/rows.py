@@ -1,0 +1,68 @@
+"""Rows of the database as frozen records."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from model_registry.records import (
+    DeploymentPolicy,
+    DeploymentRecord,
+    KeyRecord,
+    ModelRecord,
+    TenantRecord,
+    VariantRecord,
+    VersionRecord,
+)
+from model_registry.schema import ApiKey, Deployment, Model, Tenant, Variant, Version
+
+__all__ = [
+    "deployment_record",
+    "key_record",
+    "model_record",
+    "tenant_record",
+    "variant_record",
+    "version_record",
+]
+
+
+def model_record(row: Model) -> ModelRecord:
+    return ModelRecord(row.name, tuple(version.number for version in row.versions), row.created_at_s)
+
+
+def version_record(row: Version) -> VersionRecord:
+    return VersionRecord(
+        model=row.model.name,
+        number=row.number,
+        digest=row.digest,
+        source=row.source,
+        license=row.license,
+        architecture=row.architecture,
+        description=row.description,
+        num_bytes=row.num_bytes,
+        created_at_s=row.created_at_s,
+    )
+
+
+def variant_record(row: Variant) -> VariantRecord:
+    version = version_record(row.version)
+    return VariantRecord(row.id, version, row.precision, row.packed_key, row.packed_bytes)
+
+
+def deployment_record(row: Deployment) -> DeploymentRecord:
+    fields = dataclasses.fields(DeploymentPolicy)
+    return DeploymentRecord(
+        name=row.name,
+        variant=variant_record(row.variant),
+        engine=row.engine,
+        policy=DeploymentPolicy(**{field.name: getattr(row, field.name) for field in fields}),
+        created_at_s=row.created_at_s,
+        updated_at_s=row.updated_at_s,
+    )
+
+
+def tenant_record(row: Tenant) -> TenantRecord:
+    return TenantRecord(row.id, row.name, row.created_at_s)
+
+
+def key_record(row: ApiKey) -> KeyRecord:
+    return KeyRecord(row.id, row.tenant.name, row.name, row.prefix, row.created_at_s, row.revoked_at_s)

@@ -1,0 +1,138 @@
+"""The registry's tables. Only SQL that SQLite and PostgreSQL both take.
+
+::
+
+    models 1─n versions 1─n variants 1─n deployments        tenants 1─n api_keys
+
+Times are seconds of the Unix epoch, sizes are bytes. What another row points to cannot be deleted: the
+database itself refuses, so that no race between two administrators leaves a deployment without its files.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+__all__ = ["ApiKey", "Base", "Deployment", "Model", "Tenant", "Variant", "Version"]
+
+NAME_CHARS = 128
+DIGEST_CHARS = 64
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. Constraints are named, so that migrations can name them on every database."""
+
+    type_annotation_map: ClassVar = {float: Double}
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Model(Base):
+    """A registered name. ``last_number`` only grows, so a deleted version's number never comes back with
+    other bytes behind it."""
+
+    __tablename__ = "models"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
+    last_number: Mapped[int]
+    created_at_s: Mapped[float]
+
+    versions: Mapped[list[Version]] = relationship(
+        back_populates="model", order_by="Version.number", passive_deletes="all"
+    )
+
+
+class Version(Base):
+    """An immutable artifact of a model, in the store under ``digest``; rows are written once."""
+
+    __tablename__ = "versions"
+    __table_args__ = (UniqueConstraint("model_id", "number"), UniqueConstraint("model_id", "digest"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="RESTRICT"))
+    number: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(DIGEST_CHARS), index=True)
+    source: Mapped[str] = mapped_column(Text)
+    license: Mapped[str | None] = mapped_column(String(NAME_CHARS))
+    architecture: Mapped[str] = mapped_column(String(NAME_CHARS))
+    description: Mapped[dict[str, Any]] = mapped_column(JSON)
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at_s: Mapped[float]
+
+    model: Mapped[Model] = relationship(back_populates="versions", lazy="joined")
+
+
+class Variant(Base):
+    """One precision of a version; the packed columns are filled in when it is first packed."""
+
+    __tablename__ = "variants"
+    __table_args__ = (UniqueConstraint("version_id", "precision"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id", ondelete="RESTRICT"))
+    precision: Mapped[str] = mapped_column(String(32))
+    packed_key: Mapped[str | None] = mapped_column(String(2 * NAME_CHARS))
+    packed_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+    version: Mapped[Version] = relationship(lazy="joined")
+
+
+class Deployment(Base):
+    """A variant, the engine that runs it, and its policy (``records.DeploymentPolicy``)."""
+
+    __tablename__ = "deployments"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
+    variant_id: Mapped[int] = mapped_column(ForeignKey("variants.id", ondelete="RESTRICT"), index=True)
+    engine: Mapped[str] = mapped_column(String(32))
+    enabled: Mapped[bool]
+    pinned: Mapped[bool]
+    priority: Mapped[int]
+    kv_guarantee_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    kv_cap_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_model_len: Mapped[int | None]
+    idle_timeout_s: Mapped[float | None]
+    min_replicas: Mapped[int]
+    max_replicas: Mapped[int]
+    created_at_s: Mapped[float]
+    updated_at_s: Mapped[float]
+
+    variant: Mapped[Variant] = relationship(lazy="joined")
+
+
+class Tenant(Base):
+    """Who is served."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
+    created_at_s: Mapped[float]
+
+
+class ApiKey(Base):
+    """A tenant's key. The key itself is never kept, only its SHA-256: it has 256 random bits, so a slow
+    password hash would add nothing but time to every request."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (UniqueConstraint("tenant_id", "prefix"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[int] = mapped_column(ForeignKey("tenants.id", ondelete="RESTRICT"))
+    name: Mapped[str] = mapped_column(String(NAME_CHARS))
+    prefix: Mapped[str] = mapped_column(String(8))
+    key_hash: Mapped[str] = mapped_column(String(DIGEST_CHARS), unique=True)
+    created_at_s: Mapped[float]
+    revoked_at_s: Mapped[float | None]
+
+    tenant: Mapped[Tenant] = relationship(lazy="joined")

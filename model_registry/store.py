@@ -1,0 +1,241 @@
+"""The artifact store: immutable model folders under the digest of their content.
+
+::
+
+    root/artifacts/<digest>/   files of one version, read-only, with SHA256SUMS beside them
+    root/packed/<key>/         what an engine's packer made of one
+    root/tmp/                  folders being built
+
+``SHA256SUMS`` has a line for each file in the form that ``sha256sum -c`` checks, and the digest is the
+sha-256 of that file; so the digest covers names and bytes alike. A folder is built under ``tmp``, written
+to the disk and only then renamed to its place: it is there whole or not at all, whenever the power fails.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_registry.checkpoint import check_folder
+from model_registry.progress import Progress, no_progress
+from mooring.errors import ArtifactError, NotFoundError
+from mooring.units import MIB, format_bytes
+
+__all__ = ["ArtifactStore", "StoredArtifact"]
+
+SUMS_NAME = "SHA256SUMS"
+CHUNK_BYTES = 8 * MIB
+FREE_BYTES = 64 * MIB  # left on the disk for the database and logs
+DIGEST = re.compile(r"[0-9a-f]{64}")
+PACKED_KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArtifact:
+    """A model folder in the store.
+
+    Attributes:
+        digest: sha-256 over names and content, in hex.
+        path: the folder; a Hugging Face checkpoint that nobody may change.
+        num_bytes: of all its files.
+    """
+
+    digest: str
+    path: Path
+    num_bytes: int
+
+
+class ArtifactStore:
+    """Model folders by digest and packed artifacts by key.
+
+    Threads and processes may share a root: each folder is built under a name and lock of its own, and
+    of two that finish the same one, the first stays.
+
+    Args:
+        root: made where it lacks; leftovers of builds that died are removed from it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._artifacts = root / "artifacts"
+        self._packed = root / "packed"
+        self._tmp = root / "tmp"
+        for folder in (self._artifacts, self._packed, self._tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+
+    def import_folder(self, path: Path, progress: Progress | None = None) -> StoredArtifact:
+        """Copies a Hugging Face folder into the store. Importing the same bytes again changes nothing.
+
+        Args:
+            path: the folder; only the files that ``check_folder`` names are taken.
+            progress: called with stage ``"copy"``.
+
+        Raises:
+            ArtifactError: the folder is unsafe, broken or too large for the disk; the message says why.
+        """
+        names = check_folder(path)
+        total_bytes = sum((path / name).stat().st_size for name in names)
+        free_bytes = shutil.disk_usage(self._tmp).free
+        if total_bytes + FREE_BYTES > free_bytes:
+            raise ArtifactError(
+                f"the model needs {format_bytes(total_bytes)} of disk, {format_bytes(free_bytes)} are free"
+            )
+        with self.scratch() as scratch:
+            building = scratch / "artifact"
+            building.mkdir()
+            report = _Copied(progress or no_progress, total_bytes)
+            sums = [f"{_copy_hashed(path / name, building / name, report)}  {name}\n" for name in names]
+            if check_folder(building) != names:  # what was checked must be what was copied
+                raise ArtifactError(f"{path} changed while it was copied")
+            text = "".join(sums).encode()
+            digest = hashlib.sha256(text).hexdigest()
+            _write_synced(building / SUMS_NAME, text)
+            self._publish(building, self._artifacts / digest)
+        return self.get(digest)
+
+    def get(self, digest: str) -> StoredArtifact:
+        """The artifact of this digest.
+
+        Raises:
+            NotFoundError: the store does not have it.
+        """
+        path = self._artifacts / digest
+        if not DIGEST.fullmatch(digest) or not path.is_dir():
+            raise NotFoundError(f"the store has no artifact {digest!r}")
+        num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.name != SUMS_NAME)
+        return StoredArtifact(digest, path, num_bytes)
+
+    def remove(self, digest: str) -> None:
+        """Removes an artifact; one that is not there is no error."""
+        if DIGEST.fullmatch(digest):
+            self._discard(self._artifacts / digest)
+
+    def find_packed(self, key: str) -> Path | None:
+        """The folder of a packed artifact, or None where nobody has packed it yet."""
+        path = self._packed_path(key)
+        return path if path.is_dir() else None
+
+    def add_packed(self, key: str, write: Callable[[Path], None]) -> Path:
+        """The folder of a packed artifact, made by ``write`` where it lacks.
+
+        Args:
+            key: names content, packer and precision, for instance ``<digest>-torch1-bf16``.
+            write: called with an empty folder to fill; if it raises, nothing stays.
+        """
+        path = self._packed_path(key)
+        if not path.is_dir():
+            with self.scratch() as scratch:
+                building = scratch / "packed"
+                building.mkdir()
+                write(building)
+                for file in building.iterdir():
+                    _sync(file)
+                self._publish(building, path)
+        return path
+
+    def remove_packed(self, key: str) -> None:
+        """Removes a packed artifact; one that is not there is no error."""
+        self._discard(self._packed_path(key))
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder on the store's disk, removed afterwards, or at the next start after a crash."""
+        folder = Path(tempfile.mkdtemp(dir=self._tmp))
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held while its owner lives; see _remove_leftovers
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+            os.close(lock)
+
+    def _packed_path(self, key: str) -> Path:
+        if not PACKED_KEY.fullmatch(key):
+            raise ValueError(f"not a key of a packed artifact: {key!r}")
+        return self._packed / key
+
+    def _publish(self, building: Path, final: Path) -> None:
+        """Renames a finished folder to its place, or leaves the equal one that is there already."""
+        for file in building.iterdir():
+            file.chmod(0o444)
+        _sync(building)
+        try:
+            building.rename(final)
+        except OSError:
+            if not final.is_dir():  # a folder with files cannot be renamed over: someone was first
+                raise
+            return
+        _sync(final.parent)
+
+    def _discard(self, folder: Path) -> None:
+        """Takes a folder from its place in one step, so that no reader sees half of it."""
+        with self.scratch() as scratch:
+            try:
+                folder.rename(scratch / "discarded")
+            except FileNotFoundError:
+                return
+            _sync(folder.parent)
+
+    def _remove_leftovers(self) -> None:
+        for folder in self._tmp.iterdir():
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its owner lives
+            else:
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+
+
+@dataclass(slots=True)
+class _Copied:
+    """Counts the bytes of one import and passes them on."""
+
+    progress: Progress
+    total_bytes: int
+    done_bytes: int = 0
+
+    def add(self, num_bytes: int) -> None:
+        self.done_bytes += num_bytes
+        self.progress("copy", self.done_bytes, self.total_bytes)
+
+
+def _copy_hashed(source: Path, target: Path, copied: _Copied) -> str:
+    """Copies one file to the disk itself; returns its sha-256 in hex."""
+    digest = hashlib.sha256()
+    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while num_bytes := reader.readinto(buffer):
+            chunk = buffer[:num_bytes]
+            digest.update(chunk)
+            while chunk:  # an unbuffered write may take less than it is given
+                chunk = chunk[writer.write(chunk) :]
+            copied.add(num_bytes)
+        os.fsync(writer.fileno())
+    return digest.hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Writes a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

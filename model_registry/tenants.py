@@ -1,0 +1,136 @@
+"""Queries over tenants and their keys."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from model_registry.policy import check_name
+from model_registry.records import KeyRecord, TenantRecord
+from model_registry.rows import key_record, tenant_record
+from model_registry.schema import ApiKey, Tenant
+from model_registry.transactions import Transactions, one
+from mooring.errors import ConflictError, InvalidRequestError
+
+__all__ = ["TenantQueries"]
+
+KEY_PREFIX = "mk-"
+KEY_RANDOM_BYTES = 32
+KEY_NAME_CHARS = 128
+SHOWN_CHARS = 8
+
+
+class TenantQueries(Transactions):
+    """Who is served, and the keys by which they are known."""
+
+    def create_tenant(self, name: str) -> TenantRecord:
+        """Makes a tenant.
+
+        Raises:
+            InvalidRequestError: the name cannot be one.
+            ConflictError: the name is taken.
+        """
+        check_name(name)
+        with self._writing() as session:
+            if session.scalar(select(Tenant.id).where(Tenant.name == name)) is not None:
+                raise ConflictError(f"a tenant {name!r} exists already", param="name")
+            row = Tenant(name=name, created_at_s=self._now())
+            session.add(row)
+            session.flush()
+            return tenant_record(row)
+
+    def list_tenants(self) -> list[TenantRecord]:
+        """All tenants by name."""
+        with self._reading() as session:
+            return [tenant_record(row) for row in session.scalars(select(Tenant).order_by(Tenant.name))]
+
+    def get_tenant(self, name: str) -> TenantRecord:
+        """One tenant. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            return tenant_record(_tenant(session, name))
+
+    def delete_tenant(self, name: str) -> None:
+        """Removes a tenant with its revoked keys.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: it has keys that still work.
+        """
+        with self._writing() as session:
+            tenant = _tenant(session, name)
+            keys = session.scalars(select(ApiKey).where(ApiKey.tenant_id == tenant.id)).all()
+            if any(key.revoked_at_s is None for key in keys):
+                raise ConflictError(f"tenant {name!r} has keys in use: revoke them first")
+            for key in keys:
+                session.delete(key)
+            session.flush()
+            session.delete(tenant)
+
+    def create_key(self, tenant: str, name: str = "") -> tuple[str, KeyRecord]:
+        """Makes a key of a tenant. The key itself is returned this once and kept nowhere.
+
+        Args:
+            name: what the key is for, in free words.
+
+        Raises:
+            InvalidRequestError: the name is too long.
+            NotFoundError: no such tenant.
+        """
+        if len(name) > KEY_NAME_CHARS:
+            raise InvalidRequestError(f"a key's name has at most {KEY_NAME_CHARS} characters", param="name")
+        with self._writing() as session:
+            owner = _tenant(session, tenant)
+            taken = set(session.scalars(select(ApiKey.prefix).where(ApiKey.tenant_id == owner.id)))
+            key = _new_key()
+            while key[:SHOWN_CHARS] in taken:  # a tenant tells its keys apart by what is shown of them
+                key = _new_key()
+            row = ApiKey(
+                tenant=owner,
+                name=name,
+                prefix=key[:SHOWN_CHARS],
+                key_hash=_hash_key(key),
+                created_at_s=self._now(),
+            )
+            session.add(row)
+            session.flush()
+            return key, key_record(row)
+
+    def list_keys(self, tenant: str) -> list[KeyRecord]:
+        """The keys of a tenant, revoked ones too, oldest first. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            query = select(ApiKey).where(ApiKey.tenant_id == _tenant(session, tenant).id).order_by(ApiKey.id)
+            return [key_record(row) for row in session.scalars(query)]
+
+    def authenticate(self, key: str) -> TenantRecord | None:
+        """The tenant of a key, or None where the key is unknown or revoked."""
+        query = select(ApiKey).where(ApiKey.key_hash == _hash_key(key), ApiKey.revoked_at_s.is_(None))
+        with self._reading() as session:
+            row = session.scalar(query)
+            return None if row is None else tenant_record(row.tenant)
+
+    def revoke_key(self, tenant: str, prefix: str) -> KeyRecord:
+        """Ends the key of a tenant that begins with ``prefix``; again, it keeps the first time. Raises
+        ``NotFoundError``."""
+        with self._writing() as session:
+            owner = _tenant(session, tenant)
+            query = select(ApiKey).where(ApiKey.tenant_id == owner.id, ApiKey.prefix == prefix)
+            row = one(session, query, f"key {prefix}... of tenant {tenant!r}")
+            if row.revoked_at_s is None:
+                row.revoked_at_s = self._now()
+            session.flush()
+            return key_record(row)
+
+
+def _tenant(session: Session, name: str) -> Tenant:
+    return one(session, select(Tenant).where(Tenant.name == name), f"tenant {name!r}")
+
+
+def _new_key() -> str:
+    return KEY_PREFIX + secrets.token_urlsafe(KEY_RANDOM_BYTES)
+
+
+def _hash_key(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
