@@ -260,7 +260,8 @@ class _Planning:
         candidates = [
             candidate
             for replica in self._by_device[device]
-            if replica.replica_id not in self._leaving
+            if not replica.retired
+            and replica.replica_id not in self._leaving
             and (candidate := self._judge(want, replica)) is not None
         ]
         now = [each for each in candidates if each.eligible_at_s <= self._now_s]

@@ -1,0 +1,94 @@
+"""Comparing what workers say they hold with what the ledger promised them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from memory_manager.fleet import Replica, Worker
+from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
+from memory_manager.moves import attempt
+from memory_manager.ports import WorkerUsage
+from mooring.errors import MooringError, WorkerLostError
+
+__all__ = ["Audit", "Settled", "find_mismatches"]
+
+logger = logging.getLogger(__name__)
+
+Settled = Mapping[str, tuple[int, float]]
+"""Lease on one worker, and time of the last transition, of each replica that nothing is under way for."""
+
+
+class Audit:
+    """Asks the workers again and again what they hold.
+
+    Args:
+        replicas: the controller's own, by id.
+        poll_s: how often each worker is asked.
+        on_lost: told when a worker turns out to be gone.
+
+    Attributes:
+        num_mismatches: found so far; each is logged, and a bug of ours.
+    """
+
+    def __init__(
+        self, replicas: Mapping[str, Replica], poll_s: float, on_lost: Callable[[Worker], None]
+    ) -> None:
+        self._replicas = replicas
+        self._poll_s = poll_s
+        self._on_lost = on_lost
+        self.num_mismatches = 0
+
+    async def watch(self, worker: Worker) -> None:
+        """Polls one worker until it is lost."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            before, known, kv_lease_bytes = self._settled(worker), set(self._replicas), worker.kv.lease_bytes
+            usage = await attempt(worker.port.usage())
+            if isinstance(usage, WorkerLostError):
+                self._on_lost(worker)
+                return
+            if isinstance(usage, MooringError):
+                logger.warning("worker %s does not tell its usage: %s", worker.worker_id, usage)
+                continue
+            worker.kv_bytes = usage.kv_bytes_committed
+            for reported in usage.replicas:
+                if reported.replica_id in self._replicas:
+                    self._replicas[reported.replica_id].kv_bytes = reported.kv_bytes
+            known.update(self._replicas)
+            kv_lease_bytes = max(kv_lease_bytes, worker.kv.lease_bytes)
+            for mismatch in find_mismatches(usage, before, self._settled(worker), known, kv_lease_bytes):
+                self.num_mismatches += 1
+                logger.error("ledger and worker %s disagree: %s", worker.worker_id, mismatch)
+
+    def _settled(self, worker: Worker) -> Settled:
+        return {
+            each.replica_id: (each.lease_bytes if each.worker is worker else 0, each.state.since_s)
+            for each in self._replicas.values()
+            if not each.in_flight
+        }
+
+
+def find_mismatches(
+    usage: WorkerUsage, before: Settled, after: Settled, known: Iterable[str], kv_lease_bytes: int
+) -> list[str]:
+    """What does not agree, as sentences.
+
+    Args:
+        before, after: as of just before and just after the worker was asked; a replica that is not the same
+            in both has moved meanwhile and proves nothing.
+        known: ids of all replicas that there are, or were when the worker was asked.
+        kv_lease_bytes: the largest KV lease meanwhile.
+    """
+    held = {each.replica_id: round_to_pages(each.weights_bytes) for each in usage.replicas}
+    found = [
+        f"{replica_id} holds {held.get(replica_id, 0)} bytes, its lease is {settled[0]}"
+        for replica_id, settled in before.items()
+        if after.get(replica_id) == settled and held.get(replica_id, 0) != settled[0]
+    ]
+    known = set(known)
+    found += [f"{each}, which nobody knows, holds {held[each]} bytes" for each in held if each not in known]
+    if usage.kv_bytes_committed > max(kv_lease_bytes, PAGE_BYTES):
+        found.append(f"KV holds {usage.kv_bytes_committed} bytes, its lease is {kv_lease_bytes}")
+    return found

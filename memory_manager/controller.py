@@ -1,0 +1,367 @@
+"""The memory manager: keeps the ledger, decides what is resident, and hands replicas to requests.
+
+Everything runs on one event loop. Every event (an arrival, a release, the end of a move, a worker's coming
+or going, time) asks for a new plan; plans that are asked for together are made once. A plan is made and
+begun without an await in between, so nothing changes under it; what it began runs on as tasks of the
+workers concerned, and their ends are events again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from memory_manager.audit import Audit
+from memory_manager.config import DeviceBudget, ManagerConfig
+from memory_manager.execution import Execution
+from memory_manager.fleet import (
+    Deployment,
+    HostCopies,
+    Replica,
+    ReplicaLease,
+    Waiter,
+    Worker,
+    disabled,
+    must_be_replaced,
+    not_found,
+    shutting_down,
+    unavailable,
+)
+from memory_manager.kv_lease import KvLease
+from memory_manager.ledger import Ledger, Owner
+from memory_manager.moves import Moves
+from memory_manager.plan_types import Plan
+from memory_manager.planner import plan
+from memory_manager.ports import DeploymentSpec, WorkerPort
+from memory_manager.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
+from memory_manager.status import Snapshot
+from memory_manager.views import planner_state, snapshot
+from mooring.errors import (
+    ConfigurationError,
+    ConflictError,
+    InsufficientMemoryError,
+    MooringError,
+    OverloadedError,
+    WorkerLostError,
+)
+
+__all__ = ["MemoryManager"]
+
+
+class MemoryManager:
+    """One for a fleet. Construct and call it on one event loop; nothing here is thread-safe.
+
+    Args:
+        devices: budgets; workers name their device among them.
+        host_cache: where packed artifacts are held in host memory.
+        clock: seconds, monotonic.
+        sink: told of every change of residency, as it happens; must not raise or block.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[DeviceBudget],
+        host_cache: HostCopies,
+        config: ManagerConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sink: Callable[[ResidencyEvent], None] = lambda event: None,
+    ) -> None:
+        self._config = config if config is not None else ManagerConfig()
+        self._clock = clock
+        self._ledgers: dict[str, Ledger] = {}
+        for device in devices:
+            ledger = self._ledgers[device.name] = Ledger(device.name, device.budget_bytes)
+            if not ledger.grant(Owner("reserve"), device.reserve_bytes):
+                raise ConfigurationError(f"the reserve of {device.name} exceeds its memory budget")
+        self._workers: dict[str, Worker] = {}
+        self._deployments: dict[str, Deployment] = {}
+        self._replicas: dict[str, Replica] = {}
+        self._numbers = itertools.count()
+        self._moves = Moves(
+            host_cache, self._config, clock, lambda: self._replicas.values(), sink, self._lost, self._failed
+        )
+        self._execution = Execution(self._moves, self._workers, self._replicas, self._replan_soon)
+        self._planned: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._audit = Audit(self._replicas, self._config.usage_poll_s, self._lost)
+        self._stopping = False
+
+    # Workers.
+
+    def add_worker(self, port: WorkerPort) -> None:
+        """A worker takes orders from now on. A former one of the same id must have been reported lost.
+
+        Raises:
+            ConfigurationError: its device has no budget.
+            ConflictError: its id is in use.
+        """
+        if port.device not in self._ledgers:
+            raise ConfigurationError(
+                f"worker {port.worker_id} is on {port.device}, which has no memory budget"
+            )
+        if port.worker_id in self._workers:
+            raise ConflictError(f"worker {port.worker_id} is there already")
+        ledger = self._ledgers[port.device]
+        kv = KvLease(port, ledger, self._config.lease_poll_s, self._replan_soon)
+        worker = Worker(port, ledger, kv)
+        self._workers[port.worker_id] = worker
+        self._execution.spawn(worker, self._keep_lease(worker))
+        self._execution.spawn(worker, self._audit.watch(worker))
+        self._replan_soon()
+
+    def worker_lost(self, worker_id: str) -> None:
+        """The worker's process has ended: its device memory is free, its replicas are warm (or cold), their
+        leases void; who waits waits for its successor. Does nothing for a worker that is not there."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            self._lost(worker)
+
+    def _lost(self, worker: Worker) -> None:
+        if self._workers.get(worker.worker_id) is not worker:
+            return
+        del self._workers[worker.worker_id]
+        for task in worker.tasks:
+            task.cancel()
+        worker.kv.end()
+        for replica in [each for each in self._replicas.values() if each.worker is worker]:
+            worker.ledger.release(replica.owner)
+            self._drop_from_lost(replica)
+        self._replan_soon()
+
+    async def _keep_lease(self, worker: Worker) -> None:
+        try:
+            await worker.kv.run()
+        except WorkerLostError:
+            self._lost(worker)
+
+    def _drop_from_lost(self, replica: Replica) -> None:
+        arriving = replica.residency in (Residency.LOADING, Residency.WAKING)
+        replica.leases.clear()
+        replica.in_flight = False
+        replica.forget_worker()
+        if arriving:
+            # Perhaps it was this load that killed the worker; it must not do so for ever.
+            self._moves.count_failure(replica)
+            if replica.num_failures >= self._config.wake_attempts:
+                times = replica.num_failures
+                self._moves.fail(replica, WorkerLostError(f"the worker died {times} times while loading it"))
+                return
+        if replica.residency in ON_DEVICE:
+            self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
+
+    # Deployments.
+
+    def upsert_deployment(self, spec: DeploymentSpec) -> None:
+        """Adds a deployment, or gives it another policy or artifact. A changed artifact gets new replicas;
+        the old ones finish what they run. A failed deployment is tried again.
+
+        Raises:
+            ConfigurationError: it may have no replica.
+        """
+        if spec.max_replicas < 1:
+            raise ConfigurationError(f"deployment {spec.name!r}: max_replicas must be at least 1")
+        deployment = self._deployments.get(spec.name)
+        if deployment is None:
+            deployment = self._deployments[spec.name] = Deployment(spec, self._clock())
+        deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
+        if not spec.enabled:
+            deployment.fail_waiters(lambda: disabled(spec.name))
+        for replica in list(deployment.replicas):
+            if replica.worker is not None and must_be_replaced(replica.spec, spec):
+                self._retire(replica)
+                continue
+            replica.spec = spec
+            replica.num_failures, replica.retry_at_s = 0, 0.0
+        while len(deployment.replicas) > spec.max_replicas:
+            self._retire(max(deployment.replicas, key=lambda each: each.residency is not Residency.RESIDENT))
+        while len(deployment.replicas) < spec.max_replicas:
+            self._add_replica(deployment)
+        self._replan_soon()
+
+    def remove_deployment(self, name: str) -> None:
+        """Whoever waits is refused; what runs finishes; then the workers forget it.
+
+        Raises:
+            ModelNotFoundError: no such deployment.
+        """
+        deployment = self._deployment(name)
+        del self._deployments[name]
+        deployment.fail_waiters(lambda: not_found(name))
+        for replica in list(deployment.replicas):
+            self._retire(replica)
+        self._replan_soon()
+
+    def _add_replica(self, deployment: Deployment) -> None:
+        replica_id = f"{deployment.spec.name}/{next(self._numbers)}"
+        state = ResidencyState(Residency.COLD, self._clock())
+        replica = Replica(replica_id, deployment, deployment.spec, state)
+        deployment.replicas.append(replica)
+        self._replicas[replica_id] = replica
+
+    def _retire(self, replica: Replica) -> None:
+        replica.deployment.replicas.remove(replica)
+        replica.retired = True
+
+    def _deployment(self, name: str) -> Deployment:
+        if name not in self._deployments:
+            raise not_found(name)
+        return self._deployments[name]
+
+    # Requests.
+
+    async def acquire(self, name: str, *, deadline_s: float = math.inf, priority: int = 0) -> ReplicaLease:
+        """Waits until a replica is resident and takes requests; the lease counts as activity until released.
+
+        Args:
+            deadline_s: on the manager's clock. It orders who waits; it does not end the wait, which is for
+                the caller to cancel.
+            priority: higher first.
+
+        Raises:
+            ModelNotFoundError: no such deployment, or it was removed meanwhile.
+            ModelUnavailableError: it is disabled, or its load failed a moment ago.
+            InsufficientMemoryError: it can never fit.
+            OverloadedError: too many wait for it already.
+            ShuttingDownError: ``stop`` was called.
+        """
+        deployment = self._deployment(name)
+        if self._stopping:
+            raise shutting_down()
+        now_s = self._clock()
+        deployment.check_available(now_s)
+        deployment.held = False
+        deployment.count_arrival(now_s, self._config.rate_half_life_s)
+        best = deployment.best_replica()
+        if best.residency is Residency.RESIDENT:
+            return self._lease(best)
+        if len(deployment.waiters) >= self._config.max_waiting_per_deployment:
+            raise OverloadedError(f"{len(deployment.waiters)} requests already wait for model {name!r}")
+        waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())
+        deployment.waiters[waiter] = None
+        self._replan_soon()
+        try:
+            return await waiter.lease
+        except asyncio.CancelledError:
+            if waiter.lease.done() and not waiter.lease.cancelled() and waiter.lease.exception() is None:
+                waiter.lease.result().release()
+            raise
+        finally:
+            deployment.waiters.pop(waiter, None)
+            self._replan_soon()
+
+    def _lease(self, replica: Replica) -> ReplicaLease:
+        assert replica.worker is not None, "a resident replica has a worker"
+        replica.last_used_s = self._clock()
+        return ReplicaLease(replica, replica.worker.worker_id, self._released)
+
+    def _released(self, replica: Replica) -> None:
+        replica.last_used_s = self._clock()
+        self._replan_soon()
+
+    def _serve_waiters(self) -> None:
+        for deployment in self._deployments.values():
+            while deployment.waiters and deployment.best_replica().residency is Residency.RESIDENT:
+                waiter = next(iter(deployment.waiters))
+                del deployment.waiters[waiter]
+                if not waiter.lease.done():
+                    waiter.lease.set_result(self._lease(deployment.best_replica()))
+
+    def _failed(self, replica: Replica, error: MooringError) -> None:
+        """Those who wait hear of a failure once no replica is left that could serve them."""
+        deployment = replica.deployment
+        if all(each.residency is Residency.FAILED for each in deployment.replicas):
+            wait_s = max(0.0, replica.retry_at_s - self._clock())
+            deployment.fail_waiters(lambda: unavailable(replica.spec.name, error.message, wait_s))
+
+    # What an operator asks for.
+
+    async def sleep(self, name: str) -> None:
+        """Puts a deployment to sleep once its requests have finished, and keeps it so until the next one.
+
+        Raises:
+            ModelNotFoundError: no such deployment.
+            MooringError: its worker could not.
+        """
+        deployment = self._deployment(name)
+        deployment.held = True
+        asleep = []
+        for replica in deployment.replicas:
+            if replica.residency in ON_DEVICE:
+                if replica.asleep is None:
+                    replica.asleep = asyncio.get_running_loop().create_future()
+                asleep.append(asyncio.shield(replica.asleep))
+        self._replan_soon()
+        await asyncio.gather(*asleep)
+
+    async def wake(self, name: str) -> None:
+        """Makes a deployment resident, as a request for it would; raises what ``acquire`` raises."""
+        (await self.acquire(name)).release()
+
+    def snapshot(self) -> Snapshot:
+        """The present state."""
+        return snapshot(self._ledgers, self._workers, self._deployments, self._audit.num_mismatches)
+
+    def check(self) -> None:
+        """Recounts the ledgers.
+
+        Raises:
+            InternalError: leases do not add up.
+        """
+        for ledger in self._ledgers.values():
+            ledger.check()
+
+    async def stop(self) -> None:
+        """Refuses whoever waits and ends all tasks. Workers are left as they are: their processes end."""
+        self._stopping = True
+        for handle in (self._planned, self._timer):
+            if handle is not None:
+                handle.cancel()
+        for deployment in self._deployments.values():
+            deployment.fail_waiters(shutting_down)
+        for replica in self._replicas.values():
+            if replica.asleep is not None and not replica.asleep.done():
+                replica.asleep.set_exception(shutting_down())
+        await self._execution.stop()
+
+    # Planning.
+
+    def _replan_soon(self) -> None:
+        if self._planned is None and not self._stopping:
+            self._planned = asyncio.get_running_loop().call_soon(self._replan)
+
+    def _replan(self) -> None:
+        self._planned = None
+        for replica in list(self._replicas.values()):
+            self._moves.follow_host_cache(replica)
+            if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
+                del self._replicas[replica.replica_id]
+        self._serve_waiters()
+        now_s = self._clock()
+        state = planner_state(
+            self._ledgers, self._workers, self._deployments, self._replicas.values(), self._config, now_s
+        )
+        decided = plan(state, now_s, self._config.planner)
+        for name, deployment in self._deployments.items():
+            self._refuse(deployment, decided.refusals.get(name, ""))
+        for action in decided.actions:
+            self._execution.begin(action)
+        self._serve_waiters()
+        self._set_timer(decided, now_s)
+
+    def _refuse(self, deployment: Deployment, message: str) -> None:
+        deployment.refusal = message
+        if message:
+            deployment.fail_waiters(lambda: InsufficientMemoryError(message))
+
+    def _set_timer(self, decided: Plan, now_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if decided.next_at_s < math.inf:
+            # A little late rather than a little early, or the plan would be due again at once.
+            delay_s = decided.next_at_s - now_s + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._replan_soon)

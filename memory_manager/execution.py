@@ -1,0 +1,97 @@
+"""Beginning what a plan decided, and the tasks that come of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from memory_manager.fleet import Replica, Worker
+from memory_manager.moves import Moves
+from memory_manager.plan_types import Action, Drain, Load, Resume, SetKvLease, Sleep, Unload, Wake
+from memory_manager.residency import Residency
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """Begins actions, at once and without awaiting; what takes time runs on as tasks of its worker.
+
+    Args:
+        workers, replicas: the controller's own, by id.
+        on_change: called when a task has ended.
+    """
+
+    def __init__(
+        self,
+        moves: Moves,
+        workers: Mapping[str, Worker],
+        replicas: Mapping[str, Replica],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._moves = moves
+        self._workers = workers
+        self._replicas = replicas
+        self._on_change = on_change
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, action: Action) -> None:
+        """Begins one action of a plan that was made from the present state."""
+        match action:
+            case SetKvLease(worker_id, num_bytes):
+                self._workers[worker_id].kv.aim(num_bytes)
+            case Drain(replica_id, reason):
+                self._moves.enter(self._replicas[replica_id], Residency.DRAINING, reason)
+            case Resume(replica_id):
+                self._moves.enter(self._replicas[replica_id], Residency.RESIDENT, "may stay after all")
+            case Load(replica_id, worker_id, reason):
+                replica, worker = self._replicas[replica_id], self._workers[worker_id]
+                previous = self._moves.begin_bringing(replica, worker, reason)
+                self.spawn(worker, self._moves.load(replica, worker, previous))
+            case Wake(replica_id, reason):
+                replica, worker = self._with_worker(replica_id)
+                self._moves.begin_bringing(replica, worker, reason)
+                self.spawn(worker, self._moves.wake(replica, worker))
+            case Sleep(replica_id, reason):
+                replica, worker = self._leaving(replica_id, reason)
+                self.spawn(worker, self._moves.sleep(replica, worker, reason))
+            case Unload(replica_id, reason):
+                replica, worker = self._leaving(replica_id, reason)
+                self.spawn(worker, self._moves.unload(replica, worker, reason))
+
+    def _with_worker(self, replica_id: str) -> tuple[Replica, Worker]:
+        replica = self._replicas[replica_id]
+        assert replica.worker is not None, "the planner moves only replicas that a worker knows"
+        return replica, replica.worker
+
+    def _leaving(self, replica_id: str, reason: str) -> tuple[Replica, Worker]:
+        replica, worker = self._with_worker(replica_id)
+        if replica.residency is Residency.RESIDENT:
+            self._moves.enter(replica, Residency.DRAINING, reason)
+        replica.in_flight = True
+        return replica, worker
+
+    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> None:
+        """Runs a step as a task of the worker, cancelled when that is lost."""
+        task = asyncio.get_running_loop().create_task(step)
+        worker.tasks.add(task)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            worker.tasks.discard(task)
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # Only a bug of ours gets here; it must not pass unseen.
+                task.get_loop().call_exception_handler(
+                    {"message": str(error), "exception": error, "task": task}
+                )
+            self._on_change()
+
+        task.add_done_callback(ended)
+
+    async def stop(self) -> None:
+        """Cancels all tasks and waits for their ends."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,265 @@
+"""Carrying plans out: the moves of one replica between residencies, each with its bytes.
+
+The rule of every move: the ledger's lease is taken before the worker is asked, and given back only when
+the worker has said that it holds nothing. A move that is cancelled therefore leaves bytes promised that
+may be in use, never the other way round; they leave the ledger with the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from memory_manager.config import ManagerConfig
+from memory_manager.fleet import HostCopies, HostCopy, Replica, Worker
+from memory_manager.kv_spec import round_to_pages
+from memory_manager.residency import ON_DEVICE, Residency, ResidencyEvent
+from mooring.errors import InsufficientMemoryError, InternalError, MooringError, WorkerLostError
+
+__all__ = ["Moves", "attempt"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def attempt(step: Awaitable[T]) -> T | MooringError:
+    """What the step gave, or the error that it ended with."""
+    try:
+        return await step
+    except MooringError as error:
+        return error
+    except Exception as error:  # the other side is a process or a disk, and fails in ways of its own
+        logger.exception("a step of the memory manager failed")
+        return InternalError(f"{type(error).__name__}: {error}")
+
+
+class Moves:
+    """Moves replicas. Each coroutine runs as a task of the worker that it concerns.
+
+    Args:
+        replicas: all there are, to find sleepers whose host copies can go.
+        emit: told of every transition.
+        on_lost: told when a worker turns out to be gone.
+        on_failed: told when a replica has failed; its error goes to whoever waits.
+    """
+
+    def __init__(
+        self,
+        host_cache: HostCopies,
+        config: ManagerConfig,
+        clock: Callable[[], float],
+        replicas: Callable[[], Iterable[Replica]],
+        emit: Callable[[ResidencyEvent], None],
+        on_lost: Callable[[Worker], None],
+        on_failed: Callable[[Replica, MooringError], None],
+    ) -> None:
+        self._host_cache = host_cache
+        self._config = config
+        self._clock = clock
+        self._replicas = replicas
+        self._emit = emit
+        self._on_lost = on_lost
+        self._on_failed = on_failed
+
+    def enter(self, replica: Replica, after: Residency, reason: str) -> None:
+        """Makes one transition, tells of it, and answers an operator who waits for it."""
+        before, now_s = replica.residency, self._clock()
+        duration_s = replica.state.move(after, now_s, reason)
+        if after is Residency.RESIDENT and before is not Residency.DRAINING:
+            replica.deployment.note_reload(before, duration_s)
+        if after not in ON_DEVICE and replica.asleep is not None:
+            if not replica.asleep.done():
+                replica.asleep.set_result(None)
+            replica.asleep = None
+        worker_id = replica.worker.worker_id if replica.worker is not None else None
+        self._emit(
+            ResidencyEvent(
+                now_s, replica.spec.name, replica.replica_id, worker_id, before, after, duration_s, reason
+            )
+        )
+
+    def off_device(self, replica: Replica) -> Residency:
+        """Warm where the weights are in host memory (its worker's, or the cache's), else cold."""
+        in_host_memory = replica.host_copy is not None or self._host_cache.contains(replica.spec.artifact.key)
+        return Residency.WARM if in_host_memory else Residency.COLD
+
+    def follow_host_cache(self, replica: Replica) -> None:
+        """A replica that no worker knows is warm or cold as the host cache has it."""
+        if replica.worker is None and replica.residency in (Residency.WARM, Residency.COLD):
+            now = self.off_device(replica)
+            if now is not replica.residency:
+                self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
+
+    # Bringing in.
+
+    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> Worker | None:
+        """Takes the ledger's lease and begins a load or wake; returns the worker that knew the replica.
+
+        Raises:
+            InternalError: the ledger has no room, which the planner should have known.
+        """
+        missing_bytes = replica.spec.weights_bytes
+        if replica.worker is worker:
+            missing_bytes -= replica.lease_bytes
+        if not worker.ledger.grant(replica.owner, missing_bytes):
+            raise InternalError(f"no room for the weights of {replica.replica_id}: {missing_bytes} bytes")
+        if replica.residency is Residency.FAILED:
+            self.enter(replica, Residency.COLD, "tried again")
+            if self.off_device(replica) is Residency.WARM:
+                self.enter(replica, Residency.WARM, "host copy kept")
+        previous, replica.worker = replica.worker, worker
+        replica.in_flight = True
+        is_warm = replica.residency is Residency.WARM
+        self.enter(replica, Residency.WAKING if is_warm else Residency.LOADING, reason)
+        return previous
+
+    async def load(self, replica: Replica, worker: Worker, previous: Worker | None) -> None:
+        """Brings a replica to a worker that does not know it. ``previous`` may still know it, and forgets."""
+        if previous is not None:
+            await self._leave_worker(replica, previous, worker)
+        held_bytes = await attempt(self._load(replica, worker))
+        await self._arrive(replica, worker, held_bytes, asleep_before=False)
+
+    async def wake(self, replica: Replica, worker: Worker) -> None:
+        """Brings back a replica that sleeps in this worker."""
+        held_bytes = await attempt(worker.port.wake(replica.replica_id, replica.lease_bytes))
+        await self._arrive(replica, worker, held_bytes, asleep_before=True)
+
+    async def _leave_worker(self, replica: Replica, previous: Worker, worker: Worker) -> None:
+        answer = await attempt(previous.port.unload(replica.replica_id))
+        if isinstance(answer, WorkerLostError):
+            self._on_lost(previous)
+        elif isinstance(answer, MooringError):
+            logger.warning("%s did not forget %s: %s", previous.worker_id, replica.replica_id, answer)
+        if previous.ledger is not worker.ledger:
+            previous.ledger.release(replica.owner)
+        worker.ledger.shrink(replica.owner, replica.spec.weights_bytes)
+
+    async def _load(self, replica: Replica, worker: Worker) -> int:
+        if replica.host_copy is None:
+            replica.host_copy = await self._host_copy(replica)
+        return await worker.port.load(replica.replica_id, replica.spec, replica.host_copy.fd)
+
+    async def _host_copy(self, replica: Replica) -> HostCopy:
+        """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
+        while True:
+            try:
+                return await self._host_cache.get(replica.spec.artifact)
+            except InsufficientMemoryError:
+                sleepers = [
+                    each
+                    for each in self._replicas()
+                    if each.residency is Residency.WARM and each.worker is not None and not each.in_flight
+                ]
+                if not sleepers:
+                    raise
+            sleeper = min(sleepers, key=lambda each: each.last_used_s)
+            if sleeper.worker is not None:
+                await self._forget_sleeper(sleeper, sleeper.worker)
+
+    async def _forget_sleeper(self, sleeper: Replica, worker: Worker) -> None:
+        """Makes its worker forget a sleeper, so that its host copy can be evicted."""
+        sleeper.in_flight = True
+        try:
+            await self.unload(sleeper, worker, "its host memory is wanted")
+        finally:
+            # This task may be another worker's and be cancelled with that one.
+            if sleeper.worker is worker:
+                sleeper.in_flight = False
+
+    async def _arrive(
+        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, asleep_before: bool
+    ) -> None:
+        """Ends a load or wake, well or badly."""
+        if isinstance(held_bytes, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(held_bytes, MooringError):
+            await self._roll_back(replica, worker, held_bytes, asleep_before)
+        else:
+            worker.ledger.shrink(replica.owner, held_bytes)
+            replica.in_flight = False
+            replica.num_failures = 0
+            self.enter(replica, Residency.RESIDENT, "ready")
+
+    async def _roll_back(
+        self, replica: Replica, worker: Worker, error: MooringError, asleep_before: bool
+    ) -> None:
+        """Puts a replica back to where it came from, and its bytes back into the ledger."""
+        self.count_failure(replica)
+        retry = replica.residency is Residency.WAKING and replica.num_failures < self._config.wake_attempts
+        back_to_sleep = asleep_before and retry
+        undo = worker.port.sleep if back_to_sleep else worker.port.unload
+        answer = await attempt(undo(replica.replica_id))
+        if isinstance(answer, WorkerLostError):
+            self._on_lost(worker)
+            return
+        replica.in_flight = False
+        if isinstance(answer, MooringError):
+            # Its bytes stay promised: the next attempt, or the worker's end, will settle them.
+            logger.error("%s cannot undo the load of %s: %s", worker.worker_id, replica.replica_id, answer)
+            self.fail(replica, error)
+            return
+        worker.ledger.release(replica.owner)
+        if not back_to_sleep:
+            replica.forget_worker()
+        if retry:
+            self.enter(replica, self.off_device(replica), error.message)
+        else:
+            self.fail(replica, error)
+
+    def fail(self, replica: Replica, error: MooringError) -> None:
+        self.enter(replica, Residency.FAILED, error.message)
+        self._on_failed(replica, error)
+
+    def count_failure(self, replica: Replica) -> None:
+        """Sets the time of the next attempt, twice as far off for each failure in a row."""
+        wait_s = min(self._config.max_retry_s, self._config.retry_s * 2.0 ** min(replica.num_failures, 32))
+        replica.num_failures += 1
+        replica.retry_at_s = self._clock() + wait_s
+
+    # Taking off.
+
+    async def sleep(self, replica: Replica, worker: Worker, reason: str) -> None:
+        """Takes a draining replica without requests off the device; what the worker keeps stays leased."""
+        released = await attempt(worker.port.sleep(replica.replica_id))
+        if isinstance(released, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(released, MooringError):
+            self._stay(replica, released)
+        else:
+            kept_bytes = max(0, replica.lease_bytes - round_to_pages(released))
+            worker.ledger.shrink(replica.owner, kept_bytes)
+            replica.in_flight = False
+            replica.num_failures = 0
+            replica.kv_bytes = 0
+            self.enter(replica, self.off_device(replica), reason)
+
+    async def unload(self, replica: Replica, worker: Worker, reason: str) -> None:
+        """Makes the worker forget a replica that drains, sleeps or has failed."""
+        answer = await attempt(worker.port.unload(replica.replica_id))
+        if isinstance(answer, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(answer, MooringError):
+            self._stay(replica, answer)
+        else:
+            worker.ledger.release(replica.owner)
+            replica.in_flight = False
+            replica.num_failures = 0
+            replica.forget_worker()
+            if replica.residency is Residency.DRAINING:
+                self.enter(replica, self.off_device(replica), reason)
+            else:
+                self.follow_host_cache(replica)
+
+    def _stay(self, replica: Replica, error: MooringError) -> None:
+        """The worker would not let go: it stays where it is, and is asked again later."""
+        logger.error("%s could not be taken off its device: %s", replica.replica_id, error)
+        self.count_failure(replica)
+        replica.in_flight = False
+        if replica.asleep is not None:
+            if not replica.asleep.done():
+                replica.asleep.set_exception(error)
+            replica.asleep = None
+        if replica.residency is Residency.DRAINING:
+            self.enter(replica, Residency.RESIDENT, error.message)

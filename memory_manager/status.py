@@ -1,0 +1,70 @@
+"""What the memory manager shows of itself: frozen values for status pages, metrics and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memory_manager.residency import Residency
+
+__all__ = ["DeploymentStatus", "DeviceStatus", "ReplicaStatus", "Snapshot", "WorkerStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device. ``owners``: bytes leased, by ``"reserve"``, ``"weights:<replica>"``, ``"kv:<worker>"``."""
+
+    name: str
+    budget_bytes: int
+    owners: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker that takes orders. ``kv_lease_bytes`` is the ledger's figure, ``kv_bytes`` the worker's own
+    at the last poll."""
+
+    worker_id: str
+    device: str
+    kv_lease_bytes: int
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
+    poll, ``num_active`` requests between acquire and release."""
+
+    replica_id: str
+    worker_id: str | None
+    residency: Residency
+    reason: str
+    weights_bytes: int
+    kv_bytes: int
+    num_active: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    """One deployment. ``residency`` is its best replica's, ``reason`` why that is so; ``num_waiting``
+    acquires wait. ``load_s`` and ``wake_s`` are running estimates, None before the first measurement."""
+
+    name: str
+    enabled: bool
+    residency: Residency
+    reason: str
+    num_waiting: int
+    load_s: float | None
+    wake_s: float | None
+    replicas: tuple[ReplicaStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole state. ``num_ledger_mismatches`` counts polls at which a worker held other bytes than the
+    ledger says; anything but 0 is a bug of ours."""
+
+    devices: tuple[DeviceStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+    deployments: tuple[DeploymentStatus, ...]
+    num_ledger_mismatches: int
