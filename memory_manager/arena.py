@@ -322,6 +322,8 @@ class PagedArena:
     def _shrink_stock(self, num_pages: int) -> int:
         """Gives stock pages beyond ``num_pages`` back to the system; returns the bytes."""
         with self._lock:
+            if len(self._stock) <= num_pages:
+                return 0
             self._stock.sort()  # a sorted list is a heap; the highest numbers go
             surplus = self._stock[num_pages:]
             del self._stock[num_pages:]

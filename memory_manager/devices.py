@@ -1,0 +1,229 @@
+"""What a device holds by its own account: total, used, ours and everybody else's bytes.
+
+``NvmlReader`` asks the NVIDIA driver, ``HostReader`` the kernel and the cgroup. Both read the real
+machine and know nothing of the ledger, so the two can be held against each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from memory_manager.kv_spec import PAGE_BYTES
+
+__all__ = ["DeviceMemory", "DeviceReader", "HostReader", "NvmlReader", "Pids", "default_budget_bytes"]
+
+log = logging.getLogger(__name__)
+
+Pids = Callable[[], set[int]]
+"""Tells the process ids that are ours right now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Memory of one device at one moment.
+
+    Attributes:
+        name: as the vendor calls it.
+        kind: ``"cuda"`` or ``"cpu"``.
+        total_bytes: on the CPU, the cgroup's limit where that is lower than the machine's memory.
+        used_bytes: of all processes; memory that the system would give up at once is not counted.
+        ours_bytes: of our processes; None where the device does not say.
+        others_bytes: the rest of ``used_bytes``; None where ``ours_bytes`` is.
+    """
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    total_bytes: int
+    used_bytes: int
+    ours_bytes: int | None
+    others_bytes: int | None
+
+
+class DeviceReader(Protocol):
+    """Reads one device. Cheap enough for every second; call it off the event loop."""
+
+    def read(self) -> DeviceMemory | None:
+        """The figures now, or None where the device cannot be read; why is in the log, once."""
+        ...
+
+
+def default_budget_bytes(memory: DeviceMemory, reserve_bytes: int) -> int:
+    """The budget where the operator names none: all that other processes leave, less the reserve.
+
+    Where the device does not say what is ours, everything used counts as others', which is right
+    before our first worker starts. Whole pages; 0 where nothing is left.
+    """
+    others_bytes = memory.used_bytes if memory.others_bytes is None else memory.others_bytes
+    return max(0, memory.total_bytes - others_bytes - reserve_bytes) // PAGE_BYTES * PAGE_BYTES
+
+
+class _Complaint:
+    """Logs why a device cannot be read when that begins, and when it ends, not at every read."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._reason: str | None = None
+
+    def raise_about(self, reason: str) -> None:
+        if reason != self._reason:
+            log.warning("%s cannot be read, so its memory is not watched: %s", self._device, reason)
+        self._reason = reason
+
+    def settle(self) -> None:
+        if self._reason is not None:
+            log.info("%s can be read again", self._device)
+        self._reason = None
+
+
+class NvmlReader:
+    """One NVIDIA GPU through NVML.
+
+    Args:
+        index: as NVML numbers them, which ``CUDA_VISIBLE_DEVICES`` does not change.
+        pids: ours, as the driver sees them; in a container with process ids of its own it may see
+            others, and then nothing can be said to be ours.
+    """
+
+    def __init__(self, index: int, pids: Pids) -> None:
+        self._index = index
+        self._pids = pids
+        self._complaint = _Complaint(f"GPU {index}")
+        self._initialized = False
+
+    def read(self) -> DeviceMemory | None:
+        try:
+            import pynvml
+        except ImportError:
+            self._complaint.raise_about("the package nvidia-ml-py is not installed")
+            return None
+        try:
+            if not self._initialized:
+                pynvml.nvmlInit()
+                self._initialized = True
+            handle = pynvml.nvmlDeviceGetHandleByIndex(self._index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            name = str(pynvml.nvmlDeviceGetName(handle))
+        except pynvml.NVMLError as error:
+            self._initialized = False  # a driver that was reloaded wants a new beginning
+            self._complaint.raise_about(f"NVML says: {error}")
+            return None
+        self._complaint.settle()
+        used_bytes = int(memory.used)
+        ours_bytes = ours_of([(process.pid, process.usedGpuMemory) for process in processes], self._pids())
+        others_bytes = None if ours_bytes is None else max(0, used_bytes - ours_bytes)
+        return DeviceMemory(name, "cuda", int(memory.total), used_bytes, ours_bytes, others_bytes)
+
+
+def ours_of(processes: list[tuple[int, int | None]], pids: set[int]) -> int | None:
+    """Bytes of our processes on a GPU, from the driver's (pid, bytes) pairs.
+
+    None where that cannot be told: the driver gives no bytes for one of ours (MIG, WDDM), or shows
+    processes and knows none of our ids although we have some (another pid namespace).
+    """
+    ours = [num_bytes for pid, num_bytes in processes if pid in pids]
+    if pids and processes and not ours:
+        return None
+    known = [num_bytes for num_bytes in ours if num_bytes is not None]
+    return sum(known) if len(known) == len(ours) else None
+
+
+class HostReader:
+    """The memory of this machine, or of our cgroup (v2 or v1) where its limit is lower.
+
+    Ours is the anonymous memory of our processes and every memfd they have open, each memfd once
+    however many of them map it, mapped or not: arena, stock and host copies alike. File pages are the
+    system's, which takes them back when it wants, and count as nobody's.
+
+    Args:
+        pids: of our processes; those that are gone count nothing.
+        proc, cgroup: where those file systems are mounted.
+    """
+
+    def __init__(self, pids: Pids, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+        self._pids = pids
+        self._proc = proc
+        self._cgroup = cgroup
+        self._complaint = _Complaint("host memory")
+
+    def read(self) -> DeviceMemory | None:
+        try:
+            machine = _fields(self._proc / "meminfo")
+            total_bytes = machine["MemTotal"]
+            used_bytes = total_bytes - machine["MemAvailable"]
+            for limit_bytes, usage_bytes in self._cgroup_limits():
+                if limit_bytes < total_bytes:
+                    total_bytes, used_bytes = limit_bytes, usage_bytes
+            ours_bytes = self._ours()
+        except (OSError, KeyError, ValueError) as error:
+            self._complaint.raise_about(f"{error!r}")
+            return None
+        self._complaint.settle()
+        others_bytes = max(0, used_bytes - ours_bytes)
+        return DeviceMemory("host memory", "cpu", total_bytes, used_bytes, ours_bytes, others_bytes)
+
+    def _ours(self) -> int:
+        anonymous_bytes = 0
+        memfds: dict[tuple[int, int], int] = {}
+        for pid in self._pids():
+            process = self._proc / str(pid)
+            try:
+                # A process that exits while it is read counts nothing, so it is read before it is added.
+                private_bytes = _fields(process / "status").get("RssAnon", 0)
+                held = dict(_memfds(process / "fd"))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            anonymous_bytes += private_bytes
+            memfds |= held
+        return anonymous_bytes + sum(memfds.values())
+
+    def _cgroup_limits(self) -> Iterator[tuple[int, int]]:
+        """(limit, usage) in bytes of our memory cgroup and of each above it that has a limit."""
+        for line in (self._proc / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield from _limits(self._cgroup, path, "memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                yield from _limits(self._cgroup / "memory", path, *names)
+
+
+def _limits(mount: Path, path: str, limit: str, usage: str, idle: str) -> Iterator[tuple[int, int]]:
+    """Walks from a cgroup up to its mount. Levels that are not there (a container sees its own cgroup
+    as the mount) and levels without a limit are passed over."""
+    own = mount / path.lstrip("/")
+    levels = [own, *own.parents]
+    for level in levels[: levels.index(mount) + 1]:
+        try:
+            limit_text = (level / limit).read_text().strip()
+            usage_bytes = int((level / usage).read_text())
+        except FileNotFoundError:
+            continue
+        if limit_text != "max":
+            yield int(limit_text), max(0, usage_bytes - _fields(level / "memory.stat").get(idle, 0))
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines of ``name: 12 kB`` or ``name 12`` as bytes; lines that are not numbers are left out."""
+    fields = {}
+    for line in path.read_text().splitlines():
+        name, *values = line.replace(":", " ").split()
+        if values and values[0].isdigit():
+            fields[name] = int(values[0]) * (1024 if values[1:] == ["kB"] else 1)
+    return fields
+
+
+def _memfds(folder: Path) -> Iterator[tuple[tuple[int, int], int]]:
+    """The memfds among a process's descriptors: (device, inode) and the bytes behind them."""
+    for descriptor in os.scandir(folder):
+        try:
+            if os.readlink(descriptor.path).startswith("/memfd:"):
+                status = os.stat(descriptor.path)
+                yield (status.st_dev, status.st_ino), status.st_blocks * 512
+        except FileNotFoundError:  # closed since it was listed
+            continue
