@@ -69,6 +69,11 @@ class Arena(Protocol):
         ...
 
     @property
+    def capacity_bytes(self) -> int:
+        """Most physical memory at any time, stock included."""
+        ...
+
+    @property
     def committed_bytes(self) -> int:
         """Physical memory mapped into ranges."""
         ...
