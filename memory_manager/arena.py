@@ -65,11 +65,6 @@ class Arena(Protocol):
 
     @property
     def capacity_bytes(self) -> int:
-        """Most physical memory at any time."""
-        ...
-
-    @property
-    def capacity_bytes(self) -> int:
         """Most physical memory at any time, stock included."""
         ...
 
