@@ -108,7 +108,7 @@ class RequestStream:
         self._choices = [_Choice(index) for index in range(request.n)]
         self._pending: dict[int, ChoiceTokens] = {}
         self._arrived = asyncio.Event()
-        self._attempt_over = asyncio.Event()
+        self._has_to_move = asyncio.Event()
         self._runner: SequenceRunner | None = None
         self._error: MooringError | None = None
         self._task = asyncio.create_task(self._run(), name=f"request-{request.request_id}")
@@ -137,11 +137,11 @@ class RequestStream:
         if choice.sequence_id is not None and self._runner is not None:
             self._runner.cancel([choice.sequence_id])
             choice.sequence_id = None
-        self._note_if_over()
+        self._note_end()
 
     async def aclose(self) -> None:
-        self._withdraw()
-        self._task.cancel()
+        self._finish()
+        self._pending.clear()
         await asyncio.wait([self._task])
 
     # The worker's side -----------------------------------------------------------------------------
@@ -164,7 +164,8 @@ class RequestStream:
                     "this request was present at two deaths of a worker and is not tried again"
                 )
             )
-        self._attempt_over.set()
+        else:
+            self._has_to_move.set()
 
     def _receive(self, choice: _Choice, chunk: SequenceChunk) -> None:
         """The sink of one choice's sequence: called once a step, never blocks."""
@@ -191,7 +192,8 @@ class RequestStream:
                 self._attendance.worker_died(self._runner)
         elif finished.error_code != REPLICA_ASLEEP:
             self._fail(error_from_code(finished.error_code, finished.error_message))
-        self._note_if_over()
+            return
+        self._note_end()
 
     def _pending_of(self, choice: _Choice) -> ChoiceTokens:
         pending = self._pending.get(choice.index)
@@ -203,13 +205,12 @@ class RequestStream:
     # The life of the request -----------------------------------------------------------------------
 
     async def _run(self) -> None:
+        """Attempts, until ``_finish`` cancels the task."""
         num_fruitless = 0
         try:
-            while True:
+            while self._lease is not None:
                 num_tokens = self._num_tokens()
-                await self._attempt()
-                if self._error is not None or self._all_ended():
-                    return
+                await self._attempt(self._lease)
                 num_fruitless = 0 if self._num_tokens() > num_tokens else num_fruitless + 1
                 await self._pause(num_fruitless)
                 self._lease = await self._replicas.acquire(
@@ -220,15 +221,13 @@ class RequestStream:
         except MooringError as error:
             self._fail(error)
 
-    async def _attempt(self) -> None:
-        """Runs on the leased replica until the request is over or has to move."""
-        lease = self._lease
-        assert lease is not None
+    async def _attempt(self, lease: ReplicaLease) -> None:
+        """Runs on the leased replica until the request has to move."""
         try:
             await self._attendance.turn(self)
-            self._attempt_over.clear()
+            self._has_to_move.clear()
             self._submit(self._clients(lease.worker_id), lease.replica_id)
-            await self._attempt_over.wait()
+            await self._has_to_move.wait()
         except WorkerLostError:
             return  # it died before anything was sent to it: nobody of ours was present
         finally:
@@ -253,7 +252,6 @@ class RequestStream:
             runner.submit(sequence, partial(self._receive, choice))
             choice.sequence_id = sequence_id
             choice.num_at_start = len(choice.output_ids)
-        self._note_if_over()  # every choice may have been stopped before there was a replica
 
     async def _pause(self, num_fruitless: int) -> None:
         if num_fruitless == 0:
@@ -277,16 +275,21 @@ class RequestStream:
             self._lease = None
 
     def _fail(self, error: MooringError) -> None:
-        if self._error is None:
-            self._error = error
-        self._attempt_over.set()
+        self._error = self._error or error
+        self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more is to run: worker and replica are free from this moment on."""
+        self._withdraw()
+        self._task.cancel()
         self._arrived.set()
 
-    def _note_if_over(self) -> None:
-        if not any(choice.sequence_id is not None for choice in self._choices):
-            self._attempt_over.set()
+    def _note_end(self) -> None:
+        """One choice no longer runs."""
         if self._all_ended():
-            self._arrived.set()
+            self._finish()
+        elif all(choice.sequence_id is None for choice in self._choices):
+            self._has_to_move.set()
 
     def _all_ended(self) -> bool:
         return all(choice.ended for choice in self._choices)
@@ -300,6 +303,7 @@ class RequestStream:
         self._attendance.forget(self)
         if not task.cancelled() and (bug := task.exception()) is not None:
             self._error = InternalError(f"the dispatcher failed: {bug!r}")
+            self._error.__cause__ = bug
         self._arrived.set()
 
 
