@@ -12,11 +12,13 @@ __all__ = [
     "DeploymentCreate",
     "DeploymentStatus",
     "DeploymentUpdate",
+    "DeviceMemory",
     "DeviceStatus",
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
     "ModelBody",
+    "Policy",
     "RegistrationBody",
     "RegistrationCreate",
     "ReplicaStatus",
@@ -148,10 +150,22 @@ class KeyCreated(KeyBody):
     key: str = Field(description="The key itself, told this once.")
 
 
+class DeviceMemory(_Body):
+    """The device's own figures, other processes' included; null where it does not say."""
+
+    name: str
+    kind: str
+    total_bytes: int
+    used_bytes: int
+    ours_bytes: int | None
+    others_bytes: int | None
+
+
 class DeviceStatus(_Body):
     name: str
     budget_bytes: int
     owners: dict[str, int] = Field(description="Bytes by owner: `weights:...`, `kv:...`, `reserve`.")
+    memory: DeviceMemory | None = Field(None, description="Null where the device cannot be read.")
 
 
 class WorkerStatus(_Body):

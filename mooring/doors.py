@@ -1,0 +1,88 @@
+"""The doors' listeners: uvicorn for HTTP and grpc.aio, both on the server's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc.aio
+import uvicorn
+
+from mooring.errors import ConfigurationError
+from mooring.v1 import inference_pb2_grpc
+
+__all__ = ["grpc_door", "http_door"]
+
+_STOP_S = 5.0
+
+
+@asynccontextmanager
+async def http_door(app: Any, host: str, port: int) -> AsyncIterator[str]:
+    """Serves an ASGI application; gives its address, and at the end lets open answers finish for a while.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    listener = _listen(host, port)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_STOP_S)
+    )
+    server = _HttpServer(config)
+    # A bound socket queues connections from now on, so the address is good before uvicorn has started.
+    listener.listen(config.backlog)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    bound_host, bound_port = listener.getsockname()[:2]
+    try:
+        yield f"http://{_bracketed(bound_host)}:{bound_port}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def grpc_door(
+    service: inference_pb2_grpc.InferenceServicer, host: str, port: int, max_message_bytes: int
+) -> AsyncIterator[str]:
+    """Serves the native protocol; gives its target.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=options)
+    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    try:
+        bound_port = server.add_insecure_port(f"{_bracketed(host)}:{port}")
+    except RuntimeError as error:
+        raise ConfigurationError(f"gRPC cannot listen on {host}:{port}: {error}") from error
+    await server.start()
+    try:
+        yield f"{_bracketed(host)}:{bound_port}"
+    finally:
+        await server.stop(_STOP_S)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the end is ours to order."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigurationError(f"HTTP cannot listen on {host}:{port}: {error}") from error
+    return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

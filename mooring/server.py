@@ -1,0 +1,331 @@
+"""The server: makes the parts, gives them to each other, opens the doors, and ends it all in order.
+
+Wiring only. At a start the data folder is locked, the registry opened, workers started, the doors opened
+(alive and not yet ready), the models of the registry and of the settings served; then it is ready. At
+SIGTERM: not ready, new requests refused, running ones given their time, doors shut, workers ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from engines.config import WorkerSpec
+from engines.packer import ensure_packed
+from engines.supervisor import Supervisor
+from engines.torch.config import describe
+from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.controller import MemoryManager
+from memory_manager.host_cache import HostCache
+from memory_manager.ports import ArtifactRef
+from memory_manager.residency import ResidencyEvent
+from memory_manager.status import Snapshot
+from model_registry.database import open_database
+from model_registry.hub import Hub
+from model_registry.importer import Importer
+from model_registry.registry import Registry
+from model_registry.store import ArtifactStore
+from mooring.admin_key import ensure_admin_key
+from mooring.config import ModelEntry, Settings
+from mooring.devices import device_budget, device_reader, host_cache_budget_bytes, resolve_device
+from mooring.doors import grpc_door, http_door
+from mooring.errors import ConfigurationError, MooringError
+from router.admin import AdminServices, create_admin_router
+from router.config import RouterConfig
+from router.directory import DeploymentDirectory
+from router.dispatch import Dispatcher
+from router.gate import Gate
+from router.grpc_inference import create_grpc_service
+from router.http_app import create_app
+from router.intake import Intake
+from router.metrics import GaugeSource, Metrics, ModelGauges
+from router.registrar import Registrar
+from router.services import RouterServices
+from router.tenancy import Tenancy
+
+__all__ = ["run"]
+
+logger = logging.getLogger("mooring")
+
+_PRECISIONS = {"auto": "auto", "float32": "fp32", "bfloat16": "bf16"}
+_WORKER_STOP_S = 5.0
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: the settings cannot be served.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    with _own_data_dir(settings.data_dir):
+        uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        server = await Server.start(settings, stack)
+        await server.serve_models(stopping)
+        await stopping.wait()
+        await server.drain()
+
+
+@dataclass(slots=True)
+class Server:
+    """The running parts, as far as the end needs them."""
+
+    settings: Settings
+    registrar: Registrar
+    supervisor: Supervisor
+    gate: Gate
+    ready: bool = False
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    async def start(cls, settings: Settings, stack: AsyncExitStack) -> Server:
+        """Makes every part and opens the doors; ``stack`` ends them in the reverse order."""
+        admin_key = ensure_admin_key(settings.admin_key_path)
+        registry = await asyncio.to_thread(_open_registry, settings, stack)
+        await asyncio.to_thread(_check_exposure, settings, registry)
+        store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
+        device = resolve_device(settings)
+        reader = device_reader(device, lambda: {os.getpid(), *_worker_pids(supervisor)})
+        budget = device_budget(settings, device, reader)
+        cache = HostCache(host_cache_budget_bytes(settings))
+        stack.push_async_callback(cache.close)
+
+        directory = DeploymentDirectory()
+        gauges = GaugeSource(
+            lambda: _model_gauges(manager.snapshot()), lambda: _device_memory(manager.snapshot())
+        )
+        metrics = Metrics(gauges)
+        sink = partial(_note_residency, metrics)
+        manager = MemoryManager([budget], cache, _manager_config(settings), sink=sink)
+        stack.push_async_callback(manager.stop)
+        supervisor = Supervisor(
+            [_worker_spec(settings, budget)],
+            on_ready=manager.add_worker,
+            on_lost=manager.worker_lost,
+        )
+        stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
+        await supervisor.start()
+        registrar = Registrar(
+            registry=registry,
+            store=store,
+            importer=Importer(store, registry, describe, Hub(), settings.data_dir / "downloads"),
+            pack=partial(_pack, settings.data_dir / "store" / "packed"),
+            manager=manager,
+            directory=directory,
+            precision=_PRECISIONS[settings.dtype],
+            engine=settings.engine,
+            default_idle_timeout_s=settings.planner.idle_timeout_s,
+        )
+        stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
+        gate = Gate(Dispatcher(manager, supervisor.client))
+        server = cls(settings, registrar, supervisor, gate)
+        config = RouterConfig(max_body_bytes=settings.max_body_bytes)
+        services = RouterServices(
+            tokens=gate,
+            models=directory,
+            tenancy=Tenancy(registry.authenticate, allow_anonymous=_anonymous(settings), config=config),
+            metrics=metrics,
+            is_ready=server.is_ready,
+            config=config,
+        )
+        admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, {device: reader})
+        await server.open_doors(services, admin, stack)
+        return server
+
+    def is_ready(self) -> bool:
+        """Whether a request that comes now can be served."""
+        return self.ready and any(each.state.value == "ready" for each in self.supervisor.workers())
+
+    async def open_doors(self, services: RouterServices, admin: AdminServices, stack: AsyncExitStack) -> None:
+        intake = Intake(services)
+        app = create_app(services, intake)
+        app.include_router(create_admin_router(admin))
+        settings = self.settings
+        http = http_door(app, settings.http_host, settings.http_port)
+        self.addresses["http"] = await stack.enter_async_context(http)
+        service = create_grpc_service(services, intake)
+        rpc = grpc_door(service, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
+        self.addresses["grpc"] = await stack.enter_async_context(rpc)
+        stack.enter_context(_published(settings.data_dir / "server.json", self.addresses))
+        logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])
+
+    async def serve_models(self, stopping: asyncio.Event) -> None:
+        """Serves what the registry and the settings name, and is ready then."""
+        work = asyncio.create_task(self._serve_models())
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not work.done():
+            work.cancel()
+            await asyncio.wait([work])
+            return
+        work.result()
+        self.ready = True
+        logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
+
+    async def _serve_models(self) -> None:
+        await self.registrar.restore()
+        for entry in self.settings.models:
+            try:
+                await self.registrar.ensure(entry.name, entry.source, _entry_policy(entry))
+            except MooringError as error:
+                raise ConfigurationError(f"model {entry.name}: {error.message}") from error
+
+    async def drain(self) -> None:
+        """Refuses what is new and waits for what runs."""
+        self.ready = False
+        self.gate.shut()
+        logger.info("stopping: running requests have %g s", self.settings.shutdown_grace_s)
+        if not await self.gate.wait_empty(self.settings.shutdown_grace_s):
+            logger.warning("some requests did not end in time and are cut off")
+
+
+def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
+    engine = open_database(settings.registry_url)
+    stack.callback(engine.dispose)
+    return Registry(engine)
+
+
+def _anonymous(settings: Settings) -> bool:
+    hosts = (settings.http_host, settings.grpc_host)
+    return settings.allow_anonymous or all(_is_loopback(host) for host in hosts)
+
+
+def _check_exposure(settings: Settings, registry: Registry) -> None:
+    """Raises ConfigurationError where others could reach us and nobody could have a key."""
+    if _anonymous(settings):
+        return
+    tenants = registry.list_tenants()
+    if not any(key.revoked_at_s is None for tenant in tenants for key in registry.list_keys(tenant.name)):
+        raise ConfigurationError(
+            "the doors are open to other machines and there are no API keys: start on 127.0.0.1, make one "
+            "with `mooring tenants create NAME` and `mooring tenants keys create NAME`, and start again; or "
+            "give --allow-anonymous"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _manager_config(settings: Settings) -> ManagerConfig:
+    planner = settings.planner
+    return ManagerConfig(
+        planner=PlannerConfig(min_residency_s=planner.min_residency_s, drain_after_s=planner.drain_after_s),
+        max_waiting_per_deployment=planner.max_waiting_requests,
+    )
+
+
+def _worker_spec(settings: Settings, budget: DeviceBudget) -> WorkerSpec:
+    config: dict[str, Any] = {}
+    if settings.engine == "torch":
+        config = settings.torch.model_dump(exclude_none=True)
+    return WorkerSpec(
+        worker_id=f"{settings.engine}-0",
+        engine=settings.engine,
+        device=budget.name,
+        memory_budget_bytes=budget.budget_bytes - budget.reserve_bytes,
+        config=config,
+    )
+
+
+async def _pack(
+    packed_root: Path, folder: Path, digest: str, precision: str, progress: Callable[[int, int], None]
+) -> ArtifactRef:
+    return await ensure_packed(folder, digest, precision, packed_root, progress)
+
+
+def _worker_pids(supervisor: Supervisor) -> set[int]:
+    return {each.pid for each in supervisor.workers() if each.pid is not None}
+
+
+def _entry_policy(entry: ModelEntry) -> Mapping[str, Any]:
+    """What the settings say of a model, and only that: the rest is the administrator's."""
+    return entry.model_dump(include=entry.model_fields_set - {"name", "source"})
+
+
+def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
+    before, after = event.before.value, event.after.value
+    metrics.observe_transition(event.deployment, before, after, event.duration_s)
+    logger.info(
+        "%s: %s -> %s after %.3f s (%s)", event.replica_id, before, after, event.duration_s, event.reason
+    )
+
+
+def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
+    kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
+    return {
+        deployment.name: ModelGauges(
+            num_requests_running=sum(replica.num_active for replica in deployment.replicas),
+            num_requests_waiting=deployment.num_waiting,
+            kv_cache_usage=sum(replica.kv_bytes for replica in deployment.replicas) / max(kv_lease_bytes, 1),
+        )
+        for deployment in snapshot.deployments
+    }
+
+
+def _device_memory(snapshot: Snapshot) -> dict[tuple[str, str], int]:
+    return {
+        (device.name, owner): num_bytes
+        for device in snapshot.devices
+        for owner, num_bytes in device.owners.items()
+    }
+
+
+@contextmanager
+def _own_data_dir(data_dir: Path) -> Iterator[None]:
+    """Two servers over one store and registry would each think the memory theirs."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "server.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"another server uses the data folder {data_dir}: stop it, or give --data-dir"
+            ) from error
+        yield
+
+
+@contextmanager
+def _published(path: Path, addresses: Mapping[str, str]) -> Iterator[None]:
+    """Tells where the doors are, for whoever started us with port 0."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps({"pid": os.getpid(), **addresses}))
+    fresh.replace(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
