@@ -7,6 +7,7 @@ formats, pickles beside safetensors) stays outside. Nothing is executed or unpic
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -17,7 +18,7 @@ from model_registry.safetensors_format import read_header
 from mooring.errors import ArtifactError
 from mooring.units import MIB, format_bytes
 
-__all__ = ["FILE_PATTERNS", "INDEX_NAME", "check_folder", "refuse_pickles"]
+__all__ = ["FILE_PATTERNS", "INDEX_NAME", "check_folder", "read_license", "refuse_pickles"]
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -32,6 +33,7 @@ FILE_PATTERNS = (  # beside the weights
 )
 REQUIRED_NAMES = ("config.json", "tokenizer.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+LICENSE_LINE = re.compile(r"^license:\s*([\w.+-]{1,64})\s*$", re.MULTILINE)
 MAX_TEXT_BYTES = 128 * MIB  # the largest published tokenizer.json has a quarter of it
 MAX_NOTE_BYTES = 1 * MIB  # a larger README or LICENSE is left out
 
@@ -74,6 +76,17 @@ def refuse_pickles(names: Collection[str]) -> None:
             f"{pickles[0]} is a pickle, and unpickling runs whatever code the file holds: "
             "convert the weights to safetensors"
         )
+
+
+def read_license(folder: Path) -> str | None:
+    """The licence that the front matter of the folder's README.md names, as hubs write it."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    front_matter = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
+    match = LICENSE_LINE.search(front_matter)
+    return match[1] if match else None
 
 
 def _list_files(folder: Path) -> dict[str, int]:
