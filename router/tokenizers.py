@@ -75,12 +75,13 @@ class TextModel:
 
     def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
         try:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
                 "The text holds half of a surrogate pair, which is no character: send valid Unicode.",
                 param=param,
             ) from error
+        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 class TextModels:

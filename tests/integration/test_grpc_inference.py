@@ -1,0 +1,198 @@
+"""The native gRPC door over a real channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from support.router_doors import (
+    ScriptedSource,
+    ScriptedStream,
+    Tenant,
+    byte_level_tokenizer,
+    one_token_a_step,
+    served_model,
+    services,
+    write_model_folder,
+)
+
+from mooring.errors import OverloadedError, WorkerLostError
+from mooring.v1 import inference_pb2 as pb
+from mooring.v1 import inference_pb2_grpc
+from router.grpc_inference import create_grpc_service
+from router.request import GenerationRequest
+
+pytestmark = pytest.mark.integration
+
+TOKENIZER = byte_level_tokenizer()
+END = TOKENIZER.token_to_id("<|im_end|>")
+ANSWER = "hello 🦀!"
+ANSWER_IDS = [*TOKENIZER.encode(ANSWER, add_special_tokens=False).ids, END]
+
+
+def answer(request: GenerationRequest) -> ScriptedStream:
+    text = TOKENIZER.decode(list(request.prompt_ids))
+    steps = one_token_a_step(request, ANSWER_IDS, stop_token_id=END)
+    if "full" in text:
+        raise OverloadedError("The queue is full.", retry_after_s=2.5)
+    if "fail later" in text:
+        return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice.")])
+    if "bug" in text:
+        raise ZeroDivisionError("a bug")
+    return ScriptedStream(steps, pause_s=30 if "hang" in text else 0)
+
+
+@dataclass
+class Server:
+    stub: Any
+    source: ScriptedSource
+
+    async def generate(self, **fields: Any) -> list[Any]:
+        request = pb.GenerateTextRequest(**{"model": "tiny", "max_tokens": 50, **fields})
+        return [message async for message in self.stub.Generate(request, timeout=10)]
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
+    source = ScriptedSource(answer)
+    server = grpc.aio.server()
+    service = create_grpc_service(
+        services(source, [served_model("tiny", folder, max_model_len=96)], **options)
+    )
+    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Server(inference_pb2_grpc.InferenceStub(channel), source)
+    await server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
+
+
+@pytest.fixture
+async def server(folder: Path) -> AsyncIterator[Server]:
+    async with running(folder) as started:
+        yield started
+
+
+def text_of(messages: list[Any], index: int = 0) -> str:
+    return "".join(c.text for message in messages for c in message.choices if c.index == index)
+
+
+async def test_tokens_texts_reasons_and_usage(server: Server) -> None:
+    messages = await server.generate(prompt="hi", n=2, logprobs=2, request_id="mine", temperature=0.0)
+    assert text_of(messages) == text_of(messages, 1) == ANSWER
+    choices = [c for message in messages for c in message.choices if c.index == 0]
+    tokens = [token for choice in choices for token in choice.tokens]
+    assert [token.token_id for token in tokens] == ANSWER_IDS
+    assert tokens[0].logprob == pytest.approx(-0.5)
+    assert [top.token for top in tokens[0].top_logprobs] == [TOKENIZER.decode(ANSWER_IDS[:1]), "!"]
+    assert [c.finish_reason for c in choices if c.finish_reason] == ["stop"]
+    usage = messages[-1].usage
+    num_prompt_tokens = len(server.source.requests[0].prompt_ids)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (num_prompt_tokens, 2 * len(ANSWER_IDS))
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert not any(message.HasField("usage") for message in messages[:-1])
+    assert {message.request_id for message in messages} == {"mine"}
+    assert server.source.requests[0].sampling.temperature == 0.0
+
+
+async def test_token_ids_and_chat_are_prompts_too(server: Server) -> None:
+    await server.generate(prompt_token_ids=pb.TokenIds(ids=ANSWER_IDS))
+    chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
+    request = pb.GenerateTextRequest(model="tiny", chat=chat)
+    async for _ in server.stub.Generate(request, timeout=10):
+        pass
+    by_ids, by_chat = server.source.requests
+    assert by_ids.prompt_ids == tuple(ANSWER_IDS)
+    prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert TOKENIZER.decode(list(by_chat.prompt_ids), skip_special_tokens=False) == prompt
+    assert by_chat.sampling.max_tokens == 96 - len(by_chat.prompt_ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"model": "nope", "prompt": "hi"}, "NOT_FOUND", "model_not_found", "model"),
+        ({"prompt": "hi", "top_p": 2.0}, "INVALID_ARGUMENT", "invalid_value", "top_p"),
+        ({"prompt": "hi", "max_tokens": 99}, "INVALID_ARGUMENT", "context_length_exceeded", "max_tokens"),
+        ({}, "INVALID_ARGUMENT", "invalid_value", "input"),
+        ({"prompt": "full"}, "UNAVAILABLE", "server_overloaded", None),
+        ({"prompt": "fail later"}, "UNAVAILABLE", "worker_lost", None),
+        ({"prompt": "bug"}, "INTERNAL", "internal_error", None),
+    ],
+)
+async def test_errors_have_their_status_and_their_details(
+    server: Server, fields: dict[str, Any], status: str, code: str, param: str | None
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await server.generate(**fields)
+    assert caught.value.code() is grpc.StatusCode[status]
+    assert caught.value.details()
+    trailing = dict(caught.value.trailing_metadata())
+    assert (trailing["error-code"], trailing.get("error-param")) == (code, param)
+    assert trailing.get("retry-after") == ("3" if code == "server_overloaded" else None)
+    assert all(stream.closed.is_set() for stream in server.source.streams)
+
+
+async def test_a_field_of_a_newer_protocol_is_refused(server: Server) -> None:
+    known = pb.GenerateTextRequest(model="tiny", prompt="hi").SerializeToString()
+    field_900 = bytes([0xA0, 0x38, 1])  # (900 << 3 | varint) and its value
+    request = pb.GenerateTextRequest.FromString(known + field_900)
+    with pytest.raises(grpc.aio.AioRpcError, match="900") as caught:
+        async for _ in server.stub.Generate(request, timeout=10):
+            pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_request_ids_travel_in_metadata(server: Server) -> None:
+    request = pb.GenerateTextRequest(model="tiny", prompt="hi")
+    call = server.stub.Generate(request, metadata=(("x-request-id", "mine"),), timeout=10)
+    assert dict(await call.initial_metadata())["x-request-id"] == "mine"
+    assert (await call.read()).request_id == "mine"
+    assert server.source.requests[0].request_id == "mine"
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_a_call_that_is_given_up_frees_what_it_held(server: Server, how: str) -> None:
+    request = pb.GenerateTextRequest(model="tiny", prompt="hang")
+    call = server.stub.Generate(request, timeout=10 if how == "cancel" else 0.2)
+    await call.initial_metadata()
+    await asyncio.sleep(0.1)
+    if how == "cancel":
+        call.cancel()
+    await asyncio.wait_for(server.source.streams[0].closed.wait(), 5)
+
+
+async def test_models(server: Server) -> None:
+    [model] = (await server.stub.ListModels(pb.ListModelsRequest(), timeout=10)).models
+    assert (model.name, model.max_model_len) == ("tiny", 96)
+    assert (model.residency, model.engine) == ("resident", "torch")
+
+
+async def test_keys(folder: Path) -> None:
+    def authenticate(key: str) -> Tenant | None:
+        return Tenant("acme") if key == "k1" else None
+
+    async with running(folder, authenticate=authenticate, allow_anonymous=False) as server:
+        for metadata in ((("authorization", "Bearer k1"),), (("x-api-key", "k1"),)):
+            request = pb.GenerateTextRequest(model="tiny", prompt="hi")
+            async for _ in server.stub.Generate(request, metadata=metadata, timeout=10):
+                pass
+            assert server.source.requests[-1].tenant == "acme"
+        for call in (
+            server.stub.ListModels(pb.ListModelsRequest(), timeout=10),
+            server.generate(prompt="hi"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
