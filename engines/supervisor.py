@@ -111,7 +111,7 @@ class Supervisor:
         self._workers: dict[str, _Worker] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._socket_dir: Path | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def start(self) -> None:
         """Starts every worker and returns when all are ready.
@@ -135,7 +135,7 @@ class Supervisor:
 
     async def stop(self, grace_s: float) -> None:
         """Ends every worker: SIGTERM, which drains, and SIGKILL after ``grace_s``. Safe to call twice."""
-        self._stopping = True
+        self._stopping.set()
         for worker in self._workers.values():
             if worker.process is not None:
                 _signal(worker.process, signal.SIGTERM)
@@ -166,29 +166,47 @@ class Supervisor:
     async def _watch(self, worker: _Worker) -> None:
         num_deaths_in_a_row = 0
         try:
-            while not self._stopping:
+            while True:
                 worker.state = WorkerState.STARTING
                 started_s = self._clock()
-                await self._live_once(worker)
-                if self._stopping or worker.first_ready.exception() is not None:
+                ending = await self._live_once(worker)
+                if self._stopping.is_set():
                     return
+                if not worker.first_ready.done():
+                    worker.first_ready.set_exception(ConfigurationError(f"{ending}; its log says why"))
+                    return
+                logger.warning("%s", ending)
                 if self._clock() - started_s >= self._config.stable_after_s:
                     num_deaths_in_a_row = 0
                 num_deaths_in_a_row += 1
                 worker.state = WorkerState.RESTARTING
-                await asyncio.sleep(restart_pause_s(num_deaths_in_a_row, self._config))
+                if await self._stops_within(restart_pause_s(num_deaths_in_a_row, self._config)):
+                    return
         finally:
             worker.state = WorkerState.STOPPED
             if not worker.first_ready.done():
                 worker.first_ready.cancel()
 
-    async def _live_once(self, worker: _Worker) -> None:
-        """One life, from the start of the process to its last trace."""
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _live_once(self, worker: _Worker) -> str:
+        """One life, from the start of the process to its last trace. Returns how it ended."""
         worker_id = worker.spec.worker_id
         socket_path = Path(f"{worker.socket_prefix}-{worker.num_lives}.sock")
-        process, descriptors = await _spawn(worker.spec, socket_path)
+        try:
+            process, descriptors = await _spawn(worker.spec, socket_path)
+        except OSError as error:
+            return f"worker {worker_id} cannot be started: {error}"
         worker.process = process
         worker.num_lives += 1
+        if self._stopping.is_set():  # ``stop`` did not see this process yet
+            _signal(process, signal.SIGTERM)
         client = WorkerClient(worker_id, socket_path, descriptors, self._client_config, self._clock)
         ended = asyncio.create_task(process.wait())
         try:
@@ -201,9 +219,7 @@ class Supervisor:
         finally:
             await self._bury(worker, client, process, ended)
             descriptors.close()
-        if not worker.first_ready.done():
-            ending = f"worker {worker_id} ended with status {process.returncode} before it was ready"
-            worker.first_ready.set_exception(ConfigurationError(f"{ending}; its log says why"))
+        return f"worker {worker_id} ended with status {process.returncode}"
 
     async def _make_ready(self, worker: _Worker, client: WorkerClient, descriptors: DescriptorSender) -> None:
         async with asyncio.timeout(self._config.start_timeout_s):
@@ -228,12 +244,10 @@ class Supervisor:
         was_ready = worker.client is client
         worker.client = None
         _signal(process, signal.SIGKILL)
-        status = await ended
+        await ended
         worker.process = None
         await client.close()
         if was_ready:
-            if not self._stopping:
-                logger.warning("worker %s died with status %d", worker.spec.worker_id, status)
             self._on_lost(worker.spec.worker_id)
 
 
@@ -260,10 +274,8 @@ async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subproces
             pass_fds=(theirs.fileno(),),
             process_group=0,
         )
-    except BaseException as error:
+    except BaseException:
         ours.close()
-        if isinstance(error, OSError):
-            raise ConfigurationError(f"worker {spec.worker_id} cannot be started: {error}") from error
         raise
     finally:
         theirs.close()
