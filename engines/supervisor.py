@@ -182,6 +182,10 @@ class Supervisor:
                 worker.state = WorkerState.RESTARTING
                 if await self._stops_within(restart_pause_s(num_deaths_in_a_row, self._config)):
                     return
+        except Exception as error:  # a bug of ours: start() must hear of it, not of a cancellation
+            if not worker.first_ready.done():
+                worker.first_ready.set_exception(error)
+            raise
         finally:
             worker.state = WorkerState.STOPPED
             if not worker.first_ready.done():
@@ -272,7 +276,7 @@ async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subproces
             *("--descriptor-fd", str(theirs.fileno()), "--config", json.dumps(dict(spec.config))),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
-            process_group=0,
+            start_new_session=True,  # uvloop knows no process_group
         )
     except BaseException:
         ours.close()
