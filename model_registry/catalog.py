@@ -26,7 +26,7 @@ __all__ = ["AUTO", "ENGINES", "PRECISIONS", "CatalogQueries"]
 
 AUTO = "auto"
 PRECISIONS = ("bf16", "fp32")
-ENGINES = ("torch",)
+ENGINES = ("torch", "null")
 
 
 class CatalogQueries(Transactions):

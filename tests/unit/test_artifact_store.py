@@ -1,0 +1,276 @@
+"""The store takes what can be served, once, and refuses the rest with the reason."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from model_registry.store import ArtifactStore
+from mooring.errors import ArtifactError, NotFoundError
+
+Spoil = Callable[[Path], None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one file of weights and what goes with it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "README.md").write_text("# A model")
+    (folder / "convert.py").write_text("print('never run')")
+    weights = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, dtype=np.float16)}
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def sharded(folder: Path) -> Path:
+    """The same in two shards with an index."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number, (name, value) in enumerate(weights.items(), start=1):
+        weight_map[name] = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: value}, folder / weight_map[name])
+    write_index(folder, weight_map)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store")
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def write_header(folder: Path, tensors: object, data: bytes) -> None:
+    header = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def test_known_files_enter_under_their_digest(folder: Path, store: ArtifactStore) -> None:
+    seen: list[tuple[str, int, int]] = []
+    stored = store.import_folder(folder, lambda *state: seen.append(state))
+
+    names = sorted(path.name for path in stored.path.iterdir())
+    assert names == ["README.md", "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json"]
+    assert stored.digest == hashlib.sha256((stored.path / "SHA256SUMS").read_bytes()).hexdigest()
+    assert stored.path.name == stored.digest
+    original = (folder / "model.safetensors").read_bytes()
+    assert (stored.path / "model.safetensors").read_bytes() == original
+    assert seen[-1] == ("copy", stored.num_bytes, stored.num_bytes)
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=stored.path, check=True, timeout=30)
+
+
+def test_shards_enter_with_their_index(sharded: Path, store: ArtifactStore) -> None:
+    stored = store.import_folder(sharded)
+    assert len(list(stored.path.glob("model-*.safetensors"))) == 2
+    assert (stored.path / "model.safetensors.index.json").exists()
+
+
+def test_the_same_bytes_are_one_artifact(folder: Path, store: ArtifactStore, tmp_path: Path) -> None:
+    first = store.import_folder(folder)
+    assert store.import_folder(folder) == first
+    (folder / "config.json").write_text('{"model_type": "llama" }')
+    assert store.import_folder(folder) != first
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_stored_files_are_read_only_and_can_be_removed(folder: Path, store: ArtifactStore) -> None:
+    stored = store.import_folder(folder)
+    assert {oct(path.stat().st_mode & 0o777) for path in stored.path.iterdir()} == {"0o444"}
+    store.remove(stored.digest)
+    store.remove(stored.digest)
+    with pytest.raises(NotFoundError):
+        store.get(stored.digest)
+    with pytest.raises(NotFoundError):
+        store.get("../model")
+
+
+def test_pickles_beside_safetensors_stay_outside(folder: Path, store: ArtifactStore) -> None:
+    (folder / "training_args.bin").write_bytes(b"\x80\x04.")
+    stored = store.import_folder(folder)
+    assert not (stored.path / "training_args.bin").exists()
+
+
+def test_a_link_inside_the_folder_is_followed(folder: Path, store: ArtifactStore) -> None:
+    (folder / "weights").mkdir()
+    (folder / "model.safetensors").rename(folder / "weights" / "w")
+    (folder / "model.safetensors").symlink_to("weights/w")
+    stored = store.import_folder(folder)
+    assert not (stored.path / "model.safetensors").is_symlink()
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def append(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+
+
+def replace_by_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def link_outside(folder: Path) -> None:
+    (folder / "tokenizer_config.json").symlink_to("/etc/passwd")
+
+
+def link_to_nothing(folder: Path) -> None:
+    (folder / "tokenizer_config.json").symlink_to("gone")
+
+
+def tensor(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+REFUSALS: dict[str, tuple[Spoil, str]] = {
+    "pickle": (replace_by_pickle, "pytorch_model.bin is a pickle"),
+    "symlink": (link_outside, "tokenizer_config.json is a symlink that leaves the folder"),
+    "dangling": (link_to_nothing, "symlink to nothing"),
+    "no config": (lambda f: (f / "config.json").unlink(), "lacks config.json"),
+    "config not JSON": (
+        lambda f: (f / "config.json").write_text("{") and None,
+        "config.json is not readable",
+    ),
+    "config not an object": (lambda f: (f / "config.json").write_text("[]") and None, "not a JSON object"),
+    "config not text": (lambda f: (f / "config.json").write_bytes(b"\xff") and None, "not readable JSON"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "lacks tokenizer.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "lacks model.safetensors"),
+    "truncated": (truncate, "model.safetensors is truncated"),
+    "too long": (append, "1 bytes after its last tensor"),
+    "empty file": (lambda f: (f / "model.safetensors").write_bytes(b"") and None, "truncated"),
+    "header beyond the file": (
+        lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 999)) and None,
+        "truncated: its header needs 999",
+    ),
+    "absurd header": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64) and None,
+        "not a safetensors file",
+    ),
+    "header not JSON": (lambda f: write_header(f, b"{nope", b""), "header is not JSON"),
+    "header too deep": (lambda f: write_header(f, b"[" * 100_000, b""), "header is not JSON"),
+    "header not an object": (lambda f: write_header(f, b"[]", b""), "not a JSON object"),
+    "no tensors": (lambda f: write_header(f, {}, b""), "holds no tensors"),
+    "overlap": (
+        lambda f: write_header(f, {"a": tensor("U8", [4], 0, 4), "b": tensor("U8", [4], 2, 6)}, b"\0" * 6),
+        "'b' overlaps",
+    ),
+    "gap": (
+        lambda f: write_header(f, {"a": tensor("U8", [4], 0, 4), "b": tensor("U8", [2], 6, 8)}, b"\0" * 8),
+        "2 bytes before tensor 'b' are no one's",
+    ),
+    "wrong size": (
+        lambda f: write_header(f, {"a": tensor("F32", [4], 0, 4)}, b"\0" * 4),
+        "'a' spans 4 bytes where",
+    ),
+    "negative": (
+        lambda f: write_header(f, {"a": tensor("U8", [-4], 4, 0)}, b"\0" * 4),
+        "not whole numbers",
+    ),
+    "unknown dtype": (lambda f: write_header(f, {"a": tensor("Q2", [4], 0, 4)}, b"\0" * 4), "dtype 'Q2'"),
+    "no offsets": (lambda f: write_header(f, {"a": {"dtype": "U8", "shape": [1]}}, b"\0"), "lacks dtype"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals(case: str, folder: Path, store: ArtifactStore, tmp_path: Path) -> None:
+    spoil, reason = REFUSALS[case]
+    spoil(folder)
+    with pytest.raises(ArtifactError, match=reason):
+        store.import_folder(folder)
+    assert list((tmp_path / "store" / "artifacts").iterdir()) == []
+
+
+SHARD_1 = "model-00001-of-00002.safetensors"
+INDEX_REFUSALS: dict[str, tuple[object, str]] = {
+    "traversal": ({"a": "../model.safetensors"}, "must lie in the folder"),
+    "absolute": ({"a": "/etc/model.safetensors"}, "must lie in the folder"),
+    "backslash": ({"a": "..\\model.safetensors"}, "must lie in the folder"),
+    "pickle": ({"a": "pytorch_model-00001-of-00002.bin"}, "not a safetensors file"),
+    "missing shard": (
+        {"a": "model-00007-of-00007.safetensors"},
+        "model-00007-of-00007.safetensors is missing",
+    ),
+    "wrong shard": ({"a": SHARD_1, "b": SHARD_1}, f"'b' in {SHARD_1}, which does not have it"),
+    "no map": (None, "no weight_map"),
+    "not names": ({"a": 5}, "not a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("case", INDEX_REFUSALS)
+def test_index_refusals(case: str, sharded: Path, store: ArtifactStore) -> None:
+    weight_map, reason = INDEX_REFUSALS[case]
+    write_index(sharded, weight_map)
+    with pytest.raises(ArtifactError, match=reason):
+        store.import_folder(sharded)
+
+
+def test_a_tensor_in_two_shards_is_refused(sharded: Path, store: ArtifactStore) -> None:
+    second = "model-00002-of-00002.safetensors"
+    save_file({"a": np.ones(1, dtype=np.float32), "b": np.ones(1, dtype=np.float32)}, sharded / second)
+    with pytest.raises(ArtifactError, match="'a' is in both"):
+        store.import_folder(sharded)
+
+
+def test_a_path_that_is_no_folder_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a folder"):
+        store.import_folder(tmp_path / "nothing")
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    store = ArtifactStore(root)
+    (root / "tmp" / "dead").mkdir()
+    (root / "tmp" / "dead" / "half").write_text("x")
+    with store.scratch() as living:
+        ArtifactStore(root)
+        assert [path.name for path in (root / "tmp").iterdir()] == [living.name]
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_a_scratch_folder_is_locked_by_its_owner(store: ArtifactStore) -> None:
+    with store.scratch() as folder:
+        other = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+
+
+def test_packed_artifacts_are_made_once(store: ArtifactStore) -> None:
+    def write(folder: Path) -> None:
+        (folder / "weights.bin").write_bytes(b"w")
+
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError):
+        store.add_packed("key", fail)
+    assert store.find_packed("key") is None
+    path = store.add_packed("key", write)
+    assert (path / "weights.bin").read_bytes() == b"w"
+    assert store.add_packed("key", fail) == path
+    assert store.find_packed("key") == path
+    store.remove_packed("key")
+    assert store.find_packed("key") is None
+    with pytest.raises(ValueError, match="not a key"):
+        store.find_packed("../artifacts")
