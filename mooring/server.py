@@ -77,6 +77,8 @@ def run(settings: Settings) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    for chatty in ("alembic", "uvicorn", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     with _own_data_dir(settings.data_dir):
         uvloop.run(_serve(settings))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,9 @@ def serve(
         or None,
     }
     settings = load_settings(flags, config)
+    # Read when grpc is imported. We start workers by exec, never by a bare fork, and its handlers would only
+    # complain of the threads that it finds.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from mooring.server import run  # the doors and the registry take half a second to import
 
     run(settings)

@@ -1,0 +1,5 @@
+"""``python -m mooring.cli``: the ``mooring`` command."""
+
+from mooring.cli.app import main
+
+main()
