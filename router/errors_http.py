@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mooring.errors import (
@@ -22,7 +24,36 @@ from mooring.errors import (
     status_of,
 )
 
-__all__ = ["error_body", "error_from_validation", "error_response", "install_error_handlers"]
+__all__ = [
+    "ERROR_RESPONSES",
+    "ErrorAnswer",
+    "ErrorDetail",
+    "error_body",
+    "error_from_validation",
+    "error_response",
+    "install_error_handlers",
+]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a sentence, OpenAI's class of error, the field at fault, a stable word."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+# For the OpenAPI page of every route; it also keeps the framework's own error form off that page.
+ERROR_RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
+    {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
+)
 
 _log = logging.getLogger(__name__)
 # Steps of a validation path that name a type of a union, not a field.

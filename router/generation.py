@@ -14,6 +14,8 @@ from router.stop_strings import StopStrings
 
 __all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice"]
 
+_LOWEST_LOGPROB = -9999.0  # OpenAI's floor: JSON has no infinity
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -201,9 +203,11 @@ class _ChoiceText:
     def _logprob(self, token_id: int, top: TopLogprobs) -> TokenLogprob:
         spell = self._table.token_bytes
         likeliest = tuple(
-            (other, spell(other), logprob) for other, logprob in zip(top.token_ids, top.logprobs, strict=True)
+            (other, spell(other), max(logprob, _LOWEST_LOGPROB))
+            for other, logprob in zip(top.token_ids, top.logprobs, strict=True)
         )
-        return TokenLogprob(token_id, spell(token_id), top.logprob, self._num_chars, likeliest)
+        logprob = max(top.logprob, _LOWEST_LOGPROB)
+        return TokenLogprob(token_id, spell(token_id), logprob, self._num_chars, likeliest)
 
 
 def _join(index: int, parts: Sequence[TextDelta]) -> WholeChoice:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 
+from router.errors_http import ERROR_RESPONSES
 from router.generation import TextDelta, TextGeneration
 from router.intake import Intake
 from router.openai_format import AnswerFormat, ChatFormat, CompletionFormat, model_card
@@ -36,7 +37,12 @@ class OpenAiApi:
 
     def routes(self) -> APIRouter:
         """The routes, each behind the key check."""
-        router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(self._authenticate)])
+        router = APIRouter(
+            prefix="/v1",
+            tags=["OpenAI"],
+            dependencies=[Depends(self._authenticate)],
+            responses=dict(ERROR_RESPONSES),
+        )
         router.add_api_route("/models", self.list_models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])
         router.add_api_route("/completions", self.complete, methods=["POST"])

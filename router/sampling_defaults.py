@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, where a plain prompt comes without a length
+_LOWEST_TEMPERATURE = 0.01
 _SEED_MASK = (1 << 64) - 1
 
 
@@ -44,13 +45,21 @@ class GenerationDefaults:
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> GenerationDefaults:
-        """Takes what we know from the parsed file; the rest of it speaks to other software."""
-        numbers: dict[str, Any] = {
-            name: value
-            for name in cls.__slots__
-            if isinstance(value := raw.get(name), int | float) and not isinstance(value, bool)
-        }
-        return cls(**numbers)
+        """Takes what we know from the parsed file; the rest of it speaks to other software.
+
+        Raises:
+            ArtifactError: a value is no number, or out of its range.
+        """
+        values = {name: raw[name] for name in cls.__slots__ if raw.get(name) is not None}
+        for name, value in values.items():
+            whole = name in ("top_k", "max_new_tokens")
+            is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not is_number or not _RANGES[name].holds(value):
+                raise ArtifactError(
+                    f"generation_config.json of the model: {name} is {value!r} and must be a "
+                    f"{'whole number' if whole else 'number'}, {_RANGES[name]}"
+                )
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +108,13 @@ class _Range(NamedTuple):
 _RANGES = {
     "temperature": _Range(0, 2),
     "top_p": _Range(0, 1, above_low=True),
-    "top_k": _Range(-1, math.inf),
+    "top_k": _Range(-1, (1 << 31) - 1),
     "min_p": _Range(0, 1),
-    "repetition_penalty": _Range(0, math.inf, above_low=True),
+    "repetition_penalty": _Range(0.01, 100),  # beyond, logits leave the range of single precision
     "presence_penalty": _Range(-2, 2),
     "frequency_penalty": _Range(-2, 2),
     "min_tokens": _Range(0, math.inf),
+    "max_new_tokens": _Range(1, math.inf),
     "seed": _Range(-(1 << 63), _SEED_MASK),
 }
 
@@ -137,7 +147,7 @@ def resolve_sampling(
             param="min_tokens",
         )
     return SamplingParams(
-        temperature=_first(options.temperature, defaults.temperature, 1.0),
+        temperature=_temperature(_first(options.temperature, defaults.temperature, 1.0)),
         top_p=_first(options.top_p, defaults.top_p, 1.0),
         top_k=int(max(_first(options.top_k, defaults.top_k, 0), 0)),
         min_p=_first(options.min_p, defaults.min_p, 0.0),
@@ -176,9 +186,15 @@ def _first(asked: float | None, suggested: float | None, default: float) -> floa
     return default if suggested is None else suggested
 
 
+def _temperature(asked: float) -> float:
+    """0 stays greedy; a temperature so low that logits would overflow is raised to where the answer is
+    practically the same (as in vLLM)."""
+    return max(asked, _LOWEST_TEMPERATURE) if asked > 0 else 0.0
+
+
 def _check(options: SamplingOptions, config: RouterConfig) -> None:
     for name, allowed in _RANGES.items():
-        _check_range(getattr(options, name), allowed, name)
+        _check_range(getattr(options, name, None), allowed, name)
     _check_range(options.max_tokens, _Range(1, math.inf), options.max_tokens_field)
     _check_range(options.n, _Range(1, config.max_choices), "n")
     _check_range(options.logprobs, _Range(0, config.max_logprobs), options.logprobs_field)

@@ -52,8 +52,10 @@ def resolved(
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_k", -2),
+        ("top_k", 1 << 31),
         ("min_p", 1.5),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
         ("presence_penalty", 2.5),
         ("frequency_penalty", -3.0),
         ("max_tokens", 0),
@@ -85,6 +87,11 @@ def test_the_caller_comes_before_the_model_and_the_model_before_the_defaults() -
     assert (params.top_p, params.min_p, params.seed) == (1.0, 0.0, 7)
 
 
+def test_a_temperature_that_would_overflow_is_raised_and_zero_stays_greedy() -> None:
+    assert resolved(SamplingOptions(temperature=1e-30)).temperature == 0.01
+    assert resolved(SamplingOptions(temperature=0)).temperature == 0.0
+
+
 def test_a_negative_seed_is_a_seed() -> None:
     assert resolved(SamplingOptions(seed=-1)).seed == (1 << 64) - 1
     assert resolved(SamplingOptions(seed=0)).seed == 0
@@ -113,9 +120,10 @@ def test_generation_config_is_read_and_the_rest_of_it_ignored(tmp_path: Path) ->
         '{"temperature": 0.6, "top_k": 20, "do_sample": true, "top_p": null, "eos_token_id": [1, 2]}'
     )
     assert read_generation_defaults(tmp_path) == GenerationDefaults(temperature=0.6, top_k=20)
-    path.write_text("[")
-    with pytest.raises(ArtifactError, match="generation_config"):
-        read_generation_defaults(tmp_path)
+    for broken in ("[", "[]", '{"top_p": 0}', '{"top_k": 1.5}', '{"temperature": "hot"}'):
+        path.write_text(broken)
+        with pytest.raises(ArtifactError, match="generation_config"):
+            read_generation_defaults(tmp_path)
 
 
 def chat(**fields: Any) -> ChatCompletionRequest:

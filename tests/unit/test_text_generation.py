@@ -117,11 +117,12 @@ async def test_the_token_that_ended_it_is_billed_but_is_no_text() -> None:
 
 async def test_logprobs_spell_partial_characters_as_bytes() -> None:
     ids = ids_of("🦀")
-    top = TopLogprobs(-1.0, (ids[0],), (-1.0,))
+    top = TopLogprobs(-1.0, (ids[0], ids[1]), (-1.0, float("-inf")))
     stream = ScriptedStream([[ChoiceTokens(0, [ids[0]], [top], FinishReason.LENGTH)]])
     [choice] = await generation(request_for(logprobs=1), stream).whole()
     assert choice.logprobs is not None
     raw = choice.logprobs[0].raw
+    assert choice.logprobs[0].top[1][2] == -9999.0  # JSON has no infinity
     assert "🦀".encode().startswith(raw)
     assert token_string(raw) == "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
     assert token_string("é".encode()) == "é"
