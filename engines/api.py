@@ -215,8 +215,9 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
-        """Makes the replica resident from its host copy (a readable descriptor of the packed weights,
-        which the engine keeps open for later wakes and closes at unload). Returns the device bytes held.
+        """Makes the replica resident from its host copy, a readable descriptor of the packed weights. The
+        descriptor is the engine's from here on: kept open for later wakes, closed at unload, when the load
+        fails, and when the replica is here already. Returns the device bytes held.
 
         Raises:
             ArtifactError: the manifest is not of a kind this engine can run.

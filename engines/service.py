@@ -110,10 +110,12 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         self._steps.start()
 
     async def drain(self) -> None:
-        """Refuses what is new and returns once every sequence has ended."""
+        """Refuses what is new, and ends the streams once every sequence has ended."""
         self._draining = True
         self._note_if_drained()
         await self._drained.wait()
+        for stream in self._streams.values():
+            stream.half_close()
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the engine's threads; False if a step is still running after ``timeout_s``."""
@@ -220,6 +222,8 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         self._num_streams += 1
         number = self._num_streams
         stream = self._streams[number] = _RouterStream(number)
+        if self._draining:
+            stream.half_close()
         reader = asyncio.create_task(self._read_commands(stream, request_iterator))
         try:
             async for message in stream.messages():

@@ -81,7 +81,9 @@ async def test_stop_leaves_neither_process_nor_folder(tmp_path: Path) -> None:
     pid = workers.client("cpu-0").capabilities().pid
     [name] = os.listdir(tmp_path)
     assert os.stat(tmp_path / name).st_mode & 0o077 == 0
+    started_s = time.monotonic()
     await workers.stop(grace_s=5)
+    assert time.monotonic() - started_s < 1, "an idle worker has nothing to wait for"
     assert not psutil.pid_exists(pid)
     assert not os.listdir(tmp_path)
     assert workers.workers()[0].state is WorkerState.STOPPED
