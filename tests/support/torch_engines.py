@@ -1,0 +1,194 @@
+"""Tiny random models as transformers has them and as the torch engine loads them, and an engine to run them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs
+from engines.artifact import Manifest
+from engines.torch.config import ModelConfig, kv_groups
+from engines.torch.engine import TorchEngine, TorchEngineConfig
+from engines.torch.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
+from memory_manager.host_arena import HostArena
+from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from mooring.units import MIB
+
+__all__ = ["KINDS", "EngineDriver", "TinyModel", "engine_driver", "tiny_model"]
+
+VOCAB_SIZE = 300
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,  # wide, so that a page is full after a few hundred tokens
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+    "qwen3": {},
+    "mistral": {"sliding_window": 24},
+}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """One model twice: ``reference`` of transformers, and its packed weights."""
+
+    reference: Any
+    config: ModelConfig
+    manifest: Manifest
+    packed: bytes
+
+    def host_copy(self) -> int:
+        """A descriptor of the packed weights, as a worker is handed one."""
+        fd = os.memfd_create("host-copy")
+        os.write(fd, self.packed)
+        return fd
+
+    def greedy(self, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
+        """What transformers generates, and by how much the best logit led at each token."""
+        out = self.reference.generate(
+            torch.tensor([list(prompt)]),
+            do_sample=False,
+            max_new_tokens=num_tokens,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        leads = [float(best[0] - best[1]) for best in (scores[0].topk(2).values for scores in out.scores)]
+        return out.sequences[0, len(prompt) :].tolist(), leads
+
+
+@lru_cache
+def tiny_model(kind: str, seed: int = 0) -> TinyModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    hf_config = AutoConfig.for_model(kind, **_SHAPE, **KINDS[kind])
+    torch.manual_seed(seed)
+    reference = AutoModelForCausalLM.from_config(hf_config).float().eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.1)
+            elif not bool((parameter == 1).all()):
+                parameter.normal_(0, 0.3)  # biases, which are made zero
+    reference.generation_config.eos_token_id = None
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(Path(folder) / "checkpoint")
+        pack(Path(folder) / "checkpoint", Path(folder) / "packed", "fp32", digest="0" * 64)
+        manifest = Manifest.from_json((Path(folder) / "packed" / MANIFEST_NAME).read_bytes())
+        packed = (Path(folder) / "packed" / WEIGHTS_NAME).read_bytes()
+    return TinyModel(reference, ModelConfig.from_dict(manifest.config), manifest, packed)
+
+
+@dataclass
+class EngineDriver:
+    """An engine, and everything it has said so far."""
+
+    engine: TorchEngine
+    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    logprobs: dict[int, list[TopLogprobs]] = field(default_factory=lambda: defaultdict(list))
+    finished: dict[int, Finished] = field(default_factory=dict)
+    revision: int = 0
+
+    def load(
+        self,
+        model: TinyModel,
+        replica_id: str = "m",
+        *,
+        max_model_len: int = 256,
+        kv_cap_bytes: int | None = None,
+    ) -> int:
+        spec = LoadSpec(
+            replica_id,
+            model.manifest.to_json(),
+            max_model_len,
+            round_to_pages(model.manifest.num_bytes),
+            kv_guarantee_bytes=kv_bytes_for_tokens(kv_groups(model.config, 4), max_model_len),
+            kv_cap_bytes=kv_cap_bytes,
+        )
+        return self.engine.load(spec, model.host_copy())
+
+    def lease_pages(self, num_pages: int) -> Any:
+        """Leases so many pages beside the null page."""
+        self.revision += 1
+        return self.engine.set_lease((num_pages + 1) * PAGE_BYTES, self.revision)
+
+    def submit(
+        self,
+        sequence_id: int,
+        prompt: Sequence[int],
+        replica_id: str = "m",
+        *,
+        output_ids: Sequence[int] = (),
+        deadline_s: float = float("inf"),
+        priority: int = 0,
+        **sampling: Any,
+    ) -> None:
+        params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": 20, **sampling})
+        self.engine.submit(
+            SequenceRequest(
+                sequence_id, replica_id, list(prompt), params, list(output_ids), deadline_s, priority
+            )
+        )
+
+    def step(self) -> int:
+        """One step; returns the number of outputs."""
+        outputs = self.engine.step()
+        for output in outputs:
+            columns = zip(output.sequence_ids, output.token_ids, strict=True)
+            for i, (sequence_id, token_id) in enumerate(columns):
+                assert sequence_id not in self.finished
+                self.tokens[sequence_id].append(token_id)
+                if i in output.top_logprobs:
+                    self.logprobs[sequence_id].append(output.top_logprobs[i])
+            for end in output.finished:
+                assert end.sequence_id not in self.finished
+                self.finished[end.sequence_id] = end
+        return len(outputs)
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Steps until there is nothing left to do."""
+        for _ in range(max_steps):
+            if not self.engine.has_work():
+                self.engine.check_integrity()
+                return
+            self.step()
+        raise AssertionError(f"work is left after {max_steps} steps")
+
+    def preemptions(self) -> int:
+        return sum(replica.preemptions_total for replica in self.engine.stats().replicas)
+
+
+@contextmanager
+def engine_driver(
+    *, capacity_bytes: int = 64 * MIB, lease_pages: int = 16, **config: Any
+) -> Iterator[EngineDriver]:
+    """An engine over a host arena, its books checked and its memory given back at the end."""
+    arena = HostArena(capacity_bytes)
+    try:
+        settings = {"max_tokens_per_step": 64, "max_running_sequences": 16, "copy_chunk_bytes": 50_000}
+        driver = EngineDriver(TorchEngine(TorchEngineConfig(**{**settings, **config}), arena))
+        driver.lease_pages(lease_pages)
+        yield driver
+        driver.engine.check_integrity()
+        driver.engine.close()
+        assert arena.committed_bytes == 0
+    finally:
+        arena.close()
