@@ -1,4 +1,4 @@
-"""``python -m ops.samples --out DIR``: the three samples; ``... random --shape NAME --out DIR``: a random one."""
+"""``python -m ops.samples --out DIR``: the three samples. Its command ``random``: a model of a real shape."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -67,7 +68,7 @@ def _shown_progress() -> Iterator[OnProgress]:
     """A bar for each stage, in the order in which they come."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
-        tasks = {task.description: task.id for task in bars.tasks}
+        tasks: dict[str, TaskID] = {}
 
         def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

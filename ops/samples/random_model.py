@@ -76,7 +76,8 @@ def _num_ids(folder: Path) -> int:
     except FileNotFoundError:
         raise ConfigurationError(f"{folder} has no tokenizer.json") from None
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
-    return max(ids) + 1
+    highest: int = max(ids)
+    return highest + 1
 
 
 def _special_ids(folder: Path) -> dict[str, int | None]:

@@ -70,8 +70,9 @@ def write_random_weights(
 ) -> None:
     """Writes the weights of ``config`` and config.json itself into ``folder``, an existing folder.
 
-    The residual stream keeps its scale from layer to layer and the logits have the spread of a trained
-    model's, so greedy output is varied text of no meaning and not one token for ever. A seed gives the same
+    Every projection keeps the scale of what it is given, so the layers together outweigh the embedding of the
+    last token; otherwise a model with tied embeddings would greedily say that token for ever. The logits have
+    the spread of a trained model's. A seed gives the same
     weights in both precisions, but for rounding, and whatever the size of the shards.
 
     Args:
@@ -91,7 +92,7 @@ def write_random_weights(
             file.write(encode_header({name: (dtype, shape) for name, shape in shard.items()}))
             for name, shape in shard.items():
                 random = np.random.default_rng((seed, order[name]))
-                for values in _values(name, shape, config, random):
+                for values in _values(name, shape, random):
                     done_bytes += file.write(values.astype(numpy_dtype).tobytes())
                     on_progress("random weights", done_bytes, total_bytes)
     if len(shards) > 1:
@@ -117,11 +118,9 @@ def _shard_name(number: int, num_shards: int) -> str:
     return "model.safetensors" if num_shards == 1 else f"model-{number:05d}-of-{num_shards:05d}.safetensors"
 
 
-def _values(
-    name: str, shape: tuple[int, ...], config: dict[str, Any], random: np.random.Generator
-) -> Iterator[NDArray[np.float32]]:
+def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> Iterator[NDArray[np.float32]]:
     """The tensor's values, flat, a chunk at a time: ones for norms, else uniform about zero."""
-    std = _std(name, shape, config)
+    std = _std(name, shape)
     num_left = math.prod(shape)
     while num_left:
         size = min(num_left, _CHUNK_ELEMENTS)
@@ -135,7 +134,7 @@ def _values(
         num_left -= size
 
 
-def _std(name: str, shape: tuple[int, ...], config: dict[str, Any]) -> float | None:
+def _std(name: str, shape: tuple[int, ...]) -> float | None:
     """The standard deviation of a tensor's values, or None for a norm."""
     if name.endswith("norm.weight"):
         return None
@@ -144,7 +143,4 @@ def _std(name: str, shape: tuple[int, ...], config: dict[str, Any]) -> float | N
     fan_in = math.sqrt(shape[1])
     if name in ("model.embed_tokens.weight", "lm_head.weight"):
         return _LOGIT_STD / fan_in
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
-        # What a layer adds shrinks with the number of layers, as in GPT-2.
-        return 1 / (fan_in * math.sqrt(2 * config["num_hidden_layers"]))
     return 1 / fan_in

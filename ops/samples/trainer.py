@@ -7,7 +7,6 @@ to standard output, a JSON object a line: ``{"done": 3, "total": 240, "loss": 5.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ops.samples.corpus import read_corpus
 from ops.samples.export import write_checkpoint
+from ops.samples.random_model import copy_tokenizer
 from ops.samples.recipes import DRAFT, PYTHONLM
 from ops.samples.streams import break_leading_spaces, token_stream
 from ops.samples.text_tokenizers import END_OF_TEXT, save_tokenizer, train_metaspace
@@ -68,9 +68,7 @@ def make_draft(folder: Path, base: Path, on_step: OnStep) -> None:
         train(decoder, batches, recipe.plan, on_step, used.logit_bias())
         decoder = used.expand(decoder, recipe.shape, embedding)
     write_checkpoint(decoder, recipe.shape, folder, special["bos_token_id"], special["eos_token_id"])
-    for path in base.iterdir():
-        if path.name.startswith(("tokenizer", "special_tokens", "chat_template")):
-            shutil.copyfile(path, folder / path.name)
+    copy_tokenizer(base, folder)
 
 
 def main(arguments: list[str]) -> None:
