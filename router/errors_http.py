@@ -63,10 +63,9 @@ _TYPE_NAMES = {"str", "int", "float", "bool", "none"}
 def error_body(error: MooringError) -> bytes:
     """The error object, as JSON."""
     content = {
-        # What the client sent may be quoted in it, half surrogate pairs included.
-        "message": error.message.encode("utf-8", "replace").decode(),
+        "message": _valid_unicode(error.message),
         "type": status_of(error).openai_type,
-        "param": error.param,
+        "param": None if error.param is None else _valid_unicode(error.param),
         "code": error.code,
     }
     return orjson.dumps({"error": content})
@@ -144,6 +143,11 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, bug)
 
 
+def _valid_unicode(text: str) -> str:
+    """Text that may quote the client, without the half surrogate pairs that JSON lets it send."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _error_from_http(request: Request, error: HTTPException) -> MooringError:
     """What the framework itself refuses: unknown routes, methods, bodies."""
     where = f"{request.method} {request.url.path}"
@@ -153,6 +157,8 @@ def _error_from_http(request: Request, error: HTTPException) -> MooringError:
         return InvalidRequestError(f"Not allowed to {where}.", code="method_not_allowed")
     if error.status_code == 413:
         return RequestTooLargeError(error.detail)
+    if error.status_code == 400:
+        return InvalidRequestError("The body cannot be read: send valid JSON in UTF-8.")
     if error.status_code < 500:
         return InvalidRequestError(error.detail)
     return InternalError(error.detail)

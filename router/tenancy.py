@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from model_registry.tenants import KEY_PREFIX
 from mooring.errors import AuthenticationError
 from router.config import RouterConfig
 from router.single_flight import SingleFlightCache
@@ -27,8 +28,8 @@ class Tenancy:
 
     Args:
         authenticate: the registry's look-up; blocking, None for a key it does not know.
-        allow_anonymous: inference needs no key. A key that we do not know is then no better and no worse
-            than none, since OpenAI clients cannot be told to send none.
+        allow_anonymous: inference needs no key. A key that is not of our making is then as good as none,
+            since OpenAI's clients always send one; one of ours that was revoked is still refused.
         config: how long answers are remembered.
         clock: seconds, monotonic.
     """
@@ -58,7 +59,7 @@ class Tenancy:
         record = await self._tenants.get(api_key) if api_key else None
         if record is not None:
             return record.name
-        if self._allow_anonymous:
+        if self._allow_anonymous and not (api_key or "").startswith(KEY_PREFIX):
             return ANONYMOUS
         if not api_key:
             raise AuthenticationError(

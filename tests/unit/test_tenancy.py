@@ -8,6 +8,7 @@ import threading
 import pytest
 from support.router_doors import Tenant
 
+from model_registry.tenants import KEY_PREFIX
 from mooring.errors import AuthenticationError
 from router.config import RouterConfig
 from router.metrics import GaugeSource, Metrics, ModelGauges
@@ -69,6 +70,8 @@ async def test_without_a_key() -> None:
     assert await relaxed.tenant_of(None) == ANONYMOUS
     assert await relaxed.tenant_of("whatever") == ANONYMOUS
     assert await relaxed.tenant_of("k1") == "acme"
+    with pytest.raises(AuthenticationError):
+        await relaxed.tenant_of(f"{KEY_PREFIX}revoked")
 
 
 @pytest.mark.parametrize(
