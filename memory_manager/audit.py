@@ -10,6 +10,7 @@ from memory_manager.fleet import Replica, Worker
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.moves import attempt
 from memory_manager.ports import WorkerUsage
+from memory_manager.residency import Residency
 from mooring.errors import MooringError, WorkerLostError
 
 __all__ = ["Audit", "Settled", "find_mismatches"]
@@ -66,7 +67,8 @@ class Audit:
         return {
             each.replica_id: (each.lease_bytes if each.worker is worker else 0, each.state.since_s)
             for each in self._replicas.values()
-            if not each.in_flight
+            # The lease of a failed one is what its worker may still hold, not what it does.
+            if not each.in_flight and each.residency is not Residency.FAILED
         }
 
 
