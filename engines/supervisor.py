@@ -87,6 +87,9 @@ class _Worker:
 class Supervisor:
     """Keeps a set of workers alive.
 
+    Runs on a thread that lives as long as the server does, because the kernel ties a worker's life to the
+    thread that started it.
+
     Args:
         on_ready: told of every new life, once its client answers.
         on_lost: told, by worker id, of the end of every life that was ready.
