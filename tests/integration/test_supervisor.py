@@ -151,9 +151,11 @@ PARENT = """
 """
 
 
-async def test_a_worker_dies_with_its_parent() -> None:
+async def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", textwrap.dedent(PARENT), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", textwrap.dedent(PARENT)),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert parent.stdout is not None
     worker_pid = int(await parent.stdout.readline())
