@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file, written as tokenizer.json and tokenizer_config.json.
 
-GGUF names the pre-tokenizer (``tokenizer.ggml.pre``) instead of describing it, so each name is a row of a
-table here; one that is not in the table is refused, because a wrong split gives wrong tokens silently.
+For byte-level BPE, GGUF names the pre-tokenizer (``tokenizer.ggml.pre``) instead of describing it, so each
+name is a row of a table here; one that is not in the table is refused, because a wrong split gives wrong
+tokens silently.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any, Protocol
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from model_registry.gguf_sentencepiece import build_sentencepiece
 from mooring.errors import ArtifactError
 
 __all__ = ["Metadata", "TokenIds", "write_tokenizer"]
 
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of tokenizer.ggml.token_type
+SPECIAL = (UNKNOWN, CONTROL)
 END_TOKENS = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"}
 
 
@@ -101,14 +104,14 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> TokenIds:
         ArtifactError: a tokenizer that is not supported, by its name, or a vocabulary that is broken.
     """
     tokens = [str(token) for token in metadata.require("tokenizer.ggml.tokens")]
-    types = list(metadata.get("tokenizer.ggml.token_type", [1] * len(tokens)))
+    types = list(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens)))
     if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
         raise ArtifactError("tokenizer.ggml.tokens has duplicates or does not match its types")
     ids = _special_ids(metadata, tokens, types)
-    tokenizer, add_bos = _build(metadata, tokens)
+    tokenizer, add_bos = _build(metadata, tokens, types, ids)
     for index, (token, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind in (CONTROL, USER_DEFINED):
-            tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False)])
+        if kind in (*SPECIAL, USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(token, special=kind in SPECIAL, normalized=False)])
             if tokenizer.token_to_id(token) != index:
                 raise ArtifactError(f"token {token!r} cannot keep its id {index}")
     add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)) and ids.bos_token_id is not None
@@ -136,11 +139,23 @@ def _special_ids(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]
     return TokenIds(read("bos"), ends, read("padding"), read("unknown"))
 
 
-def _build(metadata: Metadata, tokens: Sequence[str]) -> tuple[Tokenizer, bool]:
+def _build(
+    metadata: Metadata, tokens: Sequence[str], types: Sequence[int], ids: TokenIds
+) -> tuple[Tokenizer, bool]:
     """The tokenizer without its special tokens, and whether its family begins texts with one."""
     model = metadata.require("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise ArtifactError(f"GGUF tokenizer model {model!r} is not supported (gpt2 is)")
+    if model == "gpt2":
+        return _build_byte_level(metadata, tokens)
+    if model == "llama":
+        scores = metadata.require("tokenizer.ggml.scores")
+        is_piece = [kind == NORMAL for kind in types]
+        unknown = None if ids.unk_token_id is None else tokens[ids.unk_token_id]
+        adds_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+        return build_sentencepiece(tokens, scores, is_piece, unknown, adds_space), True
+    raise ArtifactError(f"GGUF tokenizer model {model!r} is not supported (gpt2 and llama are)")
+
+
+def _build_byte_level(metadata: Metadata, tokens: Sequence[str]) -> tuple[Tokenizer, bool]:
     pre = str(metadata.get("tokenizer.ggml.pre", "default"))
     family = BYTE_LEVEL.get(pre)
     if family is None:
@@ -170,7 +185,8 @@ def _begin_with(tokenizer: Tokenizer, token: str, token_id: int) -> None:
     template = processors.TemplateProcessing(
         single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, token_id)]
     )
-    tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
+    before = tokenizer.post_processor
+    tokenizer.post_processor = template if before is None else processors.Sequence([before, template])
 
 
 def _write_config(

@@ -56,11 +56,13 @@ class Source:
     merges: list[str] = field(default_factory=lambda: ["h e", "l l", "he ll", "hell o", "Ġ hello"])
     experts: int = 0
     add_bos: bool | None = None
+    tokens: list[str] = field(default_factory=list)
     weights: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tokens = [*CONTROL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-        self.tokens += [merge.replace(" ", "") for merge in self.merges]
+        if not self.tokens:
+            self.tokens = [*CONTROL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+            self.tokens += [merge.replace(" ", "") for merge in self.merges]
         self.weights = self.weights or random_weights(self)
 
 
@@ -143,6 +145,7 @@ def write_gguf(path: Path, source: Source) -> Path:
     writer.add_token_list(source.tokens)
     kinds = [TokenType.CONTROL if token in CONTROL else TokenType.NORMAL for token in source.tokens]
     writer.add_token_types(kinds)
+    writer.add_token_scores([-float(rank) for rank in range(len(source.tokens))])
     writer.add_token_merges(source.merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -295,6 +298,16 @@ def test_a_family_that_begins_texts_does_so_unless_the_file_says_no(tmp_path: Pa
             str(convert(folder, Source(pre="llama-bpe", add_bos=add_bos)) / "tokenizer.json")
         )
         assert tokenizer.encode("h").ids[:-1] == ids
+
+
+def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    letters = ["▁", "h", "e", "l", "o"]
+    tokens = [*CONTROL, *(f"<0x{value:02X}>" for value in range(256)), "he", "ll", "hell", "▁hell", *letters]
+    folder = convert(tmp_path, Source(tokenizer_model="llama", tokens=tokens))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoded = tokenizer.encode("hello é<|im_end|>")
+    assert encoded.tokens == ["<|im_start|>", "▁hell", "o", "▁", "<0xC3>", "<0xA9>", "<|im_end|>"]
+    assert tokenizer.decode(encoded.ids) == "hello é"
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
