@@ -30,11 +30,13 @@ from mooring.units import parse_bytes
 __all__ = [
     "EngineSettings",
     "ModelEntry",
+    "NullEngineSettings",
     "PlannerSettings",
     "Settings",
     "admin_key_from_environment",
     "default_server_url",
     "load_settings",
+    "server_from_environment",
     "setting_names",
     "variable_name",
 ]
@@ -99,6 +101,16 @@ class EngineSettings(_Section):
     )
 
 
+class NullEngineSettings(_Section):
+    """The engine that runs no model."""
+
+    step_time_s: float = Field(
+        0.0, ge=0, description="How long each of its steps takes; 0 is as fast as tokens are carried away."
+    )
+    first_token_id: int = Field(1000, ge=0, description="The smallest token id it gives.")
+    num_token_ids: int = Field(30000, ge=1, description="How many different ones it gives.")
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -154,6 +166,7 @@ class Settings(BaseSettings):
     models: tuple[ModelEntry, ...] = Field((), description="Models registered and deployed at start.")
     planner: PlannerSettings = Field(PlannerSettings(), description="Residency policy.")
     torch: EngineSettings = Field(EngineSettings(), description="The torch engine.")
+    null: NullEngineSettings = Field(NullEngineSettings(), description="The engine that runs no model.")
 
     @property
     def registry_url(self) -> str:
@@ -201,8 +214,14 @@ def load_settings(flags: Mapping[str, Any] | None = None, config_file: Path | No
 
 
 def default_server_url(settings: Settings) -> str:
-    """Where the command line finds the server: ``MOORING_SERVER``, else the HTTP door of the settings."""
-    return os.environ.get("MOORING_SERVER") or f"http://{settings.http_host}:{settings.http_port}"
+    """The HTTP door of the settings."""
+    host = f"[{settings.http_host}]" if ":" in settings.http_host else settings.http_host
+    return f"http://{host}:{settings.http_port}"
+
+
+def server_from_environment() -> str | None:
+    """``MOORING_SERVER``: the address of the server that the command line speaks to."""
+    return os.environ.get("MOORING_SERVER")
 
 
 def admin_key_from_environment() -> str | None:

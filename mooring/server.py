@@ -8,22 +8,20 @@ SIGTERM: not ready, new requests refused, running ones given their time, doors s
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import ipaddress
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
+from pydantic import BaseModel
 
 from engines.config import WorkerSpec
 from engines.packer import ensure_packed
@@ -42,6 +40,7 @@ from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.admin_key import ensure_admin_key
 from mooring.config import ModelEntry, Settings
+from mooring.data_dir import own_data_dir, published
 from mooring.devices import device_budget, device_reader, host_cache_budget_bytes, resolve_device
 from mooring.doors import grpc_door, http_door
 from mooring.errors import ConfigurationError, MooringError
@@ -65,6 +64,8 @@ logger = logging.getLogger("mooring")
 _PRECISIONS = {"auto": "auto", "float32": "fp32", "bfloat16": "bf16"}
 _WORKER_STOP_S = 5.0
 
+T = TypeVar("T")
+
 
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or Ctrl-C.
@@ -79,20 +80,51 @@ def run(settings: Settings) -> None:
     )
     for chatty in ("alembic", "uvicorn", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    with _own_data_dir(settings.data_dir):
+    with own_data_dir(settings.data_dir):
         uvloop.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = _stop_signal()
     async with AsyncExitStack() as stack:
-        server = await Server.start(settings, stack)
-        await server.serve_models(stopping)
+        server = await _unless(stopping, Server.start(settings, stack))
+        if server is None or not await _unless(stopping, server.serve_models()):
+            return
         await stopping.wait()
         await server.drain()
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. The second one finds no handler and ends the process at once: its
+    workers end with it, since the kernel kills them then."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopping.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)  # asyncio would give SIGINT back to Python
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` gives; None where ``stopping`` was set first, and ``work`` is cancelled then."""
+    task = asyncio.create_task(work)
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait([task])
+        return None
+    finally:
+        stop.cancel()
 
 
 @dataclass(slots=True)
@@ -175,30 +207,24 @@ class Server:
         service = create_grpc_service(services, intake)
         rpc = grpc_door(service, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
         self.addresses["grpc"] = await stack.enter_async_context(rpc)
-        stack.enter_context(_published(settings.data_dir / "server.json", self.addresses))
+        stack.enter_context(published(settings.data_dir, self.addresses))
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])
 
-    async def serve_models(self, stopping: asyncio.Event) -> None:
-        """Serves what the registry and the settings name, and is ready then."""
-        work = asyncio.create_task(self._serve_models())
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not work.done():
-            work.cancel()
-            await asyncio.wait([work])
-            return
-        work.result()
-        self.ready = True
-        logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
+    async def serve_models(self) -> bool:
+        """Serves what the registry and the settings name; True, and ready, when that is done.
 
-    async def _serve_models(self) -> None:
+        Raises:
+            ConfigurationError: a model of the settings cannot be served.
+        """
         await self.registrar.restore()
         for entry in self.settings.models:
             try:
                 await self.registrar.ensure(entry.name, entry.source, _entry_policy(entry))
             except MooringError as error:
                 raise ConfigurationError(f"model {entry.name}: {error.message}") from error
+        self.ready = True
+        logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
+        return True
 
     async def drain(self) -> None:
         """Refuses what is new and waits for what runs."""
@@ -251,15 +277,13 @@ def _manager_config(settings: Settings) -> ManagerConfig:
 
 
 def _worker_spec(settings: Settings, budget: DeviceBudget) -> WorkerSpec:
-    config: dict[str, Any] = {}
-    if settings.engine == "torch":
-        config = settings.torch.model_dump(exclude_none=True)
+    section: BaseModel = settings.torch if settings.engine == "torch" else settings.null
     return WorkerSpec(
         worker_id=f"{settings.engine}-0",
         engine=settings.engine,
         device=budget.name,
         memory_budget_bytes=budget.budget_bytes - budget.reserve_bytes,
-        config=config,
+        config=section.model_dump(exclude_none=True),
     )
 
 
@@ -304,30 +328,3 @@ def _device_memory(snapshot: Snapshot) -> dict[tuple[str, str], int]:
         for device in snapshot.devices
         for owner, num_bytes in device.owners.items()
     }
-
-
-@contextmanager
-def _own_data_dir(data_dir: Path) -> Iterator[None]:
-    """Two servers over one store and registry would each think the memory theirs."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "server.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(
-                f"another server uses the data folder {data_dir}: stop it, or give --data-dir"
-            ) from error
-        yield
-
-
-@contextmanager
-def _published(path: Path, addresses: Mapping[str, str]) -> Iterator[None]:
-    """Tells where the doors are, for whoever started us with port 0."""
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps({"pid": os.getpid(), **addresses}))
-    fresh.replace(path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()

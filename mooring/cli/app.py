@@ -40,7 +40,9 @@ def _root(
     context: typer.Context,
     server: Annotated[
         str | None,
-        typer.Option(help="The server's address; MOORING_SERVER or the settings' HTTP door if not given."),
+        typer.Option(
+            help="The server's address; MOORING_SERVER or the one that uses the data folder if not given."
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="The server's data folder, where its admin key is.", file_okay=False)

@@ -8,7 +8,13 @@ from typing import Any
 import httpx
 
 from mooring.admin_key import read_admin_key
-from mooring.config import admin_key_from_environment, default_server_url, load_settings
+from mooring.config import (
+    admin_key_from_environment,
+    default_server_url,
+    load_settings,
+    server_from_environment,
+)
+from mooring.data_dir import published_http_url
 from mooring.errors import ConfigurationError, MooringError, TransientError, error_from_code
 
 __all__ = ["Connection"]
@@ -18,7 +24,8 @@ class Connection:
     """Speaks to one server's admin API with the admin key of its data folder.
 
     Args:
-        server: base address; None takes the settings'.
+        server: base address; None takes ``MOORING_SERVER``, else what the server of the data folder says,
+            else the settings'.
         data_dir: where ``admin.key`` is; None takes the settings'.
     """
 
@@ -43,7 +50,8 @@ class Connection:
         MooringError: the server's own error, or that it cannot be reached.
         """
         settings = load_settings({"data_dir": self.data_dir})
-        server = self._server or default_server_url(settings)
+        server = self._server or server_from_environment()
+        server = server or published_http_url(settings.data_dir) or default_server_url(settings)
         key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
         try:
             response = httpx.request(
