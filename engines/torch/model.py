@@ -14,6 +14,7 @@ from engines.torch.batch import ForwardBatch
 from engines.torch.config import ModelConfig
 from engines.torch.kv_view import KVCacheView
 from engines.torch.layout import packed_tensors
+from engines.torch.linear import project
 from engines.torch.rope import Rotation, inverse_frequencies
 from mooring.errors import ArtifactError
 
@@ -87,13 +88,13 @@ class TransformerModel:
         for i, layer in enumerate(self._layers):
             hidden = hidden + self._attend(i, layer, hidden, attention, rotation)
             hidden = hidden + self._mlp(layer, hidden)
-        return F.linear(self._norm(hidden[batch.logits_rows], self._final_norm), self._lm_head).float()
+        return project(self._norm(hidden[batch.logits_rows], self._final_norm), self._lm_head).float()
 
     def _attend(
         self, index: int, layer: _Layer, hidden: Tensor, attention: PagedAttention, rotation: Rotation
     ) -> Tensor:
         num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
-        qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        qkv = project(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
         heads = qkv.view(-1, num_heads + 2 * num_kv_heads, self.config.head_dim)
         qk, v = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
         if layer.qk_norm is not None:
@@ -103,12 +104,12 @@ class TransformerModel:
             )
         qk = rotation.apply(qk)
         attended = attention.attend(index, qk[:, :num_heads], qk[:, num_heads:], v)
-        return F.linear(attended, layer.out, layer.out_bias)
+        return project(attended, layer.out, layer.out_bias)
 
     def _mlp(self, layer: _Layer, hidden: Tensor) -> Tensor:
-        gate_up = F.linear(self._norm(hidden, layer.post_norm), layer.gate_up, layer.gate_up_bias)
+        gate_up = project(self._norm(hidden, layer.post_norm), layer.gate_up, layer.gate_up_bias)
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        return project(F.silu(gate) * up, layer.down, layer.down_bias)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension; torch computes the mean square in float32."""

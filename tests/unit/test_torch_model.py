@@ -83,12 +83,11 @@ class PagedModel:
             for name, e in manifest.tensors.items()
         }
         self.config = ModelConfig.from_dict(json.loads(manifest.to_json())["config"])
-        self.groups = kv_groups(self.config, 4)
-        pool = torch.full((POOL_BYTES // 4,), float("nan")).view(torch.uint8)
+        dtype = next(iter(weights.values())).dtype
+        self.groups = kv_groups(self.config, dtype.itemsize)
+        pool = torch.full((POOL_BYTES // dtype.itemsize,), float("nan"), dtype=dtype).view(torch.uint8)
         pool[:PAGE_BYTES] = 0
-        self.kv = KVCacheView(
-            pool, self.groups, torch.float32, self.config.num_kv_heads, self.config.head_dim
-        )
+        self.kv = KVCacheView(pool, self.groups, dtype, self.config.num_kv_heads, self.config.head_dim)
         self.model = TransformerModel(self.config, weights, self.kv, workspace_bytes)
         generator = torch.Generator().manual_seed(seed)
         pages = range(1, POOL_BYTES // PAGE_BYTES)
@@ -204,6 +203,20 @@ def test_decoding_equals_recomputing(checkpoint: tuple[Path, Any]) -> None:
     again = PagedModel(packed, 64 << 20, seed=1)
     whole = again.step([(again.start(tokens), len(tokens))])
     torch.testing.assert_close(decoded, whole, atol=TOLERANCE, rtol=0)
+
+
+def test_bfloat16_stays_close_to_float32(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    packed, reference = checkpoint
+    pack(packed.parent / "hf", tmp_path / "bf16", "bf16", "0" * 64)
+    paged = PagedModel(tmp_path / "bf16", 64 << 20)
+    a, b = paged.start(tokens_of(0, 30)), paged.start(tokens_of(1, 20))
+    wanted = [reference_logits(reference, s.tokens) for s in (a, b)]
+    whole = paged.step([(a, 29), (b, 19)])
+    last = paged.step([(a, 1), (b, 1)])
+    found = torch.cat((whole, last))
+    expected = torch.cat((wanted[0][:29], wanted[1][:19], wanted[0][29:], wanted[1][19:]))
+    correlation = torch.corrcoef(torch.stack((found.flatten(), expected.flatten())))[0, 1]
+    assert correlation > 0.995
 
 
 def test_no_rows_wanted_gives_no_logits(checkpoint: tuple[Path, Any]) -> None:
