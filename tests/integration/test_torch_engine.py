@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, engine_driver, tiny_model
 
-from engines.api import REPLICA_ASLEEP, FinishReason
+from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec
 from memory_manager.ports import LeaseStatus
+from mooring.errors import ArtifactError, InsufficientMemoryError, NotFoundError
 
 NEAR_TIE = 1e-4
 
@@ -20,17 +24,26 @@ def prompt_of(length: int, seed: int) -> list[int]:
 def assert_greedy(
     model: TinyModel, driver: EngineDriver, prompts: dict[int, list[int]], num_tokens: int
 ) -> None:
-    """Every sequence got transformers' tokens, save after a near tie."""
+    """Every sequence got transformers' greedy tokens, save at near ties, of which there are few."""
     num_near_ties = 0
     for sequence_id, prompt in prompts.items():
-        expected, leads = model.greedy(prompt, num_tokens)
         found = driver.tokens[sequence_id]
         assert len(found) == num_tokens
-        differs = next((i for i in range(num_tokens) if found[i] != expected[i]), None)
-        if differs is not None:
-            assert leads[differs] < NEAR_TIE, (sequence_id, differs, leads[differs])
-            num_near_ties += 1
-    assert num_near_ties <= len(prompts) // 4
+        behind = model.behind_best(prompt, found)
+        assert max(behind) < NEAR_TIE, (sequence_id, behind)
+        num_near_ties += sum(gap > 0 for gap in behind)
+    assert num_near_ties <= len(prompts) * num_tokens // 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_generates_the_same(kind: str) -> None:
+    model = tiny_model(kind)
+    with engine_driver() as driver:
+        driver.load(model)
+        prompt = prompt_of(30, seed=2)
+        driver.submit(1, prompt, max_tokens=12)
+        driver.run()
+        assert driver.tokens[1] == model.generate(prompt, 12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,9 +204,10 @@ def test_a_smaller_lease_preempts_until_it_is_kept_and_a_larger_one_resumes() ->
         assert driver.engine.stats().kv_bytes_committed > 2 * 2**21
         assert driver.lease_pages(1) is LeaseStatus.APPLIED
         assert driver.engine.stats().kv_bytes_committed <= 2 * 2**21
-        assert driver.engine.stats().replicas[0].running > 0
         for _ in range(10):
             driver.step()
+        assert driver.engine.stats().replicas[0].running > 0
+        assert driver.engine.stats().kv_bytes_committed <= 2 * 2**21
         assert driver.lease_pages(0) is LeaseStatus.APPLIED
         assert driver.engine.stats().kv_bytes_committed == 2**21
         assert driver.step() == 0
@@ -210,3 +224,166 @@ def test_leases_are_revisioned() -> None:
         assert driver.engine.set_lease(11 * 2**21, 5) is LeaseStatus.CONFLICT
         assert driver.engine.set_lease(11 * 2**21, 4) is LeaseStatus.STALE
         assert driver.engine.stats().kv_lease_bytes == 10 * 2**21
+
+
+def test_a_failing_forward_ends_its_own_sequences_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, healthy = tiny_model("llama"), tiny_model("mistral", seed=1)
+    with engine_driver() as driver:
+        driver.load(broken, "broken")
+        driver.load(healthy, "healthy")
+        runner = driver.engine._places["broken"].replica.runner
+        assert runner is not None
+        forward = runner._forward
+
+        def fail_once(batch: Any) -> Any:
+            monkeypatch.setattr(runner, "_forward", forward)
+            raise RuntimeError("a kernel failed")
+
+        monkeypatch.setattr(runner, "_forward", fail_once)
+        prompts = {i: prompt_of(20, seed=i) for i in range(4)}
+        for sequence_id, prompt in prompts.items():
+            driver.submit(sequence_id, prompt, "broken" if sequence_id < 2 else "healthy")
+        driver.run()
+        assert [driver.finished[i].error_code for i in range(4)] == ["internal_error"] * 2 + [""] * 2
+        driver.submit(4, prompts[0], "broken")
+        driver.run()
+        assert_greedy(broken, driver, {4: prompts[0]}, 20)
+        assert_greedy(healthy, driver, {i: prompts[i] for i in (2, 3)}, 20)
+
+
+def test_what_cannot_run_is_ended_with_its_reason_and_hurts_nobody() -> None:
+    with engine_driver() as driver:
+        driver.load(tiny_model("llama"), max_model_len=100)
+        driver.load(tiny_model("llama"), "capped", kv_cap_bytes=2**21)
+        driver.submit(1, prompt_of(100, seed=0))
+        driver.submit(2, [5, VOCAB_SIZE])
+        driver.submit(3, [])
+        driver.submit(4, [5], replica_id="nobody")
+        driver.submit(5, prompt_of(90, seed=0), max_tokens=500)
+        driver.submit(6, [5], output_ids=[6] * 20, max_tokens=20)
+        driver.submit(7, prompt_of(20, seed=0), "capped", max_tokens=200)
+        driver.submit(8, prompt_of(99, seed=0), output_ids=[5], max_tokens=20)
+        driver.run()
+        codes = {i: end.error_code or end.reason.value for i, end in driver.finished.items()}
+        assert codes == {
+            1: "context_length_exceeded",
+            2: "invalid_value",
+            3: "invalid_value",
+            4: REPLICA_ASLEEP,
+            5: "length",
+            6: "length",
+            7: "length",
+            8: "length",
+        }
+        assert len(driver.tokens[5]) == 10
+        assert 6 not in driver.tokens
+
+
+def test_a_sequence_beyond_the_cap_ends_with_an_error_and_not_before() -> None:
+    model = tiny_model("qwen2")  # two groups: a cap of one page can never hold both
+    with engine_driver() as driver:
+        driver.load(model, kv_cap_bytes=2**21)
+        driver.submit(1, prompt_of(20, seed=0))
+        driver.run()
+        assert driver.finished[1].error_code == "insufficient_memory"
+
+
+def test_stop_tokens_end_a_sequence_and_are_barred_before_min_tokens() -> None:
+    prompt = prompt_of(20, seed=4)
+    with engine_driver() as driver:
+        driver.load(tiny_model("llama"))
+        driver.submit(1, prompt, max_tokens=12)
+        driver.run()
+        stop = driver.tokens[1][5]
+        first = driver.tokens[1].index(stop)
+        driver.submit(2, prompt, max_tokens=12, stop_token_ids=(stop,))
+        driver.submit(3, prompt, max_tokens=12, stop_token_ids=(stop,), min_tokens=first + 2)
+        driver.run()
+        assert driver.tokens[2] == driver.tokens[1][: first + 1]
+        assert (driver.finished[2].reason, driver.finished[2].stop_token_id) == (FinishReason.STOP, stop)
+        assert driver.tokens[3][first] != stop
+
+
+def test_the_models_own_end_ends_what_does_not_ignore_it() -> None:
+    model = tiny_model("llama")
+    (eos,) = model.config.eos_token_ids
+    with engine_driver() as driver:
+        driver.load(model)
+        for seed in range(12):  # nearly uniform draws, so that the end comes up by chance
+            for sequence_id, ignore_eos in ((seed, True), (100 + seed, False)):
+                driver.submit(
+                    sequence_id,
+                    [7],
+                    temperature=50.0,
+                    seed=seed,
+                    max_tokens=100,
+                    ignore_eos=ignore_eos,
+                )
+        driver.run()
+        num_stopped = 0
+        for seed in range(12):
+            whole, found, end = driver.tokens[seed], driver.tokens[100 + seed], driver.finished[100 + seed]
+            assert len(whole) == 100
+            if eos in whole:
+                num_stopped += 1
+                assert (end.reason, end.stop_token_id) == (FinishReason.STOP, eos)
+                assert found == whole[: whole.index(eos) + 1]
+            else:
+                assert (end.reason, found) == (FinishReason.LENGTH, whole)
+        assert 0 < num_stopped < 12
+
+
+def test_logprobs_are_those_of_the_raw_distribution() -> None:
+    model = tiny_model("qwen3")
+    prompt = prompt_of(12, seed=8)
+    with engine_driver() as driver:
+        driver.load(model)
+        driver.submit(1, prompt, temperature=0.7, top_k=5, logprobs=3, max_tokens=6, frequency_penalty=1.0)
+        driver.submit(2, prompt, max_tokens=6)
+        driver.submit(3, prompt, max_tokens=6, logprobs=0)
+        driver.run()
+        raw = model.logprobs(prompt, driver.tokens[1])
+        for i, top in enumerate(driver.logprobs[1]):
+            best = raw[i].topk(3)
+            assert top.logprob == pytest.approx(float(raw[i, driver.tokens[1][i]]), abs=1e-4)
+            assert top.logprobs == pytest.approx(best.values.tolist(), abs=1e-4)
+            assert top.token_ids == tuple(best.indices.tolist())
+        assert len(driver.logprobs[1]) == 6
+        assert 2 not in driver.logprobs
+        assert [top.token_ids for top in driver.logprobs[3]] == [()] * 6
+
+
+def test_a_load_that_fails_gives_everything_back() -> None:
+    model = tiny_model("llama")
+    with engine_driver() as driver:
+        before = driver.engine._arena.committed_bytes
+        cut = os.memfd_create("cut")
+        os.write(cut, model.packed[:-1])
+        spec = LoadSpec("m", model.manifest.to_json(), 256, 2**21)
+        num_open = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(ArtifactError, match="host copy ends"):
+            driver.engine.load(spec, cut)
+        with pytest.raises(InsufficientMemoryError):
+            driver.engine.load(replace(spec, weights_lease_bytes=2**20), model.host_copy())
+        other = replace(model.manifest, engine="vllm").to_json()
+        with pytest.raises(ArtifactError):
+            driver.engine.load(replace(spec, manifest_json=other), model.host_copy())
+        assert len(os.listdir("/proc/self/fd")) == num_open - 1
+        assert driver.engine._arena.committed_bytes == before
+        with pytest.raises(NotFoundError):
+            driver.engine.wake("m", 2**21)
+        driver.load(model)
+        driver.submit(1, [5, 6])
+        driver.run()
+
+
+def test_the_earliest_deadline_goes_first_and_nobody_starves() -> None:
+    with engine_driver(max_turns_waited=3, max_tokens_per_step=16) as driver:
+        driver.load(tiny_model("llama"), "a")
+        driver.load(tiny_model("mistral"), "b")
+        driver.submit(1, prompt_of(5, seed=0), "a", max_tokens=30)
+        driver.step()
+        driver.submit(2, prompt_of(200, seed=0), "b", deadline_s=10.0, max_tokens=1)
+        order = [driver.engine.step()[0].replica_id for _ in range(8)]
+        assert order == ["b", "b", "b", "a", "b", "b", "b", "a"]
+        driver.run()

@@ -1,4 +1,4 @@
-"""Tiny random models as transformers has them and as the torch engine loads them, and an engine to run them."""
+"""Tiny random models, as transformers has them and as the torch engine loads them, and engines for them."""
 
 from __future__ import annotations
 
@@ -62,23 +62,32 @@ class TinyModel:
         os.write(fd, self.packed)
         return fd
 
-    def greedy(self, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
-        """What transformers generates, and by how much the best logit led at each token."""
-        out = self.reference.generate(
-            torch.tensor([list(prompt)]),
-            do_sample=False,
-            max_new_tokens=num_tokens,
-            output_scores=True,
-            return_dict_in_generate=True,
+    def generate(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
+        """What transformers generates greedily."""
+        ids = self.reference.generate(
+            torch.tensor([list(prompt)]), do_sample=False, max_new_tokens=num_tokens
         )
-        leads = [float(best[0] - best[1]) for best in (scores[0].topk(2).values for scores in out.scores)]
-        return out.sequences[0, len(prompt) :].tolist(), leads
+        return ids[0, len(prompt) :].tolist()
+
+    @torch.inference_mode()
+    def logprobs(self, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
+        """Transformers' log-probabilities at each output token's place, [num_output, vocab]."""
+        ids = torch.tensor([[*prompt, *output]])
+        return self.reference(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+    def behind_best(self, prompt: Sequence[int], output: Sequence[int]) -> list[float]:
+        """By how much each output token's logit lies behind transformers' best one at its place. All zeros
+        mean that ``output`` is what transformers generates, by induction, at the cost of one forward."""
+        logprobs = self.logprobs(prompt, output)
+        behind = logprobs.amax(-1) - logprobs.gather(-1, torch.tensor(output)[:, None])[:, 0]
+        return behind.tolist()
 
 
 @lru_cache
 def tiny_model(kind: str, seed: int = 0) -> TinyModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    torch.set_num_threads(1)  # models this small only lose time to a second thread
     hf_config = AutoConfig.for_model(kind, **_SHAPE, **KINDS[kind])
     torch.manual_seed(seed)
     reference = AutoModelForCausalLM.from_config(hf_config).float().eval()
@@ -183,8 +192,14 @@ def engine_driver(
     """An engine over a host arena, its books checked and its memory given back at the end."""
     arena = HostArena(capacity_bytes)
     try:
-        settings = {"max_tokens_per_step": 64, "max_running_sequences": 16, "copy_chunk_bytes": 50_000}
-        driver = EngineDriver(TorchEngine(TorchEngineConfig(**{**settings, **config}), arena))
+        settings = {
+            "max_tokens_per_step": 64,
+            "max_running_sequences": 16,
+            "copy_chunk_bytes": 50_000,
+            "num_threads": 1,
+            **config,
+        }
+        driver = EngineDriver(TorchEngine(TorchEngineConfig(**settings), arena))
         driver.lease_pages(lease_pages)
         yield driver
         driver.engine.check_integrity()
