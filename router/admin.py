@@ -67,7 +67,7 @@ def _model_routes(services: AdminServices) -> APIRouter:
     @router.post("/models", status_code=202)
     async def register_model(body: types.RegistrationCreate) -> types.RegistrationBody:
         """Begin to register a model; ask for the registration to see how far it is."""
-        policy = _policy(body.policy) if body.deploy else None
+        policy = body.policy.model_dump(exclude_unset=True) if body.deploy else None
         return _registration(registrar.start(body.name, body.source, policy))
 
     @router.get("/models")
@@ -120,7 +120,7 @@ def _model_routes(services: AdminServices) -> APIRouter:
 
 def _deployment_routes(services: AdminServices) -> APIRouter:
     router = APIRouter(prefix="/deployments", tags=["deployments"])
-    registrar, registry, manager = services.registrar, services.registry, services.manager
+    registrar, registry = services.registrar, services.registry
 
     @router.get("")
     async def list_deployments() -> list[types.DeploymentBody]:
@@ -136,12 +136,12 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
     @router.post("/{name:path}/sleep", status_code=204)
     async def sleep(name: str) -> None:
         """Take it off its device once its running requests have ended; the next request wakes it."""
-        await manager.sleep(name)
+        await registrar.sleep(name)
 
     @router.post("/{name:path}/wake", status_code=204)
     async def wake(name: str) -> None:
         """Bring it to its device; answers when it is there."""
-        await manager.wake(name)
+        await registrar.wake(name)
 
     @router.get("/{name:path}")
     async def show_deployment(name: str) -> types.DeploymentBody:
@@ -268,7 +268,11 @@ def _deployment_status(services: AdminServices, record: DeploymentRecord) -> typ
             )
     reason = services.registrar.directory.reason(record.name)
     return types.DeploymentStatus(
-        name=record.name, engine=record.engine, residency="failed", reason=reason, replicas=[]
+        name=record.name,
+        engine=record.engine,
+        residency="cold" if reason is None else "failed",  # cold: it is being packed
+        reason=reason,
+        replicas=[],
     )
 
 

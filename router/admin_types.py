@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,11 @@ __all__ = [
 ]
 
 
+Name = Annotated[
+    str, Field(description="1 to 128 letters, digits and `. _ : / -`, the first one a letter or digit.")
+]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
@@ -53,7 +58,7 @@ class Policy(_Body):
 class RegistrationCreate(_Body):
     """Registers a model and, unless told otherwise, deploys it under the same name."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    name: Name
     source: str = Field(
         min_length=1, description="A folder or GGUF file on the server, or `hf://org/name[@revision]`."
     )
@@ -94,7 +99,7 @@ class VersionBody(_Body):
 
 
 class DeploymentCreate(_Body):
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    name: Name
     model: str
     version: int | None = Field(None, description="The latest where unset.")
     policy: Policy = Field(default_factory=Policy)
@@ -103,6 +108,7 @@ class DeploymentCreate(_Body):
 class DeploymentUpdate(_Body):
     """Only the fields that are sent change; null sets a field back to the server's default."""
 
+    version: int | None = Field(None, ge=1, description="Another version of the same model.")
     enabled: bool | None = None
     pinned: bool | None = None
     priority: int | None = None

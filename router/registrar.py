@@ -10,29 +10,36 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.torch.config import ModelConfig, kv_groups
 from memory_manager.controller import MemoryManager
-from memory_manager.kv_spec import kv_bytes_for_tokens, round_to_pages
-from memory_manager.ports import ArtifactRef, DeploymentSpec
+from memory_manager.ports import ArtifactRef
 from model_registry.importer import Importer
-from model_registry.progress import Progress
+from model_registry.policy import check_name
+from model_registry.progress import Progress, no_progress
 from model_registry.records import DeploymentPolicy, DeploymentRecord, VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
-from mooring.errors import ConflictError, InternalError, ModelUnavailableError, MooringError, NotFoundError
+from mooring.errors import (
+    ConfigurationError,
+    ConflictError,
+    InternalError,
+    MooringError,
+    NotFoundError,
+    ShuttingDownError,
+)
+from router.deployment_spec import deployment_spec
 from router.directory import DeploymentDirectory
 from router.models import ServedModel
 from router.sampling_defaults import GenerationDefaults
 
-__all__ = ["Packer", "Registrar", "Registration", "deployment_spec"]
+__all__ = ["Packer", "Registrar", "Registration"]
 
 logger = logging.getLogger(__name__)
 
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 KEPT_REGISTRATIONS = 256  # ended ones whose outcome can still be asked for
 
 Packer = Callable[[Path, str, str, Callable[[int, int], None]], Awaitable[ArtifactRef]]
@@ -53,45 +60,18 @@ class Registration:
     total_bytes: int = 0
     error: str | None = None
 
-    def progress(self, stage: str, done_bytes: int, total_bytes: int) -> None:
+    def note(self, stage: str, done_bytes: int, total_bytes: int) -> None:
         self.stage, self.done_bytes, self.total_bytes = stage, done_bytes, total_bytes
-
-
-def deployment_spec(
-    record: DeploymentRecord, artifact: ArtifactRef, default_idle_timeout_s: float | None
-) -> DeploymentSpec:
-    """What the memory manager needs to know of a deployment.
-
-    The KV guarantee is by default what one sequence of the longest length needs, so that every request
-    that is admitted can be finished whatever else happens.
-    """
-    version, policy = record.variant.version, record.policy
-    config = ModelConfig.from_dict(version.description["config"])
-    max_model_len = policy.max_model_len or int(version.description["max_model_len"])
-    groups = kv_groups(config, ELEMENT_BYTES[record.variant.precision])
-    guarantee_bytes = policy.kv_guarantee_bytes
-    if guarantee_bytes is None:
-        guarantee_bytes = kv_bytes_for_tokens(groups, max_model_len)
-    idle_timeout_s = policy.idle_timeout_s if policy.idle_timeout_s is not None else default_idle_timeout_s
-    return DeploymentSpec(
-        name=record.name,
-        artifact=artifact,
-        weights_bytes=round_to_pages(artifact.num_bytes),
-        kv_guarantee_bytes=round_to_pages(guarantee_bytes),
-        max_model_len=max_model_len,
-        kv_cap_bytes=policy.kv_cap_bytes,
-        enabled=policy.enabled,
-        pinned=policy.pinned,
-        priority=policy.priority,
-        idle_timeout_s=idle_timeout_s,
-        min_replicas=policy.min_replicas,
-        max_replicas=policy.max_replicas,
-    )
 
 
 @dataclass(slots=True)
 class Registrar:
-    """One for a server; lives on its event loop. Attributes are its collaborators and defaults."""
+    """One for a server; lives on its event loop. Attributes are its collaborators and defaults.
+
+    Where the registry changes, the manager and the directory follow under the same lock, so that they can
+    never end up in another order than it. Packing may take minutes and is done outside of the lock; what has
+    become of the deployment meanwhile is looked up afterwards.
+    """
 
     registry: Registry
     store: ArtifactStore
@@ -104,40 +84,44 @@ class Registrar:
     default_idle_timeout_s: float | None = None
     _registrations: dict[str, Registration] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _following: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stopped: bool = False
 
     # Start and stop.
 
     async def restore(self) -> None:
         """Serves every deployment of the registry; one that cannot be served is withheld with its reason."""
         for record in await asyncio.to_thread(self.registry.list_deployments):
-            await self._serve(record)
+            await self._serve(record.name)
 
     async def ensure(self, name: str, source: str, policy: Mapping[str, Any]) -> None:
         """Registers and deploys a model unless it is; settings of ``policy`` are made so.
 
         Raises:
-            MooringError: the source cannot be registered.
+            MooringError: the source cannot be registered, or the model not served.
         """
-        registration = Registration(secrets.token_hex(8), name, source)
-        version = await self._register(registration)
-        await self._deploy(registration, version, policy)
+        await self._bring(Registration(secrets.token_hex(8), name, source), policy)
 
     async def stop(self, grace_s: float) -> None:
-        """Lets running registrations end within the grace period; then they are dropped."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=grace_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        """Lets running registrations end within the grace period; then they are dropped, and threads that
+        still copy or download for them end at their next report of progress."""
+        _, late = await asyncio.wait(self._tasks, timeout=grace_s) if self._tasks else ((), ())
+        self._stopped = True
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     # Registrations.
 
-    def start(self, name: str, source: str, policy: DeploymentPolicy | None) -> Registration:
-        """Begins to register a model, and to deploy it under its name where there is a policy.
+    def start(self, name: str, source: str, policy: Mapping[str, Any] | None) -> Registration:
+        """Begins to register a model, and to deploy it under its name where there is a policy. Of a
+        deployment that exists, the policy changes only what it names.
 
         Raises:
+            InvalidRequestError: the name cannot be one.
             ConflictError: one of that name is being registered.
         """
+        check_name(name)
         if any(each.name == name and each.state == "running" for each in self._registrations.values()):
             raise ConflictError(f"model {name!r} is being registered already", param="name")
         registration = Registration(secrets.token_hex(8), name, source)
@@ -166,21 +150,32 @@ class Registrar:
         record = await asyncio.to_thread(
             self.registry.create_deployment, name, model, version, self.precision, self.engine, policy
         )
-        await self._serve(record)
+        await self._serve(name)
         return record
 
     async def update(self, name: str, changes: Mapping[str, object]) -> DeploymentRecord:
         """Changes a deployment; raises what ``Registry.update_deployment`` raises."""
         record = await asyncio.to_thread(self.registry.update_deployment, name, changes)
-        await self._serve(record)
+        await self._serve(name)
         return record
 
     async def delete(self, name: str) -> None:
         """Stops serving a deployment. Running requests finish. Raises ``NotFoundError``."""
-        await asyncio.to_thread(self.registry.delete_deployment, name)
-        if self.directory.reason(name) is None:
-            self.manager.remove_deployment(name)
-        self.directory.forget(name)
+        async with self._following:
+            await asyncio.to_thread(self.registry.delete_deployment, name)
+            self._drop(name)
+
+    async def sleep(self, name: str) -> None:
+        """Puts a deployment to sleep; raises what ``MemoryManager.sleep`` raises, and
+        ``ModelUnavailableError`` where it is not served."""
+        self._check_managed(name)
+        await self.manager.sleep(name)
+
+    async def wake(self, name: str) -> None:
+        """Makes a deployment resident; raises what ``MemoryManager.wake`` raises, and
+        ``ModelUnavailableError`` where it is not served."""
+        self._check_managed(name)
+        await self.manager.wake(name)
 
     async def delete_model(self, name: str) -> None:
         """Removes a model, and from the store what nothing else uses; raises what
@@ -194,11 +189,9 @@ class Registrar:
 
     # The steps.
 
-    async def _run(self, registration: Registration, policy: DeploymentPolicy | None) -> None:
+    async def _run(self, registration: Registration, policy: Mapping[str, Any] | None) -> None:
         try:
-            version = await self._register(registration)
-            if policy is not None:
-                await self._deploy(registration, version, asdict(policy))
+            await self._bring(registration, policy)
             registration.state = "done"
         except MooringError as error:
             registration.state, registration.error = "failed", error.message
@@ -212,61 +205,95 @@ class Registrar:
             registration.state, registration.error = "failed", f"internal error: {error!r}"
             logger.exception("registering %s failed", registration.name)
 
-    async def _deploy(
-        self, registration: Registration, version: VersionRecord, policy: Mapping[str, Any]
-    ) -> None:
-        """Makes the deployment what the registration says, new or not. Raises ``MooringError`` where it
-        cannot be served."""
+    async def _bring(self, registration: Registration, policy: Mapping[str, Any] | None) -> None:
+        """Registers a version and, where there is a policy, makes its deployment follow. Raises
+        ``MooringError`` where either cannot be done."""
         name = registration.name
-        try:
-            changes = {**policy, "version": version.number, "precision": self.precision}
-            record = await asyncio.to_thread(self.registry.update_deployment, name, changes)
-        except NotFoundError:
-            record = await asyncio.to_thread(
-                self.registry.create_deployment,
-                name,
-                version.model,
-                version.number,
-                self.precision,
-                self.engine,
-                DeploymentPolicy(**policy),
-            )
-        await self._serve(record, registration.progress)
-        if (reason := self.directory.reason(name)) is not None:
-            raise ModelUnavailableError(reason)
 
-    async def _register(self, registration: Registration) -> VersionRecord:
-        return await asyncio.to_thread(
-            self.importer.register, registration.name, registration.source, registration.progress
-        )
+        def report(stage: str, done_bytes: int, total_bytes: int) -> None:
+            if self._stopped:  # on the thread that copies, which nothing else can stop
+                raise ShuttingDownError("the server shut down")
+            registration.note(stage, done_bytes, total_bytes)
 
-    async def _serve(self, record: DeploymentRecord, progress: Progress | None = None) -> None:
-        """Makes the manager and the directory follow the registry."""
-        version = record.variant.version
-
-        def report(done_bytes: int, total_bytes: int) -> None:
-            if progress is not None:
-                progress("pack", done_bytes, total_bytes)
-
-        folder = self.store.get(version.digest).path
-        try:
-            artifact = await self.pack(folder, version.digest, record.variant.precision, report)
-        except MooringError as error:
-            logger.error("deployment %s cannot be served: %s", record.name, error.message)
-            if self.directory.reason(record.name) is None and self._is_managed(record.name):
-                self.manager.remove_deployment(record.name)
-            self.directory.withhold(record.name, error.message)
+        version = await asyncio.to_thread(self.importer.register, name, registration.source, report)
+        if policy is None:
             return
-        if record.variant.packed_key != artifact.key:
-            await asyncio.to_thread(
-                self.registry.set_packed, record.variant.id, artifact.key, artifact.num_bytes
+        await asyncio.to_thread(self._deploy, name, version, policy)
+        if (error := await self._serve(name, report)) is not None:
+            raise error
+
+    def _deploy(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:
+        """Makes the registry's deployment of this name one of this version, new or not."""
+        try:
+            present = self.registry.get_deployment(name).variant.version
+        except NotFoundError:
+            self.registry.create_deployment(
+                name, version.model, version.number, self.precision, self.engine, DeploymentPolicy(**policy)
             )
+            return
+        if present.model != version.model:
+            raise ConflictError(
+                f"deployment {name!r} is of model {present.model!r}: delete it, or use another name"
+            )
+        changes = {**policy, "version": version.number, "precision": self.precision}
+        self.registry.update_deployment(name, changes)
+
+    async def _serve(self, name: str, report: Progress = no_progress) -> MooringError | None:
+        """Makes the manager and the directory follow the registry, whatever it says by then; returns why
+        the deployment cannot be served, where it cannot."""
+        error: MooringError | None = None
+        artifact: ArtifactRef | None = None
+        try:
+            packed_for = await asyncio.to_thread(self.registry.get_deployment, name)
+            artifact = await self._packed(packed_for, report)
+        except MooringError as caught:
+            error = caught
+        async with self._following:
+            try:
+                record = await asyncio.to_thread(self.registry.get_deployment, name)
+            except NotFoundError:
+                return None  # deleted meanwhile
+            if artifact is not None and record.variant.id == packed_for.variant.id:
+                self._follow(record, artifact)
+            elif error is not None:
+                logger.error("deployment %s cannot be served: %s", name, error.message)
+                self._drop(name)
+                self.directory.withhold(name, error.message)
+        return error
+
+    async def _packed(self, record: DeploymentRecord, report: Progress) -> ArtifactRef:
+        """The packed artifact of a deployment's variant. Raises ``MooringError`` where there can be none."""
+        if record.engine != self.engine:
+            raise ConfigurationError(
+                f"its engine is {record.engine!r} and this server runs {self.engine!r}: start the server "
+                f"with --engine {record.engine}"
+            )
+        variant, digest = record.variant, record.variant.version.digest
+        folder = self.store.get(digest).path
+        artifact = await self.pack(folder, digest, variant.precision, partial(report, "pack"))
+        if variant.packed_key != artifact.key:
+            await asyncio.to_thread(self._note_packed, variant.id, digest, artifact)
+        return artifact
+
+    def _note_packed(self, variant_id: int, digest: str, artifact: ArtifactRef) -> None:
+        try:
+            self.registry.set_packed(variant_id, artifact.key, artifact.num_bytes)
+        except NotFoundError:  # the version was deleted while it was packed
+            if not self.registry.has_digest(digest):
+                self.store.remove_packed(artifact.key)
+            raise
+
+    def _follow(self, record: DeploymentRecord, artifact: ArtifactRef) -> None:
+        version = record.variant.version
         spec = deployment_spec(record, artifact, self.default_idle_timeout_s)
         self.manager.upsert_deployment(spec)
+        if not spec.enabled:
+            self.directory.withhold(record.name, "it is disabled")
+            return
         self.directory.serve(
             ServedModel(
                 name=record.name,
-                folder=folder,
+                folder=self.store.get(version.digest).path,
                 max_model_len=spec.max_model_len,
                 created_s=int(record.created_at_s),
                 residency=lambda: self._residency(record.name),
@@ -274,6 +301,16 @@ class Registrar:
                 defaults=GenerationDefaults.from_mapping(version.description["generation_config"]),
             )
         )
+
+    def _drop(self, name: str) -> None:
+        if self._is_managed(name):
+            self.manager.remove_deployment(name)
+        self.directory.forget(name)
+
+    def _check_managed(self, name: str) -> None:
+        """Raises what the directory says of a deployment that the manager does not have."""
+        if not self._is_managed(name):
+            self.directory.get(name)
 
     def _is_managed(self, name: str) -> bool:
         return any(each.name == name for each in self.manager.snapshot().deployments)
