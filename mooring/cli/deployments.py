@@ -66,6 +66,7 @@ def create(
 def update(
     context: typer.Context,
     name: str,
+    version: Annotated[int | None, typer.Option(help="Another version of its model.")] = None,
     enabled: Enabled = None,
     pinned: Pinned = None,
     priority: Priority = None,
@@ -75,10 +76,12 @@ def update(
     idle_timeout_s: IdleTimeout = None,
 ) -> None:
     """Change how a deployment is treated."""
-    policy = _policy(enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s)
-    if not policy:
+    changes = _policy(enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s)
+    if version is not None:
+        changes["version"] = version
+    if not changes:
         raise InvalidRequestError("nothing to change: give at least one option (see --help)")
-    context.obj.patch(f"/deployments/{name}", policy)
+    context.obj.patch(f"/deployments/{name}", changes)
     console().print(f"{name} is changed.")
 
 

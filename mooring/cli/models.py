@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mooring.cli.connection import Connection
@@ -33,15 +34,14 @@ def register(
     if not source.startswith("hf://"):
         source = str(Path(source).expanduser().resolve())
     started = connection.post("/models", {"name": name, "source": source, "deploy": deploy})
-    done = _wait(connection, started, show=not json) if wait else started
+    found = _wait(connection, started, show=not json) if wait else started
     if json:
-        print_json(done)
-    elif wait:
-        console().print(f"{name} is registered.")
-    else:
-        console().print(f"Registration {done['id']} is running.")
-    if done["state"] == "failed":
-        raise ArtifactError(str(done["error"]))
+        print_json(found)
+    if found["state"] == "failed":
+        raise ArtifactError(f"{name} is not registered: {found['error']}")
+    if not json:
+        done = found["state"] == "done"
+        console().print(f"{name} is registered." if done else f"Registration {found['id']} is running.")
 
 
 def _wait(connection: Connection, registration: dict[str, Any], show: bool) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def _wait(connection: Connection, registration: dict[str, Any], show: bool) -> d
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
         disable=not show,
     )
     with bar:
@@ -63,8 +64,6 @@ def _wait(connection: Connection, registration: dict[str, Any], show: bool) -> d
             )
             time.sleep(_POLL_S)
             registration = connection.get(f"/registrations/{registration['id']}")
-    if registration["state"] == "failed":
-        raise ArtifactError(str(registration["error"]))
     return registration
 
 

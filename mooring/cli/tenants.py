@@ -32,7 +32,7 @@ def create(context: typer.Context, name: str) -> None:
 
 @app.command()
 def delete(context: typer.Context, name: str) -> None:
-    """Delete a tenant and revoke its keys."""
+    """Delete a tenant; refused while it has keys that are not revoked."""
     context.obj.delete(f"/tenants/{name}")
     console().print(f"Tenant {name} is deleted.")
 
