@@ -115,7 +115,8 @@ class SimulatedWorker:
     """A worker with a device of ``budget_bytes``; ``violations`` tells when it held more.
 
     Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``. Moves of replicas
-    fail at ``failure_rate``, calls named in ``failing`` always, having changed nothing; ``die()`` makes all calls, under way too, fail for ever.
+    fail at ``failure_rate``, calls named in ``failing`` always, having changed nothing; ``die()`` makes all
+    calls, under way too, fail for ever.
     """
 
     def __init__(

@@ -193,7 +193,7 @@ async def test_cancelled_in_the_moment_of_being_granted_gives_the_lease_back() -
         h.manager.upsert_deployment(deployment("a"))
         waits = asyncio.ensure_future(h.manager.acquire("a"))
         await h.resident.wait()
-        while h.manager.snapshot().deployments[0].num_waiting:
+        while h.manager.snapshot().deployments[0].num_waiting:  # noqa: ASYNC110
             await asyncio.sleep(0)
         waits.cancel()
         await asyncio.gather(waits, return_exceptions=True)
@@ -392,7 +392,7 @@ async def test_a_model_that_kills_its_worker_fails_and_the_others_go_on() -> Non
         async def run_workers() -> None:
             while True:
                 worker = h.add_worker()
-                while not any(e.spec.name == "bad" for e in worker.held.values()):
+                while not any(e.spec.name == "bad" for e in worker.held.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 worker.die()
 
