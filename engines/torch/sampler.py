@@ -17,7 +17,7 @@ from engines.torch.truncation import truncate_
 
 __all__ = ["Sampled", "Sampler"]
 
-_MAX_NOISE_ELEMENTS = 1 << 20  # of noise made at once: bounds the scratch memory of a step to a few MiB
+_MAX_NOISE_ELEMENTS = 1 << 19  # made at once: bounds the scratch memory and keeps it in a core's cache
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -387,3 +388,49 @@ def test_the_earliest_deadline_goes_first_and_nobody_starves() -> None:
         order = [driver.engine.step()[0].replica_id for _ in range(8)]
         assert order == ["b", "b", "b", "a", "b", "b", "b", "a"]
         driver.run()
+
+
+def test_a_load_on_another_thread_is_attached_between_busy_steps() -> None:
+    model = tiny_model("llama")
+    with engine_driver() as driver:
+        driver.load(model, "a")
+        driver.submit(1, prompt_of(20, seed=0), "a", max_tokens=200)
+        with ThreadPoolExecutor(1) as threads:
+            loading = threads.submit(driver.load, tiny_model("mistral"), "b")
+            steps = 0
+            while not loading.done() and driver.engine.has_work():
+                driver.step()
+                steps += 1
+            assert loading.result(timeout=10) > 0
+            driver.engine.sleep("b")
+            waking = threads.submit(driver.engine.wake, "b", 2**30)
+            while not waking.done() and driver.engine.has_work():
+                driver.step()
+            assert waking.result(timeout=10) > 0
+        assert driver.engine.has_work()  # both came in while the first model still ran
+        driver.submit(2, prompt_of(20, seed=1), "b")
+        driver.run()
+        assert_greedy(model, driver, {1: prompt_of(20, seed=0)}, 200)
+        assert_greedy(tiny_model("mistral"), driver, {2: prompt_of(20, seed=1)}, 20)
+
+
+def test_stats_add_up() -> None:
+    with engine_driver(max_running_sequences=4) as driver:
+        weights_bytes = driver.load(tiny_model("llama"))
+        for sequence_id in range(6):
+            driver.submit(sequence_id, prompt_of(10, seed=sequence_id), max_tokens=8)
+        driver.step()
+        stats = driver.engine.stats()
+        (replica,) = stats.replicas
+        assert (replica.residency, replica.running, replica.waiting) == ("resident", 4, 2)
+        assert replica.weights_bytes == weights_bytes
+        assert replica.kv_live_bytes == 4 * 16 * 3 * 2048
+        assert replica.kv_bytes == 2**21
+        assert stats.kv_bytes_committed == 2 * 2**21
+        driver.run()
+        stats = driver.engine.stats()
+        (replica,) = stats.replicas
+        assert (replica.prompt_tokens_total, replica.generation_tokens_total) == (60, 48)
+        assert (replica.kv_live_bytes, replica.kv_bytes) == (0, 0)
+        assert stats.steps_total == 16
+        assert driver.engine.capabilities().elastic_kv
