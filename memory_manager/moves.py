@@ -116,7 +116,7 @@ class Moves:
 
     async def load(self, replica: Replica, worker: Worker, previous: Worker | None) -> None:
         """Brings a replica to a worker that does not know it. ``previous`` may still know it, and forgets."""
-        if previous is not None:
+        if previous is not None and previous is not worker:
             await self._leave_worker(replica, previous, worker)
         held_bytes = await attempt(self._load(replica, worker))
         await self._arrive(replica, worker, held_bytes, asleep_before=False)
@@ -131,10 +131,11 @@ class Moves:
         if isinstance(answer, WorkerLostError):
             self._on_lost(previous)
         elif isinstance(answer, MooringError):
-            logger.warning("%s did not forget %s: %s", previous.worker_id, replica.replica_id, answer)
-        if previous.ledger is not worker.ledger:
+            logger.error("%s did not forget %s: %s", previous.worker_id, replica.replica_id, answer)
+        if previous.ledger is worker.ledger:
+            worker.ledger.shrink(replica.owner, replica.spec.weights_bytes)
+        else:
             previous.ledger.release(replica.owner)
-        worker.ledger.shrink(replica.owner, replica.spec.weights_bytes)
 
     async def _load(self, replica: Replica, worker: Worker) -> int:
         if replica.host_copy is None:
@@ -196,7 +197,7 @@ class Moves:
             return
         replica.in_flight = False
         if isinstance(answer, MooringError):
-            # Its bytes stay promised: the next attempt, or the worker's end, will settle them.
+            # Its bytes stay promised until the planner has it unloaded, or the worker ends.
             logger.error("%s cannot undo the load of %s: %s", worker.worker_id, replica.replica_id, answer)
             self.fail(replica, error)
             return
@@ -245,7 +246,6 @@ class Moves:
         else:
             worker.ledger.release(replica.owner)
             replica.in_flight = False
-            replica.num_failures = 0
             replica.forget_worker()
             if replica.residency is Residency.DRAINING:
                 self.enter(replica, self.off_device(replica), reason)

@@ -62,8 +62,9 @@ class _Want:
     may_evict: bool
 
     @property
-    def order(self) -> tuple[int, float, str]:
-        return (-self.priority, self.deadline_s, self.deployment.name)
+    def order(self) -> tuple[bool, int, float, str]:
+        """What is merely kept resident comes last: it must not take the room that was made for demand."""
+        return (not self.may_evict, -self.priority, self.deadline_s, self.deployment.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +144,13 @@ class _Planning:
                 if reason is not None:
                     self._leave(replica, reason)
             elif self._must_be_forgotten(replica) and self._at(replica.retry_at_s):
-                self._actions.append(Unload(replica.replica_id, "no longer deployed"))
+                self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind"))
 
     @staticmethod
     def _must_be_forgotten(replica: ReplicaView) -> bool:
-        """Whether a retired replica sleeps in a worker, or failed there and left something behind."""
-        asleep = replica.worker_id is not None and replica.residency in _TRYABLE
-        return replica.retired and asleep and not replica.in_flight
+        """Whether it is retired and sleeps in a worker, or failed and its worker could not clean up."""
+        over = replica.retired or replica.residency is Residency.FAILED
+        return over and replica.worker_id is not None and _is_at_rest(replica)
 
     def _reason_to_go(self, replica: ReplicaView) -> str | None:
         if replica.retired:
@@ -198,7 +199,7 @@ class _Planning:
         demand = deployment.demand
         kept = 0 if deployment.held else max(deployment.min_replicas, int(deployment.pinned))
         desired = min(deployment.max_replicas, max(kept, int(demand is not None)))
-        slots = [each for each in replicas if each.residency in _TRYABLE and not each.in_flight]
+        slots = [each for each in replicas if _is_at_rest(each) and not self._must_be_forgotten(each)]
         slots.sort(key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id))
         for slot in slots[: max(0, desired - num_up)]:
             if not self._at(slot.retry_at_s):
@@ -293,6 +294,11 @@ class _Planning:
                 and replica.replica_id not in self._leaving
             ):
                 self._actions.append(Resume(replica.replica_id))
+
+
+def _is_at_rest(replica: ReplicaView) -> bool:
+    """Off its device, with nothing under way."""
+    return replica.residency in _TRYABLE and not replica.in_flight
 
 
 def _reason(want: _Want, option: _Option, victim: Candidate, now_s: float) -> str:

@@ -294,6 +294,24 @@ def test_only_a_pin_evicts_without_demand() -> None:
     assert actions(pinned) == {Sleep: ["a/0"]}
 
 
+def test_what_is_merely_kept_does_not_take_the_room_made_for_demand() -> None:
+    """b was put to sleep for c and comes back only when there is room beside it."""
+    deployments = [model("a"), model("b", min_replicas=1, priority=1), model("c", demand=waiting())]
+    replicas = [
+        replica("a", Residency.RESIDENT, num_active=1),
+        replica("b", Residency.WARM),
+        replica("c", Residency.WARM),
+    ]
+    assert actions(state(deployments, replicas, kv_pages=19)) == {Wake: ["c/0"]}
+
+
+def test_what_a_failed_one_left_behind_is_cleared_before_it_is_tried_again() -> None:
+    left = replica("a", Residency.FAILED, worker_id="w", lease_bytes=10 * PAGE, retry_at_s=NOW + 1)
+    made = state([model("a", demand=waiting())], [left])
+    assert actions(made) == {}
+    assert actions(made, NOW + 1) == {Unload: ["a/0"]}
+
+
 def test_disabled_asked_and_retired_ones_leave() -> None:
     for deployment, values in (
         (model("a", enabled=False), {}),
