@@ -34,9 +34,10 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=SOURCE: register and deploy it at start (repeatable). SOURCE is a folder, a GGUF file "
+            help="Register and deploy it at start (repeatable). SOURCE is a folder, a GGUF file "
             "or hf://org/name.",
             parser=_model,
+            metavar="NAME=SOURCE",
         ),
     ] = None,
     memory_budget: Annotated[
