@@ -1,0 +1,179 @@
+"""Streams through the native gRPC door, and whether two runs of the same stream agree.
+
+Two runs of one stream in fp32 give the same tokens, save where two candidates are so near each other that the
+last bit of a sum decides between them. ``compare`` tells that case from an altered stream: at the first position
+where they part, both runs saw the same context, so each run's own log-probability of the token it chose, over
+the temperature and with that token's noise added, is the score by which it won. Scores within ``NEAR_TIE`` of each
+other are a near tie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc.aio
+import numpy as np
+
+from mooring.v1 import inference_pb2 as pb
+from mooring.v1 import inference_pb2_grpc
+
+__all__ = [
+    "NEAR_TIE",
+    "Agreement",
+    "Outcome",
+    "Stream",
+    "compare",
+    "count_agreements",
+    "draw_streams",
+    "run_streams",
+]
+
+NEAR_TIE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One request. ``temperature`` 0 is greedy; the seed is always given, so that runs can be compared."""
+
+    model: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came back: ids, each token's own log-probability, and how it ended."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = ""
+    error: str = ""
+
+
+class Agreement(enum.Enum):
+    """How a run of a stream compares with the reference."""
+
+    EQUAL = "equal"
+    NEAR_TIE = "near_tie"
+    ALTERED = "altered"
+    LOST = "lost"  # it did not finish
+
+
+def draw_streams(
+    models: Sequence[str],
+    num_each: int,
+    max_tokens: int,
+    seed: int,
+    vocab_size: int,
+    sampled_share: float = 0.5,
+) -> list[Stream]:
+    """Streams over all models, prompts of 8 to 48 random ids; ``sampled_share`` of them at temperature 1."""
+    rng = random.Random(seed)
+    streams = []
+    for number in range(num_each):
+        for model in models:
+            prompt = tuple(rng.randrange(vocab_size) for _ in range(rng.randint(8, 48)))
+            temperature = 1.0 if number < num_each * sampled_share else 0.0
+            streams.append(Stream(model, prompt, max_tokens, temperature, rng.getrandbits(32)))
+    return streams
+
+
+async def run_streams(
+    target: str,
+    streams: Sequence[Stream],
+    at_once: int,
+    on_tokens: Callable[[int, int], None] = lambda index, num_tokens: None,
+) -> list[Outcome]:
+    """Runs every stream, ``at_once`` of them at a time, in order.
+
+    Args:
+        target: of the gRPC door.
+        on_tokens: told of each arrival: the stream's index and how many tokens it has.
+    """
+    outcomes = [Outcome() for _ in streams]
+    slots = asyncio.Semaphore(at_once)
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+
+        async def run(index: int) -> None:
+            async with slots:
+                try:
+                    async for response in stub.Generate(_request(streams[index])):
+                        _take(response, outcomes[index])
+                        on_tokens(index, len(outcomes[index].token_ids))
+                except grpc.aio.AioRpcError as error:
+                    outcomes[index].error = f"{error.code().name}: {error.details()}"
+
+        await asyncio.gather(*(run(index) for index in range(len(streams))))
+    return outcomes
+
+
+def compare(stream: Stream, reference: Outcome, outcome: Outcome) -> Agreement:
+    """Whether ``outcome`` is what ``reference`` says it should be."""
+    if outcome.error or not outcome.finish_reason:
+        return Agreement.LOST
+    if outcome.token_ids == reference.token_ids:
+        return Agreement.EQUAL
+    pairs = zip(reference.token_ids, outcome.token_ids, strict=False)
+    parting = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+    if parting is None:  # one is the other's beginning
+        return Agreement.ALTERED
+    gap = _score(stream, reference, parting) - _score(stream, outcome, parting)
+    return Agreement.NEAR_TIE if abs(gap) < NEAR_TIE else Agreement.ALTERED
+
+
+def count_agreements(
+    streams: Sequence[Stream], references: Sequence[Outcome], outcomes: Sequence[Outcome]
+) -> Counter[Agreement]:
+    """How many streams agree how well."""
+    return Counter(
+        compare(stream, reference, outcome)
+        for stream, reference, outcome in zip(streams, references, outcomes, strict=True)
+    )
+
+
+def _score(stream: Stream, outcome: Outcome, index: int) -> float:
+    """By which the token at ``index`` won: its logit, scaled, with its noise."""
+    if stream.temperature == 0:
+        return outcome.logprobs[index]
+    import torch  # only where streams part at a temperature
+
+    from engines.torch.noise import gumbel_noise, row_keys, sequence_key
+
+    token_id = outcome.token_ids[index]
+    keys = row_keys(
+        np.array([sequence_key(stream.seed, 0)], np.uint64),
+        np.array([len(stream.prompt_ids) + index], np.int64),
+    )
+    noise = gumbel_noise(keys, token_id + 1, torch.device("cpu"))
+    return outcome.logprobs[index] / stream.temperature + float(noise[0, token_id])
+
+
+def _request(stream: Stream) -> pb.GenerateTextRequest:
+    return pb.GenerateTextRequest(
+        model=stream.model,
+        prompt_token_ids=pb.TokenIds(ids=stream.prompt_ids),
+        max_tokens=stream.max_tokens,
+        temperature=stream.temperature,
+        top_p=1.0,
+        top_k=0,
+        repetition_penalty=1.0,
+        seed=stream.seed,
+        ignore_eos=True,
+        logprobs=0,
+    )
+
+
+def _take(response: pb.GenerateTextResponse, outcome: Outcome) -> None:
+    for choice in response.choices:
+        for token in choice.tokens:
+            outcome.token_ids.append(token.token_id)
+            outcome.logprobs.append(token.logprob)
+        outcome.finish_reason = choice.finish_reason or outcome.finish_reason
