@@ -108,6 +108,10 @@ class _Planning:
                 self._by_device[self._workers[replica.worker_id].device].append(replica)
                 if replica.residency in ON_DEVICE and not replica.retired:
                     self._hosts[replica.deployment].add(replica.worker_id)
+        self._residents = {
+            device: [each for each in replicas if each.residency in (Residency.RESIDENT, Residency.DRAINING)]
+            for device, replicas in self._by_device.items()
+        }
         self._boards = {
             device.name: Board(
                 device,
@@ -260,7 +264,7 @@ class _Planning:
             return None
         candidates = [
             candidate
-            for replica in self._by_device[device]
+            for replica in self._residents[device]
             if not replica.retired
             and replica.replica_id not in self._leaving
             and (candidate := self._judge(want, replica)) is not None

@@ -372,6 +372,7 @@ async def test_who_waits_is_served_by_the_successor_of_a_lost_worker() -> None:
         await asyncio.sleep(0)
         assert h.owners() == {}
         assert h.residency("a") is Residency.WARM
+        assert [each.num_active for e in h.manager.snapshot().deployments for each in e.replicas] == [0, 0]
         assert set(h.cache.pins.values()) <= {0}
         await asyncio.sleep(1)
         assert not wait.done()

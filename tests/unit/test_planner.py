@@ -269,6 +269,18 @@ def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
     assert actions(state(deployments, replicas, kv_pages=19)) == {}
 
 
+def test_room_that_somebody_waits_for_is_not_given_to_who_comes_later() -> None:
+    """small would fit beside a, but then big would not once a has gone."""
+    big = DeploymentView("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 2))
+    small = model("small", demand=waiting(NOW - 1))
+    replicas = [
+        replica("a", Residency.DRAINING, num_active=1),
+        ReplicaView("big/0", "big", Residency.COLD, 25 * PAGE, 10 * PAGE),
+        replica("small"),
+    ]
+    assert actions(state([model("a"), big, small], replicas)) == {}
+
+
 def test_idle_timeout() -> None:
     idle = replica("a", Residency.RESIDENT, since_s=NOW - 50, last_used_s=NOW - 9)
     made = state([model("a", idle_timeout_s=10)], [idle])
