@@ -133,6 +133,7 @@ class Server:
 
     settings: Settings
     registrar: Registrar
+    manager: MemoryManager
     supervisor: Supervisor
     gate: Gate
     ready: bool = False
@@ -179,7 +180,7 @@ class Server:
         )
         stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
         gate = Gate(Dispatcher(manager, supervisor.client))
-        server = cls(settings, registrar, supervisor, gate)
+        server = cls(settings, registrar, manager, supervisor, gate)
         config = RouterConfig(max_body_bytes=settings.max_body_bytes)
         services = RouterServices(
             tokens=gate,
@@ -233,6 +234,8 @@ class Server:
         logger.info("stopping: running requests have %g s", self.settings.shutdown_grace_s)
         if not await self.gate.wait_empty(self.settings.shutdown_grace_s):
             logger.warning("some requests did not end in time and are cut off")
+            await self.manager.stop()  # refuses those that wait for their model
+            await self.gate.cut_off()
 
 
 def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
