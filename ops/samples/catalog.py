@@ -18,11 +18,13 @@ from ops.samples.recipes import DRAFT, PYTHONLM, Recipe
 from ops.samples.sample import Sample, describe
 from ops.samples.smollm2 import SMOLLM2_KEY, make_smollm2
 
-__all__ = ["ensure_samples"]
+__all__ = ["ensure_samples", "trainer"]
 
 # glibc gives every large buffer back to the system and takes it anew, which costs a third of a training
-# step in page faults; with these it keeps them.
-_KEEP_BUFFERS = {
+# step in page faults; with these it keeps them. And where the cores are busy with other work, threads that
+# spin while they wait for each other take several times as long as threads that sleep.
+_TRAINER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
@@ -50,13 +52,16 @@ def ensure_samples(out: Path, on_progress: Progress = no_progress) -> list[Sampl
         trained = []
         for recipe, inputs in ((PYTHONLM, [corpus.digest]), (DRAFT, [corpus.digest, base_name])):
             folder_name = f"{recipe.name}-{content_key([recipe.key_inputs(), *inputs])}"
-            trained.append(make_once(out, folder_name, _trainer(recipe, base, on_progress)))
+            trained.append(make_once(out, folder_name, trainer(recipe, base, on_progress)))
     folders = zip(("smollm2", PYTHONLM.name, DRAFT.name), (base, *trained), strict=True)
     return [describe(name, folder) for name, folder in folders]
 
 
-def _trainer(recipe: Recipe, base: Path, on_progress: Progress) -> Callable[[Path], None]:
-    """What makes ``recipe``'s folder: a trainer process whose progress is passed on."""
+def trainer(recipe: Recipe, base: Path, on_progress: Progress) -> Callable[[Path], None]:
+    """What makes the folder of ``recipe``: a trainer process whose progress is passed on.
+
+    What it makes raises ``InternalError`` with the process's last words where that fails.
+    """
 
     def make(folder: Path) -> None:
         on_progress(f"{recipe.name}: read", 0, 0)
@@ -68,18 +73,18 @@ def _trainer(recipe: Recipe, base: Path, on_progress: Progress) -> Callable[[Pat
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 text=True,
-                env=os.environ | _KEEP_BUFFERS,
-            ) as trainer,
+                env=os.environ | _TRAINER_ENVIRONMENT,
+            ) as process,
         ):
-            assert trainer.stdout is not None  # it was asked for
+            assert process.stdout is not None  # it was asked for
             try:
-                for line in trainer.stdout:
+                for line in process.stdout:
                     step = json.loads(line)
                     on_progress(f"{recipe.name}: train", step["done"], step["total"])
             except BaseException:
-                trainer.kill()  # leaving the block would wait for it
+                process.kill()  # leaving the block would wait for it
                 raise
-            if trainer.wait() != 0:
+            if process.wait() != 0:
                 complaints.seek(0)
                 raise InternalError(f"training {recipe.name} failed: {complaints.read()[-2000:]}")
 

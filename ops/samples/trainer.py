@@ -19,7 +19,7 @@ from torch import Tensor
 from ops.samples.corpus import read_corpus
 from ops.samples.export import write_checkpoint
 from ops.samples.random_model import copy_tokenizer
-from ops.samples.recipes import DRAFT, PYTHONLM
+from ops.samples.recipes import DRAFT, PYTHONLM, Recipe
 from ops.samples.streams import break_leading_spaces, token_stream
 from ops.samples.text_tokenizers import END_OF_TEXT, save_tokenizer, train_metaspace
 from ops.samples.train import deterministic_torch, new_decoder, train, windows
@@ -32,9 +32,8 @@ _BROKEN_SHARE = 0.06
 _EMBEDDING_RMS = 0.5
 
 
-def make_pythonlm(folder: Path, on_step: OnStep) -> None:
+def make_pythonlm(folder: Path, on_step: OnStep, recipe: Recipe = PYTHONLM) -> None:
     """Trains the Python model on the library's code and writes it to ``folder``."""
-    recipe = PYTHONLM
     texts = list(read_corpus().code())
     tokenizer = train_metaspace(texts, recipe.vocab_size)
     vocab = tokenizer.get_vocab()
@@ -48,12 +47,11 @@ def make_pythonlm(folder: Path, on_step: OnStep) -> None:
     save_tokenizer(tokenizer, folder, recipe.shape.max_positions)
 
 
-def make_draft(folder: Path, base: Path, on_step: OnStep) -> None:
+def make_draft(folder: Path, base: Path, on_step: OnStep, recipe: Recipe = DRAFT) -> None:
     """Trains the draft of the model in ``base`` on the library's prose and writes it to ``folder``.
 
     It has the base's tokenizer, and starts from the base's embeddings, on fewer axes.
     """
-    recipe = DRAFT
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     special = json.loads((base / "config.json").read_text())
     stream = token_stream(read_corpus().prose(), tokenizer, special["eos_token_id"])
