@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["make_tiny_model"]
+__all__ = ["NUM_TOKENS", "VOCAB_SIZE", "make_tiny_model"]
 
-VOCAB_SIZE = 512
+VOCAB_SIZE = 512  # rows of the embedding; the tokenizer's training may end earlier
+NUM_TOKENS = 300  # ids that the tokenizer surely has
 _TEXT = [
     "The quick brown fox jumps over the lazy dog. ",
     "def add(self, other):\n    return self.value + other.value\n",
