@@ -83,7 +83,8 @@ def _torch_engine(options: WorkerOptions) -> Engine:
     if kind == "cuda":
         arena = CudaArena(options.memory_budget_bytes, int(index or 0))
     else:
-        arena = HostArena(options.memory_budget_bytes)
+        # The budget is ours whatever is mapped, and pages touched once are mapped again at a copy's speed.
+        arena = HostArena(options.memory_budget_bytes, stock_limit_bytes=options.memory_budget_bytes)
     return TorchEngine(TorchEngineConfig(device=options.device, **options.config), arena)
 
 
