@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc.aio
@@ -26,7 +26,7 @@ async def http_door(app: Any, host: str, port: int) -> AsyncIterator[str]:
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
-    listener = _listen(host, port)
+    listener = _listen("HTTP", host, port)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_STOP_S)
     )
@@ -54,6 +54,8 @@ async def grpc_door(
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
     inference_pb2_grpc.add_InferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    if port:
+        _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot
     try:
         bound_port = server.add_insecure_port(f"{_bracketed(host)}:{port}")
     except RuntimeError as error:
@@ -73,15 +75,17 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(door: str, host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            stack.pop_all()  # bound: it is the caller's to close
+            return listener
     except OSError as error:
-        raise ConfigurationError(f"HTTP cannot listen on {host}:{port}: {error}") from error
-    return listener
+        raise ConfigurationError(f"{door} cannot listen on {host}:{port}: {error}") from error
 
 
 def _bracketed(host: str) -> str:
