@@ -19,7 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from model_registry.progress import Progress as OnProgress
 from mooring.errors import MooringError
@@ -81,7 +81,7 @@ def _shown_progress() -> Iterator[OnProgress]:
 
 
 def _print_table(made: list[Sample]) -> None:
-    table = Table("name", "folder", "context", "weights", "KV of a full context")
+    table = Table("name", Column("folder", overflow="fold"), "context", "weights", "KV of a full context")
     for sample in made:
         table.add_row(
             sample.name,

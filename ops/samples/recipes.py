@@ -116,7 +116,7 @@ PYTHONLM = Recipe(
         max_positions=4096,
     ),
     plan=TrainingPlan(
-        num_steps=240,
+        num_steps=300,
         batch_sequences=8,
         sequence_tokens=256,
         matrix_lr=0.03,
@@ -143,7 +143,7 @@ DRAFT = Recipe(
         max_positions=8192,
     ),
     plan=TrainingPlan(
-        num_steps=160,
+        num_steps=200,
         batch_sequences=8,
         sequence_tokens=256,
         matrix_lr=0.03,
