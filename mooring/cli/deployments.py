@@ -37,9 +37,17 @@ def list_deployments(context: typer.Context, json: Json = False) -> None:
 
 
 @app.command()
-def show(context: typer.Context, name: str) -> None:
-    """Show one deployment as JSON."""
-    print_json(context.obj.get(f"/deployments/{name}"))
+def show(context: typer.Context, name: str, json: Json = False) -> None:
+    """Show one deployment and its policy."""
+    found = context.obj.get(f"/deployments/{name}")
+    if json:
+        return print_json(found)
+    settings = {**found, **found["policy"]}
+    del settings["policy"]
+    rows = [
+        (key, ("no", "yes")[value] if isinstance(value, bool) else value) for key, value in settings.items()
+    ]
+    return print_table(("setting", "value"), rows, "")
 
 
 @app.command()

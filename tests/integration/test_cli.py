@@ -1,0 +1,254 @@
+"""Every `mooring` command through the installed script, against a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import typer
+from support.running_server import RunningServer
+from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+
+import mooring.cli
+from mooring import __version__
+
+pytestmark = pytest.mark.integration
+
+MOORING = Path(sys.executable).with_name("mooring")
+
+
+class Shell:
+    """Runs ``mooring`` as a user of one data folder does, who has told it nothing else."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MOORING_")},
+            "XDG_CONFIG_HOME": str(server.data_dir / "no-config"),
+            "MOORING_DATA_DIR": str(server.data_dir),
+            "COLUMNS": "160",
+        }
+
+    def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The installed script in a process of its own."""
+        return subprocess.run(
+            [MOORING, *arguments], env=self._environment, capture_output=True, text=True, timeout=30
+        )
+
+    def run(
+        self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What the script calls, in this process: that takes a tenth of the time."""
+        out, err = io.StringIO(), io.StringIO()
+        returned = 0
+        with (
+            mock.patch.dict(os.environ, {**self._environment, **(environment or {})}, clear=True),
+            mock.patch.object(sys, "argv", ["mooring", *arguments]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            try:
+                mooring.cli.main()
+            except SystemExit as end:
+                returned = int(end.code or 0)
+        assert returned == code, out.getvalue() + err.getvalue()
+        return subprocess.CompletedProcess(["mooring", *arguments], code, out.getvalue(), err.getvalue())
+
+    def said(self, *arguments: str) -> str:
+        """What it prints; nothing on stderr."""
+        ended = self.run(*arguments)
+        assert ended.stderr == ""
+        return ended.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.said(*arguments, "--json"))
+
+    def complaint(self, *arguments: str, environment: dict[str, str] | None = None) -> str:
+        """Its one line on stderr."""
+        ended = self.run(*arguments, code=1, environment=environment)
+        assert ended.stdout == ""
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("mooring: ")
+        return line
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    root = tmp_path_factory.mktemp("cli")
+    flags = ["--engine", "null", "--memory-budget", "64MiB"]
+    with RunningServer(
+        root / "data", {"first": write_checkpoint(root / "first")}, flags, NULL_ENVIRONMENT
+    ) as server:
+        yield Shell(server)
+
+
+COMMANDS = [
+    [],
+    ["serve"],
+    ["models"],
+    ["models", "register"],
+    ["models", "list"],
+    ["models", "show"],
+    ["models", "delete"],
+    ["deployments"],
+    ["deployments", "list"],
+    ["deployments", "show"],
+    ["deployments", "create"],
+    ["deployments", "update"],
+    ["deployments", "delete"],
+    ["deployments", "sleep"],
+    ["deployments", "wake"],
+    ["tenants"],
+    ["tenants", "list"],
+    ["tenants", "create"],
+    ["tenants", "delete"],
+    ["tenants", "keys"],
+    ["tenants", "keys", "create"],
+    ["tenants", "keys", "list"],
+    ["tenants", "keys", "revoke"],
+    ["status"],
+    ["bench"],
+    ["bench", "batching"],
+]
+
+
+def test_every_command_has_help_that_says_what_it_does(shell: Shell) -> None:
+    for command in COMMANDS:
+        page = shell.said(*command, "--help")
+        usage, *rest = [line.strip() for line in page.splitlines() if line.strip()]
+        assert usage.startswith("Usage: " + " ".join(["mooring", *command])), page
+        assert rest[0].endswith(".") or len(rest[0]) > 60, f"{command} does not say what it does: {rest[0]}"
+    assert sorted(map(tuple, COMMANDS)) == sorted(names(typer.main.get_command(mooring.cli.app)))
+
+
+def names(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of a command and all below it."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from names(below, (*path, name))
+
+
+def test_the_installed_script(shell: Shell) -> None:
+    assert shell.script("--version").stdout == f"mooring {__version__}\n"
+    status = shell.script("status", "--json")
+    assert (status.returncode, status.stderr) == (0, "")
+    assert json.loads(status.stdout).keys() == {"devices", "workers", "deployments"}
+    refused = shell.script("deployments", "show", "nothing")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "mooring: there is no deployment 'nothing'\n"
+    assert shell.script("status", "--jsno").returncode == 2
+
+
+def test_models(shell: Shell, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "m", 1)
+    ended = shell.run("models", "register", "second", str(source))
+    assert ended.stdout == "second is registered.\n"
+    found = json.loads(shell.run("models", "register", "third", str(source), "--json", "--no-deploy").stdout)
+    assert (found["name"], found["state"], found["error"]) == ("third", "done", None)
+    (version,) = shell.json("models", "show", "third")
+    assert version["source"] == str(source)
+    assert version["digest"][:12] in shell.said("models", "show", "third")
+    listed = {model["name"]: model["deployments"] for model in shell.json("models", "list")}
+    assert listed == {"first": ["first"], "second": ["second"], "third": []}
+    assert "third" in shell.said("models", "list")
+    assert shell.said("models", "delete", "third") == "third is deleted.\n"
+    assert "deployment 'second'" in shell.complaint("models", "delete", "second")
+    started = shell.run("models", "register", "second", str(source), "--no-wait").stdout
+    assert started.startswith("Registration ")
+
+
+def test_a_registration_that_fails_says_why(shell: Shell, tmp_path: Path) -> None:
+    ended = shell.run("models", "register", "bad", "nowhere", code=1)
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines()[-1].startswith("mooring: bad is not registered: there is nothing at ")
+    ended = shell.run("models", "register", "bad", str(tmp_path), "--json", code=1)
+    assert json.loads(ended.stdout)["state"] == "failed"
+    assert ended.stderr.startswith("mooring: bad is not registered: ")
+    assert "letters" in shell.complaint("models", "register", "a b", str(tmp_path))
+
+
+def test_deployments(shell: Shell) -> None:
+    made = shell.said("deployments", "create", "alias", "first", "--priority", "2", "--kv-guarantee", "4MiB")
+    assert made == "alias is deployed.\n"
+    policy = shell.json("deployments", "show", "alias")["policy"]
+    assert (policy["priority"], policy["kv_guarantee_bytes"], policy["pinned"]) == (2, 4 << 20, False)
+    shell.said("deployments", "update", "alias", "--pinned", "--max-model-len", "100", "--version", "1")
+    policy = shell.json("deployments", "show", "alias")["policy"]
+    assert (policy["priority"], policy["pinned"], policy["max_model_len"]) == (2, True, 100)
+    shell.said("deployments", "update", "alias", "--no-pinned")
+    lines = [line.split() for line in shell.said("deployments", "show", "alias").splitlines()]
+    assert ["pinned", "no"] in lines
+    assert ["kv_guarantee_bytes", "4194304"] in lines
+    assert shell.said("deployments", "wake", "alias") == "alias is resident.\n"
+    assert {d["name"]: d["residency"] for d in shell.json("deployments", "list")}["alias"] == "resident"
+    assert shell.said("deployments", "sleep", "alias") == "alias sleeps.\n"
+    assert "warm" in shell.said("deployments", "list")
+    assert shell.said("deployments", "delete", "alias") == "alias is deleted.\n"
+
+    assert "nothing to change" in shell.complaint("deployments", "update", "alias")
+    assert "'alias'" in shell.complaint("deployments", "delete", "alias")
+    assert "'nothing'" in shell.complaint("deployments", "create", "x", "nothing")
+    usage = shell.run("deployments", "create", "x", "first", "--kv-cap", "much", code=2)
+    assert "--kv-cap" in usage.stderr
+
+
+def test_tenants_and_keys(shell: Shell) -> None:
+    assert "acme is created" in shell.said("tenants", "create", "acme")
+    made = shell.run("tenants", "keys", "create", "acme", "--name", "laptop")
+    key = made.stdout.strip()
+    assert key.startswith("mk-"), "stdout is the key alone, so that a script can take it"
+    assert "cannot be shown again" in made.stderr
+    (listed,) = shell.json("tenants", "keys", "list", "acme")
+    assert key.startswith(listed["prefix"])
+    assert listed["name"] == "laptop"
+    assert key not in shell.said("tenants", "keys", "list", "acme")
+    assert shell.json("tenants", "list")[0]["keys"] == 1
+    assert "revoke" in shell.complaint("tenants", "delete", "acme")
+    shell.said("tenants", "keys", "revoke", "acme", listed["prefix"])
+    assert shell.json("tenants", "keys", "list", "acme")[0]["revoked"]
+    second = shell.json("tenants", "keys", "create", "acme")
+    shell.said("tenants", "keys", "revoke", "acme", second["prefix"])
+    assert shell.said("tenants", "delete", "acme") == "Tenant acme is deleted.\n"
+    assert shell.said("tenants", "list") == "There are no tenants.\n"
+
+
+def test_status(shell: Shell) -> None:
+    status = shell.json("status")
+    assert status.keys() == {"devices", "workers", "deployments"}
+    assert status["workers"][0]["pid"] in shell.server.worker_pids()
+    table = shell.said("status")
+    for word in ("devices", "cpu: ", "of 64 MiB", "workers", "null-0", "deployments", "first"):
+        assert word in table
+
+
+def test_what_the_server_is_not_told_is_found_by_itself_and_what_is_wrong_is_named(
+    shell: Shell, tmp_path: Path
+) -> None:
+    server = shell.server
+    elsewhere = {"MOORING_DATA_DIR": str(tmp_path)}
+    assert "admin key cannot be read" in shell.complaint("status", environment=elsewhere)
+    remote = {**elsewhere, "MOORING_SERVER": server.http_url, "MOORING_ADMIN_KEY": server.admin_key}
+    assert shell.run("status", "--json", environment=remote).stdout.startswith("{")
+    wrong = {**remote, "MOORING_ADMIN_KEY": "wrong"}
+    assert "admin key" in shell.complaint("status", environment=wrong)
+    assert "mooring serve" in shell.complaint("--server", "http://127.0.0.1:1", "status")
+    assert "not an address" in shell.complaint("--server", "http://a:b", "status")
+    unknown = shell.complaint("status", environment={"MOORING_HTTP_PROT": "1"})
+    assert "did you mean MOORING_HTTP_PORT?" in unknown
+    assert shell.run("--data-dir", str(server.data_dir), "status", environment=elsewhere).stdout
+
+
+def test_a_command_that_is_none_is_a_usage_error(shell: Shell) -> None:
+    assert "No such command" in shell.run("modles", code=2).stderr
+    assert "Missing argument" in shell.run("models", "register", "x", code=2).stderr
+    assert "NAME=SOURCE" in shell.run("serve", "--model", "x", code=2).stderr
+    assert "512MiB" in shell.run("serve", "--memory-budget", "lots", code=2).stderr
