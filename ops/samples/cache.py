@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["content_key", "make_once", "sole_maker"]
+__all__ = ["content_key", "link", "make_once", "sole_maker"]
 
 _STAGING_PREFIX = ".making-"
 
@@ -28,7 +28,10 @@ def sole_maker(root: Path) -> Iterator[None]:
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for leftover in root.glob(f"{_STAGING_PREFIX}*"):
-            shutil.rmtree(leftover)
+            if leftover.is_symlink():
+                leftover.unlink()
+            else:
+                shutil.rmtree(leftover)
         yield
 
 
@@ -48,3 +51,10 @@ def make_once(root: Path, folder_name: str, make: Callable[[Path], None]) -> Pat
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def link(name: Path, folder: Path) -> None:
+    """Points the link ``name`` to ``folder`` beside it, in one step; for whoever holds the root."""
+    fresh = name.with_name(f"{_STAGING_PREFIX}{name.name}")
+    fresh.symlink_to(folder.name)
+    fresh.replace(name)

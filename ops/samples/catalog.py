@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model_registry.progress import Progress, no_progress
 from mooring.errors import InternalError
-from ops.samples.cache import content_key, make_once, sole_maker
+from ops.samples.cache import content_key, link, make_once, sole_maker
 from ops.samples.corpus import read_corpus
 from ops.samples.recipes import DRAFT, PYTHONLM, Recipe
 from ops.samples.sample import Sample, describe
@@ -34,8 +34,9 @@ _TRAINER_ENVIRONMENT = {
 def ensure_samples(out: Path, on_progress: Progress = no_progress) -> list[Sample]:
     """Makes the sample models that ``out`` lacks, and describes all three; quick where nothing is missing.
 
-    Folders are named by what they were made from, so a new version lies beside the old one. Several
-    processes may call it at once: one works, the others wait.
+    Folders are named by what they were made from, so a new version lies beside the old one; a link with the
+    sample's plain name points to the present one. Several processes may call it at once: one works, the others
+    wait.
 
     Args:
         out: where the models go.
@@ -53,8 +54,10 @@ def ensure_samples(out: Path, on_progress: Progress = no_progress) -> list[Sampl
         for recipe, inputs in ((PYTHONLM, [corpus.digest]), (DRAFT, [corpus.digest, base_name])):
             folder_name = f"{recipe.name}-{content_key([recipe.key_inputs(), *inputs])}"
             trained.append(make_once(out, folder_name, trainer(recipe, base, on_progress)))
-    folders = zip(("smollm2", PYTHONLM.name, DRAFT.name), (base, *trained), strict=True)
-    return [describe(name, folder) for name, folder in folders]
+        folders = dict(zip(("smollm2", PYTHONLM.name, DRAFT.name), (base, *trained), strict=True))
+        for name, folder in folders.items():
+            link(out / name, folder)
+    return [describe(name, folder) for name, folder in folders.items()]
 
 
 def trainer(recipe: Recipe, base: Path, on_progress: Progress) -> Callable[[Path], None]:

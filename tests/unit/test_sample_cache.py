@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mooring.errors import ArtifactError, ConfigurationError
-from ops.samples.cache import content_key, make_once, sole_maker
+from ops.samples.cache import content_key, link, make_once, sole_maker
 from ops.samples.corpus import read_corpus
 from ops.samples.smollm2 import make_smollm2
 
@@ -100,3 +100,15 @@ def test_a_python_without_sources_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("pass\n")
     with pytest.raises(ConfigurationError, match="ships its sources"):
         read_corpus(tmp_path)
+
+
+def test_a_link_points_to_the_newest_folder_and_a_half_made_one_is_cleared(tmp_path: Path) -> None:
+    for version in ("model-1", "model-2"):
+        with sole_maker(tmp_path):
+            (tmp_path / version).mkdir()
+            link(tmp_path / "model", tmp_path / version)
+        assert (tmp_path / "model").resolve() == (tmp_path / version).resolve()
+    (tmp_path / ".making-model").symlink_to("model-1")
+    with sole_maker(tmp_path):
+        link(tmp_path / "model", tmp_path / "model-1")
+    assert sorted(path.name for path in tmp_path.glob("*model*")) == ["model", "model-1", "model-2"]
