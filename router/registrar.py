@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from memory_manager.controller import MemoryManager
 from memory_manager.ports import ArtifactRef
+from model_registry.hub import HUB_SCHEME
 from model_registry.importer import Importer
 from model_registry.policy import check_name
 from model_registry.progress import Progress, no_progress
@@ -24,6 +25,7 @@ from model_registry.records import DeploymentPolicy, DeploymentRecord, VersionRe
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import (
+    ArtifactError,
     ConfigurationError,
     ConflictError,
     InternalError,
@@ -97,10 +99,22 @@ class Registrar:
     async def ensure(self, name: str, source: str, policy: Mapping[str, Any]) -> None:
         """Registers and deploys a model unless it is; settings of ``policy`` are made so.
 
+        A source that cannot be read any more (the hub is out of reach, the folder is gone) is no reason not
+        to serve what it gave before.
+
         Raises:
             MooringError: the source cannot be registered, or the model not served.
         """
-        await self._bring(Registration(secrets.token_hex(8), name, source), policy)
+        report = self._report_to(Registration(secrets.token_hex(8), name, source))
+        try:
+            version = await asyncio.to_thread(self.importer.register, name, source, report)
+        except ArtifactError as error:
+            known = await asyncio.to_thread(self._registered_from, name, source)
+            if known is None:
+                raise
+            logger.warning("model %s is served as it was registered before: %s", name, error.message)
+            version = known
+        await self._deploy(name, version, policy, report)
 
     async def stop(self, grace_s: float) -> None:
         """Lets running registrations end within the grace period; then they are dropped, and threads that
@@ -191,7 +205,11 @@ class Registrar:
 
     async def _run(self, registration: Registration, policy: Mapping[str, Any] | None) -> None:
         try:
-            await self._bring(registration, policy)
+            report = self._report_to(registration)
+            name, source = registration.name, registration.source
+            version = await asyncio.to_thread(self.importer.register, name, source, report)
+            if policy is not None:
+                await self._deploy(name, version, policy, report)
             registration.state = "done"
         except MooringError as error:
             registration.state, registration.error = "failed", error.message
@@ -205,24 +223,23 @@ class Registrar:
             registration.state, registration.error = "failed", f"internal error: {error!r}"
             logger.exception("registering %s failed", registration.name)
 
-    async def _bring(self, registration: Registration, policy: Mapping[str, Any] | None) -> None:
-        """Registers a version and, where there is a policy, makes its deployment follow. Raises
-        ``MooringError`` where either cannot be done."""
-        name = registration.name
-
+    def _report_to(self, registration: Registration) -> Progress:
         def report(stage: str, done_bytes: int, total_bytes: int) -> None:
             if self._stopped:  # on the thread that copies, which nothing else can stop
                 raise ShuttingDownError("the server shut down")
             registration.note(stage, done_bytes, total_bytes)
 
-        version = await asyncio.to_thread(self.importer.register, name, registration.source, report)
-        if policy is None:
-            return
-        await asyncio.to_thread(self._deploy, name, version, policy)
+        return report
+
+    async def _deploy(
+        self, name: str, version: VersionRecord, policy: Mapping[str, Any], report: Progress
+    ) -> None:
+        """Serves a version under this name. Raises ``MooringError`` where that cannot be."""
+        await asyncio.to_thread(self._note_deployed, name, version, policy)
         if (error := await self._serve(name, report)) is not None:
             raise error
 
-    def _deploy(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:
+    def _note_deployed(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:
         """Makes the registry's deployment of this name one of this version, new or not."""
         try:
             present = self.registry.get_deployment(name).variant.version
@@ -237,6 +254,19 @@ class Registrar:
             )
         changes = {**policy, "version": version.number, "precision": self.precision}
         self.registry.update_deployment(name, changes)
+
+    def _registered_from(self, name: str, source: str) -> VersionRecord | None:
+        """The version deployed under this name, if it is from this source: for a hub's default branch, at
+        any commit."""
+        try:
+            version = self.registry.get_deployment(name).variant.version
+        except NotFoundError:
+            return None
+        if source.startswith(HUB_SCHEME):
+            same = version.source == source or version.source.startswith(f"{source}@")
+        else:
+            same = version.source == str(Path(source).expanduser().resolve())
+        return version if same else None
 
     async def _serve(self, name: str, report: Progress = no_progress) -> MooringError | None:
         """Makes the manager and the directory follow the registry, whatever it says by then; returns why

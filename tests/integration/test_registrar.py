@@ -23,7 +23,13 @@ from model_registry.hub import Hub
 from model_registry.importer import Importer
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
-from mooring.errors import ConflictError, ModelNotFoundError, ModelUnavailableError, ShuttingDownError
+from mooring.errors import (
+    ArtifactError,
+    ConflictError,
+    ModelNotFoundError,
+    ModelUnavailableError,
+    ShuttingDownError,
+)
 from mooring.units import MIB
 from router.directory import DeploymentDirectory
 from router.registrar import Registrar, Registration
@@ -211,6 +217,20 @@ async def test_a_start_with_the_same_model_leaves_it_disabled(tmp_path: Path, so
         await house.register("m", source)
         with pytest.raises(ModelUnavailableError, match="disabled"):
             house.registrar.directory.get("m")
+
+
+async def test_a_source_that_is_gone_is_no_reason_not_to_serve_what_it_gave(
+    tmp_path: Path, source: Path
+) -> None:
+    async with opened(tmp_path) as house:
+        await house.register("m", source)
+        await asyncio.to_thread(source.rename, tmp_path / "moved")
+        await house.registrar.ensure("m", str(source), {"priority": 5})
+        assert house.managed == ["m"]
+        assert house.registrar.registry.get_deployment("m").policy.priority == 5
+        for name, missing in (("m", "elsewhere"), ("new", "source")):
+            with pytest.raises(ArtifactError, match="there is nothing at"):
+                await house.register(name, tmp_path / missing)
 
 
 async def test_one_registration_of_a_name_at_a_time(tmp_path: Path, source: Path) -> None:
