@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 ARGS ?=
-DATA_DIR ?= $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
+DATA_DIR := $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
 SAMPLES := $(DATA_DIR)/samples
 # Holds any two of the three samples with a full context of each, and never all three.
 SAMPLE_BUDGET := 512MiB
