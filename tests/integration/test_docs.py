@@ -1,0 +1,95 @@
+"""The pages say what the code does: tables against the code, examples against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.running_server import RunningServer
+from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+
+from mooring.errors import STATUS
+from router.openai_types import _NEUTRAL, ChatCompletionRequest, CompletionRequest
+
+pytestmark = pytest.mark.integration
+
+DOCS = Path(__file__).parents[2] / "docs"
+HTTP = (DOCS / "http.md").read_text()
+GRPC = (DOCS / "grpc.md").read_text()
+README = (DOCS.parent / "README.md").read_text()
+
+
+def examples(page: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+SHELL_EXAMPLES = [each for each in [*examples(HTTP, "bash"), *examples(README, "")] if "curl " in each]
+PYTHON_EXAMPLES = [*examples(HTTP, "python"), *examples(GRPC, "python"), *examples(README, "python")]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    root = tmp_path_factory.mktemp("docs")
+    models = {name: write_checkpoint(root / name, seed) for seed, name in enumerate(("smollm2", "pythonlm"))}
+    flags = ["--engine", "null", "--memory-budget", "64MiB"]
+    with RunningServer(root / "data", models, flags, NULL_ENVIRONMENT) as running:
+        yield running
+
+
+def run(server: RunningServer, command: list[str], source: str) -> str:
+    source = source.replace("http://127.0.0.1:8000", server.http_url)
+    source = source.replace("127.0.0.1:8001", server.grpc_target)
+    ended = subprocess.run(
+        [*command, source],
+        env={**os.environ, "MOORING_DATA_DIR": str(server.data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("number", range(len(SHELL_EXAMPLES)))
+def test_shell_examples_work_as_pasted(server: RunningServer, number: int) -> None:
+    commands = [
+        line
+        for line in SHELL_EXAMPLES[number].replace("\\\n", "").splitlines()
+        if line.startswith(("curl ", "KEY="))
+    ]
+    script = "set -e\n" + "\n".join(commands).replace("curl ", "curl --silent --show-error --fail ")
+    assert run(server, ["bash", "-c"], script)
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON_EXAMPLES)))
+def test_python_examples_work_as_pasted(server: RunningServer, number: int) -> None:
+    assert run(server, [sys.executable, "-c"], PYTHON_EXAMPLES[number]).strip()
+
+
+def test_the_table_of_errors_is_the_one_of_the_code() -> None:
+    for error, status in STATUS.items():
+        assert f"| `{error.code}` | {status.http} | `{status.grpc}` | `{status.openai_type}` |" in HTTP
+
+
+def test_every_field_is_in_the_page_as_served_or_refused() -> None:
+    served = {*CompletionRequest.model_fields, *ChatCompletionRequest.model_fields}
+    for name in {*served, *_NEUTRAL}:
+        assert f"`{name}`" in HTTP or f"`{name}." in HTTP, name
+
+
+def test_every_route_and_metric_is_in_the_page(server: RunningServer) -> None:
+    for path in server.client.get(f"{server.http_url}/openapi.json").json()["paths"]:
+        short = path.removeprefix("/admin/v1").replace("{registration_id}", "{id}")
+        assert re.search(rf"`[A-Z]+ {re.escape(short)}`", HTTP), path
+    server.client.post(
+        f"{server.http_url}/v1/completions", json={"model": "smollm2", "prompt": "a", "max_tokens": 2}
+    )
+    text = server.client.get(f"{server.http_url}/metrics").text
+    families = set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text, re.MULTILINE))
+    described = set(re.findall(r"`((?:vllm:|mooring_)\w+)`", HTTP))
+    assert {name for name in families if not name.endswith("_created")} == described
