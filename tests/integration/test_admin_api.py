@@ -385,7 +385,7 @@ def test_tenants_and_their_keys(server: RunningServer) -> None:
         ("POST", "/tenants/acme/keys"),
         ("DELETE", "/tenants/acme/keys/mk-"),
     ):
-        body = {} if method == "POST" else None
+        body: dict[str, Any] | None = {} if method == "POST" else None
         assert refusal(server, method, path, body, status=404)["code"] == "not_found"
 
 

@@ -131,3 +131,19 @@ def test_what_does_not_end_within_the_grace_period_is_told_why(tmp_path: Path, c
         assert server.process.wait(5) == 0
         assert time.monotonic() - started_s < 4
         check_all_gone(processes)
+
+
+def test_a_start_can_be_interrupted(tmp_path: Path, checkpoint: Path) -> None:
+    server = RunningServer(tmp_path / "data", {"a": checkpoint}, NULL)
+    try:
+        deadline = time.monotonic() + 20
+        while len(processes := family(server)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        server.process.send_signal(signal.SIGTERM)  # its worker has begun and is far from ready
+        assert server.process.wait(5) == 0, server.log()
+        check_all_gone(processes)
+        assert "ready:" not in server.log()
+    finally:
+        server.kill()
+        server.client.close()

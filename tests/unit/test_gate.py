@@ -10,7 +10,7 @@ import pytest
 from engines.api import FinishReason, SamplingParams
 from mooring.errors import OverloadedError, ShuttingDownError
 from router.gate import Gate
-from router.request import ChoiceTokens, GenerationRequest
+from router.request import ChoiceTokens, GenerationRequest, TokenStream
 
 SAMPLING = SamplingParams(max_tokens=8, seed=0)
 REQUEST = GenerationRequest(request_id="r", deployment="m", prompt_ids=(1,), sampling=SAMPLING)
@@ -109,7 +109,11 @@ async def test_who_is_cut_off_learns_why() -> None:
     source = Source()
     gate = Gate(source)
     streams = [await gate.generate(REQUEST) for _ in range(3)]
-    readers = [asyncio.create_task(anext(aiter(stream))) for stream in streams]  # type: ignore[arg-type]
+
+    async def read(stream: TokenStream) -> list[ChoiceTokens]:
+        return await anext(aiter(stream))
+
+    readers = [asyncio.create_task(read(stream)) for stream in streams]
     await asyncio.sleep(0)
     gate.shut()
     await gate.cut_off()
