@@ -20,13 +20,14 @@ from model_registry.records import (
 from model_registry.rows import deployment_record, model_record, variant_record, version_record
 from model_registry.schema import Deployment, Model, Variant, Version
 from model_registry.transactions import Transactions, one
-from mooring.errors import ConflictError, InvalidRequestError
+from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
 
 __all__ = ["AUTO", "ENGINES", "PRECISIONS", "CatalogQueries"]
 
 AUTO = "auto"
 PRECISIONS = ("bf16", "fp32")
 ENGINES = ("torch", "null")
+MAX_NUMBER = 2**31 - 1  # what the column of version numbers holds; databases refuse to compare it with more
 
 
 class CatalogQueries(Transactions):
@@ -211,6 +212,8 @@ def _version(session: Session, model: str, number: int | None) -> Version:
     query = select(Version).where(Version.model_id == _model(session, model).id)
     if number is None:
         return one(session, query.order_by(Version.number.desc()).limit(1), f"version of model {model!r}")
+    if abs(number) > MAX_NUMBER:
+        raise NotFoundError(f"there is no version {number} of model {model!r}")
     return one(session, query.where(Version.number == number), f"version {number} of model {model!r}")
 
 

@@ -25,6 +25,7 @@ __all__ = [
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, where a plain prompt comes without a length
 _LOWEST_TEMPERATURE = 0.01
 _SEED_MASK = (1 << 64) - 1
+_MAX_TOKENS = (1 << 31) - 1  # a count beyond it is no wish but a mistake, and may be too long to print
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class _Range(NamedTuple):
 
     def __str__(self) -> str:
         low = f"{'more than' if self.above_low else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:.15g}"
 
 
 _RANGES = {
@@ -113,7 +114,7 @@ _RANGES = {
     "repetition_penalty": _Range(0.01, 100),  # beyond, logits leave the range of single precision
     "presence_penalty": _Range(-2, 2),
     "frequency_penalty": _Range(-2, 2),
-    "min_tokens": _Range(0, math.inf),
+    "min_tokens": _Range(0, _MAX_TOKENS),
     "max_new_tokens": _Range(1, math.inf),
     "seed": _Range(-(1 << 63), _SEED_MASK),
 }
@@ -195,7 +196,7 @@ def _temperature(asked: float) -> float:
 def _check(options: SamplingOptions, config: RouterConfig) -> None:
     for name, allowed in _RANGES.items():
         _check_range(getattr(options, name, None), allowed, name)
-    _check_range(options.max_tokens, _Range(1, math.inf), options.max_tokens_field)
+    _check_range(options.max_tokens, _Range(1, _MAX_TOKENS), options.max_tokens_field)
     _check_range(options.n, _Range(1, config.max_choices), "n")
     _check_range(options.logprobs, _Range(0, config.max_logprobs), options.logprobs_field)
     _check_range(len(options.stop), _Range(0, config.max_stop_strings), "stop", what="the number of strings")

@@ -57,6 +57,16 @@ def test_a_deleted_number_never_comes_back(registry: Registry) -> None:
     assert registry.register_version("m", version("c" * 64)).number == 3
 
 
+@pytest.mark.parametrize("number", [-(10**30), 0, 99, 2**31, 10**30])
+def test_a_version_that_cannot_be_is_not_there(registry: Registry, number: int) -> None:
+    registry.register_version("m", version())
+    registry.create_deployment("m", "m")
+    with pytest.raises(NotFoundError, match="version"):
+        registry.update_deployment("m", {"version": number})
+    with pytest.raises(NotFoundError, match="version"):
+        registry.create_deployment("other", "m", number)
+
+
 def test_what_a_deployment_uses_cannot_be_deleted(registry: Registry) -> None:
     registry.register_version("m", version())
     registry.create_deployment("d", "m")

@@ -59,6 +59,8 @@ def resolved(
         ("presence_penalty", 2.5),
         ("frequency_penalty", -3.0),
         ("max_tokens", 0),
+        # A sum with it is too long for Python to print.
+        pytest.param("max_tokens", 10**4300 - 1, id="max_tokens-4300 digits"),
         ("min_tokens", -1),
         ("min_tokens", 91),
         ("n", 0),
