@@ -106,7 +106,7 @@ class DeploymentPolicy:
         enabled: it may be woken and serve; a disabled one refuses requests.
         pinned: once resident it is never put to sleep for another's sake.
         priority: higher is served first and evicted later.
-        kv_guarantee_bytes: floor of KV while resident; None is what one longest request needs.
+        kv_guarantee_bytes: floor of KV while resident, at least what one longest request needs.
         kv_cap_bytes: most KV it may hold; None is no cap.
         max_model_len: longest prompt plus output in tokens; None is the model's own.
         idle_timeout_s: seconds without a request after which it sleeps; None is never.

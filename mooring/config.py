@@ -62,7 +62,9 @@ class ModelEntry(_Section):
         None, ge=1, description="Longest prompt plus output in tokens; the model's own where unset."
     )
     kv_guarantee_bytes: Bytes | None = Field(
-        None, description="KV that no other model can take; unset: one sequence of `max_model_len` tokens."
+        None,
+        description="KV that no other model can take; never less than one sequence of `max_model_len` "
+        "tokens needs.",
     )
     kv_cap_bytes: Bytes | None = Field(None, description="Most KV it may hold; unset: no cap.")
     pinned: bool = Field(False, description="Never put to sleep.")

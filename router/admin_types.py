@@ -46,7 +46,11 @@ class Policy(_Body):
     pinned: bool = Field(False, description="Never put to sleep.")
     priority: int = Field(0, description="Higher is served first and evicted last.")
     max_model_len: int | None = Field(None, ge=1, description="Longest prompt plus output, in tokens.")
-    kv_guarantee_bytes: int | None = Field(None, ge=0, description="KV that no other model can take.")
+    kv_guarantee_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="KV that no other model can take; never less than one request of full length needs.",
+    )
     kv_cap_bytes: int | None = Field(None, ge=0, description="Most KV it may hold.")
     idle_timeout_s: float | None = Field(
         None, gt=0, description="Seconds without a request before it sleeps."

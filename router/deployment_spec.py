@@ -17,16 +17,19 @@ def deployment_spec(
 ) -> DeploymentSpec:
     """What the memory manager needs to know of a deployment.
 
-    The KV guarantee is by default what one sequence of the longest length needs, so that every request
+    The KV guarantee is at least what one sequence of the longest length needs, so that every request
     that is admitted can be finished whatever else happens.
     """
     version, policy = record.variant.version, record.policy
     config = ModelConfig.from_dict(version.description["config"])
     max_model_len = policy.max_model_len or int(version.description["max_model_len"])
     groups = kv_groups(config, _ELEMENT_BYTES[record.variant.precision])
-    guarantee_bytes = policy.kv_guarantee_bytes
-    if guarantee_bytes is None:
-        guarantee_bytes = kv_bytes_for_tokens(groups, max_model_len)
+    # With less, a long request would wait for ever beside models that are idle: they are not put to sleep for
+    # KV. Beyond the cap there is nothing to guarantee, and a request that needs more is refused.
+    longest_bytes = kv_bytes_for_tokens(groups, max_model_len)
+    if policy.kv_cap_bytes is not None:
+        longest_bytes = min(longest_bytes, policy.kv_cap_bytes)
+    guarantee_bytes = max(policy.kv_guarantee_bytes or 0, longest_bytes)
     idle_timeout_s = policy.idle_timeout_s if policy.idle_timeout_s is not None else default_idle_timeout_s
     return DeploymentSpec(
         name=record.name,

@@ -16,7 +16,12 @@ Pinned = Annotated[bool | None, typer.Option("--pinned/--no-pinned", help="Never
 Enabled = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Serve it at all.")]
 Priority = Annotated[int | None, typer.Option(help="Higher is served first and evicted last.")]
 MaxLen = Annotated[int | None, typer.Option(min=1, help="Longest prompt plus output, in tokens.")]
-Guarantee = Annotated[str | None, typer.Option(help="KV that no other model can take, like 64MiB.")]
+Guarantee = Annotated[
+    str | None,
+    typer.Option(
+        help="KV that no other model can take, like 64MiB; never less than a longest request needs."
+    ),
+]
 Cap = Annotated[str | None, typer.Option(help="Most KV it may hold, like 1GiB.")]
 IdleTimeout = Annotated[float | None, typer.Option(help="Seconds without a request before it sleeps.")]
 
