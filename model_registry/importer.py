@@ -89,15 +89,35 @@ class Importer:
             ConflictError: a deployment uses it.
         """
         with self._lock:
-            digest = self._registry.get_version(model, number).digest
-            packed = [variant.packed_key for variant in self._registry.list_variants(model, number)]
+            version = self._registry.get_version(model, number)
+            packed = self._packed_keys(version)
             self._registry.delete_version(model, number)
-            if self._registry.has_digest(digest):
-                return
-            for key in packed:
-                if key is not None:
-                    self._store.remove_packed(key)
-            self._store.remove(digest)
+            self._remove_files(version.digest, packed)
+
+    def delete_model(self, name: str) -> None:
+        """Removes a model with all its versions, or none of them; files as ``delete_version`` does.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: a deployment uses one of its versions.
+        """
+        with self._lock:
+            found = [(each, self._packed_keys(each)) for each in self._registry.list_versions(name)]
+            self._registry.delete_model(name)
+            for version, packed in found:
+                self._remove_files(version.digest, packed)
+
+    def _packed_keys(self, version: VersionRecord) -> list[str]:
+        variants = self._registry.list_variants(version.model, version.number)
+        return [each.packed_key for each in variants if each.packed_key is not None]
+
+    def _remove_files(self, digest: str, packed_keys: list[str]) -> None:
+        """Removes an artifact, and what was packed from it, unless another version is of it too."""
+        if self._registry.has_digest(digest):
+            return
+        for key in packed_keys:
+            self._store.remove_packed(key)
+        self._store.remove(digest)
 
     @contextmanager
     def _opened(self, source: str, progress: Progress) -> Iterator[tuple[Path, str]]:

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from memory_manager.controller import MemoryManager
 from memory_manager.ports import ArtifactRef
@@ -41,7 +42,9 @@ from router.sampling_defaults import GenerationDefaults
 __all__ = ["Packer", "Registrar", "Registration"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
+MAX_IMPORTS = 32  # at a time; others wait for their turn
 KEPT_REGISTRATIONS = 256  # ended ones whose outcome can still be asked for
 
 Packer = Callable[[Path, str, str, Callable[[int, int], None]], Awaitable[ArtifactRef]]
@@ -88,6 +91,11 @@ class Registrar:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _following: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stopped: bool = False
+    # Downloads and copies take minutes, and wait for each other. On asyncio's own few threads they would keep
+    # requests from the checks of their keys.
+    _importing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(MAX_IMPORTS, thread_name_prefix="import")
+    )
 
     # Start and stop.
 
@@ -107,7 +115,7 @@ class Registrar:
         """
         report = self._report_to(Registration(secrets.token_hex(8), name, source))
         try:
-            version = await asyncio.to_thread(self.importer.register, name, source, report)
+            version = await self._import(name, source, report)
         except ArtifactError as error:
             known = await asyncio.to_thread(self._registered_from, name, source)
             if known is None:
@@ -194,12 +202,7 @@ class Registrar:
     async def delete_model(self, name: str) -> None:
         """Removes a model, and from the store what nothing else uses; raises what
         ``Registry.delete_model`` raises."""
-        await asyncio.to_thread(self._delete_model, name)
-
-    def _delete_model(self, name: str) -> None:
-        for version in self.registry.list_versions(name):
-            self.importer.delete_version(name, version.number)
-        self.registry.delete_model(name)
+        await self._in_own_thread(partial(self.importer.delete_model, name))
 
     # The steps.
 
@@ -207,7 +210,7 @@ class Registrar:
         try:
             report = self._report_to(registration)
             name, source = registration.name, registration.source
-            version = await asyncio.to_thread(self.importer.register, name, source, report)
+            version = await self._import(name, source, report)
             if policy is not None:
                 await self._deploy(name, version, policy, report)
             registration.state = "done"
@@ -222,6 +225,12 @@ class Registrar:
         except Exception as error:  # a task's boundary: nobody else would hear of it
             registration.state, registration.error = "failed", f"internal error: {error!r}"
             logger.exception("registering %s failed", registration.name)
+
+    async def _import(self, name: str, source: str, report: Progress) -> VersionRecord:
+        return await self._in_own_thread(partial(self.importer.register, name, source, report))
+
+    async def _in_own_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._importing, work)
 
     def _report_to(self, registration: Registration) -> Progress:
         def report(stage: str, done_bytes: int, total_bytes: int) -> None:

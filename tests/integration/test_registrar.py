@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from support.small_checkpoint import write_checkpoint
@@ -21,6 +23,8 @@ from memory_manager.ports import ArtifactRef
 from model_registry.database import open_database
 from model_registry.hub import Hub
 from model_registry.importer import Importer
+from model_registry.progress import Progress
+from model_registry.records import VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import (
@@ -243,3 +247,24 @@ async def test_one_registration_of_a_name_at_a_time(tmp_path: Path, source: Path
         await ended(first)
         assert first.stage in ("pack", "copy")
         assert house.registrar.start("m", str(source), None).id != first.id
+
+
+async def test_many_slow_registrations_leave_threads_for_others(tmp_path: Path, source: Path) -> None:
+    let_go = threading.Event()
+    async with opened(tmp_path) as house:
+        real = house.registrar.importer.register
+
+        def slow(model: str, source: str, progress: Progress | None = None) -> VersionRecord:
+            let_go.wait()
+            return real(model, source, progress)
+
+        with patch.object(house.registrar.importer, "register", slow):
+            running = [house.registrar.start(f"m{number}", str(source), None) for number in range(40)]
+            await asyncio.sleep(0)
+            try:
+                await asyncio.wait_for(asyncio.to_thread(house.registrar.registry.list_models), 5)
+            finally:
+                let_go.set()
+            for registration in running:
+                await ended(registration)
+        assert {each.state for each in running} == {"done"}

@@ -110,6 +110,24 @@ def test_files_go_with_the_last_version_that_has_them(work: Workplace) -> None:
     assert work.store.find_packed("packed-key") is None
 
 
+def test_a_model_goes_with_all_its_versions_or_with_none(work: Workplace) -> None:
+    for source in ("{}", '{"changed": true}'):
+        (work.folder / "config.json").write_text(source)
+        work.importer.register("m", str(work.folder))
+    work.registry.create_deployment("m", "m", 2)
+    versions = work.registry.list_versions("m")
+    with pytest.raises(ConflictError, match="version 2"):
+        work.importer.delete_model("m")
+    assert work.registry.list_versions("m") == versions
+    assert all(work.store.get(each.digest).path.is_dir() for each in versions)
+    work.registry.delete_deployment("m")
+    work.importer.delete_model("m")
+    assert work.registry.list_models() == []
+    for version in versions:
+        with pytest.raises((ArtifactError, NotFoundError)):
+            work.store.get(version.digest)
+
+
 def test_a_delete_beside_a_registration_of_the_same_bytes_takes_no_files_away(work: Workplace) -> None:
     work.importer.register("seed", str(work.folder))
     failures: list[Exception] = []
