@@ -175,10 +175,13 @@ def _plan_slice(
     contexts = batch.context_lens[sequences]
     first_positions = contexts - num_queries
     first_blocks = _first_block(group, first_positions)
-    num_blocks = int((-(-contexts // group.block_tokens) - first_blocks).max())
+    end_blocks = -(-contexts // group.block_tokens)
+    num_blocks = int((end_blocks - first_blocks).max())
     columns = first_blocks[:, None] + torch.arange(num_blocks, device=device)
     table = batch.block_tables[g]
     offsets = table[sequences[:, None], columns.clamp(max=table.shape[1] - 1)]
+    # A sequence cut to a chunk has blocks for its later tokens already, and they are not cleared yet.
+    offsets = offsets.masked_fill_(columns >= end_blocks[:, None], 0)
 
     padded = torch.arange(max_query, device=device)
     query_index = torch.minimum(padded, num_queries[:, None] - 1)

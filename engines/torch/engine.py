@@ -207,7 +207,8 @@ class TorchEngine:
     def stats(self) -> WorkerStats:
         """For the step thread, like ``step``."""
         return WorkerStats(
-            replicas=tuple(place.replica.stats(self._pool) for place in self._places.values()),
+            # A copy, because a load on another thread may attach its replica meanwhile.
+            replicas=tuple(place.replica.stats(self._pool) for place in list(self._places.values())),
             kv_lease_bytes=self._lease.num_bytes,
             kv_lease_revision=self._lease.revision,
             kv_bytes_committed=self._pool.committed_bytes,

@@ -37,9 +37,10 @@ class PendingSequence:
         return len(self.request.prompt_ids)
 
     def order(self) -> tuple[int, bool, float, int]:
-        """Who is admitted first: priority; then the preempted, whose client has seen part of the answer;
-        then the earliest deadline; then the earliest arrival."""
-        return (-self.request.priority, not self.preempted, self.deadline_s, self.arrival)
+        """Who is admitted first: priority; then those that were preempted or outlived a worker, whose
+        clients may have seen part of the answer; then the earliest deadline; then the earliest arrival."""
+        fresh = not (self.preempted or self.request.output_ids)
+        return (-self.request.priority, fresh, self.deadline_s, self.arrival)
 
 
 class WaitingQueue:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, engine_driver, tiny_model
 
-from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec
+from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, ReplicaStats
+from engines.torch.replica import Replica
+from memory_manager.kv_pool import KVPool
 from memory_manager.ports import LeaseStatus
 from mooring.errors import ArtifactError, InsufficientMemoryError, NotFoundError
 
@@ -81,6 +83,18 @@ def test_a_mixed_batch_with_staggered_arrivals_with_and_without_preemption(
         assert_greedy(model, driver, prompts, 60)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_beside_a_longer_one_reads_nothing_of_its_uncleared_blocks(kind: str) -> None:
+    model = tiny_model(kind)
+    with engine_driver(max_tokens_per_step=64) as driver:
+        driver.load(model)
+        prompts = {i: prompt_of(length, seed=i) for i, length in enumerate((40, 100, 30, 120))}
+        for sequence_id, prompt in prompts.items():
+            driver.submit(sequence_id, prompt, max_tokens=12)
+        driver.run()
+        assert_greedy(model, driver, prompts, 12)
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "mistral"])
 def test_blocks_behind_the_window_are_freed(kind: str) -> None:
     model = tiny_model(kind)
@@ -120,6 +134,15 @@ def test_a_resubmitted_sequence_goes_on_as_it_would_have(kind: str, temperature:
         driver.run()
         for already in (1, 13, 29):
             assert driver.tokens[100 + already] == whole[already:]
+
+
+def test_a_resubmitted_sequence_goes_before_new_ones() -> None:
+    with engine_driver(max_running_sequences=1) as driver:
+        driver.load(tiny_model("llama"))
+        driver.submit(1, prompt_of(10, seed=1), deadline_s=5.0, max_tokens=2)
+        driver.submit(2, prompt_of(10, seed=2), output_ids=[7], max_tokens=3)
+        driver.run()
+        assert list(driver.finished) == [2, 1]
 
 
 def test_sampled_tokens_do_not_change_by_preemption_and_choices_differ() -> None:
@@ -434,3 +457,18 @@ def test_stats_add_up() -> None:
         assert (replica.kv_live_bytes, replica.kv_bytes) == (0, 0)
         assert stats.steps_total == 16
         assert driver.engine.capabilities().elastic_kv
+
+
+def test_stats_while_another_replica_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    with engine_driver() as driver, ThreadPoolExecutor(1) as loader:
+        driver.load(model, "a")
+        of_replica = Replica.stats
+
+        def stats(replica: Replica, pool: KVPool) -> ReplicaStats:
+            if replica.replica_id == "a":
+                loader.submit(driver.load, model, "b").result()
+            return of_replica(replica, pool)
+
+        monkeypatch.setattr(Replica, "stats", stats)
+        assert [replica.replica_id for replica in driver.engine.stats().replicas] == ["a"]

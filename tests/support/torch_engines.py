@@ -189,9 +189,14 @@ class EngineDriver:
 def engine_driver(
     *, capacity_bytes: int = 64 * MIB, lease_pages: int = 16, **config: Any
 ) -> Iterator[EngineDriver]:
-    """An engine over a host arena, its books checked and its memory given back at the end."""
-    arena = HostArena(capacity_bytes)
+    """An engine over a host arena, its books checked and its memory given back at the end. The arena's pages
+    are as the worst owner leaves them: NaN in every dtype, so that reading what nobody wrote shows."""
+    arena = HostArena(capacity_bytes, stock_limit_bytes=capacity_bytes)
     try:
+        used_before = arena.reserve(capacity_bytes)
+        arena.commit(used_before, 0, capacity_bytes // PAGE_BYTES)
+        arena.tensor(used_before).fill_(0xFF)
+        arena.free_range(used_before)
         settings = {
             "max_tokens_per_step": 64,
             "max_running_sequences": 16,
