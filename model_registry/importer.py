@@ -126,8 +126,8 @@ class Importer:
             with self._downloaded(source, progress) as opened:
                 yield opened
             return
-        path = Path(source).expanduser().resolve()
-        if path.is_dir():
+        path, is_folder = _located(source)
+        if is_folder:
             yield path, str(path)
         elif path.is_file():
             with self._store.scratch() as scratch:
@@ -150,6 +150,15 @@ class Importer:
             shutil.rmtree(folder)  # only when all went well: a later try goes on with what is here
         finally:
             os.close(lock)
+
+
+def _located(source: str) -> tuple[Path, bool]:
+    """Where a local source is, and whether it is a folder."""
+    try:
+        path = Path(source).expanduser().resolve()
+        return path, path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a home that nobody has
+        raise ArtifactError(f"{source!r} cannot be looked up: {error}") from error
 
 
 def _describe(description: ModelDescription) -> dict[str, object]:

@@ -43,7 +43,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        # Not only a syntax error: constants are computed here, and what is nested too deep cannot be read.
+        except Exception as error:
             raise ArtifactError(f"the model's chat template is not a valid template: {error}") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -56,9 +57,9 @@ class ChatTemplate:
             return self._template.render(
                 **self._special_tokens, messages=list(messages), add_generation_prompt=True
             )
-        # A template is a program of somebody else's: over these messages it may raise anything that an
-        # expression can.
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        # A template is a program of somebody else's: it may raise anything that an expression can, recurse
+        # without end and ask for more memory than there is.
+        except Exception as error:
             raise InvalidRequestError(
                 f"The model's chat template does not take these messages: {error}", param="messages"
             ) from error

@@ -20,7 +20,7 @@ from memory_manager.controller import MemoryManager
 from memory_manager.ports import ArtifactRef
 from model_registry.hub import HUB_SCHEME
 from model_registry.importer import Importer
-from model_registry.policy import check_name
+from model_registry.policy import change_policy, check_name
 from model_registry.progress import Progress, no_progress
 from model_registry.records import DeploymentPolicy, DeploymentRecord, VersionRecord
 from model_registry.registry import Registry
@@ -140,10 +140,11 @@ class Registrar:
         deployment that exists, the policy changes only what it names.
 
         Raises:
-            InvalidRequestError: the name cannot be one.
+            InvalidRequestError: the name cannot be one, or the policy cannot be had.
             ConflictError: one of that name is being registered.
         """
         check_name(name)
+        change_policy(DeploymentPolicy(), policy or {})  # now, not when gigabytes have been copied
         if any(each.name == name and each.state == "running" for each in self._registrations.values()):
             raise ConflictError(f"model {name!r} is being registered already", param="name")
         registration = Registration(secrets.token_hex(8), name, source)

@@ -30,6 +30,7 @@ from model_registry.store import ArtifactStore
 from mooring.errors import (
     ArtifactError,
     ConflictError,
+    InvalidRequestError,
     ModelNotFoundError,
     ModelUnavailableError,
     ShuttingDownError,
@@ -247,6 +248,16 @@ async def test_one_registration_of_a_name_at_a_time(tmp_path: Path, source: Path
         await ended(first)
         assert first.stage in ("pack", "copy")
         assert house.registrar.start("m", str(source), None).id != first.id
+
+
+async def test_a_policy_that_cannot_be_is_refused_before_anything_is_copied(
+    tmp_path: Path, source: Path
+) -> None:
+    async with opened(tmp_path) as house:
+        with pytest.raises(InvalidRequestError) as caught:
+            house.registrar.start("m", str(source), {"idle_timeout_s": float("inf")})
+        assert caught.value.param == "idle_timeout_s"
+        assert (house.registrar.list(), house.stored()) == ([], [])
 
 
 async def test_many_slow_registrations_leave_threads_for_others(tmp_path: Path, source: Path) -> None:

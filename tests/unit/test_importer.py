@@ -110,6 +110,12 @@ def test_files_go_with_the_last_version_that_has_them(work: Workplace) -> None:
     assert work.store.find_packed("packed-key") is None
 
 
+@pytest.mark.parametrize("source", ["a\0b", "x" * 5000, "~nobody-has-this-name/model"])
+def test_a_source_that_cannot_even_be_looked_up_is_refused(work: Workplace, source: str) -> None:
+    with pytest.raises(ArtifactError, match="cannot be looked up"):
+        work.importer.register("m", source)
+
+
 def test_a_model_goes_with_all_its_versions_or_with_none(work: Workplace) -> None:
     for source in ("{}", '{"changed": true}'):
         (work.folder / "config.json").write_text(source)

@@ -248,12 +248,21 @@ def test_templates_have_the_names_they_expect() -> None:
         "{{ messages[9].content }}",
         "{{ 1 / 0 }}",
         "{{ 'a' + 1 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_template_that_fails_is_the_request_refused(source: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         ChatTemplate(source, {}).render([{"role": "user", "content": "hi"}])
     assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "{{ 10**100000 }}", pytest.param("{{" + "(" * 5000 + "}}", id="nested")]
+)
+def test_a_text_that_is_no_template_is_a_broken_model(source: str) -> None:
+    with pytest.raises(ArtifactError, match="not a valid template"):
+        ChatTemplate(source, {})
 
 
 def test_text_models_are_read_from_their_folder(tmp_path: Path) -> None:
