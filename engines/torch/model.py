@@ -82,12 +82,14 @@ class TransformerModel:
         Returns:
             float32 [R, vocab_size] logits of ``batch.logits_rows``.
         """
-        hidden = F.embedding(batch.token_ids, self._embed)
+        # What the layers add up is kept in float32: in bfloat16 each of the additions would round, and after
+        # thirty layers greedy choices differ from the full-precision model's more often than they need to.
+        hidden = F.embedding(batch.token_ids, self._embed).float()
         attention = PagedAttention(batch, kv, self._workspace_bytes)
-        rotation = Rotation(batch.positions, self._frequencies, hidden.dtype)
+        rotation = Rotation(batch.positions, self._frequencies, self._embed.dtype)
         for i, layer in enumerate(self._layers):
-            hidden = hidden + self._attend(i, layer, hidden, attention, rotation)
-            hidden = hidden + self._mlp(layer, hidden)
+            hidden += self._attend(i, layer, hidden, attention, rotation)
+            hidden += self._mlp(layer, hidden)
         return project(self._norm(hidden[batch.logits_rows], self._final_norm), self._lm_head).float()
 
     def _attend(
@@ -112,8 +114,10 @@ class TransformerModel:
         return project(F.silu(gate) * up, layer.down, layer.down_bias)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm over the last dimension; torch computes the mean square in float32."""
-        return F.rms_norm(x, weight.shape, weight, self.config.rms_norm_eps)
+        """RMSNorm over the last dimension, in float32; the result has the weights' dtype."""
+        return (
+            F.rms_norm(x.float(), weight.shape, None, self.config.rms_norm_eps).mul_(weight).to(weight.dtype)
+        )
 
 
 def _layer(weights: Mapping[str, Tensor], prefix: str) -> _Layer:
