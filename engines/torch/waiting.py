@@ -46,13 +46,15 @@ class PendingSequence:
 class WaitingQueue:
     """A priority queue of pending sequences, from which any can be taken by its id.
 
-    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id.
+    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id. One
+    that comes back may meet its own dead entry, equal in all else, so entries carry the number of their push.
     """
 
     def __init__(self) -> None:
         self._by_id: dict[int, PendingSequence] = {}
-        self._heap: list[tuple[tuple[int, bool, float, int], PendingSequence]] = []
+        self._heap: list[tuple[tuple[int, bool, float, int], int, PendingSequence]] = []
         self._deadlines: list[tuple[float, int, PendingSequence]] = []
+        self._num_pushed = 0
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -62,18 +64,19 @@ class WaitingQueue:
 
     def push(self, sequence: PendingSequence) -> None:
         self._by_id[sequence.request.sequence_id] = sequence
-        heapq.heappush(self._heap, (sequence.order(), sequence))
+        self._num_pushed += 1
+        heapq.heappush(self._heap, (sequence.order(), self._num_pushed, sequence))
         if sequence.deadline_s < math.inf:
-            heapq.heappush(self._deadlines, (sequence.deadline_s, sequence.arrival, sequence))
+            heapq.heappush(self._deadlines, (sequence.deadline_s, self._num_pushed, sequence))
 
     def _alive(self, sequence: PendingSequence) -> bool:
         return self._by_id.get(sequence.request.sequence_id) is sequence
 
     def peek(self) -> PendingSequence | None:
         """The next to be admitted."""
-        while self._heap and not self._alive(self._heap[0][1]):
+        while self._heap and not self._alive(self._heap[0][2]):
             heapq.heappop(self._heap)
-        return self._heap[0][1] if self._heap else None
+        return self._heap[0][2] if self._heap else None
 
     def remove(self, sequence_id: int) -> PendingSequence:
         """Takes one out, wherever it stands."""
