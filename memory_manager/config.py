@@ -39,6 +39,8 @@ class PlannerConfig:
     Attributes:
         min_residency_s: a replica in use is not drained before it has been resident for so long.
         drain_after_s: a replica in use is drained only for demand that has waited for so long.
+        max_drain_s: a replica that drains to make room is put to sleep after so long, whatever still runs on it:
+            those sequences go on, from where they are, when their model is resident again.
         idle_grace_s: a replica without requests counts as in use until so long after its last one, so
             that the gap between two requests of a busy model is not taken for idleness.
         patience_s: demand without a deadline is ordered as if its deadline were so long after arrival.
@@ -48,13 +50,14 @@ class PlannerConfig:
 
     min_residency_s: float = 3.0
     drain_after_s: float = 1.0
+    max_drain_s: float = 5.0
     idle_grace_s: float = 0.2
     patience_s: float = 30.0
     reuse_horizon_s: float = 60.0
     kv_base_bytes: int = PAGE_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("min_residency_s", "drain_after_s", "idle_grace_s", "patience_s"):
+        for name in ("min_residency_s", "drain_after_s", "max_drain_s", "idle_grace_s", "patience_s"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} cannot be negative", param=name)
         if self.reuse_horizon_s <= 0:

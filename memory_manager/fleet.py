@@ -140,11 +140,13 @@ class ReplicaLease:
 
     Attributes:
         replica_id, worker_id: where to send the request.
+        artifact_key: of the weights that the replica runs.
     """
 
     def __init__(self, replica: Replica, worker_id: str, on_release: Callable[[Replica], None]) -> None:
         self.replica_id = replica.replica_id
         self.worker_id = worker_id
+        self.artifact_key = replica.spec.artifact.key
         self._replica = replica
         self._on_release = on_release
         replica.leases.add(self)

@@ -172,13 +172,17 @@ class _Planning:
             return f"idle for {timeout_s:g} s"
         return None
 
-    def _leave(self, replica: ReplicaView, reason: str) -> None:
-        """Counts the replica as leaving, and does the next thing towards it."""
+    def _leave(self, replica: ReplicaView, reason: str, max_drain_s: float = math.inf) -> None:
+        """Counts the replica as leaving, and does the next thing towards it. What runs on it has
+        ``max_drain_s`` to finish."""
         self._leaving.add(replica.replica_id)
         self._board_of(replica).leave(replica)
         if replica.in_flight or not self._at(replica.retry_at_s):
             return
-        if replica.num_active == 0:
+        drained = replica.num_active == 0 or (
+            replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
+        )
+        if drained:
             leave = Unload if replica.retired else Sleep
             self._actions.append(leave(replica.replica_id, reason))
         elif replica.residency is Residency.RESIDENT:
@@ -231,7 +235,8 @@ class _Planning:
                 self._actions.append(self._arrival(want, best))
             return
         for victim in best.victims:
-            self._leave(victim.replica, _reason(want, best, victim, self._now_s))
+            reason = _reason(want, best, victim, self._now_s)
+            self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
         best.board.await_room(best.weights_bytes + slot.kv_guarantee_bytes)
 
     def _arrival(self, want: _Want, option: _Option) -> Load | Wake:

@@ -83,6 +83,12 @@ class PlannerSettings(_Section):
     drain_after_s: float = Field(
         1.0, ge=0, description="A request must have waited this long before a busy model is drained for it."
     )
+    max_drain_s: float = Field(
+        5.0,
+        ge=0,
+        description="A model that drains to make room sleeps after this long; what still runs on it goes on "
+        "when it is resident again.",
+    )
     idle_timeout_s: float | None = Field(
         None, gt=0, description="Seconds without a request before a model sleeps; unset: only when needed."
     )

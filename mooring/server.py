@@ -274,7 +274,11 @@ def _is_loopback(host: str) -> bool:
 def _manager_config(settings: Settings) -> ManagerConfig:
     planner = settings.planner
     return ManagerConfig(
-        planner=PlannerConfig(min_residency_s=planner.min_residency_s, drain_after_s=planner.drain_after_s),
+        planner=PlannerConfig(
+            min_residency_s=planner.min_residency_s,
+            drain_after_s=planner.drain_after_s,
+            max_drain_s=planner.max_drain_s,
+        ),
         max_waiting_per_deployment=planner.max_waiting_requests,
     )
 

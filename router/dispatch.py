@@ -21,6 +21,7 @@ from engines.api import REPLICA_ASLEEP, Finished, FinishReason, SequenceRequest
 from engines.client import SequenceChunk, SequenceSink
 from mooring.errors import (
     InternalError,
+    ModelUnavailableError,
     MooringError,
     PoisonousRequestError,
     WorkerLostError,
@@ -42,6 +43,9 @@ class ReplicaLease(Protocol):
     @property
     def worker_id(self) -> str: ...
 
+    @property
+    def artifact_key(self) -> str: ...
+
     def release(self) -> None: ...
 
 
@@ -57,6 +61,26 @@ class SequenceRunner(Hashable, Protocol):
     def submit(self, request: SequenceRequest, sink: SequenceSink) -> None: ...
 
     def cancel(self, sequence_ids: Sequence[int]) -> None: ...
+
+
+async def acquire(replicas: ReplicaSource, request: GenerationRequest) -> ReplicaLease:
+    """A replica of the very weights that the request was made for.
+
+    Raises:
+        MooringError: there is none and there will be none; ``ModelUnavailableError`` also where the deployment
+            has come to serve other weights, which would go on with ids of another tokenizer.
+    """
+    lease = await replicas.acquire(
+        request.deployment, deadline_s=request.deadline_s, priority=request.priority
+    )
+    if request.artifact_key and lease.artifact_key != request.artifact_key:
+        lease.release()
+        raise ModelUnavailableError(
+            f"model '{request.deployment}' was given another version while the request waited: send it again",
+            code="model_changed",
+            retry_after_s=0,
+        )
+    return lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +237,7 @@ class RequestStream:
                 await self._attempt(self._lease)
                 num_fruitless = 0 if self._num_tokens() > num_tokens else num_fruitless + 1
                 await self._pause(num_fruitless)
-                self._lease = await self._replicas.acquire(
-                    self._request.deployment,
-                    deadline_s=self._request.deadline_s,
-                    priority=self._request.priority,
-                )
+                self._lease = await acquire(self._replicas, self._request)
         except MooringError as error:
             self._fail(error)
 
@@ -333,9 +353,7 @@ class Dispatcher:
         Raises:
             MooringError: there is none and there will be none, or not in time.
         """
-        lease = await self._replicas.acquire(
-            request.deployment, deadline_s=request.deadline_s, priority=request.priority
-        )
+        lease = await acquire(self._replicas, request)
         return RequestStream(
             request,
             lease,

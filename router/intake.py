@@ -51,6 +51,7 @@ class Intake:
         request = GenerationRequest(
             request_id=request_id,
             deployment=served.name,
+            artifact_key=served.artifact_key,
             prompt_ids=prompt_ids,
             sampling=sampling,
             n=options.n or 1,

@@ -18,6 +18,7 @@ class ServedModel:
 
     Attributes:
         name: what clients call it.
+        artifact_key: of the packed weights that it serves.
         folder: its immutable version's files; ``tokenizer.json`` and its companions are read from here.
         max_model_len: longest prompt plus output, in tokens.
         created_s: when it was registered, in seconds since the epoch.
@@ -27,6 +28,7 @@ class ServedModel:
     """
 
     name: str
+    artifact_key: str
     folder: Path
     max_model_len: int
     created_s: int

@@ -333,6 +333,7 @@ class Registrar:
         self.directory.serve(
             ServedModel(
                 name=record.name,
+                artifact_key=artifact.key,
                 folder=self.store.get(version.digest).path,
                 max_model_len=spec.max_model_len,
                 created_s=int(record.created_at_s),

@@ -30,6 +30,8 @@ class GenerationRequest:
         arrival_s, deadline_s: ``time.monotonic``; the deadline is for the first token, ``inf`` is best
             effort.
         priority: higher first.
+        artifact_key: of the weights that ``prompt_ids`` are for, since a deployment that has come to serve others
+            cannot finish the request; empty where any will do.
     """
 
     request_id: str
@@ -42,6 +44,7 @@ class GenerationRequest:
     arrival_s: float = 0.0
     deadline_s: float = float("inf")
     priority: int = 0
+    artifact_key: str = ""
 
 
 @dataclass(slots=True)

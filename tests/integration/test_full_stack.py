@@ -16,7 +16,7 @@ from support.running_server import RunningServer
 from support.tiny_models import NUM_TOKENS, make_tiny_model
 
 from benchmarks.oversubscription import measure as measure_oversubscription
-from benchmarks.streams import draw_streams, run_streams
+from benchmarks.streams import Agreement, count_agreements, draw_streams, run_streams
 from benchmarks.worker_death import measure as measure_worker_death
 from engines.torch.config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
@@ -56,7 +56,11 @@ def server(
     folders: dict[str, Path], budget_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     flags = ["--dtype", "float32", "--memory-budget", str(budget_bytes)]
-    environment = {"MOORING_PLANNER__MIN_RESIDENCY_S": "0.2", "MOORING_PLANNER__DRAIN_AFTER_S": "0.1"}
+    environment = {
+        "MOORING_PLANNER__MIN_RESIDENCY_S": "0.2",
+        "MOORING_PLANNER__DRAIN_AFTER_S": "0.1",
+        "MOORING_PLANNER__MAX_DRAIN_S": "0.2",
+    }
     with RunningServer(tmp_path_factory.mktemp("server") / "data", folders, flags, environment) as running:
         yield running
 
@@ -90,6 +94,22 @@ def test_a_killed_worker_changes_no_stream(server: RunningServer) -> None:
     assert figures["workers_killed"] == 1
     assert figures["finished"] == len(streams) == 16
     assert figures["altered"] == 0
+
+
+def test_a_long_answer_makes_room_for_another_model_and_goes_on_unchanged(server: RunningServer) -> None:
+    long = draw_streams(MODELS[:2], 1, max_tokens=440, seed=6, vocab_size=NUM_TOKENS)
+    short = draw_streams(MODELS[2:], 1, max_tokens=4, seed=7, vocab_size=NUM_TOKENS)
+    references = asyncio.run(run_streams(server.grpc_target, long + short, 1))
+    ended: list[int] = []
+
+    def note_end(index: int, num_tokens: int) -> None:
+        if num_tokens == (long + short)[index].max_tokens:
+            ended.append(index)
+
+    outcomes = asyncio.run(run_streams(server.grpc_target, long + short, 3, note_end))
+    agreements = count_agreements(long + short, references, outcomes)
+    assert agreements[Agreement.ALTERED] == agreements[Agreement.LOST] == 0
+    assert ended[0] == 2, "the short answer of the third model came first"
 
 
 def test_answers_over_http_and_grpc_are_the_same_tokens(server: RunningServer, client: openai.OpenAI) -> None:
@@ -130,7 +150,8 @@ def test_choices_differ_and_a_seed_repeats_them(client: openai.OpenAI) -> None:
 
 
 def test_a_client_that_goes_away_frees_its_blocks(server: RunningServer) -> None:
-    body = {"model": "a", "prompt": "x", "max_tokens": 480, "stream": True, "ignore_eos": True}
+    # Many choices, so that it runs for longer than the second between two polls of what workers hold.
+    body = {"model": "a", "prompt": "x", "max_tokens": 480, "n": 48, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{server.http_url}/v1/completions", json=body, timeout=30) as response:
         next(response.iter_lines())
         assert kv_bytes(server, "a", lambda held: held > 0) > 0

@@ -186,6 +186,7 @@ def services(
 
 def served_model(name: str, folder: Path, *, max_model_len: int = 128, **defaults: float) -> ServedModel:
     return ServedModel(
+        artifact_key="",
         name=name,
         folder=folder,
         max_model_len=max_model_len,

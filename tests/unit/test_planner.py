@@ -263,7 +263,7 @@ def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
     deployments = [model("a"), model("b"), big]
     replicas = [
         replica("a", Residency.WARM),
-        replica("b", Residency.DRAINING, num_active=1),
+        replica("b", Residency.DRAINING, num_active=1, since_s=NOW - 1),
         ReplicaView("big/0", "big", Residency.COLD, 20 * PAGE, 10 * PAGE),
     ]
     assert actions(state(deployments, replicas, kv_pages=19)) == {}
@@ -274,7 +274,7 @@ def test_room_that_somebody_waits_for_is_not_given_to_who_comes_later() -> None:
     big = DeploymentView("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 2))
     small = model("small", demand=waiting(NOW - 1))
     replicas = [
-        replica("a", Residency.DRAINING, num_active=1),
+        replica("a", Residency.DRAINING, num_active=1, since_s=NOW - 1),
         ReplicaView("big/0", "big", Residency.COLD, 25 * PAGE, 10 * PAGE),
         replica("small"),
     ]
@@ -390,3 +390,24 @@ def test_two_devices_are_filled_by_fit_and_one_deployment_is_not_twice_on_a_work
     assert loads == [("a/0", "w1"), ("a/1", "w0")]
     leases = {each.worker_id: each.num_bytes // PAGE for each in made.actions if isinstance(each, SetKvLease)}
     assert leases == {"w0": 10, "w1": 30}
+
+
+def test_what_still_runs_on_a_draining_replica_has_a_limited_time() -> None:
+    deployments = [model("a"), model("b"), model("c", demand=waiting(NOW - 20))]
+
+    def decided(drains_since_s: float) -> dict[type[Action], list[str]]:
+        replicas = [
+            replica("a", num_active=1, residency=Residency.DRAINING, since_s=drains_since_s),
+            replica("b", num_active=1, residency=Residency.RESIDENT),
+            replica("c"),
+        ]
+        return actions(state(deployments, replicas))
+
+    limit_s = PlannerConfig().max_drain_s
+    assert decided(NOW - limit_s + 0.5) == {}
+    assert decided(NOW - limit_s) == {Sleep: ["a/0"]}
+
+
+def test_a_replica_that_is_asked_to_sleep_finishes_what_it_runs() -> None:
+    asked = replica("a", Residency.DRAINING, num_active=1, sleep_requested=True, since_s=0.0)
+    assert actions(state([model("a")], [asked])) == {}
