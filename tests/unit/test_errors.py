@@ -1,0 +1,53 @@
+"""The tree of errors: every leaf has one HTTP and one gRPC status, and a code of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from mooring import errors
+from mooring.errors import STATUS, InternalError, MooringError, error_from_code, status_of
+
+
+def leaves(cls: type[MooringError]) -> Iterator[type[MooringError]]:
+    """The classes of ``mooring.errors`` below ``cls`` that are raised: all but the three branches."""
+    for child in cls.__subclasses__():
+        if child.__module__ == errors.__name__:
+            if child not in (errors.CallerError, errors.TransientError, errors.OperatorError):
+                yield child
+            yield from leaves(child)
+
+
+@pytest.mark.parametrize("cls", list(leaves(MooringError)), ids=lambda cls: cls.__name__)
+def test_each_error_is_mapped_once_and_survives_the_wire(cls: type[MooringError]) -> None:
+    status = STATUS[cls]
+    assert 400 <= status.http < 600
+    assert status.grpc in grpc.StatusCode.__members__
+    assert cls.__name__ in errors.__all__
+    again = error_from_code(cls.code, "why")
+    assert type(again) is cls
+    assert again.message == "why"
+
+
+def test_codes_are_distinct() -> None:
+    codes = [cls.code for cls in STATUS]
+    assert len(set(codes)) == len(codes)
+
+
+def test_callers_errors_are_4xx_and_ours_are_5xx() -> None:
+    for cls, status in STATUS.items():
+        if issubclass(cls, errors.CallerError):
+            assert status.http < 500
+        if issubclass(cls, errors.TransientError):
+            assert status.http in (429, 503)
+
+
+def test_an_unmapped_error_has_its_nearest_ancestors_status() -> None:
+    class Special(errors.OverloadedError):
+        pass
+
+    assert status_of(Special("full")) == STATUS[errors.OverloadedError]
+    assert status_of(MooringError("what")) == STATUS[InternalError]
+    assert type(error_from_code("a code of tomorrow", "x")) is InternalError
