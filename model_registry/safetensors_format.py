@@ -91,6 +91,7 @@ def parse_header(file_name: str, header: bytes, data_bytes: int) -> dict[str, Te
     """
     try:
         raw = json.loads(header)
+        json.dumps(raw, ensure_ascii=False).encode()  # an escape may be half a character, which is no text
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file_name}: the safetensors header is not JSON: {error}") from error
     if not isinstance(raw, dict):

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
@@ -95,3 +96,9 @@ def test_any_json_is_refused_with_a_reason_or_accepted(header: dict[str, object]
     except ArtifactError:
         return
     assert sum(tensor.num_bytes for tensor in tensors.values()) == data_bytes
+
+
+def test_a_name_that_is_half_a_character_is_refused() -> None:
+    content = file_of({"xxxxxx": ("BF16", ())}).replace(b"xxxxxx", b"\\ud800")
+    with pytest.raises(ArtifactError, match="not JSON"):
+        our_tensors(content)
