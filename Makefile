@@ -81,7 +81,7 @@ $(STAMPS)/torch: $(VENV)/pyvenv.cfg
 
 $(STAMPS)/run: $(STAMPS)/torch pyproject.toml
 	@echo "Installing Mooring into $(VENV) ..."
-	@$(BIN)/pip install --quiet -e .
+	@$(BIN)/pip install --quiet -e "$$(command -v nvidia-smi >/dev/null 2>&1 && echo '.[gpu]' || echo .)"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/run pyproject.toml
