@@ -3,8 +3,11 @@
 All three run the same torch engine in this process, over the same requests, with outputs of fixed length:
 
 - sequential: one request at a time;
-- static: batches of ``c`` requests, the next one when the last sequence of a batch has ended (a sequence that
-  has ended costs nothing more, which flatters static batching: classic implementations go on padding it);
+- static: batches of ``c`` requests, the next one when the longest output of a batch is complete; until then every
+  row of the batch is computed, as implementations with a fixed batch do, and what exceeds a row's own output is
+  thrown away;
+- static, ended rows left out: the same, but a sequence that has its output leaves the batch and costs nothing
+  more. No peer works so; it is the part of continuous batching's gain that refilling the batch gives by itself;
 - continuous: ``c`` requests in flight, a new one as soon as one ends.
 
 Modes are interleaved and repeated; the figures are medians of output tokens per second.
@@ -17,7 +20,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -89,7 +92,8 @@ def main(
                 if on_progress is not None:
                     on_progress(mode, concurrency, tokens_per_s)
     medians = {key: statistics.median(values) for key, values in runs.items()}
-    medians["static", 1] = medians["continuous", 1] = medians["sequential", 1]
+    for mode in MODES:
+        medians[mode, 1] = medians["sequential", 1]
     return _report(out, engine, workload, medians, runs, repeats)
 
 
@@ -98,6 +102,15 @@ def _run_sequential(engine: LoadedEngine, workload: Workload, concurrency: int) 
 
 
 def _run_static(engine: LoadedEngine, workload: Workload, concurrency: int) -> None:
+    padded = [
+        max(workload.output_tokens[first : first + concurrency])
+        for first in range(0, len(workload.prompts), concurrency)
+        for _ in workload.prompts[first : first + concurrency]
+    ]
+    _run_batches(engine, replace(workload, output_tokens=tuple(padded)), concurrency)
+
+
+def _run_batches(engine: LoadedEngine, workload: Workload, concurrency: int) -> None:
     requests = _requests(engine, workload)
     for first in range(0, len(requests), concurrency):
         batch = requests[first : first + concurrency]
@@ -119,6 +132,7 @@ def _run_continuous(engine: LoadedEngine, workload: Workload, concurrency: int) 
 MODES: dict[str, Callable[[LoadedEngine, Workload, int], None]] = {
     "sequential": _run_sequential,
     "static": _run_static,
+    "static, ended rows left out": _run_batches,
     "continuous": _run_continuous,
 }
 
@@ -156,6 +170,8 @@ def _report(
     figures = {
         "continuous_over_sequential_16": medians["continuous", 16] / sequential,
         "continuous_over_static_16": medians["continuous", 16] / medians["static", 16],
+        "continuous_over_static_without_ended_rows_16": medians["continuous", 16]
+        / medians["static, ended rows left out", 16],
         "continuous_tokens_per_s_16": medians["continuous", 16],
         "sequential_tokens_per_s": sequential,
     }
@@ -167,9 +183,9 @@ def _report(
         f"tokens per second, median of {repeats} interleaved runs."
     )
     report.table(
-        ["concurrency", "static", "continuous", "continuous / static", "continuous / sequential"],
+        ["concurrency", *tuple(MODES)[1:], "continuous / static", "continuous / sequential"],
         [
-            [c, medians["static", c], medians["continuous", c],
+            [c, *(medians[mode, c] for mode in tuple(MODES)[1:]),
              medians["continuous", c] / medians["static", c], medians["continuous", c] / sequential]
             for c in CONCURRENCIES
         ],
@@ -190,7 +206,7 @@ def _plot(path: Path, medians: dict[tuple[str, int], float]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     axes.axhline(medians["sequential", 1], color="grey", linestyle="--", label="sequential")
-    for mode, marker in (("static", "s"), ("continuous", "o")):
+    for mode, marker in zip(tuple(MODES)[1:], "svo", strict=True):
         values: Sequence[float] = [medians[mode, c] for c in CONCURRENCIES]
         axes.plot(CONCURRENCIES, values, marker=marker, label=mode)
     axes.set_xscale("log", base=2)

@@ -34,7 +34,7 @@ def batching(
     from benchmarks.batching import main  # torch takes seconds to import
 
     def show(mode: str, concurrency: int, tokens_per_s: float) -> None:
-        console().print(f"{mode:>10}  {concurrency:>2} at once  {tokens_per_s:8.1f} tokens/s")
+        console().print(f"{mode:>27}  {concurrency:>2} at once  {tokens_per_s:8.1f} tokens/s")
 
     figures = main(out, model, requests, repeats, seed, show)
     for name, value in figures.items():
