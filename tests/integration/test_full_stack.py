@@ -153,7 +153,8 @@ def test_a_client_that_goes_away_frees_its_blocks(server: RunningServer) -> None
     # Many choices, so that it runs for longer than the second between two polls of what workers hold.
     body = {"model": "a", "prompt": "x", "max_tokens": 480, "n": 128, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{server.http_url}/v1/completions", json=body, timeout=30) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: an iterator that is dropped closes the connection
+        next(lines)
         assert kv_bytes(server, "a", lambda held: held > 0) > 0
     assert kv_bytes(server, "a", lambda held: held == 0) == 0
 
