@@ -47,11 +47,6 @@ class TenantQueries(Transactions):
         with self._reading() as session:
             return [tenant_record(row) for row in session.scalars(select(Tenant).order_by(Tenant.name))]
 
-    def get_tenant(self, name: str) -> TenantRecord:
-        """One tenant. Raises ``NotFoundError``."""
-        with self._reading() as session:
-            return tenant_record(_tenant(session, name))
-
     def delete_tenant(self, name: str) -> None:
         """Removes a tenant with its revoked keys.
 
