@@ -14,7 +14,7 @@ from engines.torch.batch import ForwardBatch
 from engines.torch.config import ModelConfig
 from engines.torch.kv_view import KVCacheView
 from engines.torch.layout import packed_tensors
-from engines.torch.linear import project
+from engines.torch.linear import project, project_to_logits
 from engines.torch.rope import Rotation, inverse_frequencies
 from mooring.errors import ArtifactError
 
@@ -71,6 +71,7 @@ class TransformerModel:
         self._final_norm = weights["final_norm"]
         self._lm_head = self._embed if config.tied_embeddings else weights["lm_head"]
         self._layers = [_layer(weights, f"layers.{i}") for i in range(config.num_layers)]
+        self._eps = torch.tensor(config.rms_norm_eps, device=self._embed.device)
         self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self._embed.device)
         if kv is not None and kv.dtype != self._embed.dtype:
             raise ValueError(f"weights of {self._embed.dtype} over a KV cache of {kv.dtype}")
@@ -90,14 +91,14 @@ class TransformerModel:
         for i, layer in enumerate(self._layers):
             hidden += self._attend(i, layer, hidden, attention, rotation)
             hidden += self._mlp(layer, hidden)
-        return project(self._norm(hidden[batch.logits_rows], self._final_norm), self._lm_head).float()
+        return project_to_logits(self._norm(hidden[batch.logits_rows], self._final_norm), self._lm_head)
 
     def _attend(
         self, index: int, layer: _Layer, hidden: Tensor, attention: PagedAttention, rotation: Rotation
     ) -> Tensor:
         num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
         qkv = project(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
-        heads = qkv.view(-1, num_heads + 2 * num_kv_heads, self.config.head_dim)
+        heads = qkv.reshape(-1, num_heads + 2 * num_kv_heads, self.config.head_dim)
         qk, v = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
         if layer.qk_norm is not None:
             q_norm, k_norm = layer.qk_norm.chunk(2)
@@ -115,9 +116,10 @@ class TransformerModel:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension, in float32; the result has the weights' dtype."""
-        return (
-            F.rms_norm(x.float(), weight.shape, None, self.config.rms_norm_eps).mul_(weight).to(weight.dtype)
-        )
+        x = x.float()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(weight).to(weight.dtype)
 
 
 def _layer(weights: Mapping[str, Tensor], prefix: str) -> _Layer:
