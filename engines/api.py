@@ -62,6 +62,9 @@ class SamplingParams:
         ignore_eos: the model's own end-of-sequence ids do not end it;
             ``stop_token_ids`` still do, as in vLLM.
         logprobs: None for none; k for the sampled token's and the k likeliest.
+        prompt_logprobs: the same for the tokens of the prompt.
+        logit_bias: (token id, what is added to its logit), OpenAI's; each id at most once.
+        bad_words_ids: token sequences that the output never completes.
     """
 
     temperature: float = 1.0
@@ -78,6 +81,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,8 @@ class StepOutput:
         sequence_ids, token_ids: ``token_ids[i]`` was generated for ``sequence_ids[i]``. A stop token
             is a token like any other here; the router leaves it out of the text.
         top_logprobs: by index into the columns, only for sequences that asked.
+        prompt_logprobs: by sequence id, only for sequences that asked, and with their first token: of every
+            token of the prompt but the first, in order.
         finished: sequences that end with this step, with or without a token in it.
     """
 
@@ -140,6 +148,7 @@ class StepOutput:
     sequence_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     top_logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
 
 

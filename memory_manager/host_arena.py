@@ -30,7 +30,12 @@ _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 23, 25
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 
 _SMALL_PAGE_BYTES = mmap.PAGESIZE
-_RETRY_IN_SMALL_PAGES = (errno.EINVAL, errno.EAGAIN, errno.ENOMEM, errno.EBUSY)
+_NO_HUGE_PAGE = (
+    errno.EINVAL,
+    errno.EAGAIN,
+    errno.ENOMEM,
+    errno.EBUSY,
+)  # unknown before Linux 6.1, or short of them
 
 
 class HostMemory:
@@ -106,15 +111,16 @@ class HostMemory:
             # of making 512 small ones, and mapping it again is then one entry in place of 512 (measured: 128
             # MiB in 0.3 ms rather than 9). Where the system has no huge page left, small ones do.
             self._populate(page, _SMALL_PAGE_BYTES)
-            if self._libc.madvise(page, PAGE_BYTES, _MADV_COLLAPSE):
-                if ctypes.get_errno() not in _RETRY_IN_SMALL_PAGES:
-                    raise _os_error("madvise(COLLAPSE)", PAGE_BYTES)
+            failed = self._libc.madvise(page, PAGE_BYTES, _MADV_COLLAPSE)
+            if failed and ctypes.get_errno() not in _NO_HUGE_PAGE:
+                raise _os_error("madvise(COLLAPSE)", PAGE_BYTES)
             self._populate(page, PAGE_BYTES)
 
     def _populate(self, address: int, num_bytes: int) -> None:
-        if self._libc.madvise(address, num_bytes, _MADV_POPULATE_WRITE):
-            if ctypes.get_errno() != errno.EINVAL:  # before Linux 5.14: pages are touched by their first store
-                raise _os_error("madvise(POPULATE_WRITE)", num_bytes)
+        failed = self._libc.madvise(address, num_bytes, _MADV_POPULATE_WRITE)
+        # EINVAL before Linux 5.14: pages are then touched by their first store.
+        if failed and ctypes.get_errno() != errno.EINVAL:
+            raise _os_error("madvise(POPULATE_WRITE)", num_bytes)
 
     def _mmap(
         self, address: int | None, num_bytes: int, protection: int, flags: int, fd: int, offset: int

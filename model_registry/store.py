@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,32 +118,10 @@ class ArtifactStore:
         if DIGEST.fullmatch(digest):
             self._discard(self._artifacts / digest)
 
-    def find_packed(self, key: str) -> Path | None:
-        """The folder of a packed artifact, or None where nobody has packed it yet."""
-        path = self._packed_path(key)
-        return path if path.is_dir() else None
-
-    def add_packed(self, key: str, write: Callable[[Path], None]) -> Path:
-        """The folder of a packed artifact, made by ``write`` where it lacks.
-
-        Args:
-            key: names content, packer and precision, for instance ``<digest>-torch1-bf16``.
-            write: called with an empty folder to fill; if it raises, nothing stays.
-        """
-        path = self._packed_path(key)
-        if not path.is_dir():
-            with self.scratch() as scratch:
-                building = scratch / "packed"
-                building.mkdir()
-                write(building)
-                for file in building.iterdir():
-                    _sync(file)
-                self._publish(building, path)
-        return path
-
     def remove_packed(self, key: str) -> None:
-        """Removes a packed artifact; one that is not there is no error."""
-        self._discard(self._packed_path(key))
+        """Removes a packed artifact, which ``engines.packer`` has made; one that is not there is no error."""
+        if PACKED_KEY.fullmatch(key):
+            self._discard(self._packed / key)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -156,11 +134,6 @@ class ArtifactStore:
         finally:
             shutil.rmtree(folder)
             os.close(lock)
-
-    def _packed_path(self, key: str) -> Path:
-        if not PACKED_KEY.fullmatch(key):
-            raise ValueError(f"not a key of a packed artifact: {key!r}")
-        return self._packed / key
 
     def _publish(self, building: Path, final: Path) -> None:
         """Renames a finished folder to its place, or leaves the equal one that is there already."""

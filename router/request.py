@@ -50,13 +50,15 @@ class GenerationRequest:
 @dataclass(slots=True)
 class ChoiceTokens:
     """New tokens of one choice. ``token_ids`` includes the stop token that ended it, if one did, and
-    ``stop_token_id`` names it so that the text can leave it out."""
+    ``stop_token_id`` names it so that the text can leave it out. ``prompt_logprobs`` come once, with the first
+    token, where they were asked for: one for each token of the prompt but the first."""
 
     index: int
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TopLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    prompt_logprobs: list[TopLogprobs] | None = None
 
 
 class TokenStream(Protocol):

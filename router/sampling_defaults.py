@@ -3,11 +3,9 @@ doors."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from engines.api import SamplingParams
@@ -18,7 +16,6 @@ __all__ = [
     "DEFAULT_COMPLETION_TOKENS",
     "GenerationDefaults",
     "SamplingOptions",
-    "read_generation_defaults",
     "resolve_sampling",
 ]
 
@@ -162,23 +159,6 @@ def resolve_sampling(
         ignore_eos=bool(options.ignore_eos),
         logprobs=options.logprobs,
     )
-
-
-def read_generation_defaults(folder: Path) -> GenerationDefaults:
-    """Reads ``generation_config.json`` of a model's folder; all None where there is none.
-
-    Raises:
-        ArtifactError: the file is not a JSON object.
-    """
-    try:
-        raw = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return GenerationDefaults()
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"generation_config.json of the model is broken: {error}") from error
-    if not isinstance(raw, dict):
-        raise ArtifactError("generation_config.json of the model is not a JSON object")
-    return GenerationDefaults.from_mapping(raw)
 
 
 def _first(asked: float | None, suggested: float | None, default: float) -> float:

@@ -9,7 +9,9 @@ from torch import Tensor
 __all__ = ["project", "project_to_logits"]
 
 _MAX_SWAPPED_ROWS = 128  # above this the transposed result costs more than the order saves
-_NEAR_TOP = 2**-7  # of the top logit's size: how far apart rounding to bfloat16 can bring two that tie after it
+_NEAR_TOP = (
+    2**-7
+)  # of the top logit's size: how far apart rounding to bfloat16 can bring two that tie after it
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

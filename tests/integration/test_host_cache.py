@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.open_files import open_files
 
 from memory_manager.host_cache import HostCache
 from memory_manager.ports import ArtifactRef
@@ -110,13 +111,7 @@ async def test_evicted_memory_really_leaves_the_machine(cache: HostCache, tmp_pa
     assert os.fstat(first.fd).st_blocks * 512 >= 6 * MIB
     first.release()
     await cache.get(artifact(tmp_path, "second", 6 * MIB))
-    open_inodes = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            open_inodes.add(os.stat(f"/proc/self/fd/{name}").st_ino)
-        except FileNotFoundError:  # the listing's own descriptor
-            continue
-    assert inode not in open_inodes
+    assert inode not in {each for _, each in open_files()}
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "missing", "folder"])
@@ -132,12 +127,12 @@ async def test_a_broken_file_is_the_artifacts_error_and_leaves_no_trace(
     else:
         with ref.weights_path.open("r+b") as file:
             file.truncate(ref.num_bytes + (1 if damage == "long" else -1))
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     results = await asyncio.gather(cache.get(ref), cache.get(ref), return_exceptions=True)
     assert [type(result) for result in results] == [ArtifactError] * 2
     assert cache.used_bytes == 0
     assert not cache.contains("a")
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_files() <= before
     if damage == "folder":
         ref.weights_path.rmdir()
     ref.weights_path.write_bytes(b"m" * ref.num_bytes)  # mended
@@ -177,22 +172,22 @@ async def test_a_loop_that_cancels_everything_leaves_no_thread_on_closed_descrip
     tmp_path: Path,
 ) -> None:
     ref = artifact(tmp_path, "a", 70 * MIB)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     cache = HostCache(ref.num_bytes, num_readers=1)
-    before = asyncio.all_tasks()
+    tasks = asyncio.all_tasks()
     waiter = asyncio.create_task(cache.get(ref))
     await asyncio.sleep(0.005)  # the first chunk is under way
-    for task in asyncio.all_tasks() - before:
+    for task in asyncio.all_tasks() - tasks:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
     await cache.close()
     assert cache.used_bytes == 0
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_files() <= before
 
 
 async def test_close_waits_for_reads_and_closes_every_descriptor(tmp_path: Path) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     cache = HostCache(BUDGET)
     kept = await cache.get(artifact(tmp_path, "kept"))
     under_way = asyncio.create_task(cache.get(artifact(tmp_path, "late")))
@@ -201,7 +196,7 @@ async def test_close_waits_for_reads_and_closes_every_descriptor(tmp_path: Path)
     await cache.close()
     assert cache.used_bytes == 0
     await asyncio.gather(under_way, return_exceptions=True)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_files() <= before
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(kept.fd)
     with pytest.raises(ShuttingDownError):

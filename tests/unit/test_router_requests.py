@@ -24,7 +24,6 @@ from router.openai_types import ChatCompletionRequest, CompletionRequest
 from router.sampling_defaults import (
     GenerationDefaults,
     SamplingOptions,
-    read_generation_defaults,
     resolve_sampling,
 )
 from router.tokenizers import ChatPrompt, load_text_model
@@ -115,17 +114,13 @@ def test_what_does_not_fit_the_context(num_prompt_tokens: int, asked: int | None
     assert caught.value.param == param
 
 
-def test_generation_config_is_read_and_the_rest_of_it_ignored(tmp_path: Path) -> None:
-    assert read_generation_defaults(tmp_path) == GenerationDefaults()
-    path = tmp_path / "generation_config.json"
-    path.write_text(
-        '{"temperature": 0.6, "top_k": 20, "do_sample": true, "top_p": null, "eos_token_id": [1, 2]}'
-    )
-    assert read_generation_defaults(tmp_path) == GenerationDefaults(temperature=0.6, top_k=20)
-    for broken in ("[", "[]", '{"top_p": 0}', '{"top_k": 1.5}', '{"temperature": "hot"}'):
-        path.write_text(broken)
+def test_generation_config_is_read_and_the_rest_of_it_ignored() -> None:
+    assert GenerationDefaults.from_mapping({}) == GenerationDefaults()
+    found = {"temperature": 0.6, "top_k": 20, "do_sample": True, "top_p": None, "eos_token_id": [1, 2]}
+    assert GenerationDefaults.from_mapping(found) == GenerationDefaults(temperature=0.6, top_k=20)
+    for broken in ({"top_p": 0}, {"top_k": 1.5}, {"temperature": "hot"}):
         with pytest.raises(ArtifactError, match="generation_config"):
-            read_generation_defaults(tmp_path)
+            GenerationDefaults.from_mapping(broken)
 
 
 def chat(**fields: Any) -> ChatCompletionRequest:
