@@ -83,8 +83,7 @@ class TransformerModel:
         Returns:
             float32 [R, vocab_size] logits of ``batch.logits_rows``.
         """
-        # What the layers add up is kept in float32: in bfloat16 each of the additions would round, and after
-        # thirty layers greedy choices differ from the full-precision model's more often than they need to.
+        # What the layers add up is kept in float32: each of their additions would round to bfloat16 again.
         hidden = F.embedding(batch.token_ids, self._embed).float()
         attention = PagedAttention(batch, kv, self._workspace_bytes)
         rotation = Rotation(batch.positions, self._frequencies, self._embed.dtype)
