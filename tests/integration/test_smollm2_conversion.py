@@ -1,12 +1,14 @@
-"""The real thing: SmolLM2's GGUF file, converted by us and read by transformers, knows its capitals."""
+"""The real thing: SmolLM2's GGUF file, converted by us, knows its capitals, in transformers and here."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import openai
 import platformdirs
 import pytest
+from support.running_server import RunningServer
 
 from mooring.errors import ConfigurationError
 from ops.samples.smollm2 import make_smollm2
@@ -38,6 +40,22 @@ def test_transformers_answers_from_the_converted_folder(folder: Path) -> None:
     output = model.generate(**prompt, max_new_tokens=16, do_sample=False)
     answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
     assert answer == "The capital of France is Paris.<|im_end|>"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_server_answers_as_transformers_does(folder: Path, tmp_path: Path, dtype: str) -> None:
+    flags = ["--dtype", dtype, "--memory-budget", "1GiB"]
+    with (
+        RunningServer(tmp_path, {"smollm2": folder}, flags, {}) as server,
+        openai.OpenAI(base_url=f"{server.http_url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        answer = client.chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            temperature=0,
+            max_tokens=16,
+        )
+    assert answer.choices[0].message.content == "The capital of France is Paris."
 
 
 def test_its_tokenizer_gives_every_byte_back(folder: Path) -> None:
