@@ -16,9 +16,12 @@ class RouterConfig:
     Attributes:
         max_body_bytes: largest body of an HTTP request; a larger one is answered with 413.
         max_choices: largest ``n`` of one request.
+        max_batch_choices: most choices of a request with several prompts: their number times ``n``.
         max_stop_strings: most stop strings of one request.
         max_stop_string_chars: longest stop string, in characters.
         max_stop_token_ids: most stop token ids of one request.
+        max_logit_biases: most token ids of one request's ``logit_bias``.
+        max_bad_words: most strings of one request's ``bad_words``; each may be as long as a stop string.
         max_logprobs: most likeliest tokens that may be asked for at each position.
         inline_text_chars: a prompt up to this many characters is tokenized on the event loop; a longer
             one in a thread, so that it delays nobody else.
@@ -30,9 +33,12 @@ class RouterConfig:
 
     max_body_bytes: int = 4 * MIB
     max_choices: int = 128
+    max_batch_choices: int = 256
     max_stop_strings: int = 16
     max_stop_string_chars: int = 1024
     max_stop_token_ids: int = 256
+    max_logit_biases: int = 1024
+    max_bad_words: int = 256
     max_logprobs: int = 20
     inline_text_chars: int = 16_384
     tokenizers_cached: int = 64

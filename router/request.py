@@ -25,7 +25,12 @@ class GenerationRequest:
         prompt_ids: token ids, special tokens included.
         sampling: of choice 0; choice i differs in ``choice`` alone.
         n: choices wanted.
-        stop: strings that end a choice and are not part of it.
+        stop: strings that end a choice.
+        include_stop: what ended a choice, a string or a token of ``stop_token_ids``, is part of its text.
+        skip_special_tokens: special tokens are no text.
+        echo: every choice begins with the prompt.
+        prompt_text: the prompt as it was sent, where that was a plain text and ``echo`` wants it back.
+        prompt_only: no output is wanted; the one token of each choice that the engine is asked for is dropped.
         tenant: who is served; ``"anonymous"`` where no key was needed.
         arrival_s, deadline_s: ``time.monotonic``; the deadline is for the first token, ``inf`` is best
             effort.
@@ -40,6 +45,11 @@ class GenerationRequest:
     sampling: SamplingParams
     n: int = 1
     stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    echo: bool = False
+    prompt_text: str | None = None
+    prompt_only: bool = False
     tenant: str = "anonymous"
     arrival_s: float = 0.0
     deadline_s: float = float("inf")

@@ -16,7 +16,9 @@ __all__ = [
     "DEFAULT_COMPLETION_TOKENS",
     "GenerationDefaults",
     "SamplingOptions",
+    "num_prompt_tokens_kept",
     "resolve_sampling",
+    "wants_prompt_only",
 ]
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, where a plain prompt comes without a length
@@ -65,6 +67,18 @@ class SamplingOptions:
     """The caller's wishes; None is "left out". Meanings and units as in ``SamplingParams``.
 
     Attributes:
+        stop: strings that end a choice.
+        include_stop_str_in_output: the stop string, or the token of ``stop_token_ids``, stays in the text.
+        skip_special_tokens: special tokens are no text; so where left out.
+        bad_words: texts that the output never completes, alone or after a space.
+        echo: every choice begins with the prompt, and its log-probabilities where ``logprobs`` are asked for;
+            ``max_tokens`` may then be 0.
+        prompt_logprobs: likeliest tokens at each position of the prompt, beside its own; ``max_tokens`` may
+            then be 0.
+        truncate_prompt_tokens: only so many tokens of the prompt's end are used; -1 is as many as leave room for
+            the output.
+        add_special_tokens: the prompt gets what the tokenizer adds to a text; left out, a plain text does and
+            chat does not.
         default_max_tokens: output where neither caller nor model sets it; None is the rest of the context.
         max_tokens_field, logprobs_field, prompt_field: what this door calls them, for error messages.
     """
@@ -84,6 +98,14 @@ class SamplingOptions:
     ignore_eos: bool | None = None
     n: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[str, ...] = ()
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    echo: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
     default_max_tokens: int | None = None
     max_tokens_field: str = "max_tokens"
     logprobs_field: str = "logprobs"
@@ -115,6 +137,7 @@ _RANGES = {
     "max_new_tokens": _Range(1, math.inf),
     "seed": _Range(-(1 << 63), _SEED_MASK),
 }
+_TOKEN_IDS = _Range(0, (1 << 32) - 1)
 
 
 def resolve_sampling(
@@ -158,7 +181,41 @@ def resolve_sampling(
         stop_token_ids=options.stop_token_ids,
         ignore_eos=bool(options.ignore_eos),
         logprobs=options.logprobs,
+        prompt_logprobs=_prompt_logprobs(options),
+        logit_bias=options.logit_bias,
     )
+
+
+def wants_prompt_only(options: SamplingOptions) -> bool:
+    """Whether the caller wants to see the prompt and no output: then the engine is asked for one token, which
+    nobody gets to see."""
+    return options.max_tokens == 0
+
+
+def num_prompt_tokens_kept(options: SamplingOptions, max_model_len: int) -> int | None:
+    """How many tokens of the prompt's end ``truncate_prompt_tokens`` leaves; None where it was left out.
+
+    Raises:
+        InvalidRequestError: it is neither -1 nor at least 1, or leaves no token.
+    """
+    asked = options.truncate_prompt_tokens
+    if asked is None:
+        return None
+    kept = max_model_len - max(1, options.max_tokens or 1) if asked == -1 else asked
+    if kept < 1:
+        raise InvalidRequestError(
+            f"Invalid 'truncate_prompt_tokens': {asked} leaves no token of the prompt; it must be at least 1, or "
+            f"-1 for all that fit beside the output.",
+            param="truncate_prompt_tokens",
+        )
+    return kept
+
+
+def _prompt_logprobs(options: SamplingOptions) -> int | None:
+    """Of the prompt's tokens as many as somebody looks at: the caller, or the echo."""
+    echoed = options.logprobs if options.echo else None
+    asked = [num for num in (options.prompt_logprobs, echoed) if num is not None]
+    return max(asked, default=None)
 
 
 def _first(asked: float | None, suggested: float | None, default: float) -> float:
@@ -176,9 +233,11 @@ def _temperature(asked: float) -> float:
 def _check(options: SamplingOptions, config: RouterConfig) -> None:
     for name, allowed in _RANGES.items():
         _check_range(getattr(options, name, None), allowed, name)
-    _check_range(options.max_tokens, _Range(1, _MAX_TOKENS), options.max_tokens_field)
+    fewest_tokens = 0 if options.echo or options.prompt_logprobs is not None else 1
+    _check_range(options.max_tokens, _Range(fewest_tokens, _MAX_TOKENS), options.max_tokens_field)
     _check_range(options.n, _Range(1, config.max_choices), "n")
     _check_range(options.logprobs, _Range(0, config.max_logprobs), options.logprobs_field)
+    _check_range(options.prompt_logprobs, _Range(0, config.max_logprobs), "prompt_logprobs")
     _check_range(len(options.stop), _Range(0, config.max_stop_strings), "stop", what="the number of strings")
     for text in options.stop:
         _check_range(
@@ -191,7 +250,22 @@ def _check(options: SamplingOptions, config: RouterConfig) -> None:
         what="the number of ids",
     )
     for token_id in options.stop_token_ids:
-        _check_range(token_id, _Range(0, (1 << 32) - 1), "stop_token_ids", what="each id")
+        _check_range(token_id, _TOKEN_IDS, "stop_token_ids", what="each id")
+    _check_token_choice(options, config)
+
+
+def _check_token_choice(options: SamplingOptions, config: RouterConfig) -> None:
+    biases, words = options.logit_bias, options.bad_words
+    _check_range(
+        len(biases), _Range(0, config.max_logit_biases), "logit_bias", what="the number of token ids"
+    )
+    for token_id, bias in biases:
+        _check_range(token_id, _TOKEN_IDS, "logit_bias", what="each token id")
+        _check_range(bias, _Range(-100, 100), "logit_bias", what="each bias")
+    _check_range(len(words), _Range(0, config.max_bad_words), "bad_words", what="the number of strings")
+    for word in words:
+        allowed = _Range(1, config.max_stop_string_chars)
+        _check_range(len(word), allowed, "bad_words", what="the length of each string")
 
 
 def _check_range(value: float | None, allowed: _Range, param: str, *, what: str = "the value") -> None:
@@ -205,7 +279,7 @@ def _max_tokens(
     if num_prompt_tokens == 0:
         raise InvalidRequestError("The prompt is empty: send at least one token.", param=options.prompt_field)
     rest_tokens = max_model_len - num_prompt_tokens
-    asked = options.max_tokens
+    asked = 1 if wants_prompt_only(options) else options.max_tokens
     if rest_tokens < 1:
         raise ContextLengthError(
             f"This model's maximum context length is {max_model_len} tokens. However, your "
