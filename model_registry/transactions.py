@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from sqlalchemy import Engine, Select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from model_registry.database import READ_ONLY
-from mooring.errors import ConflictError, NotFoundError
+from mooring.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    RegistryUnavailableError,
+)
 
 __all__ = ["Transactions", "one"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Transactions:
@@ -37,18 +45,32 @@ class Transactions:
         """Commits at its end, or rolls back what raised.
 
         Raises:
-            ConflictError: another writer was faster, on a database that lets two run side by side.
+            ConflictError: another program wrote the same thing beside us, past our lock.
+            InvalidRequestError: a value that the database cannot hold.
+            RegistryUnavailableError: the database does not answer.
         """
-        try:
-            with self._write_sessions.begin() as session:
-                yield session
-        except IntegrityError as error:
-            raise ConflictError("someone else changed the same thing at this moment: try again") from error
+        with _named_errors(), self._write_sessions.begin() as session:
+            yield session
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with self._read_sessions.begin() as session:
+        """One snapshot of the database. Raises as ``_writing`` does."""
+        with _named_errors(), self._read_sessions.begin() as session:
             yield session
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Raises what the database says as errors of ours."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise ConflictError("someone else changed the same thing at this moment: try again") from error
+    except (DataError, UnicodeEncodeError) as error:  # NUL, half a surrogate pair, a text too long
+        raise InvalidRequestError("a value has characters or a length that cannot be kept") from error
+    except OperationalError as error:
+        logger.warning("the registry's database failed: %s", error.orig)
+        raise RegistryUnavailableError("the registry's database does not answer: try again") from error
 
 
 def one(session: Session, query: Select[T], what: str) -> T:

@@ -142,7 +142,12 @@ class Settings(BaseSettings):
         description="Registry, artifact store and admin key.",
     )
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the registry; unset: SQLite in the data folder."
+        None,
+        description="SQLAlchemy URL of the registry, like `postgresql://mooring@host/mooring`; unset: SQLite "
+        "in the data folder.",
+    )
+    database_password_file: Path | None = Field(
+        None, description="File with the password of `database_url`'s user; unset: the URL's own."
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu` or `cuda:N`.")
     engine: Literal["torch", "null"] = Field(

@@ -18,6 +18,7 @@
     │   ├── OverloadedError           our capacity
     │   ├── ModelUnavailableError     disabled, or failed to load
     │   ├── WorkerLostError           the engine's process died
+    │   ├── RegistryUnavailableError  the registry's database does not answer
     │   └── ShuttingDownError
     └── OperatorError           whoever runs the server must mend something
         ├── ConfigurationError
@@ -54,6 +55,7 @@ __all__ = [
     "PermissionDeniedError",
     "PoisonousRequestError",
     "RateLimitError",
+    "RegistryUnavailableError",
     "RequestTooLargeError",
     "ShuttingDownError",
     "Status",
@@ -179,6 +181,12 @@ class WorkerLostError(TransientError):
     code = "worker_lost"
 
 
+class RegistryUnavailableError(TransientError):
+    """The registry's database does not answer."""
+
+    code = "registry_unavailable"
+
+
 class ShuttingDownError(TransientError):
     """The server is draining."""
 
@@ -241,6 +249,7 @@ STATUS: dict[type[MooringError], Status] = {
     OverloadedError: Status(503, "UNAVAILABLE", "server_error"),
     ModelUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
     WorkerLostError: Status(503, "UNAVAILABLE", "server_error"),
+    RegistryUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
     ShuttingDownError: Status(503, "UNAVAILABLE", "server_error"),
     ConfigurationError: Status(500, "FAILED_PRECONDITION", "server_error"),
     ArtifactError: Status(422, "FAILED_PRECONDITION", "invalid_request_error"),

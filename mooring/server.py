@@ -203,7 +203,7 @@ class Server:
         app = create_app(services, intake)
         app.include_router(create_admin_router(admin))
         settings = self.settings
-        http = http_door(app, settings.http_host, settings.http_port)
+        http = http_door(app, settings.http_host, settings.http_port, settings.max_body_bytes)
         self.addresses["http"] = await stack.enter_async_context(http)
         service = create_grpc_service(services, intake)
         rpc = grpc_door(service, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
@@ -239,7 +239,7 @@ class Server:
 
 
 def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
-    engine = open_database(settings.registry_url)
+    engine = open_database(settings.registry_url, settings.database_password_file)
     stack.callback(engine.dispose)
     return Registry(engine)
 

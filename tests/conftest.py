@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+from support.databases import DATABASES, new_database_url
+from support.postgresql import PostgresCluster, postgres_cluster
 
 # In CI the same examples every time, so that a change is judged by what it changed; at a desk new ones.
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresCluster]:
+    """A PostgreSQL server of this session's own."""
+    with postgres_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database for a registry; the test runs once on each kind."""
+    return new_database_url(request.param, tmp_path, request)

@@ -1,12 +1,14 @@
-"""The registry on a real SQLite file."""
+"""The registry on a real SQLite file and on a real PostgreSQL."""
 
 from __future__ import annotations
 
 import re
 import threading
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import Engine, text
 
 from model_registry.database import open_database
 from model_registry.records import DeploymentPolicy, NewVersion
@@ -26,8 +28,15 @@ class Clock:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(open_database(f"sqlite:///{tmp_path}/registry.db"), now=Clock())
+def database(database_url: str) -> Iterator[Engine]:
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def registry(database: Engine) -> Registry:
+    return Registry(database, now=Clock())
 
 
 def version(digest: str = "a" * 64, **changes: object) -> NewVersion:
@@ -163,7 +172,7 @@ def test_what_is_not_there_is_named(registry: Registry) -> None:
         registry.create_deployment("../d", "m")
 
 
-def test_keys_are_shown_once_and_checked_by_hash(registry: Registry, tmp_path: Path) -> None:
+def test_keys_are_shown_once_and_checked_by_hash(registry: Registry, database: Engine) -> None:
     tenant = registry.create_tenant("acme")
     key, record = registry.create_key("acme", "laptop")
 
@@ -172,8 +181,9 @@ def test_keys_are_shown_once_and_checked_by_hash(registry: Registry, tmp_path: P
     assert registry.authenticate(key) == tenant
     assert registry.authenticate(key[:-1]) is None
     assert registry.authenticate("\ud800") is None
-    stored = b"".join(path.read_bytes() for path in tmp_path.glob("registry.db*"))
-    assert key.encode() not in stored
+    with database.connect() as connection:
+        (row,) = connection.execute(text("SELECT * FROM api_keys"))
+    assert key not in str(row)
 
 
 def test_a_revoked_key_is_no_key(registry: Registry) -> None:
@@ -222,7 +232,47 @@ def test_writers_on_many_threads_lose_nothing(registry: Registry) -> None:
     assert registry.get_model("m").version_numbers == tuple(range(1, 41))
 
 
-def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/registry.db"
-    written = Registry(open_database(url)).register_version("m", version())
-    assert Registry(open_database(url)).get_version("m") == written
+def test_what_was_written_is_there_after_reopening(database_url: str) -> None:
+    with closing_engine(database_url) as engine:
+        written = Registry(engine).register_version("m", version())
+    with closing_engine(database_url) as engine:
+        assert Registry(engine).get_version("m") == written
+
+
+@pytest.mark.parametrize("name", ["nul\x00", "half\ud800", "x" * 1000])
+def test_a_name_that_no_database_can_hold_is_the_callers_to_mend(registry: Registry, name: str) -> None:
+    for ask in (registry.get_model, registry.get_deployment, registry.list_keys):
+        with pytest.raises((NotFoundError, InvalidRequestError)):
+            ask(name)
+    with pytest.raises(InvalidRequestError):
+        registry.create_tenant(name)
+    assert registry.list_tenants() == []
+
+
+def test_a_reader_sees_one_state_while_a_writer_changes_it(registry: Registry) -> None:
+    registry.register_version("m", version())
+    torn: list[tuple[int, ...]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            numbers = registry.get_model("m").version_numbers
+            if numbers != tuple(range(numbers[0], numbers[-1] + 1)):
+                torn.append(numbers)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for index in range(20):
+            registry.register_version("m", version(f"{index:064}"))
+    finally:
+        done.set()
+        reader.join(timeout=30)
+    assert torn == []
+
+
+@contextmanager
+def closing_engine(url: str) -> Iterator[Engine]:
+    engine = open_database(url)
+    yield engine
+    engine.dispose()
