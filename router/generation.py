@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from engines.api import FinishReason, TopLogprobs
-from mooring.errors import InternalError
+from mooring.errors import InternalError, MooringError
 from router.detokenizer import TokenTable
 from router.metrics import RequestMetrics
 from router.request import ChoiceTokens, GenerationRequest, TokenStream
@@ -92,6 +92,7 @@ class TextGeneration:
         self._stream = stream
         self._metrics = metrics
         self._choices = [_ChoiceText(index, request, table) for index in range(request.n)]
+        self._failed = False
 
     @property
     def usage(self) -> Usage:
@@ -105,14 +106,18 @@ class TextGeneration:
         Raises:
             MooringError: the request failed; nothing follows.
         """
-        async for batch in self._stream:
-            deltas = [delta for new in batch if (delta := self._take(new)) is not None]
-            if deltas:
-                yield deltas
-            if all(choice.finished for choice in self._choices):
-                return
-        if not all(choice.finished for choice in self._choices):
-            raise InternalError("The engine ended the request without saying why.")
+        try:
+            async for batch in self._stream:
+                deltas = [delta for new in batch if (delta := self._take(new)) is not None]
+                if deltas:
+                    yield deltas
+                if all(choice.finished for choice in self._choices):
+                    return
+            if not all(choice.finished for choice in self._choices):
+                raise InternalError("The engine ended the request without saying why.")
+        except MooringError:
+            self._failed = True
+            raise
 
     async def whole(self) -> list[WholeChoice]:
         """Waits for all of it.
@@ -129,10 +134,11 @@ class TextGeneration:
     async def aclose(self) -> None:
         """Frees what the request holds. Safe to call more than once."""
         await self._stream.aclose()
+        reason = "error" if self._failed else "abort"
         for choice in self._choices:
             if not choice.finished:
                 choice.finished = True
-                self._metrics.finished("abort", choice.num_tokens)
+                self._metrics.finished(reason, choice.num_tokens)
         self._metrics.end()
 
     def _take(self, new: ChoiceTokens) -> TextDelta | None:

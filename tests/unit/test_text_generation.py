@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import pytest
 from support.router_doors import (
     ScriptedStream,
@@ -148,7 +150,7 @@ async def test_what_happened_is_measured_once() -> None:
     text = measured.expose().decode()
     for line in (
         'vllm:request_success_total{finished_reason="stop",model_name="m"} 1.0',
-        'vllm:request_success_total{finished_reason="abort",model_name="m"} 1.0',
+        'vllm:request_success_total{finished_reason="error",model_name="m"} 1.0',
         'vllm:generation_tokens_total{model_name="m"} 4.0',
         'vllm:prompt_tokens_total{model_name="m"} 3.0',
         'vllm:time_to_first_token_seconds_count{model_name="m"} 1.0',
@@ -156,6 +158,20 @@ async def test_what_happened_is_measured_once() -> None:
         'vllm:e2e_request_latency_seconds_count{model_name="m"} 1.0',
     ):
         assert line in text
+
+
+async def test_what_the_client_cancelled_is_no_error() -> None:
+    request, measured = request_for(n=2), metrics()
+    ended = ChoiceTokens(0, ids_of("a"), finish_reason=FinishReason.STOP)
+    made = generation(request, ScriptedStream([[ended, ChoiceTokens(1, ids_of("a"))]]), measured)
+    async with aclosing(aiter(made)) as deltas:
+        await anext(deltas)
+    await made.aclose()
+    counted = [line for line in measured.expose().decode().splitlines() if "request_success_total{" in line]
+    assert sorted(counted) == [
+        'vllm:request_success_total{finished_reason="abort",model_name="m"} 1.0',
+        'vllm:request_success_total{finished_reason="stop",model_name="m"} 1.0',
+    ]
 
 
 def test_a_run_of_byte_tokens_is_shown_when_it_ends_and_judged_as_one() -> None:
