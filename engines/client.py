@@ -34,6 +34,7 @@ from engines.wire import (
     error_from_rpc,
     finished_from_wire,
     lease_status_from_wire,
+    prompt_logprobs_from_wire,
     stats_from_wire,
     submit_to_wire,
     top_logprobs_from_wire,
@@ -54,11 +55,13 @@ class SequenceChunk:
 
     Attributes:
         logprobs: one for each token, of sequences that asked; else empty.
+        prompt_logprobs: with the first token of sequences that asked, as in ``StepOutput``.
         finished: the end, after these tokens. With ``ERROR`` and code ``worker_lost`` the process died.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TopLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TopLogprobs] | None = None
     finished: Finished | None = None
 
 
@@ -278,6 +281,8 @@ class WorkerClient:
             chunk.token_ids.append(token_id)
         for top in message.top_logprobs:
             chunks[top.sequence_id].logprobs.append(top_logprobs_from_wire(top))
+        for of_prompt in message.prompt_logprobs:
+            chunks[of_prompt.sequence_id].prompt_logprobs = prompt_logprobs_from_wire(of_prompt)
         for ended in message.finished:
             chunks.setdefault(ended.sequence_id, SequenceChunk()).finished = finished_from_wire(ended)
         for sequence_id, chunk in chunks.items():

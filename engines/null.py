@@ -3,16 +3,22 @@
 It obeys every verb, holds every promise of ``engines.api.Engine`` and gives each sequence one token a step,
 a function of the prompt and the position alone. The router's benchmark measures everything but the model
 with it, and tests of failover know what each token has to be.
+
+Whatever the torch engine accepts is accepted here; what would only change the choice of a token (temperature,
+penalties, biases, bad words) changes nothing. Log-probabilities are always the same: the token that is there
+has half of the probability, and each further one half of what is left.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import psutil
 
@@ -47,6 +53,7 @@ class _Sequence:
     start: int  # token 0 of the output, before it is wrapped
     num_output: int
     ends_at: int  # output tokens
+    has_spoken: bool = False  # in this life
 
 
 @dataclass(slots=True)
@@ -197,14 +204,27 @@ class NullEngine:
         """Appends a token; the end of the sequence, if it is a stop token."""
         sampling = sequence.request.sampling
         if sampling.logprobs is not None:
-            likeliest = tuple(range(token_id, token_id + sampling.logprobs))
-            output.top_logprobs[len(output.token_ids)] = TopLogprobs(0.0, likeliest, (0.0,) * len(likeliest))
+            output.top_logprobs[len(output.token_ids)] = self._top_logprobs(token_id, sampling.logprobs)
+        if sampling.prompt_logprobs is not None and not sequence.has_spoken:
+            output.prompt_logprobs[sequence.request.sequence_id] = [
+                self._top_logprobs(prompt_id, sampling.prompt_logprobs)
+                for prompt_id in sequence.request.prompt_ids[1:]
+            ]
+        sequence.has_spoken = True
         output.sequence_ids.append(sequence.request.sequence_id)
         output.token_ids.append(token_id)
         sequence.num_output += 1
         if token_id in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens:
             return Finished(sequence.request.sequence_id, FinishReason.STOP, stop_token_id=token_id)
         return None
+
+    def _top_logprobs(self, token_id: int, num_likeliest: int) -> TopLogprobs:
+        config = self._config
+        others = range(config.first_token_id, config.first_token_id + config.num_token_ids)
+        likeliest = chain((token_id,), (other for other in others if other != token_id))
+        token_ids = tuple(islice(likeliest, num_likeliest))
+        logprobs = tuple(math.log(0.5) * rank for rank in range(1, len(token_ids) + 1))
+        return TopLogprobs(math.log(0.5), token_ids, logprobs)
 
     def _end(self, replica: _Replica, sequence_id: int, finished: Finished) -> None:
         del replica.running[sequence_id], self._replica_of[sequence_id]

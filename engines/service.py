@@ -28,6 +28,7 @@ from engines.wire import (
     capabilities_to_wire,
     finished_to_wire,
     lease_status_to_wire,
+    prompt_logprobs_to_wire,
     stats_to_wire,
     submit_from_wire,
     top_logprobs_to_wire,
@@ -276,6 +277,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 top = output.top_logprobs.get(index)
                 if top is not None:
                     message.top_logprobs.append(top_logprobs_to_wire(top, sequence_id & _ROUTER_ID_MASK))
+            for sequence_id, tops in output.prompt_logprobs.items():
+                message = self._message_for(messages, sequence_id, output)
+                message.prompt_logprobs.append(prompt_logprobs_to_wire(tops, sequence_id & _ROUTER_ID_MASK))
             for finished in output.finished:
                 message = self._message_for(messages, finished.sequence_id, output)
                 message.finished.append(finished_to_wire(finished, finished.sequence_id & _ROUTER_ID_MASK))

@@ -7,7 +7,7 @@ a gRPC status whose trailing metadata carries the code of ``mooring.errors``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import grpc
@@ -37,6 +37,8 @@ __all__ = [
     "finished_to_wire",
     "lease_status_from_wire",
     "lease_status_to_wire",
+    "prompt_logprobs_from_wire",
+    "prompt_logprobs_to_wire",
     "stats_from_wire",
     "stats_to_wire",
     "submit_from_wire",
@@ -55,6 +57,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 _ERROR_CODE_KEY = "mooring-error-code"
 _BEST_EFFORT = 0.0
+_NO_SEQUENCE = 0  # the default, which takes no bytes
 _DUE_NOW_S = 1e-9  # a deadline of exactly now must not read as best effort
 
 _REASON_TO_WIRE = {
@@ -92,6 +95,9 @@ def submit_to_wire(request: SequenceRequest, now_s: float) -> pb.Submit:
         stop_token_ids=sampling.stop_token_ids,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        logit_bias=[pb.TokenBias(token_id=token_id, bias=bias) for token_id, bias in sampling.logit_bias],
+        bad_words=[pb.TokenSequence(token_ids=token_ids) for token_ids in sampling.bad_words_ids],
     )
     deadline_s = _BEST_EFFORT
     if math.isfinite(request.deadline_s):
@@ -130,6 +136,9 @@ def submit_from_wire(message: pb.Submit, sequence_id: int, now_s: float) -> Sequ
             stop_token_ids=tuple(sampling.stop_token_ids),
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+            prompt_logprobs=sampling.prompt_logprobs if sampling.HasField("prompt_logprobs") else None,
+            logit_bias=tuple((entry.token_id, entry.bias) for entry in sampling.logit_bias),
+            bad_words_ids=tuple(tuple(word.token_ids) for word in sampling.bad_words),
         ),
         deadline_s=math.inf if message.deadline_s == _BEST_EFFORT else now_s + message.deadline_s,
         priority=message.priority,
@@ -167,6 +176,16 @@ def top_logprobs_to_wire(top: TopLogprobs, sequence_id: int) -> pb.TopLogprobs:
 
 def top_logprobs_from_wire(message: pb.TopLogprobs) -> TopLogprobs:
     return TopLogprobs(message.logprob, tuple(message.token_ids), tuple(message.logprobs))
+
+
+def prompt_logprobs_to_wire(tops: Sequence[TopLogprobs], sequence_id: int) -> pb.PromptLogprobs:
+    return pb.PromptLogprobs(
+        sequence_id=sequence_id, tokens=[top_logprobs_to_wire(top, _NO_SEQUENCE) for top in tops]
+    )
+
+
+def prompt_logprobs_from_wire(message: pb.PromptLogprobs) -> list[TopLogprobs]:
+    return [top_logprobs_from_wire(top) for top in message.tokens]
 
 
 def lease_status_to_wire(status: LeaseStatus) -> pb.LeaseStatus:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-from engines.api import REPLICA_ASLEEP, Finished, FinishReason, SequenceRequest
+from engines.api import REPLICA_ASLEEP, Finished, FinishReason, SamplingParams, SequenceRequest
 from engines.client import SequenceChunk, SequenceSink
 from mooring.errors import (
     InternalError,
@@ -199,6 +199,8 @@ class RequestStream:
             pending.token_ids += chunk.token_ids
             if chunk.logprobs:
                 pending.logprobs = (pending.logprobs or []) + chunk.logprobs
+            if chunk.prompt_logprobs is not None:
+                pending.prompt_logprobs = chunk.prompt_logprobs
         if chunk.finished is not None:
             choice.sequence_id = None
             self._end(choice, chunk.finished)
@@ -264,7 +266,7 @@ class RequestStream:
                 sequence_id=sequence_id,
                 replica_id=replica_id,
                 prompt_ids=self._request.prompt_ids,
-                sampling=replace(self._request.sampling, choice=choice.index),
+                sampling=_sampling_of(choice, self._request.sampling),
                 output_ids=tuple(choice.output_ids),
                 deadline_s=self._request.deadline_s,
                 priority=self._request.priority,
@@ -325,6 +327,14 @@ class RequestStream:
             self._error = InternalError(f"the dispatcher failed: {bug!r}")
             self._error.__cause__ = bug
         self._arrived.set()
+
+
+def _sampling_of(choice: _Choice, sampling: SamplingParams) -> SamplingParams:
+    """The request's ``sampling`` for one choice. The prompt's log-probabilities come with the first token of the
+    first choice, so they are asked for until that is there, and of no other."""
+    sent = choice.index > 0 or bool(choice.output_ids)
+    prompt_logprobs = None if sent else sampling.prompt_logprobs
+    return replace(sampling, choice=choice.index, prompt_logprobs=prompt_logprobs)
 
 
 class Dispatcher:

@@ -74,6 +74,23 @@ async def test_streams_go_on_where_they_were_when_the_worker_is_killed() -> None
         assert not fleet.leases
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05], ids=["before the first token", "after it"])
+async def test_prompt_logprobs_come_once_and_of_one_choice_whenever_the_worker_dies(pause_s: float) -> None:
+    async with null_fleet(step_time_s=0.02) as fleet:
+        asked = SamplingParams(max_tokens=20, prompt_logprobs=1)
+        stream = await dispatcher(fleet).generate(GenerationRequest("r", "m", (4, 5, 6), asked, n=2))
+        await asyncio.sleep(pause_s)
+        os.kill(fleet.pid, signal.SIGKILL)
+        chunks = []
+        async with asyncio.timeout(10):
+            async for step in stream:
+                chunks += step
+        assert fleet.num_deaths == 1
+    [(index, found)] = [(c.index, c.prompt_logprobs) for c in chunks if c.prompt_logprobs is not None]
+    assert (index, [top.token_ids for top in found]) == (0, [(5,), (6,)])
+    assert next(chunk for chunk in chunks if chunk.index == 0).prompt_logprobs is found
+
+
 async def test_a_request_present_at_two_deaths_fails_alone() -> None:
     async with null_fleet(POISON_COMMAND, step_time_s=0.002) as fleet:
         dispatch = dispatcher(fleet)

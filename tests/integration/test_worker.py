@@ -90,6 +90,32 @@ async def test_logprobs_and_stop_tokens_cross_the_wire(fleet: NullFleet) -> None
     assert all(len(top.logprobs) == 2 for top in tops)
 
 
+async def test_prompt_logprobs_come_once_with_the_first_token(fleet: NullFleet) -> None:
+    asked, others, short = Collected(), Collected(), Collected()
+    fleet.client.submit(sequence(1, (5, 6, 7), max_tokens=4, prompt_logprobs=2), asked)
+    fleet.client.submit(sequence(2, (5, 6, 7), max_tokens=4), others)
+    fleet.client.submit(sequence(3, (5,), max_tokens=4, prompt_logprobs=2), short)
+    for sink in (asked, others, short):
+        await sink.end()
+    first, *later = [chunk.prompt_logprobs for chunk in asked.chunks]
+    assert first is not None
+    assert [top.token_ids[0] for top in first] == [6, 7], "of every token but the first"
+    assert all(len(set(top.token_ids)) == len(top.logprobs) == 2 for top in first)
+    assert all(top.logprob == top.logprobs[0] > top.logprobs[1] for top in first)
+    assert later == [None] * 3
+    assert [chunk.prompt_logprobs for chunk in others.chunks] == [None] * 4
+    assert [chunk.prompt_logprobs for chunk in short.chunks] == [[], None, None, None]
+
+
+async def test_the_null_engine_accepts_biases_and_bad_words(fleet: NullFleet) -> None:
+    sink = Collected()
+    tokens = expected_tokens((1, 2, 3), 5)
+    choices = {"logit_bias": ((tokens[0], -100.0),), "bad_words_ids": ((tokens[1],), (5, 6))}
+    fleet.client.submit(sequence(1, max_tokens=5, **choices), sink)
+    await sink.end()
+    assert sink.token_ids == tokens
+
+
 async def test_a_prompt_beyond_the_context_ends_with_its_own_code(fleet: NullFleet) -> None:
     sink = Collected()
     fleet.client.submit(sequence(1, prompt_ids=(7,) * MAX_MODEL_LEN), sink)

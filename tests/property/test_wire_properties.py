@@ -12,6 +12,8 @@ from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest,
 from engines.wire import (
     finished_from_wire,
     finished_to_wire,
+    prompt_logprobs_from_wire,
+    prompt_logprobs_to_wire,
     submit_from_wire,
     submit_to_wire,
     top_logprobs_from_wire,
@@ -36,6 +38,9 @@ sampling_params = st.builds(
     stop_token_ids=token_ids,
     ignore_eos=st.booleans(),
     logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**32 - 1), floats32), max_size=4).map(tuple),
+    bad_words_ids=st.lists(token_ids, max_size=4).map(tuple),
 )
 requests = st.builds(
     SequenceRequest,
@@ -83,6 +88,22 @@ def test_finished(finished: Finished) -> None:
     assert finished_from_wire(finished_to_wire(finished, finished.sequence_id)) == finished
 
 
-@given(st.builds(TopLogprobs, floats32, token_ids, st.lists(floats32, max_size=8).map(tuple)))
+top_logprobs = st.builds(TopLogprobs, floats32, token_ids, st.lists(floats32, max_size=8).map(tuple))
+
+
+@given(top_logprobs)
 def test_top_logprobs(top: TopLogprobs) -> None:
     assert top_logprobs_from_wire(top_logprobs_to_wire(top, 1)) == top
+
+
+@given(st.lists(top_logprobs, max_size=5))
+def test_prompt_logprobs(tops: list[TopLogprobs]) -> None:
+    message = prompt_logprobs_to_wire(tops, 7)
+    assert message.sequence_id == 7
+    assert prompt_logprobs_from_wire(message) == tops
+
+
+def test_what_was_not_asked_for_takes_no_bytes() -> None:
+    plain = submit_to_wire(SequenceRequest(1, "m", (1,), SamplingParams()), now_s=0.0).sampling
+    named = {field.name for field, _ in plain.ListFields()}
+    assert named.isdisjoint(("logprobs", "prompt_logprobs", "logit_bias", "bad_words"))
