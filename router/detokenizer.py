@@ -47,8 +47,8 @@ class Detokenizer(Protocol):
 class TokenTable:
     """What each token of one tokenizer stands for. Shared by all sequences of a model.
 
-    Special tokens are no text (``skip_special_tokens``), nor are ids outside the vocabulary, which models
-    with a padded embedding can sample.
+    Special tokens are no text unless a caller wants them to be; ids outside the vocabulary, which models with a
+    padded embedding can sample, never are.
 
     Raises:
         ArtifactError: the tokenizer's decoder is of a kind whose output cannot be streamed.
@@ -67,21 +67,29 @@ class TokenTable:
         self._byte_of_char = _byte_of_char()
         self._cached_bytes: dict[int, bytes] = {}
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh one, for one sequence."""
-        return _ByteLevelDetokenizer(self) if self.is_byte_level else _FallbackDetokenizer(self)
+    def detokenizer(self, *, skip_special_tokens: bool = True, at_start: bool = True) -> Detokenizer:
+        """A fresh one, for one sequence.
 
-    def text_token(self, token_id: int) -> str | None:
+        Args:
+            skip_special_tokens: special tokens are no text.
+            at_start: the tokens begin a text, so that a SentencePiece-like tokenizer drops the space that it put
+                there itself; False where they go on with one.
+        """
+        if self.is_byte_level:
+            return _ByteLevelDetokenizer(self, skip_special_tokens)
+        return _FallbackDetokenizer(self, skip_special_tokens, at_start)
+
+    def text_token(self, token_id: int, skip_special_tokens: bool) -> str | None:
         """The token as the vocabulary spells it, or None where it is no text."""
         token: str | None = self._tokenizer.id_to_token(token_id)
-        return None if token is None or token in self._specials else token
+        return None if token is None or (skip_special_tokens and token in self._specials) else token
 
     def is_byte(self, token: str) -> bool:
         """Whether the token stands for one byte by its name."""
         return self._has_byte_fallback and _BYTE_TOKEN.fullmatch(token) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes the token stands for in the middle of a text; a special token is its name."""
+        """The UTF-8 bytes the token stands for in the middle of a text, special or not."""
         known = self._cached_bytes.get(token_id)
         if known is None:
             known = self._cached_bytes[token_id] = self._spell(token_id)
@@ -97,8 +105,6 @@ class TokenTable:
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
-        if token in self._specials:
-            return token.encode()
         if self.is_byte_level:
             chars = [self._byte_of_char.get(char) for char in token]
             # An added token may hold characters outside the byte alphabet: then it is plain text.
@@ -111,12 +117,13 @@ class TokenTable:
 class _ByteLevelDetokenizer:
     """UTF-8 over the tokens' bytes, with the codec's own state for what is incomplete."""
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable, skip_special_tokens: bool) -> None:
         self._table = table
+        self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        if self._table.text_token(token_id) is None:
+        if self._table.text_token(token_id, self._skip_special_tokens) is None:
             return ""
         return self._utf8.decode(self._table.token_bytes(token_id))
 
@@ -127,13 +134,14 @@ class _ByteLevelDetokenizer:
 class _FallbackDetokenizer:
     """Text tokens as they come; runs of byte tokens when they end."""
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable, skip_special_tokens: bool, at_start: bool) -> None:
         self._table = table
+        self._skip_special_tokens = skip_special_tokens
         self._run: list[str] = []
-        self._at_start = True  # the first token may lose its leading space
+        self._at_start = at_start  # the first token may lose its leading space
 
     def push(self, token_id: int) -> str:
-        token = self._table.text_token(token_id)
+        token = self._table.text_token(token_id, self._skip_special_tokens)
         if token is None:
             return ""
         if self._table.is_byte(token):

@@ -8,15 +8,20 @@ __all__ = ["StopStrings"]
 
 
 class StopStrings:
-    """Lets a text through piece by piece and ends it before the first stop string.
+    """Lets a text through piece by piece and ends it before the first stop string, or right after it.
 
     A tail that may still grow into a stop string is held back, and no more than that. What comes out
     depends on the text alone, never on where it was cut: of several matches the one that is complete
     first wins, and of those the longest.
+
+    Args:
+        stops: the stop strings, none of them empty.
+        include: the stop string itself is let through.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops = tuple(stops)
+        self._include = include
         self._longest_chars = max(map(len, self._stops), default=0)
         self._held = ""
 
@@ -26,10 +31,11 @@ class StopStrings:
         if not self._stops or not piece:
             return piece, False
         text = self._held + piece
-        start = self._first_match(text)
-        if start is not None:
+        match = self._first_match(text)
+        if match is not None:
+            start, end = match
             self._held = ""
-            return text[:start], True
+            return text[: end if self._include else start], True
         keep = self._num_held_chars(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
@@ -39,10 +45,13 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
-        """Where the stop string that is complete first begins."""
+    def _first_match(self, text: str) -> tuple[int, int] | None:
+        """Where the stop string that is complete first begins and ends."""
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        return min(found)[1] if found else None
+        if not found:
+            return None
+        end, start = min(found)
+        return start, end
 
     def _num_held_chars(self, text: str) -> int:
         """Length of the longest tail that a stop string begins with."""
