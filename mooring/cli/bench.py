@@ -40,3 +40,26 @@ def batching(
     for name, value in figures.items():
         console().print(f"{name}: {value:.2f}")
     console().print(f"Report: {out / 'report.md'}")
+
+
+@app.command()
+def router(
+    out: Out = Path("bench-out/router"),
+    streams: Annotated[int, typer.Option(min=1, help="At once, for throughput.")] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="Of each throughput run.")] = 256,
+    tokens: Annotated[int, typer.Option(min=1, help="Of each stream.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of the sample models; the server's own if not given.")
+    ] = None,
+    profile: Annotated[bool, typer.Option(help="Record flame graphs too (needs py-spy).")] = True,
+) -> None:
+    """Measure what the router adds: latency, tokens per second and CPU time through each door."""
+    from benchmarks.router import RouterLoad, main
+
+    def show(name: str, value: float) -> None:
+        console().print(f"{name}: {value:.2f}")
+
+    figures = main(out, RouterLoad(streams, requests, tokens, repeats), samples, profile, show)
+    console().print(f"added_ms_p50: {figures['added_ms_p50']:.2f}")
+    console().print(f"Report: {out / 'report.md'}")

@@ -1,0 +1,55 @@
+"""The doors as the router's benchmark uses them: a request, and what a stream of N tokens brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mooring.v1 import inference_pb2 as pb
+
+__all__ = ["DOORS", "MODEL", "Door"]
+
+MODEL = "null"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One way in.
+
+    Attributes:
+        protocol: of the load generator, ``http`` or ``grpc``; also which address it is at.
+        path: of the route, or of the method.
+        body: of a request with this text that asks for so many tokens.
+        num_extra_units: events or messages of a stream beside one for each token.
+    """
+
+    protocol: str
+    path: str
+    body: Callable[[str, int], bytes]
+    num_extra_units: int
+
+
+def _chat(text: str, max_tokens: int) -> bytes:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": max_tokens,
+        "stream": True,
+    }
+    return json.dumps(body).encode()
+
+
+def _native(text: str, max_tokens: int) -> bytes:
+    return pb.GenerateTextRequest(model=MODEL, prompt=text, max_tokens=max_tokens).SerializeToString()
+
+
+DOORS: Mapping[str, Door] = MappingProxyType(
+    {
+        # Beside the tokens: the role that opens a chat answer, and [DONE].
+        "http": Door("http", "/v1/chat/completions", _chat, 2),
+        # The usage.
+        "grpc": Door("grpc", "/mooring.v1.Inference/Generate", _native, 1),
+    }
+)
