@@ -130,7 +130,7 @@ class RequestStream:
         self._sequence_ids = sequence_ids
         self._config = config
         self._choices = [_Choice(index) for index in range(request.n)]
-        self._pending: dict[int, ChoiceTokens] = {}
+        self._pending: list[ChoiceTokens] = []  # one for each step of each choice, in order of arrival
         self._arrived = asyncio.Event()
         self._has_to_move = asyncio.Event()
         self._runner: SequenceRunner | None = None
@@ -151,13 +151,13 @@ class RequestStream:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        pending, self._pending = self._pending, {}
-        return list(pending.values())
+        pending, self._pending = self._pending, []
+        return pending
 
     def stop(self, index: int) -> None:
         choice = self._choices[index]
         choice.ended = True
-        self._pending.pop(index, None)
+        self._pending = [new for new in self._pending if new.index != index]
         if choice.sequence_id is not None and self._runner is not None:
             self._runner.cancel([choice.sequence_id])
             choice.sequence_id = None
@@ -195,24 +195,19 @@ class RequestStream:
         """The sink of one choice's sequence: called once a step, never blocks."""
         if chunk.token_ids:
             choice.output_ids += chunk.token_ids
-            pending = self._pending_of(choice)
-            pending.token_ids += chunk.token_ids
-            if chunk.logprobs:
-                pending.logprobs = (pending.logprobs or []) + chunk.logprobs
-            if chunk.prompt_logprobs is not None:
-                pending.prompt_logprobs = chunk.prompt_logprobs
         if chunk.finished is not None:
             choice.sequence_id = None
-            self._end(choice, chunk.finished)
+            self._end(choice, chunk, chunk.finished)
+        elif chunk.token_ids:
+            self._put(_new_tokens(choice, chunk))
         if chunk.token_ids:
             self._attendance.progressed(self)
 
-    def _end(self, choice: _Choice, finished: Finished) -> None:
+    def _end(self, choice: _Choice, chunk: SequenceChunk, finished: Finished) -> None:
+        if chunk.token_ids or finished.reason is not FinishReason.ERROR:
+            self._put(_new_tokens(choice, chunk))
         if finished.reason is not FinishReason.ERROR:
             choice.ended = True
-            pending = self._pending_of(choice)
-            pending.finish_reason = finished.reason
-            pending.stop_token_id = finished.stop_token_id
         elif finished.error_code == WorkerLostError.code:
             if self._runner is not None:
                 self._attendance.worker_died(self._runner)
@@ -221,12 +216,9 @@ class RequestStream:
             return
         self._note_end()
 
-    def _pending_of(self, choice: _Choice) -> ChoiceTokens:
-        pending = self._pending.get(choice.index)
-        if pending is None:
-            pending = self._pending[choice.index] = ChoiceTokens(choice.index)
-            self._arrived.set()
-        return pending
+    def _put(self, new: ChoiceTokens) -> None:
+        self._pending.append(new)
+        self._arrived.set()
 
     # The life of the request -----------------------------------------------------------------------
 
@@ -327,6 +319,17 @@ class RequestStream:
             self._error = InternalError(f"the dispatcher failed: {bug!r}")
             self._error.__cause__ = bug
         self._arrived.set()
+
+
+def _new_tokens(choice: _Choice, chunk: SequenceChunk) -> ChoiceTokens:
+    new = ChoiceTokens(
+        choice.index, chunk.token_ids, chunk.logprobs or None, prompt_logprobs=chunk.prompt_logprobs
+    )
+    finished = chunk.finished
+    if finished is not None and finished.reason is not FinishReason.ERROR:
+        new.finish_reason = finished.reason
+        new.stop_token_id = finished.stop_token_id
+    return new
 
 
 def _sampling_of(choice: _Choice, sampling: SamplingParams) -> SamplingParams:

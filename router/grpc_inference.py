@@ -63,9 +63,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 tenant=tenant,
             )
             async for batch in generation:
-                yield pb.GenerateTextResponse(
-                    request_id=request_id, model=request.model, choices=[_choice(delta) for delta in batch]
-                )
+                for delta in batch:
+                    yield pb.GenerateTextResponse(
+                        request_id=request_id, model=request.model, choices=[_choice(delta)]
+                    )
             yield pb.GenerateTextResponse(
                 request_id=request_id, model=request.model, usage=_usage(generation)
             )

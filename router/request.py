@@ -59,9 +59,9 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class ChoiceTokens:
-    """New tokens of one choice. ``token_ids`` includes the stop token that ended it, if one did, and
-    ``stop_token_id`` names it so that the text can leave it out. ``prompt_logprobs`` come once, with the first
-    token, where they were asked for: one for each token of the prompt but the first."""
+    """What one step of the engine gave one choice. ``token_ids`` includes the stop token that ended it, if one
+    did, and ``stop_token_id`` names it so that the text can leave it out. ``prompt_logprobs`` come once, with the
+    first token, where they were asked for: one for each token of the prompt but the first."""
 
     index: int
     token_ids: list[int] = field(default_factory=list)
@@ -75,7 +75,8 @@ class TokenStream(Protocol):
     """The tokens of one request, worker deaths already mended. Closing it frees its blocks."""
 
     def __aiter__(self) -> AsyncIterator[list[ChoiceTokens]]:
-        """Yields what has arrived since the last turn; ends when every choice has finished.
+        """Yields what has arrived since the last turn, one entry for each step of each choice, in order; ends
+        when every choice has finished.
 
         Raises:
             MooringError: the request failed; nothing follows.
