@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+CLIENTS_VENV := .venv-clients
+# Programs that tests run: a database, the compose file's checker, shells whose completion is tested.
+DEBIAN_PACKAGES := postgresql docker-compose zsh fish
 ARGS ?=
 DATA_DIR := $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
 SAMPLES := $(DATA_DIR)/samples
@@ -24,7 +27,7 @@ serve: $(STAMPS)/run ## Set everything up and serve three sample models from one
 	  --model smollm2="$(SAMPLES)/smollm2" --model pythonlm="$(SAMPLES)/pythonlm" --model draft="$(SAMPLES)/draft" $(ARGS)
 
 .PHONY: test
-test: lint ## Set everything up and run every check and test
+test: lint $(STAMPS)/debian $(STAMPS)/clients ## Set everything up and run every check and test
 	@$(BIN)/pytest $(ARGS)
 
 .PHONY: lint
@@ -53,7 +56,7 @@ docs: $(STAMPS)/dev ## Generate the reference pages that come from the code
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # --- environment ---------------------------------------------------------------------------------------
 
@@ -87,4 +90,26 @@ $(STAMPS)/run: $(STAMPS)/torch pyproject.toml
 $(STAMPS)/dev: $(STAMPS)/run pyproject.toml
 	@echo "Installing what the tests need ..."
 	@$(BIN)/pip install --quiet -e ".[dev]"
+	@touch $@
+
+# Where we may not install, the tests that need a package say which one.
+$(STAMPS)/debian: $(VENV)/pyvenv.cfg Makefile
+	@mkdir -p $(STAMPS)
+	@missing=$$(for package in $(DEBIAN_PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+	  echo "Installing Debian packages for the tests:" $$missing "..."; \
+	  { $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing; } \
+	    > $(STAMPS)/debian.log 2>&1 \
+	  || { echo "They could not be installed ($(STAMPS)/debian.log says why): some tests will fail." >&2; exit 0; }; \
+	fi; \
+	touch $@
+
+# Clients that want other versions than ours of the packages they share with us.
+$(STAMPS)/clients: $(VENV)/pyvenv.cfg tests/clients/requirements.txt
+	@mkdir -p $(STAMPS)
+	@echo "Installing the clients that the tests run into $(CLIENTS_VENV) ..."
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/pip install --quiet -r tests/clients/requirements.txt
 	@touch $@
