@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from engines.api import FinishReason, TopLogprobs
+from engines.api import FinishReason
 from mooring.errors import InternalError, MooringError
 from router.detokenizer import TokenTable
 from router.metrics import RequestMetrics
+from router.prompt_view import PromptView, TokenLogprob, spell_logprob
 from router.request import ChoiceTokens, GenerationRequest, TokenStream
 from router.stop_strings import StopStrings
 
-__all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice"]
-
-_LOWEST_LOGPROB = -9999.0  # OpenAI's floor: JSON has no infinity
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One position's log-probabilities.
-
-    Attributes:
-        raw: the sampled token's bytes; ``router.detokenizer.token_string`` prints them.
-        text_offset: characters of the choice's text before this token.
-        top: the likeliest tokens, best first: token id, bytes, log-probability.
-    """
-
-    token_id: int
-    raw: bytes
-    logprob: float
-    text_offset: int
-    top: tuple[tuple[int, bytes, float], ...]
+__all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice", "join_choices"]
 
 
 @dataclass(slots=True)
 class TextDelta:
-    """What is new in one choice.
+    """What is new in one choice. What the choice shows of its prompt comes in a delta of its own, before the
+    first token: ``text`` and ``logprobs`` of an echo, ``prompt_logprobs``, and no ``token_ids``.
 
     Attributes:
         text: may be empty while a character or a stop string is incomplete.
         token_ids: the token that ended the choice is among them, its text is not in ``text``.
         logprobs: parallel to ``token_ids``; None where they were not asked for.
         finish_reason: ``stop`` or ``length`` in the choice's last delta.
+        prompt_logprobs: of every token of the prompt, where they were asked for.
     """
 
     index: int
@@ -50,6 +34,7 @@ class TextDelta:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +57,7 @@ class WholeChoice:
     text: str
     logprobs: list[TokenLogprob] | None
     finish_reason: str
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 class TextGeneration:
@@ -91,8 +77,14 @@ class TextGeneration:
         self.request = request
         self._stream = stream
         self._metrics = metrics
-        self._choices = [_ChoiceText(index, request, table) for index in range(request.n)]
+        self._prompt = PromptView(request, table) if PromptView.is_wanted(request) else None
+        self._choices = [_ChoiceText(index, request, table, self._prompt) for index in range(request.n)]
         self._failed = False
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices there will be."""
+        return len(self._choices)
 
     @property
     def usage(self) -> Usage:
@@ -106,8 +98,12 @@ class TextGeneration:
         Raises:
             MooringError: the request failed; nothing follows.
         """
+        prompt, shown = self._prompt, False
         try:
-            async for batch in self._stream:
+            async for batch in self._stream if prompt is None else prompt.before(self._stream):
+                if prompt is not None and not shown:
+                    shown = True
+                    yield self._show_prompt(prompt)
                 deltas = [delta for new in batch if (delta := self._take(new)) is not None]
                 if deltas:
                     yield deltas
@@ -125,11 +121,7 @@ class TextGeneration:
         Raises:
             MooringError: the request failed.
         """
-        deltas: list[list[TextDelta]] = [[] for _ in self._choices]
-        async for batch in self:
-            for delta in batch:
-                deltas[delta.index].append(delta)
-        return [_join(index, parts) for index, parts in enumerate(deltas)]
+        return await join_choices(self, self.num_choices)
 
     async def aclose(self) -> None:
         """Frees what the request holds. Safe to call more than once."""
@@ -141,12 +133,20 @@ class TextGeneration:
                 self._metrics.finished(reason, choice.num_tokens)
         self._metrics.end()
 
+    def _show_prompt(self, prompt: PromptView) -> list[TextDelta]:
+        entries = prompt.logprobs()
+        shown = entries if self.request.echo and self.request.sampling.logprobs is not None else None
+        return [
+            TextDelta(choice.index, choice.prompt_text, logprobs=shown, prompt_logprobs=entries)
+            for choice in self._choices
+        ]
+
     def _take(self, new: ChoiceTokens) -> TextDelta | None:
         choice = self._choices[new.index]
         if choice.finished:
             return None
         delta = choice.take(new)
-        if delta.token_ids:
+        if delta.token_ids or self.request.prompt_only:
             self._metrics.tokens(new.index, len(delta.token_ids))
         if delta.finish_reason is not None:
             self._metrics.finished(delta.finish_reason, choice.num_tokens)
@@ -156,29 +156,37 @@ class TextGeneration:
 
 
 class _ChoiceText:
-    """The text of one choice."""
+    """The text of one choice; ``prompt_text`` is what it begins with, where the prompt is echoed."""
 
-    def __init__(self, index: int, request: GenerationRequest, table: TokenTable) -> None:
+    def __init__(
+        self, index: int, request: GenerationRequest, table: TokenTable, prompt: PromptView | None
+    ) -> None:
+        self.index = index
         self.finished = False
         self.num_tokens = 0
-        self._index = index
+        self.prompt_text = ""
         self._table = table
-        self._detokenizer = table.detokenizer()
-        self._stops = StopStrings(request.stop)
+        if prompt is not None and request.echo:
+            self.prompt_text, self._detokenizer = prompt.detokenizer()
+        else:
+            self._detokenizer = table.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        self._include_stop = request.include_stop
+        self._stops = StopStrings(request.stop, include=request.include_stop)
         self._min_tokens = request.sampling.min_tokens
-        self._num_chars = 0  # decoded so far, held back or not
+        self._num_chars = len(self.prompt_text)  # decoded so far, held back or not
 
     def take(self, new: ChoiceTokens) -> TextDelta:
         """Turns new tokens into text; sets ``finished`` with the last ones."""
-        delta = TextDelta(self._index, logprobs=None if new.logprobs is None else [])
+        delta = TextDelta(self.index, logprobs=None if new.logprobs is None else [])
         last = len(new.token_ids) - 1
         for place, token_id in enumerate(new.token_ids):
             ends_it = place == last and token_id == new.stop_token_id
             if new.logprobs is not None and delta.logprobs is not None:
-                delta.logprobs.append(self._logprob(token_id, new.logprobs[place]))
+                top = new.logprobs[place]
+                delta.logprobs.append(spell_logprob(self._table, token_id, top, self._num_chars))
             self.num_tokens += 1
             delta.token_ids.append(token_id)
-            if not ends_it and self._show(delta, self._detokenizer.push(token_id)):
+            if (not ends_it or self._include_stop) and self._show(delta, self._detokenizer.push(token_id)):
                 return delta
         if new.finish_reason is not None:
             self._finish(delta, new.finish_reason)
@@ -206,18 +214,23 @@ class _ChoiceText:
         delta.finish_reason = reason.value
         self.finished = True
 
-    def _logprob(self, token_id: int, top: TopLogprobs) -> TokenLogprob:
-        spell = self._table.token_bytes
-        likeliest = tuple(
-            (other, spell(other), max(logprob, _LOWEST_LOGPROB))
-            for other, logprob in zip(top.token_ids, top.logprobs, strict=True)
-        )
-        logprob = max(top.logprob, _LOWEST_LOGPROB)
-        return TokenLogprob(token_id, spell(token_id), logprob, self._num_chars, likeliest)
+
+async def join_choices(batches: AsyncIterable[Sequence[TextDelta]], num_choices: int) -> list[WholeChoice]:
+    """All choices whole, once their deltas have ended."""
+    deltas: list[list[TextDelta]] = [[] for _ in range(num_choices)]
+    async for batch in batches:
+        for delta in batch:
+            deltas[delta.index].append(delta)
+    return [_join(index, parts) for index, parts in enumerate(deltas)]
 
 
 def _join(index: int, parts: Sequence[TextDelta]) -> WholeChoice:
     logprobs = [entry for part in parts for entry in part.logprobs or ()]
     asked = any(part.logprobs is not None for part in parts)
-    text = "".join(part.text for part in parts)
-    return WholeChoice(index, text, logprobs if asked else None, parts[-1].finish_reason or "")
+    return WholeChoice(
+        index,
+        text="".join(part.text for part in parts),
+        logprobs=logprobs if asked else None,
+        finish_reason=parts[-1].finish_reason or "",
+        prompt_logprobs=parts[0].prompt_logprobs,
+    )

@@ -183,5 +183,5 @@ def _chat_logprobs(entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | N
     return {"content": content, "refusal": None}
 
 
-def _chat_token(raw: bytes, logprob: float) -> dict[str, Any]:
+def _chat_token(raw: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": token_string(raw), "logprob": logprob, "bytes": list(raw)}
