@@ -20,15 +20,25 @@ _STOP_S = 5.0
 
 
 @asynccontextmanager
-async def http_door(app: Any, host: str, port: int) -> AsyncIterator[str]:
+async def http_door(app: Any, host: str, port: int, max_frame_bytes: int) -> AsyncIterator[str]:
     """Serves an ASGI application; gives its address, and at the end lets open answers finish for a while.
+
+    Args:
+        max_frame_bytes: a larger message closes its WebSocket, unread.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
     listener = _listen("HTTP", host, port)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_STOP_S)
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(_STOP_S),
+        ws="websockets-sansio",  # it reads no message ahead, and makes senders wait for a slow reader
+        ws_max_size=max_frame_bytes,
+        ws_per_message_deflate=False,  # a chunk holds one token: compressing it costs more than it saves
     )
     server = _HttpServer(config)
     # A bound socket queues connections from now on, so the address is good before uvicorn has started.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.routing import WebSocketRoute
 
 from mooring.errors import OverloadedError
 from router.errors_http import install_error_handlers
@@ -11,6 +12,7 @@ from router.http_middleware import BodyLimitMiddleware, RequestIdMiddleware
 from router.http_openai import OpenAiApi
 from router.intake import Intake
 from router.services import RouterServices
+from router.websocket import SOCKET_PATH, OpenAiSocket
 
 __all__ = ["create_app"]
 
@@ -32,6 +34,7 @@ def create_app(services: RouterServices, intake: Intake | None = None) -> FastAP
     app.add_middleware(BodyLimitMiddleware, max_bytes=services.config.max_body_bytes)
     app.add_middleware(RequestIdMiddleware)
     app.include_router(OpenAiApi(services, intake or Intake(services)).routes())
+    app.router.routes.append(WebSocketRoute(SOCKET_PATH, OpenAiSocket(services, app)))
 
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:

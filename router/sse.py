@@ -13,12 +13,13 @@ from starlette.types import Receive, Scope, Send
 from mooring.errors import InternalError, MooringError
 from router.errors_http import error_body
 
-__all__ = ["DONE", "ClientGoneError", "EventStream", "event", "until_disconnect"]
+__all__ = ["DONE", "DONE_PAYLOAD", "ClientGoneError", "EventStream", "event", "payloads", "until_disconnect"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DONE = b"data: [DONE]\n\n"
+DONE_PAYLOAD = b"[DONE]"
+DONE = b"data: " + DONE_PAYLOAD + b"\n\n"
 
 
 class ClientGoneError(Exception):
@@ -28,6 +29,11 @@ class ClientGoneError(Exception):
 def event(payload: bytes) -> bytes:
     """One event around JSON text."""
     return b"data: " + payload + b"\n\n"
+
+
+def payloads(frame: bytes) -> list[bytes]:
+    """What ``event`` was put around, of each event in a piece of whole ones."""
+    return [each.removeprefix(b"data: ") for each in frame.split(b"\n\n") if each]
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
