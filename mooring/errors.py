@@ -43,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "ContextLengthError",
+    "DeadlineExceededError",
     "InsufficientMemoryError",
     "InternalError",
     "InvalidRequestError",
@@ -187,6 +188,12 @@ class RegistryUnavailableError(TransientError):
     code = "registry_unavailable"
 
 
+class DeadlineExceededError(TransientError):
+    """The request took longer than the caller allowed it to."""
+
+    code = "deadline_exceeded"
+
+
 class ShuttingDownError(TransientError):
     """The server is draining."""
 
@@ -250,6 +257,7 @@ STATUS: dict[type[MooringError], Status] = {
     ModelUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
     WorkerLostError: Status(503, "UNAVAILABLE", "server_error"),
     RegistryUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
+    DeadlineExceededError: Status(504, "DEADLINE_EXCEEDED", "server_error"),
     ShuttingDownError: Status(503, "UNAVAILABLE", "server_error"),
     ConfigurationError: Status(500, "FAILED_PRECONDITION", "server_error"),
     ArtifactError: Status(422, "FAILED_PRECONDITION", "invalid_request_error"),

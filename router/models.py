@@ -25,6 +25,7 @@ class ServedModel:
         residency: its present residency, as the glossary names it.
         engine: the engine that runs it.
         defaults: the model's own sampling settings.
+        version: the number that the registry gave to what is served.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ServedModel:
     residency: Callable[[], str]
     engine: str
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    version: int = 1
 
 
 class ModelDirectory(Protocol):

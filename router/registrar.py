@@ -340,6 +340,7 @@ class Registrar:
                 residency=lambda: self._residency(record.name),
                 engine=record.engine,
                 defaults=GenerationDefaults.from_mapping(version.description["generation_config"]),
+                version=version.number,
             )
         )
 

@@ -1,0 +1,105 @@
+"""Cumulative statistics of what was inferred, per model and version, since the server started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Duration", "Inference", "ModelStatistics", "Statistics"]
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often something happened, and how long it took in all, in nanoseconds."""
+
+    count: int = 0
+    total_ns: int = 0
+
+    def add(self, duration_ns: int) -> None:
+        self.count += 1
+        self.total_ns += duration_ns
+
+
+@dataclass(slots=True)
+class ModelStatistics:
+    """Of one version of one model; counters only grow.
+
+    Attributes:
+        last_inference_ms: when the last request came, in milliseconds since the epoch; 0 is never.
+        inference_count: requests that succeeded; each is an execution of its own, since the engine batches
+            tokens and not requests.
+        success, fail: requests, from arrival to end. One that the client cancelled is neither.
+        queue: requests that were given a replica, from arrival until then, tokenizing included.
+        compute_infer: those that succeeded, from then to the end.
+        cancel: requests that the client ended, from arrival to end.
+    """
+
+    name: str
+    version: str
+    last_inference_ms: int = 0
+    inference_count: int = 0
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
+
+
+class Inference:
+    """The measurement of one request; made when it arrives, and ended once, in one of three ways."""
+
+    def __init__(self, statistics: ModelStatistics, clock_ns: Callable[[], int]) -> None:
+        self._statistics = statistics
+        self._clock_ns = clock_ns
+        self._arrival_ns = clock_ns()
+        self._started_ns = self._arrival_ns
+
+    def started(self) -> None:
+        """A replica has it."""
+        self._started_ns = self._clock_ns()
+        self._statistics.queue.add(self._started_ns - self._arrival_ns)
+
+    def succeeded(self) -> None:
+        now_ns = self._clock_ns()
+        self._statistics.inference_count += 1
+        self._statistics.compute_infer.add(now_ns - self._started_ns)
+        self._statistics.success.add(now_ns - self._arrival_ns)
+
+    def failed(self) -> None:
+        self._statistics.fail.add(self._clock_ns() - self._arrival_ns)
+
+    def cancelled(self) -> None:
+        self._statistics.cancel.add(self._clock_ns() - self._arrival_ns)
+
+
+class Statistics:
+    """One for a server; all KServe doors count in it.
+
+    Args:
+        clock_ns: monotonic, in nanoseconds.
+        wall_clock_s: since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        wall_clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock_ns = clock_ns
+        self._wall_clock_s = wall_clock_s
+        self._models: dict[tuple[str, str], ModelStatistics] = {}
+
+    def begin(self, name: str, version: str) -> Inference:
+        """A request for this model arrived."""
+        model = self._of(name, version)
+        model.last_inference_ms = int(self._wall_clock_s() * 1000)
+        return Inference(model, self._clock_ns)
+
+    def of(self, served: Sequence[tuple[str, str]]) -> list[ModelStatistics]:
+        """The figures of these (name, version), in this order."""
+        return [self._of(name, version) for name, version in served]
+
+    def _of(self, name: str, version: str) -> ModelStatistics:
+        return self._models.setdefault((name, version), ModelStatistics(name, version))
