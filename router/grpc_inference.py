@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-import grpc
-from google.protobuf.unknown_fields import UnknownFieldSet
-
-from mooring.errors import InternalError, InvalidRequestError, MooringError, UnsupportedFieldError, status_of
+from mooring.errors import InternalError, InvalidRequestError, MooringError
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.detokenizer import token_string
+from router.errors_grpc import Context, abort, metadata_of, refuse_unknown_fields
 from router.generation import TextDelta, TextGeneration, TokenLogprob
 from router.intake import Intake, request_id_from
 from router.sampling_defaults import DEFAULT_COMPLETION_TOKENS, SamplingOptions
@@ -24,7 +21,6 @@ from router.tokenizers import ChatPrompt, Prompt
 __all__ = ["InferenceService", "create_grpc_service"]
 
 _log = logging.getLogger(__name__)
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 _OPTIONAL_FIELDS = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
@@ -46,15 +42,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._intake = intake
 
     async def Generate(  # noqa: N802 (gRPC's name)
-        self, request: pb.GenerateTextRequest, context: _Context
+        self, request: pb.GenerateTextRequest, context: Context
     ) -> AsyncIterator[pb.GenerateTextResponse]:
-        metadata = _metadata(context)
+        metadata = metadata_of(context)
         request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
         await context.send_initial_metadata((("x-request-id", request_id),))
         generation: TextGeneration | None = None
         try:
             tenant = await self._services.tenancy.tenant_of(api_key_of(metadata))
-            _refuse_unknown_fields(request)
+            refuse_unknown_fields(request)
             generation = await self._intake.start(
                 model=request.model,
                 prompt=_prompt(request),
@@ -71,26 +67,26 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 request_id=request_id, model=request.model, usage=_usage(generation)
             )
         except MooringError as error:
-            await _abort(context, error)
+            await abort(context, error)
         # The edge of the process: a bug must end this call and no other.
         except Exception:
             _log.exception("a bug while answering Generate")
-            await _abort(context, InternalError("An error of the server's own; it has been logged."))
+            await abort(context, InternalError("An error of the server's own; it has been logged."))
         finally:
             # Also when the client cancelled or went away: gRPC cancels this coroutine then.
             if generation is not None:
                 await generation.aclose()
 
     async def ListModels(  # noqa: N802
-        self, request: pb.ListModelsRequest, context: _Context
+        self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        metadata = _metadata(context)
+        metadata = metadata_of(context)
         request_id = request_id_from(metadata.get("x-request-id"))
         await context.send_initial_metadata((("x-request-id", request_id),))
         try:
             await self._services.tenancy.tenant_of(api_key_of(metadata))
         except MooringError as error:
-            await _abort(context, error)
+            await abort(context, error)
         return pb.ListModelsResponse(
             models=[
                 pb.Model(
@@ -112,33 +108,6 @@ def create_grpc_service(services: RouterServices, intake: Intake | None = None) 
         intake: shared with the other doors, so that tokenizers are read once; its own by default.
     """
     return InferenceService(services, intake or Intake(services))
-
-
-def _metadata(context: _Context) -> dict[str, str]:
-    """The client's metadata that is text, names in lower case as gRPC has them."""
-    pairs = context.invocation_metadata() or ()
-    return {name: value for name, value in pairs if isinstance(value, str)}
-
-
-async def _abort(context: _Context, error: MooringError) -> NoReturn:
-    status = status_of(error)
-    details = {
-        "error-code": error.code,
-        "error-param": error.param,
-        "retry-after": None if error.retry_after_s is None else str(math.ceil(error.retry_after_s)),
-    }
-    trailing = tuple((name, value) for name, value in details.items() if value is not None)
-    await context.abort(grpc.StatusCode[status.grpc], error.message, trailing)
-
-
-def _refuse_unknown_fields(request: pb.GenerateTextRequest) -> None:
-    """A field of a newer protocol is refused; it has no name here, only its number."""
-    unknown = UnknownFieldSet(request)
-    if len(unknown):
-        number = unknown[0].field_number
-        raise UnsupportedFieldError(
-            f"Field number {number} of GenerateTextRequest is not known to this server.", param=str(number)
-        )
 
 
 def _prompt(request: pb.GenerateTextRequest) -> Prompt:
