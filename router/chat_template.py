@@ -21,6 +21,10 @@ from mooring.errors import ArtifactError, InvalidRequestError
 
 __all__ = ["ChatTemplate"]
 
+_PROBE = "mooring-probe"
+# Names that templates may find and that callers set by fields of their own, or not at all.
+_RESERVED = frozenset(("messages", "add_generation_prompt", "continue_final_message", "tools", "documents"))
+
 
 class ChatTemplate:
     """A compiled template.
@@ -28,6 +32,10 @@ class ChatTemplate:
     Args:
         source: the template's text.
         special_tokens: ``bos_token``, ``eos_token`` and the like, by the names templates use.
+
+    Attributes:
+        takes_parts: the template reads a message's content as a list of parts, and finds nothing in a text
+            (those of models that also take images).
 
     Raises:
         ArtifactError: the text is not a Jinja template.
@@ -46,23 +54,74 @@ class ChatTemplate:
         # Not only a syntax error: constants are computed here, and what is nested too deep cannot be read.
         except Exception as error:
             raise ArtifactError(f"the model's chat template is not a valid template: {error}") from error
+        self.takes_parts = not self._shows(_PROBE) and self._shows(_parts(_PROBE))
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for these messages, ready for the assistant's answer.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for these messages.
+
+        Args:
+            messages: each with ``role`` and ``content``, both text.
+            add_generation_prompt: it ends where the assistant's answer begins.
+            continue_final_message: it ends with the last message's content, for the model to go on with.
+            variables: further names that the template finds.
 
         Raises:
-            InvalidRequestError: the template refused the messages, or failed on them.
+            InvalidRequestError: the template refused the messages, or failed on them; ``variables`` hides one of
+                the template's own names.
         """
-        try:
-            return self._template.render(
-                **self._special_tokens, messages=list(messages), add_generation_prompt=True
+        shown: list[Mapping[str, Any]] = list(messages)
+        if self.takes_parts:
+            shown = [{**message, "content": _parts(message["content"])} for message in messages]
+        own = {**self._special_tokens, "messages": shown, "add_generation_prompt": add_generation_prompt}
+        if hidden := sorted((own.keys() | _RESERVED) & (variables or {}).keys()):
+            raise InvalidRequestError(
+                f"'{hidden[0]}' cannot be set by chat_template_kwargs.", param="chat_template_kwargs"
             )
+        text = self._render({**(variables or {}), **own})
+        return _until_final_content(text, messages[-1]["content"]) if continue_final_message else text
+
+    def _shows(self, content: Any) -> bool:
+        message = {"role": "user", "content": content}
+        variables = {**self._special_tokens, "messages": [message], "add_generation_prompt": False}
+        try:
+            return _PROBE in self._render(variables)
+        except InvalidRequestError:  # it does not take such a message: then it does not show it
+            return False
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
+        try:
+            return self._template.render(variables)
         # A template is a program of somebody else's: it may raise anything that an expression can, recurse
         # without end and ask for more memory than there is.
         except Exception as error:
             raise InvalidRequestError(
                 f"The model's chat template does not take these messages: {error}", param="messages"
             ) from error
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _until_final_content(text: str, content: str) -> str:
+    """What was rendered, up to the end of the last message's content, which templates may strip."""
+    stripped = content.strip()
+    start = text.rfind(stripped) if stripped else -1
+    if start < 0:
+        raise InvalidRequestError(
+            "The last message cannot be continued: it is empty, or the chat template changes it.",
+            param="continue_final_message",
+        )
+    whole = content.lstrip()
+    kept = whole if text.startswith(whole, start) else stripped
+    return text[: start + len(kept)]
 
 
 class _GenerationTag(Extension):

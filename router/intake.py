@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from mooring.errors import InvalidRequestError
+from router.batch_generation import BatchGeneration
 from router.generation import TextGeneration
+from router.models import ServedModel
 from router.request import GenerationRequest
-from router.sampling_defaults import SamplingOptions, resolve_sampling
+from router.sampling_defaults import (
+    SamplingOptions,
+    num_prompt_tokens_kept,
+    resolve_sampling,
+    wants_prompt_only,
+)
 from router.services import RouterServices
-from router.tokenizers import Prompt, TextModels
+from router.tokenizers import Prompt, TextModel, TextModels
 
-__all__ = ["Intake", "request_id_from"]
+__all__ = ["Intake", "Tokens", "request_id_from"]
 
 _SANE_ID = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as a model sees it.
+
+    Attributes:
+        ids: of the tokens.
+        raw: the bytes of each.
+        max_model_len: of the model, in tokens.
+    """
+
+    ids: tuple[int, ...]
+    raw: tuple[bytes, ...]
+    max_model_len: int
 
 
 class Intake:
@@ -35,20 +61,115 @@ class Intake:
         Raises:
             MooringError: the request is wrong, or cannot be served now.
         """
+        text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
+        return await self._begin(request, text_model)
+
+    async def start_batch(
+        self,
+        *,
+        model: str,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        request_id: str,
+        tenant: str,
+    ) -> BatchGeneration:
+        """Starts a generation for each prompt, or none at all; the caller must ``aclose()`` them.
+
+        Raises:
+            MooringError: the request is wrong, or cannot be served now.
+        """
+        most = self._services.config.max_batch_choices
+        if len(prompts) * (options.n or 1) > most:
+            raise InvalidRequestError(
+                f"Too many prompts: their number times 'n' may be at most {most}.", param=options.prompt_field
+            )
+        text_model, requests = await self._prepare(model, prompts, options, request_id, tenant)
+        starts = [asyncio.create_task(self._begin(request, text_model)) for request in requests]
+        try:
+            return BatchGeneration(await asyncio.gather(*starts))
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            for started in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(started, TextGeneration):
+                    await started.aclose()
+            raise
+
+    async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool | None) -> Tokens:
+        """The tokens that a prompt becomes.
+
+        Args:
+            add_special_tokens: as in ``SamplingOptions``.
+
+        Raises:
+            MooringError: there is no such model, or the prompt is none that it can take.
+        """
+        served = self._services.models.get(model)
+        text_model = await self._text_models.get(served.folder)
+        [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens)
+        return Tokens(ids, tuple(map(text_model.tokens.token_bytes, ids)), served.max_model_len)
+
+    async def detokenize(self, model: str, token_ids: tuple[int, ...]) -> str:
+        """The text of tokens, special ones included.
+
+        Raises:
+            MooringError: there is no such model, or no such token.
+        """
+        text_model = await self._text_models.get(self._services.models.get(model).folder)
+        await self._text_models.encode(text_model, [token_ids])
+        detokenizer = text_model.tokens.detokenizer(skip_special_tokens=False)
+        return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
+
+    async def _prepare(
+        self, model: str, prompts: Sequence[Prompt], options: SamplingOptions, request_id: str, tenant: str
+    ) -> tuple[TextModel, list[GenerationRequest]]:
+        """What is asked of the token source, for each prompt."""
         services = self._services
         arrival_s = services.metrics.clock()
         served = services.models.get(model)
         text_model = await self._text_models.get(served.folder)
-        prompt_ids = await self._text_models.encode(text_model, prompt)
+        encoded = await self._text_models.encode(text_model, prompts, options.add_special_tokens)
+        requests = [
+            self._request(
+                served,
+                text_model,
+                prompt,
+                prompt_ids,
+                options,
+                request_id=request_id if len(prompts) == 1 else f"{request_id}-{place}",
+                tenant=tenant,
+                arrival_s=arrival_s,
+            )
+            for place, (prompt, prompt_ids) in enumerate(zip(prompts, encoded, strict=True))
+        ]
+        return text_model, requests
+
+    def _request(
+        self,
+        served: ServedModel,
+        text_model: TextModel,
+        prompt: Prompt,
+        all_ids: tuple[int, ...],
+        options: SamplingOptions,
+        *,
+        request_id: str,
+        tenant: str,
+        arrival_s: float,
+    ) -> GenerationRequest:
+        num_kept = num_prompt_tokens_kept(options, served.max_model_len)
+        prompt_ids = all_ids if num_kept is None else all_ids[-num_kept:]
         sampling = resolve_sampling(
             options,
             served.defaults,
             num_prompt_tokens=len(prompt_ids),
             max_model_len=served.max_model_len,
             new_seed=secrets.randbits(64),
-            config=services.config,
+            config=self._services.config,
         )
-        request = GenerationRequest(
+        if options.bad_words:
+            sampling = replace(sampling, bad_words_ids=text_model.bad_words_ids(options.bad_words))
+        is_whole = len(prompt_ids) == len(all_ids)
+        return GenerationRequest(
             request_id=request_id,
             deployment=served.name,
             artifact_key=served.artifact_key,
@@ -56,11 +177,18 @@ class Intake:
             sampling=sampling,
             n=options.n or 1,
             stop=options.stop,
+            include_stop=bool(options.include_stop_str_in_output),
+            skip_special_tokens=options.skip_special_tokens is not False,
+            echo=bool(options.echo),
+            prompt_text=prompt if isinstance(prompt, str) and is_whole else None,
+            prompt_only=wants_prompt_only(options),
             tenant=tenant,
             arrival_s=arrival_s,
         )
-        stream = await services.tokens.generate(request)
-        return TextGeneration(request, stream, text_model.tokens, services.metrics.request(request))
+
+    async def _begin(self, request: GenerationRequest, text_model: TextModel) -> TextGeneration:
+        stream = await self._services.tokens.generate(request)
+        return TextGeneration(request, stream, text_model.tokens, self._services.metrics.request(request))
 
 
 def request_id_from(sent: str | None) -> str:

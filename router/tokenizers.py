@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,19 @@ _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages, each with ``role`` and ``content`` (both text)."""
+    """A conversation for the chat template.
+
+    Attributes:
+        messages: each with ``role`` and ``content``, both text.
+        add_generation_prompt: the prompt ends where the assistant's answer begins.
+        continue_final_message: the prompt ends with the last message's content, to go on with.
+        template_variables: further names that the template finds.
+    """
 
     messages: tuple[Mapping[str, str], ...]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 Prompt = str | tuple[int, ...] | ChatPrompt
@@ -47,17 +57,20 @@ class TextModel:
         self._chat_template = chat_template
         self.tokens = TokenTable(tokenizer)
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(self, prompt: Prompt, add_special_tokens: bool | None = None) -> tuple[int, ...]:
         """A prompt of any kind as token ids.
 
         A plain text gets what the tokenizer adds to one (usually the beginning-of-sequence); chat goes
         through the chat template, which writes the special tokens itself; token ids stay as they are.
 
+        Args:
+            add_special_tokens: whether a text gets them after all, or chat as well; None is as said.
+
         Raises:
             InvalidRequestError: the prompt cannot be turned into tokens of this model.
         """
         if isinstance(prompt, str):
-            return self._encode(prompt, add_special_tokens=True, param="prompt")
+            return self._encode(prompt, add_special_tokens=add_special_tokens is not False, param="prompt")
         if isinstance(prompt, ChatPrompt):
             if self._chat_template is None:
                 raise InvalidRequestError(
@@ -66,12 +79,23 @@ class TextModel:
                 )
             if not prompt.messages:
                 raise InvalidRequestError("Send at least one message.", param="messages")
-            text = self._chat_template.render(prompt.messages)
-            return self._encode(text, add_special_tokens=False, param="messages")
+            text = self._chat_template.render(
+                prompt.messages,
+                add_generation_prompt=prompt.add_generation_prompt,
+                continue_final_message=prompt.continue_final_message,
+                variables=prompt.template_variables,
+            )
+            return self._encode(text, add_special_tokens=bool(add_special_tokens), param="messages")
         for token_id in prompt:
             if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
                 raise InvalidRequestError(f"{token_id} is not a token id of this model.", param="prompt")
         return prompt
+
+    def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ways to spell each word in tokens: as it is, and after a space."""
+        spellings = (text for word in words for text in (word, " " + word.lstrip()))
+        ids = (self._encode(text, add_special_tokens=False, param="bad_words") for text in spellings)
+        return tuple(dict.fromkeys(each for each in ids if each))
 
     def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
         try:
@@ -101,15 +125,24 @@ class TextModels:
         """
         return await self._loaded.get(folder)
 
-    async def encode(self, model: TextModel, prompt: Prompt) -> tuple[int, ...]:
-        """A prompt of any kind as token ids; a long one is worked on in a thread.
+    async def encode(
+        self, model: TextModel, prompts: Sequence[Prompt], add_special_tokens: bool | None = None
+    ) -> list[tuple[int, ...]]:
+        """Prompts of any kind as token ids; long ones are worked on in a thread.
+
+        Args:
+            add_special_tokens: as for ``TextModel.encode``.
 
         Raises:
-            InvalidRequestError: the prompt cannot be turned into tokens of this model.
+            InvalidRequestError: a prompt cannot be turned into tokens of this model.
         """
-        if _num_chars(prompt) <= self._inline_text_chars:
-            return model.encode(prompt)
-        return await asyncio.to_thread(model.encode, prompt)
+
+        def encode() -> list[tuple[int, ...]]:
+            return [model.encode(prompt, add_special_tokens) for prompt in prompts]
+
+        if sum(map(_num_chars, prompts)) <= self._inline_text_chars:
+            return encode()
+        return await asyncio.to_thread(encode)
 
 
 def load_text_model(folder: Path) -> TextModel:
