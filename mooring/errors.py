@@ -12,6 +12,7 @@
     │   ├── PermissionDeniedError
     │   ├── ModelNotFoundError
     │   ├── NotFoundError             anything else that has a name
+    │   ├── UnsupportedCallError      a call of the protocol that is not served
     │   └── ConflictError             the name is taken, or the state forbids it
     ├── TransientError          will pass by itself: try again
     │   ├── RateLimitError            the tenant's own limit
@@ -24,6 +25,7 @@
         ├── ConfigurationError
         ├── ArtifactError             a model's files are broken, unsafe or unsupported
         ├── InsufficientMemoryError   can never fit the budget as configured
+        ├── FeatureAbsentError        a part that this server was built without
         ├── PoisonousRequestError     a request that was present at two deaths of a worker
         └── InternalError             a bug of ours
 
@@ -44,6 +46,7 @@ __all__ = [
     "ConflictError",
     "ContextLengthError",
     "DeadlineExceededError",
+    "FeatureAbsentError",
     "InsufficientMemoryError",
     "InternalError",
     "InvalidRequestError",
@@ -61,6 +64,7 @@ __all__ = [
     "ShuttingDownError",
     "Status",
     "TransientError",
+    "UnsupportedCallError",
     "UnsupportedFieldError",
     "WorkerLostError",
     "error_from_code",
@@ -148,6 +152,12 @@ class NotFoundError(CallerError):
     code = "not_found"
 
 
+class UnsupportedCallError(CallerError):
+    """A call that exists in the protocol and that this server does not serve."""
+
+    code = "unsupported_call"
+
+
 class ConflictError(CallerError):
     """The name is taken, or the present state forbids the change."""
 
@@ -222,6 +232,12 @@ class InsufficientMemoryError(OperatorError):
     code = "insufficient_memory"
 
 
+class FeatureAbsentError(OperatorError):
+    """A part of another server of the same protocol that this one does not have."""
+
+    code = "feature_absent"
+
+
 class PoisonousRequestError(OperatorError):
     """The request was present at two deaths of a worker and is not tried again."""
 
@@ -251,6 +267,7 @@ STATUS: dict[type[MooringError], Status] = {
     PermissionDeniedError: Status(403, "PERMISSION_DENIED", "permission_error"),
     ModelNotFoundError: Status(404, "NOT_FOUND", "invalid_request_error"),
     NotFoundError: Status(404, "NOT_FOUND", "invalid_request_error"),
+    UnsupportedCallError: Status(501, "UNIMPLEMENTED", "invalid_request_error"),
     ConflictError: Status(409, "ALREADY_EXISTS", "invalid_request_error"),
     RateLimitError: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
     OverloadedError: Status(503, "UNAVAILABLE", "server_error"),
@@ -262,6 +279,7 @@ STATUS: dict[type[MooringError], Status] = {
     ConfigurationError: Status(500, "FAILED_PRECONDITION", "server_error"),
     ArtifactError: Status(422, "FAILED_PRECONDITION", "invalid_request_error"),
     InsufficientMemoryError: Status(507, "FAILED_PRECONDITION", "server_error"),
+    FeatureAbsentError: Status(503, "UNAVAILABLE", "server_error"),
     PoisonousRequestError: Status(500, "INTERNAL", "server_error"),
     InternalError: Status(500, "INTERNAL", "server_error"),
 }

@@ -6,7 +6,6 @@ The ``mooring`` command and the web UI speak to this and to nothing else. Every 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +17,9 @@ from memory_manager.controller import MemoryManager
 from memory_manager.devices import DeviceReader
 from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
-from mooring.errors import AuthenticationError
 from router import admin_types as types
 from router.registrar import Registrar, Registration
-from router.tenancy import api_key_of
+from router.tenancy import api_key_of, check_admin_key
 
 __all__ = ["AdminServices", "create_admin_router"]
 
@@ -48,9 +46,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     """The routes under ``/admin/v1``."""
 
     def check_key(request: Request) -> None:
-        given = api_key_of(request.headers) or ""
-        if not hmac.compare_digest(given.encode(), services.admin_key.encode()):
-            raise AuthenticationError("The admin API needs the admin key: 'Authorization: Bearer KEY'.")
+        check_admin_key(api_key_of(request.headers), services.admin_key)
 
     router = APIRouter(prefix="/admin/v1", dependencies=[Depends(check_key)])
     router.include_router(_model_routes(services))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -11,7 +12,7 @@ from mooring.errors import AuthenticationError
 from router.config import RouterConfig
 from router.single_flight import SingleFlightCache
 
-__all__ = ["ANONYMOUS", "Tenancy", "TenantRecord", "api_key_of"]
+__all__ = ["ANONYMOUS", "Tenancy", "TenantRecord", "api_key_of", "check_admin_key"]
 
 ANONYMOUS = "anonymous"
 
@@ -74,3 +75,9 @@ def api_key_of(headers: Mapping[str, str]) -> str | None:
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()
     return headers.get("x-api-key") or None
+
+
+def check_admin_key(api_key: str | None, admin_key: str) -> None:
+    """Raises ``AuthenticationError`` where the key, as it was sent, is not the admin key."""
+    if not hmac.compare_digest((api_key or "").encode(), admin_key.encode()):
+        raise AuthenticationError("This needs the admin key: 'Authorization: Bearer KEY'.")
