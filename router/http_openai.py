@@ -7,20 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 
+from router.batch_generation import BatchGeneration
 from router.errors_http import ERROR_RESPONSES
 from router.generation import TextDelta, TextGeneration
 from router.intake import Intake
 from router.openai_format import AnswerFormat, ChatFormat, CompletionFormat, model_card
 from router.openai_types import ChatCompletionRequest, CompletionRequest
-from router.sampling_defaults import SamplingOptions
 from router.services import RouterServices
 from router.sse import DONE, ClientGoneError, EventStream, until_disconnect
 from router.tenancy import api_key_of
-from router.tokenizers import Prompt
 
 __all__ = ["OpenAiApi"]
 
 _CLIENT_GONE = 499  # nginx's word for it; nobody is there to read it
+_Generation = TextGeneration | BatchGeneration
 
 
 class OpenAiApi:
@@ -60,13 +60,13 @@ class OpenAiApi:
 
     async def complete(self, request: Request, body: CompletionRequest) -> Response:
         """Continues a text."""
-        answer = CompletionFormat(request.state.request_id, body.model, include_usage=body.include_usage)
-        return await self._answer(request, body, body.single_prompt(), body.options(), answer)
+        answer = CompletionFormat(request.state.request_id, body.model, body.style())
+        return await self._answer(request, body, answer)
 
     async def chat(self, request: Request, body: ChatCompletionRequest) -> Response:
         """Answers a conversation."""
-        answer = ChatFormat(request.state.request_id, body.model, include_usage=body.include_usage)
-        return await self._answer(request, body, body.prompt(), body.options(), answer)
+        answer = ChatFormat(request.state.request_id, body.model, body.style())
+        return await self._answer(request, body, answer)
 
     async def _authenticate(self, request: Request) -> None:
         """Leaves the tenant's name in ``request.state``."""
@@ -76,27 +76,29 @@ class OpenAiApi:
         self,
         request: Request,
         body: CompletionRequest | ChatCompletionRequest,
-        prompt: Prompt,
-        options: SamplingOptions,
         answer: AnswerFormat,
     ) -> Response:
-        start = self._intake.start(
-            model=body.model,
-            prompt=prompt,
-            options=options,
-            request_id=request.state.request_id,
-            tenant=request.state.tenant,
-        )
         try:
-            generation = await until_disconnect(request.receive, start)
+            generation = await until_disconnect(request.receive, self._start(request, body))
             if body.stream:
                 return await _stream(request, generation, answer)
             return await _whole(request, generation, answer)
         except ClientGoneError:
             return Response(status_code=_CLIENT_GONE)
 
+    async def _start(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> _Generation:
+        prompts, options = body.prompts(), body.options()
+        request_id, tenant = request.state.request_id, request.state.tenant
+        if len(prompts) == 1:
+            return await self._intake.start(
+                model=body.model, prompt=prompts[0], options=options, request_id=request_id, tenant=tenant
+            )
+        return await self._intake.start_batch(
+            model=body.model, prompts=prompts, options=options, request_id=request_id, tenant=tenant
+        )
 
-async def _whole(request: Request, generation: TextGeneration, answer: AnswerFormat) -> Response:
+
+async def _whole(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
     try:
         choices = await until_disconnect(request.receive, generation.whole())
         return _json(answer.whole(choices, generation.usage))
@@ -104,7 +106,7 @@ async def _whole(request: Request, generation: TextGeneration, answer: AnswerFor
         await generation.aclose()
 
 
-async def _stream(request: Request, generation: TextGeneration, answer: AnswerFormat) -> Response:
+async def _stream(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
     """Waits for the first token before it says 200: until then an error still has its own status."""
     batches = aiter(generation)
     try:
@@ -122,12 +124,14 @@ async def _next(batches: AsyncIterator[list[TextDelta]]) -> list[TextDelta]:
 async def _frames(
     first: Sequence[TextDelta],
     rest: AsyncIterator[list[TextDelta]],
-    generation: TextGeneration,
+    generation: _Generation,
     answer: AnswerFormat,
 ) -> AsyncIterator[bytes]:
-    yield answer.opening(generation.request.n) + answer.events(first)
+    usage = generation.usage if answer.wants_usage_so_far else None
+    yield answer.opening(generation.num_choices, usage) + answer.events(first, usage)
     async for batch in rest:
-        if events := answer.events(batch):
+        usage = generation.usage if answer.wants_usage_so_far else None
+        if events := answer.events(batch, usage):
             yield events
     yield answer.usage_event(generation.usage) + DONE
 

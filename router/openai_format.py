@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import orjson
@@ -14,7 +15,26 @@ from router.generation import TextDelta, TokenLogprob, Usage, WholeChoice
 from router.models import ServedModel
 from router.sse import event
 
-__all__ = ["AnswerFormat", "ChatFormat", "CompletionFormat", "model_card"]
+__all__ = ["AnswerFormat", "AnswerStyle", "ChatFormat", "CompletionFormat", "model_card"]
+
+_Spell = Callable[[int, bytes], str]  # a token's id and bytes, as the answer prints it
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStyle:
+    """What a caller may choose of an answer's form.
+
+    Attributes:
+        include_usage: a stream ends with a chunk of usage, and every other chunk says that it has none.
+        continuous_usage: every chunk says the usage so far.
+        tokens_as_ids: tokens of log-probabilities are printed as ``token_id:17``.
+        prompt_logprobs: the answer has the prompt's log-probabilities.
+    """
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+    tokens_as_ids: bool = False
+    prompt_logprobs: bool = False
 
 
 class AnswerFormat(ABC):
@@ -23,36 +43,43 @@ class AnswerFormat(ABC):
     Args:
         request_id: of the request; part of the answer's own id.
         model: the name to show.
-        include_usage: the stream ends with a chunk of usage, and every other chunk says that it has none.
+        style: what the caller chose.
     """
 
     _id_prefix: ClassVar[str]
     _whole_object: ClassVar[str]
     _chunk_object: ClassVar[str]
 
-    def __init__(self, request_id: str, model: str, *, include_usage: bool) -> None:
+    def __init__(self, request_id: str, model: str, style: AnswerStyle) -> None:
         self._head = {
             "id": f"{self._id_prefix}-{request_id}",
             "created": int(time.time()),
             "model": model,
         }
-        self._include_usage = include_usage
+        self._style = style
+        self._has_usage = style.include_usage or style.continuous_usage
+        self._spell = _token_id_string if style.tokens_as_ids else _token_text
 
-    def opening(self, num_choices: int) -> bytes:
+    @property
+    def wants_usage_so_far(self) -> bool:
+        """Whether ``opening`` and ``events`` are to be given the usage."""
+        return self._style.continuous_usage
+
+    def opening(self, num_choices: int, usage: Usage | None = None) -> bytes:
         """Events before the first token's."""
         return b""
 
-    def events(self, batch: Sequence[TextDelta]) -> bytes:
+    def events(self, batch: Sequence[TextDelta], usage: Usage | None = None) -> bytes:
         """The events of one step, written together; those that would say nothing are left out."""
         return b"".join(
-            self._chunk([self._delta(delta)])
+            self._chunk([self._delta(delta)], usage)
             for delta in batch
             if delta.text or delta.logprobs or delta.finish_reason
         )
 
     def usage_event(self, usage: Usage) -> bytes:
         """The event after the last token's; empty where nobody asked for it."""
-        return self._chunk([], usage) if self._include_usage else b""
+        return self._chunk([], usage) if self._style.include_usage else b""
 
     def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes:
         """The body of an answer that is not streamed."""
@@ -62,14 +89,26 @@ class AnswerFormat(ABC):
                 "object": self._whole_object,
                 "choices": [self._whole_choice(choice) for choice in choices],
                 "usage": _usage(usage),
+                **self._of_prompt(choices),
             }
         )
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
         chunk = {**self._head, "object": self._chunk_object, "choices": choices}
-        if self._include_usage:
+        if self._has_usage:
             chunk["usage"] = None if usage is None else _usage(usage)
         return event(orjson.dumps(chunk))
+
+    def _of_prompt(self, choices: Sequence[WholeChoice]) -> dict[str, Any]:
+        """What a whole answer says of its prompt, beside the choices."""
+        return {}
+
+    def _prompt_logprobs(self, choice: WholeChoice) -> dict[str, Any]:
+        """vLLM's: for each token but the first an object by token id, the token's own entry first."""
+        entries = choice.prompt_logprobs
+        if entries is None or not self._style.prompt_logprobs:
+            return {}
+        return {"prompt_logprobs": [_vllm_logprobs(entry) for entry in entries]}
 
     @abstractmethod
     def _delta(self, delta: TextDelta) -> dict[str, Any]: ...
@@ -89,7 +128,7 @@ class CompletionFormat(AnswerFormat):
         return {
             "index": delta.index,
             "text": delta.text,
-            "logprobs": _completion_logprobs(delta.logprobs),
+            "logprobs": _completion_logprobs(delta.logprobs, self._spell),
             "finish_reason": delta.finish_reason,
         }
 
@@ -97,8 +136,9 @@ class CompletionFormat(AnswerFormat):
         return {
             "index": choice.index,
             "text": choice.text,
-            "logprobs": _completion_logprobs(choice.logprobs),
+            "logprobs": _completion_logprobs(choice.logprobs, self._spell),
             "finish_reason": choice.finish_reason,
+            **self._prompt_logprobs(choice),
         }
 
 
@@ -109,18 +149,21 @@ class ChatFormat(AnswerFormat):
     _whole_object = "chat.completion"
     _chunk_object = "chat.completion.chunk"
 
-    def opening(self, num_choices: int) -> bytes:
+    def opening(self, num_choices: int, usage: Usage | None = None) -> bytes:
         role = {"role": "assistant", "content": ""}
         return b"".join(
-            self._chunk([{"index": index, "delta": role, "logprobs": None, "finish_reason": None}])
+            self._chunk([{"index": index, "delta": role, "logprobs": None, "finish_reason": None}], usage)
             for index in range(num_choices)
         )
+
+    def _of_prompt(self, choices: Sequence[WholeChoice]) -> dict[str, Any]:
+        return self._prompt_logprobs(choices[0])
 
     def _delta(self, delta: TextDelta) -> dict[str, Any]:
         return {
             "index": delta.index,
             "delta": {"content": delta.text} if delta.text else {},
-            "logprobs": _chat_logprobs(delta.logprobs),
+            "logprobs": _chat_logprobs(delta.logprobs, self._spell),
             "finish_reason": delta.finish_reason,
         }
 
@@ -128,7 +171,7 @@ class ChatFormat(AnswerFormat):
         return {
             "index": choice.index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": _chat_logprobs(choice.logprobs),
+            "logprobs": _chat_logprobs(choice.logprobs, self._spell),
             "finish_reason": choice.finish_reason,
         }
 
@@ -154,34 +197,60 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _completion_logprobs(entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    """Parallel lists; the sampled token is among the likeliest even where it is not one of them."""
+def _token_text(_token_id: int, raw: bytes) -> str:
+    return token_string(raw)
+
+
+def _token_id_string(token_id: int, _raw: bytes) -> str:
+    return f"token_id:{token_id}"
+
+
+def _completion_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dict[str, Any] | None:
+    """Parallel lists; the token itself is among the likeliest even where it is not one of them."""
     if entries is None:
         return None
+    tokens = [spell(entry.token_id, entry.raw) for entry in entries]
     return {
-        "tokens": [token_string(entry.raw) for entry in entries],
+        "tokens": tokens,
         "token_logprobs": [entry.logprob for entry in entries],
         "top_logprobs": [
-            {token_string(raw): logprob for _, raw, logprob in entry.top}
-            | {token_string(entry.raw): entry.logprob}
-            for entry in entries
+            None
+            if entry.logprob is None
+            else {spell(token_id, raw): logprob for token_id, raw, logprob in entry.top}
+            | {token: entry.logprob}
+            for token, entry in zip(tokens, entries, strict=True)
         ],
         "text_offset": [entry.text_offset for entry in entries],
     }
 
 
-def _chat_logprobs(entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+def _chat_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dict[str, Any] | None:
     if entries is None:
         return None
     content = [
         {
-            **_chat_token(entry.raw, entry.logprob),
-            "top_logprobs": [_chat_token(raw, logprob) for _, raw, logprob in entry.top],
+            **_chat_token(spell(entry.token_id, entry.raw), entry.raw, entry.logprob),
+            "top_logprobs": [
+                _chat_token(spell(token_id, raw), raw, logprob) for token_id, raw, logprob in entry.top
+            ],
         }
         for entry in entries
     ]
     return {"content": content, "refusal": None}
 
 
-def _chat_token(raw: bytes, logprob: float | None) -> dict[str, Any]:
-    return {"token": token_string(raw), "logprob": logprob, "bytes": list(raw)}
+def _chat_token(token: str, raw: bytes, logprob: float | None) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(raw)}
+
+
+def _vllm_logprobs(entry: TokenLogprob) -> dict[str, Any] | None:
+    """Ranks count from 1; that of a token which is not among the likeliest is not known."""
+    if entry.logprob is None:
+        return None
+    ranked = {
+        str(token_id): {"logprob": logprob, "rank": rank, "decoded_token": token_string(raw)}
+        for rank, (token_id, raw, logprob) in enumerate(entry.top, start=1)
+    }
+    unranked = {"logprob": entry.logprob, "rank": None, "decoded_token": token_string(entry.raw)}
+    own = str(entry.token_id)
+    return {own: ranked.get(own, unranked)} | ranked

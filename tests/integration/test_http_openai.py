@@ -205,7 +205,7 @@ async def test_a_stop_string_ends_it(server: Server) -> None:
     [
         ({"temperature": 3}, 400, "invalid_value", "temperature"),
         ({"temperature": "hot"}, 400, "invalid_type", "temperature"),
-        ({"echo": True}, 400, "unsupported_parameter", "echo"),
+        ({"suffix": "x"}, 400, "unsupported_parameter", "suffix"),
         ({"whatever": 1}, 400, "unsupported_parameter", "whatever"),
         ({"model": "nope"}, 404, "model_not_found", "model"),
         ({"max_tokens": 500}, 400, "context_length_exceeded", "max_tokens"),

@@ -149,7 +149,7 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("logit_bias", {"1": 5}),
+        ("echo", True),
         ("tools", [{"type": "function"}]),
         ("response_format", {"type": "json_object"}),
         ("store", True),
@@ -202,12 +202,13 @@ def test_fields_that_go_together() -> None:
 
 def test_prompts_of_a_completion() -> None:
     def prompt(value: Any) -> Any:
-        return CompletionRequest.model_validate({"model": "m", "prompt": value}).single_prompt()
+        return CompletionRequest.model_validate({"model": "m", "prompt": value}).prompts()
 
-    assert prompt("a") == prompt(["a"]) == "a"
-    assert prompt([1, 2]) == prompt([[1, 2]]) == (1, 2)
-    with pytest.raises(UnsupportedFieldError):
-        prompt(["a", "b"])
+    assert prompt("a") == prompt(["a"]) == ["a"]
+    assert prompt([1, 2]) == prompt([[1, 2]]) == [(1, 2)]
+    assert prompt(["a", "b"]) == ["a", "b"]
+    assert prompt([[1], [2, 3]]) == [(1,), (2, 3)]
+    assert prompt([]) == [()]
 
 
 def test_messages_become_what_templates_read() -> None:
@@ -216,13 +217,15 @@ def test_messages_become_what_templates_read() -> None:
     body = chat(
         messages=[{"role": "developer", "content": "be kind"}, answer, {"role": "user", "content": parts}]
     )
-    assert body.prompt() == ChatPrompt(
-        (
-            {"role": "system", "content": "be kind"},
-            {"role": "assistant", "content": "x"},
-            {"role": "user", "content": "a\nb"},
+    assert body.prompts() == [
+        ChatPrompt(
+            (
+                {"role": "system", "content": "be kind"},
+                {"role": "assistant", "content": "x"},
+                {"role": "user", "content": "a\nb"},
+            )
         )
-    )
+    ]
 
 
 def test_templates_have_the_names_they_expect() -> None:
