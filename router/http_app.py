@@ -10,6 +10,7 @@ from mooring.errors import OverloadedError
 from router.errors_http import install_error_handlers
 from router.http_middleware import BodyLimitMiddleware, RequestIdMiddleware
 from router.http_openai import OpenAiApi
+from router.http_tokenize import TokenizeApi
 from router.intake import Intake
 from router.services import RouterServices
 from router.websocket import SOCKET_PATH, OpenAiSocket
@@ -33,7 +34,9 @@ def create_app(services: RouterServices, intake: Intake | None = None) -> FastAP
     # The last one added is the outermost: refusals of the body limit have their x-request-id too.
     app.add_middleware(BodyLimitMiddleware, max_bytes=services.config.max_body_bytes)
     app.add_middleware(RequestIdMiddleware)
-    app.include_router(OpenAiApi(services, intake or Intake(services)).routes())
+    intake = intake or Intake(services)
+    app.include_router(OpenAiApi(services, intake).routes())
+    app.include_router(TokenizeApi(services, intake).routes())
     app.router.routes.append(WebSocketRoute(SOCKET_PATH, OpenAiSocket(services, app)))
 
     @app.get("/health/live", tags=["health"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
@@ -15,12 +15,21 @@ from router.openai_format import AnswerFormat, ChatFormat, CompletionFormat, mod
 from router.openai_types import ChatCompletionRequest, CompletionRequest
 from router.services import RouterServices
 from router.sse import DONE, ClientGoneError, EventStream, until_disconnect
-from router.tenancy import api_key_of
+from router.tenancy import Tenancy, api_key_of
 
-__all__ = ["OpenAiApi"]
+__all__ = ["OpenAiApi", "authenticate"]
 
 _CLIENT_GONE = 499  # nginx's word for it; nobody is there to read it
 _Generation = TextGeneration | BatchGeneration
+
+
+def authenticate(tenancy: Tenancy) -> Callable[[Request], Awaitable[None]]:
+    """A dependency of routes: it checks the key and leaves the tenant's name in ``request.state``."""
+
+    async def check_key(request: Request) -> None:
+        request.state.tenant = await tenancy.tenant_of(api_key_of(request.headers))
+
+    return check_key
 
 
 class OpenAiApi:
@@ -40,7 +49,7 @@ class OpenAiApi:
         router = APIRouter(
             prefix="/v1",
             tags=["OpenAI"],
-            dependencies=[Depends(self._authenticate)],
+            dependencies=[Depends(authenticate(self._services.tenancy))],
             responses=dict(ERROR_RESPONSES),
         )
         router.add_api_route("/models", self.list_models, methods=["GET"])
@@ -67,10 +76,6 @@ class OpenAiApi:
         """Answers a conversation."""
         answer = ChatFormat(request.state.request_id, body.model, body.style())
         return await self._answer(request, body, answer)
-
-    async def _authenticate(self, request: Request) -> None:
-        """Leaves the tenant's name in ``request.state``."""
-        request.state.tenant = await self._services.tenancy.tenant_of(api_key_of(request.headers))
 
     async def _answer(
         self,

@@ -109,16 +109,14 @@ class Intake:
         [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens)
         return Tokens(ids, tuple(map(text_model.tokens.token_bytes, ids)), served.max_model_len)
 
-    async def detokenize(self, model: str, token_ids: tuple[int, ...]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included.
 
         Raises:
             MooringError: there is no such model, or no such token.
         """
         text_model = await self._text_models.get(self._services.models.get(model).folder)
-        await self._text_models.encode(text_model, [token_ids])
-        detokenizer = text_model.tokens.detokenizer(skip_special_tokens=False)
-        return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
+        return await self._text_models.decode(text_model, token_ids)
 
     async def _prepare(
         self, model: str, prompts: Sequence[Prompt], options: SamplingOptions, request_id: str, tenant: str

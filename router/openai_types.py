@@ -21,6 +21,7 @@ __all__ = [
     "ChatLayout",
     "ChatMessage",
     "CompletionRequest",
+    "RequestBody",
     "StreamOptions",
     "TextPart",
 ]
@@ -87,11 +88,13 @@ _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 _NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 
 
-class _Body(BaseModel):
+class RequestBody(BaseModel):
+    """Of any request: an unknown field is refused, and no value is converted."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class StreamOptions(_Body):
+class StreamOptions(RequestBody):
     """``include_usage``: one more chunk at the end, with the usage and no choices.
     ``continuous_usage_stats`` (vLLM's): every chunk says the usage so far."""
 
@@ -104,14 +107,14 @@ class StreamOptions(_Body):
         return _without_neutral(raw, _NEUTRAL_IN_STREAM_OPTIONS)
 
 
-class TextPart(_Body):
+class TextPart(RequestBody):
     """A part of a message's content; text is the only kind we serve."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Body):
+class ChatMessage(RequestBody):
     """One message. Parts are joined by newlines; ``developer`` is what OpenAI now calls ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -132,7 +135,7 @@ class ChatMessage(_Body):
         return message if self.name is None else {**message, "name": self.name}
 
 
-class _SamplingBody(_Body):
+class _SamplingBody(RequestBody):
     """What completions and chat completions share. null is the same as left out."""
 
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL
@@ -247,7 +250,7 @@ class CompletionRequest(_SamplingBody):
         )
 
 
-class ChatLayout(_Body):
+class ChatLayout(RequestBody):
     """How the chat template is to lay messages out."""
 
     add_generation_prompt: bool | None = None

@@ -86,16 +86,29 @@ class TextModel:
                 variables=prompt.template_variables,
             )
             return self._encode(text, add_special_tokens=bool(add_special_tokens), param="messages")
-        for token_id in prompt:
-            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
-                raise InvalidRequestError(f"{token_id} is not a token id of this model.", param="prompt")
+        self._check_ids(prompt, param="prompt")
         return prompt
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included.
+
+        Raises:
+            InvalidRequestError: one of them is none of this model's.
+        """
+        self._check_ids(token_ids, param="tokens")
+        detokenizer = self.tokens.detokenizer(skip_special_tokens=False)
+        return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The ways to spell each word in tokens: as it is, and after a space."""
         spellings = (text for word in words for text in (word, " " + word.lstrip()))
         ids = (self._encode(text, add_special_tokens=False, param="bad_words") for text in spellings)
         return tuple(dict.fromkeys(each for each in ids if each))
+
+    def _check_ids(self, token_ids: Sequence[int], *, param: str) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequestError(f"{token_id} is not a token id of this model.", param=param)
 
     def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
         try:
@@ -143,6 +156,16 @@ class TextModels:
         if sum(map(_num_chars, prompts)) <= self._inline_text_chars:
             return encode()
         return await asyncio.to_thread(encode)
+
+    async def decode(self, model: TextModel, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included; of many it is made in a thread.
+
+        Raises:
+            InvalidRequestError: one of them is none of this model's.
+        """
+        if len(token_ids) <= self._inline_text_chars:
+            return model.decode(token_ids)
+        return await asyncio.to_thread(model.decode, token_ids)
 
 
 def load_text_model(folder: Path) -> TextModel:
