@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -12,7 +12,6 @@ import grpc.aio
 import uvicorn
 
 from mooring.errors import ConfigurationError
-from mooring.v1 import inference_pb2_grpc
 
 __all__ = ["grpc_door", "http_door"]
 
@@ -54,16 +53,19 @@ async def http_door(app: Any, host: str, port: int, max_frame_bytes: int) -> Asy
 
 @asynccontextmanager
 async def grpc_door(
-    service: inference_pb2_grpc.InferenceServicer, host: str, port: int, max_message_bytes: int
+    add_services: Callable[[grpc.aio.Server], None], host: str, port: int, max_message_bytes: int
 ) -> AsyncIterator[str]:
-    """Serves the native protocol; gives its target.
+    """Serves gRPC; gives its target.
+
+    Args:
+        add_services: puts the services on the server, before it starts.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
-    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    add_services(server)
     if port:
         _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot
     try:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc.aio
 import uvloop
 from pydantic import BaseModel
 
@@ -49,9 +50,11 @@ from router.config import RouterConfig
 from router.directory import DeploymentDirectory
 from router.dispatch import Dispatcher
 from router.gate import Gate
-from router.grpc_inference import create_grpc_service
+from router.grpc_app import add_grpc_services
 from router.http_app import create_app
 from router.intake import Intake
+from router.kserve.core import KServe
+from router.kserve.repository import DeploymentRepository
 from router.metrics import GaugeSource, Metrics, ModelGauges
 from router.registrar import Registrar
 from router.services import RouterServices
@@ -200,13 +203,17 @@ class Server:
 
     async def open_doors(self, services: RouterServices, admin: AdminServices, stack: AsyncExitStack) -> None:
         intake = Intake(services)
+        kserve = KServe(services, intake, DeploymentRepository(self.registrar))
         app = create_app(services, intake)
         app.include_router(create_admin_router(admin))
         settings = self.settings
         http = http_door(app, settings.http_host, settings.http_port, settings.max_body_bytes)
         self.addresses["http"] = await stack.enter_async_context(http)
-        service = create_grpc_service(services, intake)
-        rpc = grpc_door(service, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
+
+        def add_services(to: grpc.aio.Server) -> None:
+            add_grpc_services(to, services, intake, kserve, admin.admin_key)
+
+        rpc = grpc_door(add_services, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
         self.addresses["grpc"] = await stack.enter_async_context(rpc)
         stack.enter_context(published(settings.data_dir, self.addresses))
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])

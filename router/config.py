@@ -16,6 +16,8 @@ class RouterConfig:
     Attributes:
         max_body_bytes: largest body of an HTTP request; a larger one is answered with 413.
         max_socket_requests: most requests that may run at a time on one WebSocket.
+        max_stream_requests: most requests that run at a time in one stream of the KServe gRPC door; further
+            ones wait unread.
         max_choices: largest ``n`` of one request.
         max_batch_choices: most choices of a request with several prompts: their number times ``n``.
         max_stop_strings: most stop strings of one request.
@@ -34,6 +36,7 @@ class RouterConfig:
 
     max_body_bytes: int = 4 * MIB
     max_socket_requests: int = 64
+    max_stream_requests: int = 256
     max_choices: int = 128
     max_batch_choices: int = 256
     max_stop_strings: int = 16
