@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 _OPTIONAL_FIELDS = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "logprobs"),
+    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "logprobs", "prompt_logprobs"),
+    *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens"),
 )
 
 
@@ -133,6 +134,8 @@ def _options(request: pb.GenerateTextRequest) -> SamplingOptions:
         default_max_tokens=None if kind == "chat" else DEFAULT_COMPLETION_TOKENS,
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
+        logit_bias=tuple(sorted(request.logit_bias.items())),
+        bad_words=tuple(request.bad_words),
         prompt_field=kind,
     )
 
@@ -142,9 +145,12 @@ def _choice(delta: TextDelta) -> pb.Choice:
         tokens = [pb.TokenOutput(token_id=token_id) for token_id in delta.token_ids]
     else:
         tokens = [_token(entry) for entry in delta.logprobs]
-    return pb.Choice(
+    choice = pb.Choice(
         index=delta.index, text=delta.text, tokens=tokens, finish_reason=delta.finish_reason or ""
     )
+    if delta.prompt_logprobs is not None:
+        choice.prompt_tokens.extend(map(_token, delta.prompt_logprobs))
+    return choice
 
 
 def _token(entry: TokenLogprob) -> pb.TokenOutput:
