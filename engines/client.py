@@ -253,6 +253,8 @@ class WorkerClient:
         try:
             async for message in call:
                 self._dispatch(message)
+                for step in message.following:
+                    self._dispatch(step)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
         finally:

@@ -47,6 +47,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 _ROUTER_ID_BITS = 40
 _ROUTER_ID_MASK = (1 << _ROUTER_ID_BITS) - 1
+_MAX_FOLLOWING_STEPS = 16  # the router works on a message without a pause
 
 
 class _RouterStream:
@@ -68,10 +69,16 @@ class _RouterStream:
         self._changed.set()
 
     async def messages(self) -> AsyncIterator[pb.StepOutput]:
-        """What is to be sent, until the router has closed its side and its last sequence has ended."""
+        """What is to be sent, until the router has closed its side and its last sequence has ended.
+
+        A message costs both sides far more than what is in it, so what has piled up goes in one.
+        """
         while True:
             while self._outbox:
-                yield self._outbox.popleft()
+                message = self._outbox.popleft()
+                while self._outbox and len(message.following) < _MAX_FOLLOWING_STEPS:
+                    message.following.append(self._outbox.popleft())
+                yield message
             if self.half_closed and not self.live:
                 return
             self._changed.clear()

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import uvloop
 
 from engines.api import Engine
 from engines.config import NullEngineConfig, ServiceConfig
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFac
     except ConfigurationError as error:
         logger.error("%s", error.message)
         return 2
-    return asyncio.run(_serve(options, engine, ServiceConfig()))
+    return uvloop.run(_serve(options, engine, ServiceConfig()))
 
 
 if __name__ == "__main__":

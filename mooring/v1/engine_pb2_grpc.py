@@ -144,7 +144,8 @@ class EngineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request_iterator, context):
-        """One stream for each router; one message down for each engine step, carrying every token of it.
+        """One stream for each router; one message down for each engine step, carrying every token of it. Steps that
+        were made while the router was behind travel in the message of the first of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
