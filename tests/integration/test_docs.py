@@ -21,7 +21,11 @@ pytestmark = pytest.mark.integration
 DOCS = Path(__file__).parents[2] / "docs"
 HTTP = (DOCS / "http.md").read_text()
 GRPC = (DOCS / "grpc.md").read_text()
+CLIENTS = (DOCS / "clients.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
+OTHER_CLIENTS = DOCS.parent / ".venv-clients" / "bin"  # `make test` makes it
+# Neither Debian nor a small Python package has these; their examples were run by hand.
+NOT_HERE = ("websocat", "grpcurl", "vllm", "aiperf", "genai-perf")
 
 
 def examples(page: str, kind: str) -> list[str]:
@@ -29,7 +33,12 @@ def examples(page: str, kind: str) -> list[str]:
 
 
 SHELL_EXAMPLES = [each for each in [*examples(HTTP, "bash"), *examples(README, "")] if "curl " in each]
-PYTHON_EXAMPLES = [*examples(HTTP, "python"), *examples(GRPC, "python"), *examples(README, "python")]
+PYTHON_EXAMPLES = [each for page in (HTTP, GRPC, CLIENTS, README) for each in examples(page, "python")]
+CLIENT_COMMANDS = [
+    each
+    for each in examples(CLIENTS, "bash")
+    if not re.search(rf"^(\s*\| )?({'|'.join(NOT_HERE)}) ", each, re.M)
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +50,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-def run(server: RunningServer, command: list[str], source: str) -> str:
-    source = source.replace("http://127.0.0.1:8000", server.http_url)
+def run(server: RunningServer, command: list[str], source: str, **environment: str) -> str:
+    source = source.replace("127.0.0.1:8000", server.http_url.removeprefix("http://"))
     source = source.replace("127.0.0.1:8001", server.grpc_target)
     ended = subprocess.run(
         [*command, source],
-        env={**os.environ, "MOORING_DATA_DIR": str(server.data_dir)},
+        env={**os.environ, "MOORING_DATA_DIR": str(server.data_dir), **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -68,7 +77,17 @@ def test_shell_examples_work_as_pasted(server: RunningServer, number: int) -> No
 
 @pytest.mark.parametrize("number", range(len(PYTHON_EXAMPLES)))
 def test_python_examples_work_as_pasted(server: RunningServer, number: int) -> None:
-    assert run(server, [sys.executable, "-c"], PYTHON_EXAMPLES[number]).strip()
+    example = PYTHON_EXAMPLES[number]
+    of_others = "langchain_openai" in example or "litellm" in example
+    python = str(OTHER_CLIENTS / "python") if of_others else sys.executable
+    assert run(server, [python, "-c"], example).strip()
+
+
+@pytest.mark.parametrize("number", range(len(CLIENT_COMMANDS)))
+def test_commands_of_clients_work_as_pasted(server: RunningServer, tmp_path: Path, number: int) -> None:
+    script = "set -e\n" + CLIENT_COMMANDS[number].replace("curl ", "curl --silent --show-error --fail ")
+    path = f"{os.environ['PATH']}:{OTHER_CLIENTS}"
+    assert run(server, ["bash", "-c"], script, PATH=path, LLM_USER_PATH=str(tmp_path)).strip()
 
 
 def test_the_table_of_errors_is_the_one_of_the_code() -> None:
