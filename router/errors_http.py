@@ -32,6 +32,7 @@ __all__ = [
     "error_from_validation",
     "error_response",
     "install_error_handlers",
+    "valid_unicode",
 ]
 
 
@@ -63,22 +64,27 @@ _TYPE_NAMES = {"str", "int", "float", "bool", "none"}
 def error_body(error: MooringError) -> bytes:
     """The error object, as JSON."""
     content = {
-        "message": _valid_unicode(error.message),
+        "message": valid_unicode(error.message),
         "type": status_of(error).openai_type,
-        "param": None if error.param is None else _valid_unicode(error.param),
+        "param": None if error.param is None else valid_unicode(error.param),
         "code": error.code,
     }
     return orjson.dumps({"error": content})
 
 
 def error_response(
-    error: MooringError, headers: Mapping[str, str] | None = None, *, status: int | None = None
+    error: MooringError,
+    headers: Mapping[str, str] | None = None,
+    *,
+    status: int | None = None,
+    body: bytes | None = None,
 ) -> Response:
     """The whole answer; ``Retry-After`` where the error says when to come again.
 
     Args:
         headers: sent as well.
         status: of HTTP, where it is not the one that ``mooring.errors.STATUS`` gives.
+        body: JSON in place of OpenAI's error object.
     """
     headers = dict(headers or {})
     if error.retry_after_s is not None:
@@ -86,7 +92,7 @@ def error_response(
     status = status or status_of(error).http
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return Response(error_body(error), status, headers, media_type="application/json")
+    return Response(body or error_body(error), status, headers, media_type="application/json")
 
 
 def error_from_validation(errors: list[Any]) -> MooringError:
@@ -143,7 +149,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, bug)
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """Text that may quote the client, without the half surrogate pairs that JSON lets it send."""
     return text.encode("utf-8", "replace").decode()
 

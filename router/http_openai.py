@@ -14,12 +14,11 @@ from router.intake import Intake
 from router.openai_format import AnswerFormat, ChatFormat, CompletionFormat, model_card
 from router.openai_types import ChatCompletionRequest, CompletionRequest
 from router.services import RouterServices
-from router.sse import DONE, ClientGoneError, EventStream, until_disconnect
+from router.sse import CLIENT_GONE, DONE, ClientGoneError, EventStream, until_disconnect
 from router.tenancy import Tenancy, api_key_of
 
 __all__ = ["OpenAiApi", "authenticate"]
 
-_CLIENT_GONE = 499  # nginx's word for it; nobody is there to read it
 _Generation = TextGeneration | BatchGeneration
 
 
@@ -89,7 +88,7 @@ class OpenAiApi:
                 return await _stream(request, generation, answer)
             return await _whole(request, generation, answer)
         except ClientGoneError:
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
 
     async def _start(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> _Generation:
         prompts, options = body.prompts(), body.options()

@@ -13,11 +13,21 @@ from starlette.types import Receive, Scope, Send
 from mooring.errors import InternalError, MooringError
 from router.errors_http import error_body
 
-__all__ = ["DONE", "DONE_PAYLOAD", "ClientGoneError", "EventStream", "event", "payloads", "until_disconnect"]
+__all__ = [
+    "CLIENT_GONE",
+    "DONE",
+    "DONE_PAYLOAD",
+    "ClientGoneError",
+    "EventStream",
+    "event",
+    "payloads",
+    "until_disconnect",
+]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CLIENT_GONE = 499  # nginx's word for it; nobody is there to read it
 DONE_PAYLOAD = b"[DONE]"
 DONE = b"data: " + DONE_PAYLOAD + b"\n\n"
 
@@ -64,15 +74,23 @@ class EventStream(Response):
         frames: what to send, each piece one or more whole events. An error that it raises becomes the last
             event, since the status has been sent by then.
         close: called at the end, however it came.
+        error_body: an error as JSON.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        frames: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+        *,
+        error_body: Callable[[MooringError], bytes] = error_body,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._frames = frames
         self._close = close
+        self._error_body = error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -88,13 +106,15 @@ class EventStream(Response):
             async for frame in self._frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
         except MooringError as error:
-            await send({"type": "http.response.body", "body": event(error_body(error)), "more_body": True})
+            await send(
+                {"type": "http.response.body", "body": event(self._error_body(error)), "more_body": True}
+            )
         except OSError:
             raise
         # The edge of the process: a bug must end this stream visibly and no other.
         except Exception:
             _log.exception("a bug in the middle of a stream")
-            body = event(error_body(InternalError("An error of the server's own; it has been logged.")))
+            body = event(self._error_body(InternalError("An error of the server's own; it has been logged.")))
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,0 +1,123 @@
+"""Bodies of the KServe v2 REST door: as they come, compressed or not, and as they go."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mooring.errors import InvalidRequestError, RequestTooLargeError, UnsupportedFieldError
+
+__all__ = ["compressed", "json_object", "json_response", "read_body", "refuse_others"]
+
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for the two formats
+_LEVEL = 1  # the answer is on its way to somebody who waits
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, decompressed.
+
+    Args:
+        max_bytes: most that it may have then.
+
+    Raises:
+        InvalidRequestError: it is not compressed as its headers say.
+        RequestTooLargeError: it is larger than ``max_bytes`` once it is decompressed.
+        UnsupportedFieldError: it is compressed in another way than gzip and deflate.
+    """
+    body = await request.body()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return body
+    if encoding not in _WINDOW_BITS:
+        raise UnsupportedFieldError(
+            f"Content-Encoding '{encoding}' is not supported: send gzip, deflate or neither.",
+            param="content-encoding",
+        )
+    decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        plain = decompressor.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequestError(f"The body is not {encoding}: {error}.") from error
+    if len(plain) > max_bytes:
+        raise RequestTooLargeError(
+            f"The body is larger than the {max_bytes} bytes that this server accepts, once it is decompressed."
+        )
+    if not decompressor.eof or decompressor.unused_data:
+        raise InvalidRequestError(f"The body is not {encoding}: it ends too early or too late.")
+    return plain
+
+
+def compressed(response: Response, accept_encoding: str) -> Response:
+    """The answer in the way that its reader likes best; as it is where that is neither gzip nor deflate."""
+    encoding = _best_encoding(accept_encoding)
+    if encoding is not None:
+        compressor = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS[encoding])
+        response.body = compressor.compress(bytes(response.body)) + compressor.flush()
+        response.headers["content-length"] = str(len(response.body))
+        response.headers["content-encoding"] = encoding
+    response.headers["vary"] = "accept-encoding"
+    return response
+
+
+def json_response(value: Any) -> Response:
+    """An answer of JSON."""
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def json_object(body: bytes, *, is_optional: bool = False) -> dict[str, Any]:
+    """The JSON object that a body is.
+
+    Args:
+        is_optional: an empty body counts as an empty object.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if is_optional and not body.strip():
+        return {}
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidRequestError("The body must be a JSON object.")
+    return value
+
+
+def refuse_others(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Raises ``UnsupportedFieldError`` where ``given`` has a field that is not ``known``.
+
+    Args:
+        where: whose fields they are, for the message.
+    """
+    for name in given:
+        if name not in known:
+            raise UnsupportedFieldError(f"Unexpected field '{name}' of {where}: leave it out.", param=name)
+
+
+def _best_encoding(accepted: str) -> str | None:
+    """Of an Accept-Encoding header; gzip where gzip and deflate are as good."""
+    best, best_weight = None, 0.0
+    for part in accepted.lower().split(","):
+        name, _, parameter = part.partition(";")
+        weight = _weight(parameter.strip())
+        if name.strip() in _WINDOW_BITS and (
+            weight > best_weight or (weight == best_weight > 0 and name.strip() == "gzip")
+        ):
+            best, best_weight = name.strip(), weight
+    return best
+
+
+def _weight(parameter: str) -> float:
+    if not parameter.startswith("q="):
+        return 1.0
+    try:
+        return float(parameter.removeprefix("q="))
+    except ValueError:
+        return 0.0
