@@ -28,7 +28,7 @@ class ForwardBatch:
             the block of positions ``c * block_tokens`` and on. Padding is 0, the null block, and so are a
             window group's entries behind the window, whose blocks were freed.
         write_blocks: per KV group, [T] granule offset of the block that each new token is written to.
-        logits_rows: [R] rows of T whose logits are wanted.
+        logits_rows: [R] rows of T whose logits are wanted, in any order.
     """
 
     token_ids: Tensor

@@ -14,20 +14,35 @@ from engines.torch.blocks import BlockTables
 from engines.torch.scheduler import StepPlan
 from engines.torch.sequences import SequenceTable
 
-__all__ = ["BuiltBatch", "build_batch"]
+__all__ = ["BuiltBatch", "ScoredTokens", "build_batch"]
+
+
+@dataclass(slots=True)
+class ScoredTokens:
+    """Tokens of prompts whose log-probabilities a step finds, sequence after sequence.
+
+    Attributes:
+        slots: int64 [P], whose they are.
+        token_ids: int64 [P].
+    """
+
+    slots: NDArray[np.int64]
+    token_ids: NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class BuiltBatch:
-    """A batch and the slots that draw a token from it.
+    """A batch, and what its D + P rows of logits are for.
 
     Attributes:
         forward: what the model is given.
-        sampling_slots: int64 [R]; row r of the logits belongs to ``sampling_slots[r]``.
+        sampling_slots: int64 [D]; from row r ``sampling_slots[r]`` draws a token.
+        scored: the P tokens that the other rows are about; None where there is none.
     """
 
     forward: ForwardBatch
     sampling_slots: NDArray[np.int64]
+    scored: ScoredTokens | None
 
 
 def build_batch(
@@ -44,6 +59,11 @@ def build_batch(
     context_lens = computed + num_new
     samples = context_lens == table.num_tokens[slots]
     max_context_tokens = int(context_lens.max())
+    logits_rows = query_start[1:][samples] - 1
+    scored = None
+    if table.scores_prompts:
+        rows, scored = _to_score(table, slot_of_token, positions)
+        logits_rows = np.concatenate((logits_rows, rows))
 
     def tensor(values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -65,6 +85,18 @@ def build_batch(
             tensor(rows[slot_of_token, positions // size])
             for rows, size in zip(blocks.tables, sizes, strict=True)
         ),
-        logits_rows=tensor(query_start[1:][samples] - 1),
+        logits_rows=tensor(logits_rows),
     )
-    return BuiltBatch(forward, slots[samples])
+    return BuiltBatch(forward, slots[samples], scored)
+
+
+def _to_score(
+    table: SequenceTable, slot_of_token: NDArray[np.int64], positions: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], ScoredTokens | None]:
+    """Which new tokens have a next one in the prompt whose log-probability is wanted, and what that is."""
+    first, end = table.num_scored[slot_of_token], table.num_to_score[slot_of_token]
+    rows = np.flatnonzero((positions >= first) & (positions < end))
+    if not len(rows):
+        return rows, None
+    slots = slot_of_token[rows]
+    return rows, ScoredTokens(slots, table.token_ids[slots, positions[rows] + 1].astype(np.int64))

@@ -81,7 +81,7 @@ class TransformerModel:
         """Runs the new tokens of one step and stores their keys and values.
 
         Returns:
-            float32 [R, vocab_size] logits of ``batch.logits_rows``.
+            [R, hidden_size] final states of ``batch.logits_rows``, for ``logits``.
         """
         # What the layers add up is kept in float32: each of their additions would round to bfloat16 again.
         hidden = F.embedding(batch.token_ids, self._embed).float()
@@ -90,7 +90,13 @@ class TransformerModel:
         for i, layer in enumerate(self._layers):
             hidden += self._attend(i, layer, hidden, attention, rotation)
             hidden += self._mlp(layer, hidden)
-        return project_to_logits(self._norm(hidden[batch.logits_rows], self._final_norm), self._lm_head)
+        return self._norm(hidden[batch.logits_rows], self._final_norm)
+
+    @torch.inference_mode()
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 [R, vocab_size] of final states [R, hidden_size]: a second call, because the logits of a whole
+        prompt are too many to be made at once."""
+        return project_to_logits(states, self._lm_head)
 
     def _attend(
         self, index: int, layer: _Layer, hidden: Tensor, attention: PagedAttention, rotation: Rotation

@@ -108,6 +108,7 @@ class Replica:
         runner = SequenceRunner(
             self.replica_id,
             partial(self._model.forward, kv=self._kv),
+            self._model.logits,
             limits=self._limits,
             eos_ids=self._model_config.eos_token_ids,
             pool=pool,

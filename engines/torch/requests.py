@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from engines.api import Finished, FinishReason, SequenceRequest
+from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest
 from memory_manager.kv_spec import KVGroup, kv_bytes_for_tokens
 from mooring.errors import ContextLengthError, InsufficientMemoryError, InvalidRequestError, MooringError
 from mooring.units import format_bytes
@@ -70,6 +71,19 @@ class SequenceLimits:
                 f"{num_tokens} tokens need more KV than the {format_bytes(self.kv_bytes)} that this replica "
                 "may ever hold: raise the memory budget or its KV cap"
             )
+        return self._error_of_edits(request.sampling)
+
+    def _error_of_edits(self, sampling: SamplingParams) -> MooringError | None:
+        if not all(sampling.bad_words_ids):
+            return InvalidRequestError("a bad word has no tokens", param="bad_words")
+        for param, token_ids in (
+            ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
+            ("bad_words", list(chain.from_iterable(sampling.bad_words_ids))),
+        ):
+            if _largest(token_ids) >= self.vocab_size:
+                return InvalidRequestError(
+                    f"{param} has a token id beyond the vocabulary of {self.vocab_size}", param=param
+                )
         return None
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from engines.api import Finished, FinishReason, SequenceRequest, StepOutput
 from engines.torch.batch import ForwardBatch
-from engines.torch.batch_builder import build_batch
+from engines.torch.batch_builder import ScoredTokens, build_batch
 from engines.torch.blocks import BlockSource, BlockTables
 from engines.torch.engine_config import TorchEngineConfig
+from engines.torch.logit_edits import LogitEdits, has_edits
+from engines.torch.logprobs import score_tokens
 from engines.torch.output import collect_output
 from engines.torch.penalties import has_penalty
 from engines.torch.requests import SequenceLimits, error_end
@@ -24,12 +26,15 @@ from engines.torch.sequences import SequenceTable
 from engines.torch.waiting import PendingSequence, WaitingQueue
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError
 
-__all__ = ["Forward", "RunnerCounters", "SequenceRunner"]
+__all__ = ["Forward", "RunnerCounters", "SequenceRunner", "ToLogits"]
 
 log = logging.getLogger(__name__)
 
 Forward = Callable[[ForwardBatch], Tensor]
-"""Logits float32 [R, vocab] of a batch, the KV cache being written on the way."""
+"""Final states [R, hidden_size] of a batch, the KV cache being written on the way."""
+
+ToLogits = Callable[[Tensor], Tensor]
+"""Logits float32 [R, vocab] of final states."""
 
 
 class RunnerCounters:
@@ -54,7 +59,7 @@ class SequenceRunner:
         replica_id: also the model's name in the pool.
 
     Args:
-        forward: the model.
+        forward, to_logits: the model.
         limits: of its sequences.
         eos_ids: end a sequence that does not ignore them.
         pool: where blocks come from.
@@ -66,6 +71,7 @@ class SequenceRunner:
         self,
         replica_id: str,
         forward: Forward,
+        to_logits: ToLogits,
         *,
         limits: SequenceLimits,
         eos_ids: tuple[int, ...],
@@ -76,6 +82,7 @@ class SequenceRunner:
     ) -> None:
         self.replica_id = replica_id
         self._forward = forward
+        self._to_logits = to_logits
         self._limits = limits
         self._eos_ids = eos_ids
         self._device = device
@@ -85,6 +92,7 @@ class SequenceRunner:
         self._table = SequenceTable(num_slots, limits.max_model_len)
         self._blocks = BlockTables(pool, replica_id, limits.groups, num_slots, limits.max_model_len)
         self._sampler = Sampler(limits.vocab_size, device)
+        self._edits = LogitEdits(num_slots)
         self._scheduler = Scheduler(
             self._table,
             self._blocks,
@@ -136,7 +144,16 @@ class SequenceRunner:
             (np.asarray(request.prompt_ids, np.int32), np.asarray(request.output_ids, np.int32))
         )
         deadline_s = request.deadline_s if not request.output_ids else np.inf
-        self._waiting.push(PendingSequence(request, token_ids, arrival, deadline_s=deadline_s))
+        wants_scores = request.sampling.prompt_logprobs is not None
+        self._waiting.push(
+            PendingSequence(
+                request,
+                token_ids,
+                arrival,
+                deadline_s=deadline_s,
+                prompt_logprobs=[] if wants_scores else None,
+            )
+        )
 
     def cancel(self, sequence_id: int) -> bool:
         """Ends a sequence and frees its blocks at once; False where there is none of that id."""
@@ -198,7 +215,7 @@ class SequenceRunner:
         return self.take_ended()
 
     def check_integrity(self) -> None:
-        """Every block and every row of counts has exactly one sequence.
+        """Every block, every row of counts and every edit has exactly one sequence.
 
         Raises:
             AssertionError: a bug of ours.
@@ -210,21 +227,41 @@ class SequenceRunner:
             raise AssertionError(
                 f"{self._sampler.penalties.num_rows_in_use} rows of counts for {penalized} sequences"
             )
+        if not self._edits.slots() <= set(slots.tolist()):
+            raise AssertionError(f"edits of slots {self._edits.slots()} where {slots.tolist()} run")
 
     def _run(self, plan: StepPlan, output: StepOutput) -> None:
         table = self._table
         batch = build_batch(table, self._blocks, plan, self._device)
-        logits = self._forward(batch.forward)
+        states = self._forward(batch.forward)
         sampling = batch.sampling_slots
+        if batch.scored is not None:
+            self._score(states[len(sampling) :], batch.scored)
         sampled = None
         if len(sampling):
-            sampled = self._sampler.sample(logits, table.sampling.take(sampling), table.num_tokens[sampling])
+            sampled = self._sampler.sample(
+                self._to_logits(states[: len(sampling)]),
+                table.sampling.take(sampling),
+                table.num_tokens[sampling],
+                self._edits.changes(table, sampling),
+            )
         table.num_computed[plan.slots] += plan.num_new
         if sampled is not None:
             self._counters.generation_tokens += len(sampling)
             for slot in collect_output(table, sampling, sampled, output).tolist():
                 self._remove(slot)
         self._free_behind_windows(plan.slots)
+
+    def _score(self, states: Tensor, scored: ScoredTokens) -> None:
+        table = self._table
+        tops = score_tokens(
+            states,
+            self._to_logits,
+            self._limits.vocab_size,
+            scored.token_ids,
+            table.num_prompt_logprobs[scored.slots],
+        )
+        table.add_prompt_logprobs(scored.slots, tops)
 
     def _free_behind_windows(self, slots: NDArray[np.int64]) -> None:
         # A slot that was just emptied has no blocks: its counts are zero and must stay so.
@@ -241,13 +278,17 @@ class SequenceRunner:
             )
         if not pending.preempted:
             self._counters.prompt_tokens += pending.num_prompt
-        return self._table.insert(pending, self._eos_ids, penalty_row)
+        slot = self._table.insert(pending, self._eos_ids, penalty_row)
+        if has_edits(request.sampling):
+            self._edits.add(slot, request.sampling)
+        return slot
 
     def _remove(self, slot: int) -> PendingSequence:
-        """Takes a sequence out of table, blocks and counts."""
+        """Takes a sequence out of table, blocks, counts and edits."""
         penalty_row = int(self._table.sampling.penalty_row[slot])
         if penalty_row >= 0:
             self._sampler.penalties.remove(penalty_row)
+        self._edits.remove(slot)
         self._blocks.release(np.array([slot]))
         return self._table.remove(slot)
 

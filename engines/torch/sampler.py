@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.api import TopLogprobs
+from engines.torch.logit_edits import LogitChanges
+from engines.torch.logprobs import top_logprobs
 from engines.torch.noise import gumbel_noise, row_keys
 from engines.torch.penalties import PenaltyCounts
 from engines.torch.sampling_rows import SamplingRows
@@ -36,9 +38,9 @@ class Sampled:
 class Sampler:
     """Vectorized sampling for one model.
 
-    In order: log-probabilities of the raw distribution are set aside; stop tokens are barred while
-    ``min_tokens`` is not reached; penalties; temperature; min-p, top-k, top-p; Gumbel noise; argmax. Greedy
-    rows skip all after the penalties. A row's result depends on its own logits and parameters alone,
+    In order: log-probabilities of the raw distribution are set aside; biases and bad words; stop tokens are
+    barred while ``min_tokens`` is not reached; penalties; temperature; min-p, top-k, top-p; Gumbel noise;
+    argmax. Greedy rows skip all after the penalties. A row's result depends on its own logits and parameters alone,
     never on the rows beside it.
 
     Attributes:
@@ -50,16 +52,25 @@ class Sampler:
         self._device = device
         self._max_rows = max(1, _MAX_NOISE_ELEMENTS // vocab_size)
 
-    def sample(self, logits: Tensor, rows: SamplingRows, positions: NDArray[np.int64]) -> Sampled:
+    def sample(
+        self,
+        logits: Tensor,
+        rows: SamplingRows,
+        positions: NDArray[np.int64],
+        changes: LogitChanges | None = None,
+    ) -> Sampled:
         """Draws a token for each row and counts it where the row is penalized.
 
         Args:
             logits: float32 [R, vocab]; overwritten.
             rows: R rows.
             positions: int64 [R], index of the drawn token in prompt plus output.
+            changes: to single logits of these rows.
         """
         asked = np.flatnonzero(rows.num_logprobs >= 0)
         raw = logits[torch.from_numpy(asked).to(self._device)].log_softmax(-1) if len(asked) else None
+        if changes is not None:
+            self._change_(logits, changes)
         self._bar_stops_(logits, rows, positions)
         self.penalties.apply_(logits, rows)
         drawn = np.flatnonzero(rows.temperature > 0)
@@ -73,7 +84,15 @@ class Sampler:
         self.penalties.count(rows.penalty_row, token_ids)
         if raw is None:
             return Sampled(token_ids)
-        return Sampled(token_ids, self._top_logprobs(raw, asked, rows.num_logprobs, token_ids))
+        tops = top_logprobs(raw, token_ids[asked], rows.num_logprobs[asked])
+        return Sampled(token_ids, dict(zip(asked.tolist(), tops, strict=True)))
+
+    def _change_(self, logits: Tensor, changes: LogitChanges) -> None:
+        index = (
+            torch.from_numpy(changes.rows).to(self._device),
+            torch.from_numpy(changes.token_ids).to(self._device),
+        )
+        logits.index_put_(index, torch.from_numpy(changes.values).to(self._device), accumulate=True)
 
     def _bar_stops_(self, logits: Tensor, rows: SamplingRows, positions: NDArray[np.int64]) -> None:
         barred, column = np.nonzero((positions < rows.min_length)[:, None] & (rows.stop_ids >= 0))
@@ -93,21 +112,3 @@ class Sampler:
         scaled += gumbel_noise(row_keys(rows.noise_key, positions), scaled.shape[1], self._device)
         token_ids: NDArray[np.int64] = scaled.argmax(-1).cpu().numpy()
         return token_ids
-
-    def _top_logprobs(
-        self,
-        raw: Tensor,
-        asked: NDArray[np.int64],
-        num_logprobs: NDArray[np.int64],
-        token_ids: NDArray[np.int64],
-    ) -> dict[int, TopLogprobs]:
-        """Of the rows ``asked``, whose raw log-probabilities are ``raw`` [A, vocab]."""
-        drawn = torch.from_numpy(token_ids[asked]).to(self._device).unsqueeze(1)
-        of_drawn = raw.gather(-1, drawn).squeeze(1).tolist()
-        width = min(int(num_logprobs[asked].max()), raw.shape[1])
-        best = raw.topk(width, dim=-1)
-        ids, values = best.indices.tolist(), best.values.tolist()
-        return {
-            int(row): TopLogprobs(of_drawn[i], tuple(ids[i][:k]), tuple(values[i][:k]))
-            for i, (row, k) in enumerate(zip(asked, num_logprobs[asked], strict=True))
-        }

@@ -7,10 +7,12 @@ arrays of slots; Python touches a single sequence only when it comes or goes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.api import TopLogprobs
 from engines.torch.sampling_rows import SamplingRows
 from engines.torch.waiting import PendingSequence
 
@@ -25,7 +27,11 @@ class SequenceTable:
         num_tokens: int64 [C], known tokens: prompt and output.
         num_computed: int64 [C], tokens whose KV is in the cache. A sequence decodes when all but its last
             token are; else it is in prefill.
+        num_prompt: int64 [C], of these the prompt's.
         max_length: int64 [C], prompt plus output at which it ends.
+        num_scored: int64 [C], of the prompt's tokens but the first, those whose log-probabilities are known.
+        num_to_score: int64 [C], how many there will be; 0 where nobody asked, and once they were sent.
+        num_prompt_logprobs: int64 [C], likeliest tokens wanted beside each of these.
         sequence_ids: uint64 [C]. arrival, priority: int64 [C].
         deadline_s: float64 [C], for the first token; ``inf`` once it was given.
         sampling: parameters of C rows.
@@ -36,7 +42,11 @@ class SequenceTable:
         self.token_ids = np.zeros((num_slots, max_model_len), np.int32)
         self.num_tokens = np.zeros(num_slots, np.int64)
         self.num_computed = np.zeros(num_slots, np.int64)
+        self.num_prompt = np.zeros(num_slots, np.int64)
         self.max_length = np.zeros(num_slots, np.int64)
+        self.num_scored = np.zeros(num_slots, np.int64)
+        self.num_to_score = np.zeros(num_slots, np.int64)
+        self.num_prompt_logprobs = np.zeros(num_slots, np.int64)
         self.sequence_ids = np.zeros(num_slots, np.uint64)
         self.arrival = np.zeros(num_slots, np.int64)
         self.priority = np.zeros(num_slots, np.int64)
@@ -44,6 +54,7 @@ class SequenceTable:
         self.sampling = SamplingRows.empty(num_slots)
         self._active = np.zeros(num_slots, np.bool_)
         self._pending: list[PendingSequence | None] = [None] * num_slots
+        self._prompt_logprobs: dict[int, list[TopLogprobs]] = {}  # by slot: asked for and not sent
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._slot_of: dict[int, int] = {}
 
@@ -56,6 +67,11 @@ class SequenceTable:
     @property
     def has_free_slot(self) -> bool:
         return bool(self._free_slots)
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether log-probabilities of any prompt are still to be sent."""
+        return bool(self._prompt_logprobs)
 
     def active_slots(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._active)
@@ -74,6 +90,8 @@ class SequenceTable:
         num_tokens = len(pending.token_ids)
         self.token_ids[slot, :num_tokens] = pending.token_ids
         self.num_tokens[slot] = num_tokens
+        self.num_prompt[slot] = pending.num_prompt
+        # All of it is computed: whoever lets a prefix be found in a cache must except those with prompt_logprobs.
         self.num_computed[slot] = 0
         self.max_length[slot] = min(pending.num_prompt + request.sampling.max_tokens, self.max_model_len)
         self.sequence_ids[slot] = request.sequence_id
@@ -87,6 +105,12 @@ class SequenceTable:
             eos_ids=eos_ids,
             penalty_row=penalty_row,
         )
+        self.num_scored[slot] = self.num_to_score[slot] = 0
+        if pending.prompt_logprobs is not None:
+            self._prompt_logprobs[slot] = pending.prompt_logprobs
+            self.num_scored[slot] = len(pending.prompt_logprobs)
+            self.num_to_score[slot] = pending.num_prompt - 1
+            self.num_prompt_logprobs[slot] = request.sampling.prompt_logprobs or 0
         self._active[slot] = True
         self._pending[slot] = pending
         self._slot_of[request.sequence_id] = slot
@@ -107,6 +131,7 @@ class SequenceTable:
             arrival=pending.arrival,
             preempted=True,
             deadline_s=float(self.deadline_s[slot]),
+            prompt_logprobs=self._prompt_logprobs.pop(slot, None),
         )
 
     def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
@@ -114,6 +139,20 @@ class SequenceTable:
         self.token_ids[slots, self.num_tokens[slots]] = token_ids
         self.num_tokens[slots] += 1
         self.deadline_s[slots] = math.inf
+
+    def add_prompt_logprobs(self, slots: NDArray[np.int64], scored: Sequence[TopLogprobs]) -> None:
+        """Keeps what was found about the next tokens of prompts: ``scored[i]`` is of the one in ``slots[i]``."""
+        for slot, top in zip(slots.tolist(), scored, strict=True):
+            self._prompt_logprobs[slot].append(top)
+        np.add.at(self.num_scored, slots, 1)
+
+    def take_prompt_logprobs(self, slots: NDArray[np.int64]) -> dict[int, list[TopLogprobs]]:
+        """By sequence id, of those among these sequences that asked and did not get them yet."""
+        if not self._prompt_logprobs:
+            return {}
+        unsent = [slot for slot in slots.tolist() if slot in self._prompt_logprobs]
+        self.num_to_score[unsent] = 0
+        return {int(self.sequence_ids[slot]): self._prompt_logprobs.pop(slot) for slot in unsent}
 
     def earliest_deadline_s(self) -> float:
         """Of all that have no first token yet; ``inf`` if there is none."""

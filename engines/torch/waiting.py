@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.api import SequenceRequest
+from engines.api import SequenceRequest, TopLogprobs
 
 __all__ = ["PendingSequence", "WaitingQueue"]
 
@@ -24,6 +24,8 @@ class PendingSequence:
         arrival: order of submission in the engine; kept over preemptions.
         preempted: it ran before.
         deadline_s: for its first token; ``inf`` once it has one.
+        prompt_logprobs: of the prompt's tokens so far, the first left out; None where they were not asked for,
+            and once they were sent.
     """
 
     request: SequenceRequest
@@ -31,6 +33,7 @@ class PendingSequence:
     arrival: int
     preempted: bool = False
     deadline_s: float = math.inf
+    prompt_logprobs: list[TopLogprobs] | None = None
 
     @property
     def num_prompt(self) -> int:

@@ -142,7 +142,7 @@ class PagedModel:
         )
         for sequence, n in work:
             sequence.num_cached += n
-        return self.model.forward(batch, self.kv)
+        return self.model.logits(self.model.forward(batch, self.kv))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -245,7 +245,7 @@ def test_no_rows_wanted_gives_no_logits(checkpoint: tuple[Path, Any]) -> None:
         write_blocks=tuple(torch.tensor([block, block]) for block in group_blocks),
         logits_rows=torch.empty(0, dtype=torch.int64),
     )
-    assert paged.model.forward(batch, paged.kv).shape == (0, BASE["vocab_size"])
+    assert paged.model.logits(paged.model.forward(batch, paged.kv)).shape == (0, BASE["vocab_size"])
 
 
 def test_a_missing_tensor_is_named() -> None:
