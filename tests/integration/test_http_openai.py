@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
+from support.http_door import HttpDoor, open_door
 from support.router_doors import (
-    ScriptedSource,
     ScriptedStream,
     Tenant,
     byte_level_tokenizer,
     one_token_a_step,
-    served_model,
-    services,
     write_model_folder,
 )
 
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
 from router.config import RouterConfig
-from router.http_app import create_app
 from router.request import ChoiceTokens, GenerationRequest
 
 pytestmark = pytest.mark.integration
@@ -58,45 +51,14 @@ def answer(request: GenerationRequest) -> ScriptedStream:
     return ScriptedStream(steps)
 
 
-@dataclass
-class Server:
-    url: str
-    source: ScriptedSource
-
-    def client(self, **options: Any) -> openai.AsyncOpenAI:
-        settings = {"base_url": f"{self.url}/v1", "api_key": "k1", "max_retries": 0, **options}
-        return openai.AsyncOpenAI(**settings)
-
-    async def closed(self) -> None:
-        """Waits until the newest stream was closed."""
-        await asyncio.wait_for(self.source.streams[-1].closed.wait(), 5)
-
-
-@contextlib.asynccontextmanager
-async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
-    source = ScriptedSource(answer)
-    model = served_model("org/tiny", folder, max_model_len=96, temperature=0.5)
-    app = create_app(services(source, [model], **options))
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-    task = asyncio.create_task(server.serve([listener]))
-    try:
-        while not server.started:  # noqa: ASYNC110 (uvicorn has a flag, not an event)
-            await asyncio.sleep(0.005)
-        yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", source)
-    finally:
-        server.should_exit = server.force_exit = True
-        await asyncio.wait_for(task, 10)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
 
 
 @pytest.fixture
-async def server(folder: Path) -> AsyncIterator[Server]:
-    async with running(folder) as started:
+async def server(folder: Path) -> AsyncIterator[HttpDoor]:
+    async with open_door(folder, answer) as started:
         yield started
 
 
@@ -104,7 +66,7 @@ def user(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
 
 
-async def test_models(server: Server) -> None:
+async def test_models(server: HttpDoor) -> None:
     client = server.client()
     [model] = (await client.models.list()).data
     assert (model.id, model.owned_by, model.max_model_len) == ("org/tiny", "mooring", 96)  # type: ignore[attr-defined]
@@ -114,7 +76,7 @@ async def test_models(server: Server) -> None:
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
-async def test_chat_whole(server: Server) -> None:
+async def test_chat_whole(server: HttpDoor) -> None:
     result = await server.client().chat.completions.create(
         model="org/tiny", messages=user("hi"), seed=-3, stop=["xyz"], user="u", logit_bias={}
     )
@@ -132,7 +94,7 @@ async def test_chat_whole(server: Server) -> None:
     assert server.source.streams[0].closed.is_set()
 
 
-async def test_chat_stream_says_the_same_and_ends_with_its_usage(server: Server) -> None:
+async def test_chat_stream_says_the_same_and_ends_with_its_usage(server: HttpDoor) -> None:
     stream = await server.client().chat.completions.create(
         model="org/tiny", messages=user("hi"), stream=True, n=2, stream_options={"include_usage": True}
     )
@@ -150,7 +112,7 @@ async def test_chat_stream_says_the_same_and_ends_with_its_usage(server: Server)
     assert set(usages[:-1]) == {None}
 
 
-async def test_the_wire_form_of_a_stream(server: Server) -> None:
+async def test_the_wire_form_of_a_stream(server: HttpDoor) -> None:
     body = {"model": "org/tiny", "prompt": "hi", "stream": True, "max_tokens": 2}
     async with httpx.AsyncClient() as http:
         result = await http.post(f"{server.url}/v1/completions", json=body, headers={"x-request-id": "mine"})
@@ -166,7 +128,7 @@ async def test_the_wire_form_of_a_stream(server: Server) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 
-async def test_completion_with_logprobs(server: Server) -> None:
+async def test_completion_with_logprobs(server: HttpDoor) -> None:
     result = await server.client().completions.create(model="org/tiny", prompt="hi", logprobs=1, max_tokens=3)
     choice = result.choices[0]
     assert (choice.text, choice.finish_reason) == (TOKENIZER.decode(ANSWER_IDS[:3]), "length")
@@ -178,7 +140,7 @@ async def test_completion_with_logprobs(server: Server) -> None:
     assert server.source.requests[0].sampling.max_tokens == 3
 
 
-async def test_chat_with_logprobs(server: Server) -> None:
+async def test_chat_with_logprobs(server: HttpDoor) -> None:
     result = await server.client().chat.completions.create(
         model="org/tiny", messages=user("hi"), logprobs=True, top_logprobs=2
     )
@@ -189,7 +151,7 @@ async def test_chat_with_logprobs(server: Server) -> None:
     assert [len(entry.top_logprobs) for entry in entries] == [2] * len(ANSWER_IDS)
 
 
-async def test_a_stop_string_ends_it(server: Server) -> None:
+async def test_a_stop_string_ends_it(server: HttpDoor) -> None:
     stream = await server.client().completions.create(
         model="org/tiny", prompt="hi", stop=" there", max_tokens=50, stream=True
     )
@@ -218,7 +180,7 @@ async def test_a_stop_string_ends_it(server: Server) -> None:
     ],
 )
 async def test_errors_are_openai_error_objects(
-    server: Server, fields: dict[str, Any], status: int, code: str, param: str | None
+    server: HttpDoor, fields: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     async with httpx.AsyncClient() as http:
         body = {"model": "org/tiny", "prompt": "hi", **fields}
@@ -232,7 +194,7 @@ async def test_errors_are_openai_error_objects(
         assert stream.closed.is_set()
 
 
-async def test_what_the_framework_refuses_looks_the_same(server: Server) -> None:
+async def test_what_the_framework_refuses_looks_the_same(server: HttpDoor) -> None:
     async with httpx.AsyncClient(base_url=server.url) as http:
         answers = [
             (await http.get("/nope"), 404, "unknown_url"),
@@ -250,7 +212,7 @@ async def test_what_the_framework_refuses_looks_the_same(server: Server) -> None
     assert answers[1][0].headers["allow"] == "POST"
 
 
-async def test_half_a_surrogate_pair_is_quoted_without_harm(server: Server) -> None:
+async def test_half_a_surrogate_pair_is_quoted_without_harm(server: HttpDoor) -> None:
     headers = {"content-type": "application/json"}
     bodies = {
         b'{"model": "\\ud800", "prompt": "hi"}': 404,
@@ -262,7 +224,7 @@ async def test_half_a_surrogate_pair_is_quoted_without_harm(server: Server) -> N
             assert (result.status_code, "error" in result.json()) == (status, True)
 
 
-async def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server: Server) -> None:
+async def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server: HttpDoor) -> None:
     stream = await server.client().completions.create(
         model="org/tiny", prompt="fail later", stream=True, max_tokens=16
     )
@@ -281,7 +243,9 @@ async def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server: Serv
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("prompt", ["hang", "crawl"])
-async def test_a_client_that_goes_away_frees_what_it_held(server: Server, prompt: str, stream: bool) -> None:
+async def test_a_client_that_goes_away_frees_what_it_held(
+    server: HttpDoor, prompt: str, stream: bool
+) -> None:
     body = {"model": "org/tiny", "prompt": prompt, "stream": stream, "max_tokens": 80}
     async with httpx.AsyncClient() as http:
         with pytest.raises(TimeoutError):
@@ -300,7 +264,7 @@ async def test_a_body_too_large_announced_or_counted(folder: Path) -> None:
 
     headers = {"content-type": "application/json"}
     async with (
-        running(folder, config=RouterConfig(max_body_bytes=16_384)) as server,
+        open_door(folder, answer, config=RouterConfig(max_body_bytes=16_384)) as server,
         httpx.AsyncClient(base_url=server.url) as http,
     ):
         announced = await http.post("/v1/completions", content=b"x" * 300_000, headers=headers)
@@ -317,7 +281,7 @@ async def test_keys(folder: Path) -> None:
     def authenticate(key: str) -> Tenant | None:
         return Tenant("acme") if key == "k1" else None
 
-    async with running(folder, authenticate=authenticate, allow_anonymous=False) as server:
+    async with open_door(folder, answer, authenticate=authenticate, allow_anonymous=False) as server:
         await server.client().completions.create(model="org/tiny", prompt="hi")
         assert server.source.requests[0].tenant == "acme"
         for call in (
@@ -333,7 +297,7 @@ async def test_keys(folder: Path) -> None:
             assert (await http.get(f"{server.url}/health/live")).status_code == 200
 
 
-async def test_health_metrics_and_the_openapi_page(server: Server) -> None:
+async def test_health_metrics_and_the_openapi_page(server: HttpDoor) -> None:
     await server.client().completions.create(model="org/tiny", prompt="hi")
     async with httpx.AsyncClient(base_url=server.url) as http:
         assert (await http.get("/health/live")).json() == {"status": "live"}

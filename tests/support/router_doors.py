@@ -121,7 +121,8 @@ def one_token_a_step(
     reason: FinishReason = FinishReason.STOP,
     stop_token_id: int | None = None,
 ) -> list[list[ChoiceTokens]]:
-    """Every choice says the same, up to ``max_tokens``, with made-up log-probabilities if asked for."""
+    """Every choice says the same, up to ``max_tokens``, with made-up log-probabilities if asked for; those of the
+    prompt come with choice 0, as from an engine."""
     said = list(ids)[: request.sampling.max_tokens]
     if len(said) < len(ids):
         reason, stop_token_id = FinishReason.LENGTH, None
@@ -136,7 +137,20 @@ def one_token_a_step(
                 for i in range(request.n)
             ]
         )
+    if request.sampling.prompt_logprobs is not None:
+        steps[0][0].prompt_logprobs = made_up_prompt_logprobs(request)
     return steps
+
+
+def made_up_prompt_logprobs(request: GenerationRequest) -> list[TopLogprobs]:
+    """The token at place p has -p; it is the likeliest at even places, and token 0 everywhere else."""
+    k = request.sampling.prompt_logprobs or 0
+    return [
+        TopLogprobs(-float(p), (token_id, 0)[:k], (-float(p), -99.0)[:k])
+        if p % 2 == 0
+        else TopLogprobs(-float(p), (0, 1)[:k], (-0.25, -0.5)[:k])
+        for p, token_id in enumerate(request.prompt_ids[1:], start=1)
+    ]
 
 
 @dataclass
