@@ -24,7 +24,7 @@ GRPC = (DOCS / "grpc.md").read_text()
 CLIENTS = (DOCS / "clients.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
 OTHER_CLIENTS = DOCS.parent / ".venv-clients" / "bin"  # `make test` makes it
-# Neither Debian nor a small Python package has these; their examples were run by hand.
+# Neither Debian nor a small Python package has these, so their examples do not run here.
 NOT_HERE = ("websocat", "grpcurl", "vllm", "aiperf", "genai-perf")
 
 
