@@ -48,6 +48,10 @@ __all__ = ["SequenceChunk", "SequenceSink", "WorkerClient"]
 
 logger = logging.getLogger(__name__)
 
+# What may be under way to us, kept small: steps that we are too slow for then wait at the worker, which sends
+# them together. One larger message still gets the room that it needs.
+_CHANNEL_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.http2.lookahead_bytes", 8192), ("grpc.http2.bdp_probe", 0))
+
 
 @dataclass(slots=True)
 class SequenceChunk:
@@ -91,7 +95,7 @@ class WorkerClient:
         self._descriptors = descriptors
         self._config = config
         self._clock = clock
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket_path}", options=CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket_path}", options=_CHANNEL_OPTIONS)
         self._stub = engine_pb2_grpc.EngineStub(self._channel)  # type: ignore[no-untyped-call]
         self._capabilities: Capabilities | None = None
         self._sinks: dict[int, SequenceSink] = {}
