@@ -26,6 +26,7 @@ from mooring.errors import (
 
 __all__ = [
     "ERROR_RESPONSES",
+    "UNSUPPORTED_VALUE",
     "ErrorAnswer",
     "ErrorDetail",
     "error_body",
@@ -55,6 +56,9 @@ class ErrorAnswer(BaseModel):
 ERROR_RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
     {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
 )
+
+UNSUPPORTED_VALUE = "unsupported_value"
+"""The type of a complaint of pydantic's about a field (``ctx["field"]``) that we know and do not serve."""
 
 _log = logging.getLogger(__name__)
 # Steps of a validation path that name a type of a union, not a field.
@@ -101,8 +105,14 @@ def error_from_validation(errors: list[Any]) -> MooringError:
     A field we do not know comes first; then the deepest one, which in a union belongs to the alternative
     that was meant.
     """
-    worst = max(errors, key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    worst = max(errors, key=lambda e: (e["type"] in ("extra_forbidden", UNSUPPORTED_VALUE), len(e["loc"])))
     kind = worst["type"]
+    if kind == UNSUPPORTED_VALUE:
+        param = _param((*worst["loc"], worst["ctx"]["field"]), ends_in_field=True)
+        return UnsupportedFieldError(
+            f"Unsupported parameter: this server does not serve '{param}' with this value. Leave it out.",
+            param=param,
+        )
     param = _param(worst["loc"], ends_in_field=kind in ("extra_forbidden", "missing"))
     if kind == "json_invalid":
         return InvalidRequestError(f"The body is not valid JSON: {worst['ctx']['error']}.")

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
+from router.errors_http import UNSUPPORTED_VALUE
 from router.openai_format import AnswerStyle
 from router.sampling_defaults import DEFAULT_COMPLETION_TOKENS, SamplingOptions
 from router.tokenizers import ChatPrompt
@@ -43,12 +45,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprob_token_ids": (),
     "media_io_kwargs": ({},),
     "metadata": ({},),
+    "moderation": (),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "priority": (0,),
     "prompt_cache_key": (),
+    "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "prompt_embeds": ([],),
     "reasoning_effort": (),
@@ -330,15 +334,12 @@ def _without_neutral(raw: Any, neutral: Mapping[str, Iterable[Any]]) -> Any:
     """The body without the fields that ask for nothing of what we do not serve.
 
     Raises:
-        UnsupportedFieldError: one of them does ask for something.
+        PydanticCustomError: one of them does ask for something; pydantic adds where it stands.
     """
     if not isinstance(raw, dict):
         return raw
     for name in raw.keys() & neutral.keys():
         value = raw[name]
         if value is not None and value not in neutral[name]:
-            raise UnsupportedFieldError(
-                f"Unsupported parameter: this server does not serve '{name}' with this value. Leave it out.",
-                param=name,
-            )
+            raise PydanticCustomError(UNSUPPORTED_VALUE, "{field}", {"field": name})
     return {name: value for name, value in raw.items() if name not in neutral}
