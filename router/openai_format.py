@@ -17,6 +17,7 @@ from router.sse import event
 
 __all__ = ["AnswerFormat", "AnswerStyle", "ChatFormat", "CompletionFormat", "model_card"]
 
+_PLACEHOLDER = "\0"
 _Spell = Callable[[int, bytes], str]  # a token's id and bytes, as the answer prints it
 
 
@@ -59,6 +60,9 @@ class AnswerFormat(ABC):
         self._style = style
         self._has_usage = style.include_usage or style.continuous_usage
         self._spell = _token_id_string if style.tokens_as_ids else _token_text
+        self._around_text: dict[
+            int, tuple[bytes, bytes]
+        ] = {}  # by choice: its plain events, but for the text
 
     @property
     def wants_usage_so_far(self) -> bool:
@@ -70,11 +74,13 @@ class AnswerFormat(ABC):
         return b""
 
     def events(self, batch: Sequence[TextDelta], usage: Usage | None = None) -> bytes:
-        """The events of one step, written together; those that would say nothing are left out."""
+        """The events of one turn, written together; those that would say nothing are left out."""
         return b"".join(
-            self._chunk([self._delta(delta)], usage)
-            for delta in batch
-            if delta.text or delta.logprobs or delta.finish_reason
+            [
+                self._event(delta, usage)
+                for delta in batch
+                if delta.text or delta.logprobs or delta.finish_reason
+            ]
         )
 
     def usage_event(self, usage: Usage) -> bytes:
@@ -92,6 +98,18 @@ class AnswerFormat(ABC):
                 **self._of_prompt(choices),
             }
         )
+
+    def _event(self, delta: TextDelta, usage: Usage | None) -> bytes:
+        is_plain = delta.text and delta.logprobs is None and delta.finish_reason is None and usage is None
+        if not is_plain:
+            return self._chunk([self._delta(delta)], usage)
+        # Nearly all events are such, and alike but for the text: only that is encoded.
+        around = self._around_text.get(delta.index)
+        if around is None:
+            sample = self._chunk([self._delta(TextDelta(delta.index, _PLACEHOLDER))])
+            before, _, after = sample.rpartition(orjson.dumps(_PLACEHOLDER))
+            around = self._around_text[delta.index] = (before, after)
+        return around[0] + orjson.dumps(delta.text) + around[1]
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
         chunk = {**self._head, "object": self._chunk_object, "choices": choices}
