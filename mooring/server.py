@@ -55,6 +55,7 @@ from router.http_app import create_app
 from router.intake import Intake
 from router.kserve.core import KServe
 from router.kserve.repository import DeploymentRepository
+from router.kserve.rest import create_kserve_routes
 from router.metrics import GaugeSource, Metrics, ModelGauges
 from router.registrar import Registrar
 from router.services import RouterServices
@@ -207,6 +208,11 @@ class Server:
         app = create_app(services, intake)
         app.include_router(create_admin_router(admin))
         settings = self.settings
+        app.router.routes.extend(
+            create_kserve_routes(
+                kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.max_body_bytes
+            )
+        )
         http = http_door(app, settings.http_host, settings.http_port, settings.max_body_bytes)
         self.addresses["http"] = await stack.enter_async_context(http)
 
