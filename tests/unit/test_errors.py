@@ -39,9 +39,8 @@ def test_codes_are_distinct() -> None:
 def test_callers_errors_are_4xx_and_ours_are_5xx() -> None:
     for cls, status in STATUS.items():
         if issubclass(cls, errors.CallerError):
-            assert (
-                status.http < 500 or status.http == 501
-            )  # which is for a call that the caller can leave out
+            # 501 is for a call that the caller can leave out.
+            assert status.http < 500 or status.http == 501
         if issubclass(cls, errors.TransientError):
             assert status.http in (429, 503, 504)
 
