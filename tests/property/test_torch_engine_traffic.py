@@ -46,8 +46,17 @@ class _Traffic:
         sequence_id = len(self.submitted)
         self.submitted[sequence_id] = (replica_id, prompt, priority)
         sampled = {"temperature": 1.0, "seed": prompt, "presence_penalty": 0.5} if prompt % 2 else {}
+        edited = {"logit_bias": ((9, 3.0),), "bad_words_ids": ((8,), (9, 9))} if prompt % 3 else {}
+        scored = {"prompt_logprobs": 1} if prompt > 3 else {}
         self.driver.submit(
-            sequence_id, PROMPTS[prompt], replica_id, priority=priority, max_tokens=NUM_TOKENS, **sampled
+            sequence_id,
+            PROMPTS[prompt],
+            replica_id,
+            priority=priority,
+            max_tokens=NUM_TOKENS,
+            **sampled,
+            **edited,
+            **scored,
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -91,3 +100,6 @@ def test_traffic_changes_no_output_and_leaks_nothing(script: list[tuple]) -> Non
             elif end.reason is not FinishReason.STOP:
                 assert end.reason is FinishReason.CANCELLED or end.error_code == REPLICA_ASLEEP
             assert found == alone(replica_id, prompt)[: len(found)]
+            scored = driver.prompt_logprobs.get(sequence_id)
+            assert (scored is not None) == (prompt > 3 and bool(found))
+            assert scored is None or len(scored) == len(PROMPTS[prompt]) - 1

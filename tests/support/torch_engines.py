@@ -113,6 +113,7 @@ class EngineDriver:
     engine: TorchEngine
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     logprobs: dict[int, list[TopLogprobs]] = field(default_factory=lambda: defaultdict(list))
+    prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
     revision: int = 0
 
@@ -161,6 +162,10 @@ class EngineDriver:
         """One step; returns the number of outputs."""
         outputs = self.engine.step()
         for output in outputs:
+            for sequence_id, tops in output.prompt_logprobs.items():
+                assert sequence_id in output.sequence_ids
+                assert sequence_id not in self.tokens | self.prompt_logprobs, "once, with the first token"
+                self.prompt_logprobs[sequence_id] = tops
             columns = zip(output.sequence_ids, output.token_ids, strict=True)
             for i, (sequence_id, token_id) in enumerate(columns):
                 assert sequence_id not in self.finished

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines.api import SamplingParams
+from engines.torch.logit_edits import LogitChanges
 from engines.torch.sampler import Sampler
 from engines.torch.sampling_rows import SamplingRows
 
@@ -139,6 +140,23 @@ def test_penalties_are_those_of_the_formulas_and_count_as_tokens_come() -> None:
         output = np.append(output, sampled.token_ids[0]).astype(np.int32)
     sampler.penalties.remove(int(rows.penalty_row[0]))
     assert sampler.penalties.num_rows_in_use == 0
+
+
+def test_changes_come_before_penalties_and_after_the_reported_logprobs() -> None:
+    sampler = Sampler(VOCAB, CPU)
+    rows = rows_of(SamplingParams(temperature=0.0, repetition_penalty=2.0, logprobs=0))
+    rows.penalty_row[0] = sampler.penalties.add(np.array([3], np.int32), np.empty(0, np.int32))
+    logits = torch.zeros((1, VOCAB))
+    logits[0, 3] = -1.0
+    raw = float(logits[0].log_softmax(-1)[3])
+    changes = LogitChanges(
+        np.array([0, 0, 0]), np.array([3, 3, 4]), np.array([2.0, 1.0, -np.inf], np.float32)
+    )
+    sampled = sampler.sample(logits, rows, np.array([1]), changes)
+    assert sampled.token_ids.tolist() == [3]
+    assert float(logits[0, 3]) == (-1 + 3) / 2
+    assert float(logits[0, 4]) == -math.inf
+    assert sampled.top_logprobs[0].logprob == pytest.approx(raw)
 
 
 def test_a_reused_row_of_counts_starts_anew_and_the_table_grows() -> None:
