@@ -6,6 +6,7 @@ The ``mooring`` command and the web UI speak to this and to nothing else. Every 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from memory_manager.devices import DeviceReader
 from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
 from router import admin_types as types
+from router.errors_http import ERROR_RESPONSES
 from router.registrar import Registrar, Registration
 from router.tenancy import api_key_of, check_admin_key
 
@@ -48,7 +50,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     def check_key(request: Request) -> None:
         check_admin_key(api_key_of(request.headers), services.admin_key)
 
-    router = APIRouter(prefix="/admin/v1", dependencies=[Depends(check_key)])
+    router = APIRouter(prefix="/admin/v1", dependencies=[Depends(check_key)], responses=dict(ERROR_RESPONSES))
     router.include_router(_model_routes(services))
     router.include_router(_deployment_routes(services))
     router.include_router(_tenant_routes(services))
@@ -280,7 +282,7 @@ def _deployment(services: AdminServices, record: DeploymentRecord) -> types.Depl
         version=record.variant.version.number,
         precision=record.variant.precision,
         engine=record.engine,
-        policy=types.Policy.model_validate(record.policy),
+        policy=types.Policy(**dataclasses.asdict(record.policy)),
         residency=status.residency,
         reason=status.reason,
     )

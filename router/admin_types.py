@@ -39,7 +39,11 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
-class Policy(_Body):
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Policy(_Request):
     """How a deployment is treated. Sizes are in bytes; what is unset takes the server's default."""
 
     enabled: bool = True
@@ -51,7 +55,7 @@ class Policy(_Body):
         ge=0,
         description="KV that no other model can take; never less than one request of full length needs.",
     )
-    kv_cap_bytes: int | None = Field(None, ge=0, description="Most KV it may hold.")
+    kv_cap_bytes: int | None = Field(None, ge=1, description="Most KV it may hold.")
     idle_timeout_s: float | None = Field(
         None, gt=0, description="Seconds without a request before it sleeps."
     )
@@ -59,7 +63,7 @@ class Policy(_Body):
     max_replicas: int = Field(1, ge=1, le=1)
 
 
-class RegistrationCreate(_Body):
+class RegistrationCreate(_Request):
     """Registers a model and, unless told otherwise, deploys it under the same name."""
 
     name: Name
@@ -102,14 +106,14 @@ class VersionBody(_Body):
     created: datetime
 
 
-class DeploymentCreate(_Body):
+class DeploymentCreate(_Request):
     name: Name
     model: str
     version: int | None = Field(None, description="The latest where unset.")
     policy: Policy = Field(default_factory=Policy)
 
 
-class DeploymentUpdate(_Body):
+class DeploymentUpdate(_Request):
     """Only the fields that are sent change; null sets a field back to the server's default."""
 
     version: int | None = Field(None, ge=1, description="Another version of the same model.")
@@ -118,7 +122,7 @@ class DeploymentUpdate(_Body):
     priority: int | None = None
     max_model_len: int | None = Field(None, ge=1)
     kv_guarantee_bytes: int | None = Field(None, ge=0)
-    kv_cap_bytes: int | None = Field(None, ge=0)
+    kv_cap_bytes: int | None = Field(None, ge=1)
     idle_timeout_s: float | None = Field(None, gt=0)
     min_replicas: int | None = Field(None, ge=0, le=1)
 
@@ -134,7 +138,7 @@ class DeploymentBody(_Body):
     reason: str | None = Field(None, description="Why it is failed, where it is.")
 
 
-class TenantCreate(_Body):
+class TenantCreate(_Request):
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
@@ -144,7 +148,7 @@ class TenantBody(_Body):
     keys: int = Field(description="Keys that are not revoked.")
 
 
-class KeyCreate(_Body):
+class KeyCreate(_Request):
     name: str = Field("", max_length=100, description="What the key is for.")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import WebSocketRoute
 
 from mooring.errors import OverloadedError
-from router.errors_http import install_error_handlers
+from router.errors_http import ERROR_RESPONSES, install_error_handlers
 from router.http_middleware import BodyLimitMiddleware, RequestIdMiddleware
 from router.http_openai import OpenAiApi
 from router.http_tokenize import TokenizeApi
@@ -44,14 +45,14 @@ def create_app(services: RouterServices, intake: Intake | None = None) -> FastAP
         """The process answers."""
         return {"status": "live"}
 
-    @app.get("/health/ready", tags=["health"])
+    @app.get("/health/ready", tags=["health"], responses=dict(ERROR_RESPONSES))
     async def ready() -> dict[str, str]:
         """The server can serve; 503 while it cannot."""
         if not services.is_ready():
             raise OverloadedError("The server is not ready to serve.", code="not_ready", retry_after_s=1)
         return {"status": "ready"}
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' text format."""
         return Response(services.metrics.expose(), media_type=CONTENT_TYPE_LATEST)

@@ -209,7 +209,7 @@ def test_what_is_no_name_is_refused_at_once(server: RunningServer, name: str) ->
         ({"name": "x"}, "missing_required_parameter", "source"),
         ({"name": "x", "source": "/x", "sauce": 1}, "unsupported_parameter", "sauce"),
         ({"name": "x", "source": "/x", "policy": {"pinnd": 1}}, "unsupported_parameter", "policy.pinnd"),
-        ({"name": "x", "source": "/x", "policy": {"priority": 0.5}}, "invalid_value", "policy.priority"),
+        ({"name": "x", "source": "/x", "policy": {"priority": 0.5}}, "invalid_type", "policy.priority"),
         ([], "invalid_value", None),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_deployment_is_made_shown_changed_and_deleted(server: RunningServer, t
         ("POST", "/deployments", {"name": "x", "model": "first", "version": 9}, 404, "not_found", None),
         ("GET", "/deployments/nothing", None, 404, "not_found", None),
         ("PATCH", "/deployments/nothing", {"pinned": True}, 404, "not_found", None),
-        ("PATCH", "/deployments/first", {"pinned": "perhaps"}, 400, "invalid_value", "pinned"),
+        ("PATCH", "/deployments/first", {"pinned": "perhaps"}, 400, "invalid_type", "pinned"),
         ("PATCH", "/deployments/first", {"colour": 1}, 400, "unsupported_parameter", "colour"),
         ("PATCH", "/deployments/first", {"max_model_len": 9999}, 400, "invalid_value", "max_model_len"),
         ("PATCH", "/deployments/first", {"version": 9}, 404, "not_found", None),
