@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ import psutil
 
 from support.running_server import RunningServer
 
-__all__ = ["SLOW_STEP", "Stream", "check_all_gone", "complete", "family"]
+__all__ = ["SLOW_STEP", "Stream", "check_all_gone", "check_idle", "complete", "family", "metric"]
 
 SLOW_STEP = {"MOORING_NULL__STEP_TIME_S": "0.02"}
 
@@ -61,3 +62,18 @@ def family(server: RunningServer) -> list[psutil.Process]:
 def check_all_gone(processes: list[psutil.Process], timeout_s: float = 5.0) -> None:
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def metric(server: RunningServer, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = server.client.get(f"{server.http_url}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def check_idle(server: RunningServer, timeout_s: float = 5.0) -> None:
+    """Nothing runs, nothing waits, and no KV is held; what a client has just left takes a moment to end."""
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+    deadline = time.monotonic() + timeout_s
+    while any(busy := {name: metric(server, name) for name in names}.values()):
+        assert time.monotonic() < deadline, busy
+        time.sleep(0.05)
