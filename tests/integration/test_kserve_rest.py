@@ -7,15 +7,17 @@ import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import pytest_asyncio
 import tritonclient.http.aio as triton
+from support.kserve_doors import ADMIN_KEY, MemoryRepository
 from support.router_doors import (
     ScriptedSource,
     ScriptedStream,
@@ -29,7 +31,7 @@ from support.router_doors import (
 from tritonclient.utils import InferenceServerException
 
 from mooring.doors import http_door
-from mooring.errors import ModelNotFoundError, ModelUnavailableError, OverloadedError, WorkerLostError
+from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
 from router.config import RouterConfig
 from router.http_app import create_app
 from router.intake import Intake
@@ -38,13 +40,13 @@ from router.kserve.repository import IndexEntry
 from router.kserve.rest import create_kserve_routes
 from router.request import GenerationRequest
 
-pytestmark = pytest.mark.integration
+# One server, and one event loop, for all tests: to start one takes longer than most of them.
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 TOKENIZER = byte_level_tokenizer()
 END = TOKENIZER.token_to_id("<|im_end|>")
 ANSWER = "hello there 🦀!"
 ANSWER_IDS = [*TOKENIZER.encode(ANSWER, add_special_tokens=False).ids, END]
-ADMIN_KEY = "the-admin-key"
 INFER = "/v2/models/org/tiny/infer"
 GENERATE = "/v2/models/org/tiny/generate"
 STREAM = "/v2/models/org/tiny/generate_stream"
@@ -68,28 +70,16 @@ def answer(request: GenerationRequest) -> ScriptedStream:
 
 
 @dataclass
-class Repository:
-    """A ``ModelRepository`` that remembers what it was told."""
-
-    told: list[tuple[str, str]] = field(default_factory=list)
-
-    async def index(self) -> Sequence[IndexEntry]:
-        return [IndexEntry("org/tiny", "1", "READY"), IndexEntry("off", "3", "UNAVAILABLE", "disabled")]
-
-    async def load(self, name: str) -> None:
-        if name == "nope":
-            raise ModelNotFoundError("There is no 'nope'.")
-        self.told.append(("load", name))
-
-    async def unload(self, name: str) -> None:
-        self.told.append(("unload", name))
-
-
-@dataclass
 class Server:
     url: str
     source: ScriptedSource
-    repository: Repository
+    repository: MemoryRepository
+
+    def forget(self) -> None:
+        """What earlier tests did."""
+        self.source.requests.clear()
+        self.source.streams.clear()
+        self.repository.calls.clear()
 
     def http(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, timeout=10, **options)
@@ -100,7 +90,10 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
-    source, repository = ScriptedSource(answer), Repository()
+    source = ScriptedSource(answer)
+    repository = MemoryRepository(
+        [IndexEntry("org/tiny", "1", "READY"), IndexEntry("off", "3", "UNAVAILABLE", "disabled")]
+    )
     given = services(source, [served_model("org/tiny", folder, max_model_len=96)], **options)
     intake = Intake(given)
     app = create_app(given, intake)
@@ -118,10 +111,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
 
 
-@pytest.fixture
-async def server(folder: Path) -> AsyncIterator[Server]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(folder: Path) -> AsyncIterator[Server]:
     async with running(folder) as started:
         yield started
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    shared_server.forget()
+    return shared_server
 
 
 def text_input(text: str = "hi", *, binary: bool = True) -> triton.InferInput:
@@ -468,7 +467,7 @@ async def test_the_repository_needs_the_admin_key(server: Server) -> None:
     key = {"authorization": f"Bearer {ADMIN_KEY}"}
     async with server.http() as http:
         assert (await http.post(load)).status_code == 401
-        assert server.repository.told == []
+        assert server.repository.calls == []
         assert (await http.post(load, headers=key)).status_code == 200
         body = {"parameters": {"unload_dependents": False}}
         assert (await http.post(unload, headers=key, json=body)).status_code == 200
@@ -478,7 +477,7 @@ async def test_the_repository_needs_the_admin_key(server: Server) -> None:
         everything = (await http.post("/v2/repository/index")).json()
         ready = (await http.post("/v2/repository/index", json={"ready": True})).json()
         assert (await http.post("/v2/repository/index", json={"ready": 1})).status_code == 400
-    assert server.repository.told == [("load", "org/tiny"), ("unload", "org/tiny")]
+    assert server.repository.calls == [("load", "org/tiny"), ("unload", "org/tiny")]
     assert [entry["name"] for entry in everything] == ["org/tiny", "off"]
     assert ready == [{"name": "org/tiny", "version": "1", "state": "READY", "reason": ""}]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from support.router_doors import (
     ScriptedSource,
     ScriptedStream,
@@ -33,7 +34,8 @@ from router.http_app import create_app
 from router.request import ChoiceTokens, GenerationRequest
 from router.websocket import SOCKET_PATH
 
-pytestmark = pytest.mark.integration
+# One server, and one event loop, for all tests: to start one takes longer than most of them.
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 TOKENIZER = byte_level_tokenizer()
 END = TOKENIZER.token_to_id("<|im_end|>")
@@ -76,6 +78,11 @@ class Server:
     url: str
     source: ScriptedSource
 
+    def forget(self) -> None:
+        """What earlier tests did."""
+        self.source.requests.clear()
+        self.source.streams.clear()
+
     def connect(self, **options: Any) -> connect:
         return connect(f"ws{self.url.removeprefix('http')}{SOCKET_PATH}", **options)
 
@@ -107,10 +114,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
 
 
-@pytest.fixture
-async def server(folder: Path) -> AsyncIterator[Server]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(folder: Path) -> AsyncIterator[Server]:
     async with running(folder) as started:
         yield started
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    shared_server.forget()
+    return shared_server
 
 
 def completion(request_id: str, prompt: str = "hi", **fields: Any) -> str:
