@@ -29,20 +29,22 @@ TEXT_WITH_EMOJI = st.lists(
 ).map("".join)
 
 
-def streamed(table: TokenTable, ids: list[int]) -> list[str]:
-    detokenizer = table.detokenizer()
+def streamed(table: TokenTable, ids: list[int], *, skip_special_tokens: bool) -> list[str]:
+    detokenizer = table.detokenizer(skip_special_tokens=skip_special_tokens)
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.finish()]
 
 
-def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True)
+def decoded(tokenizer: Tokenizer, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
+@pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(deadline=None, max_examples=300)
 @given(ids=IDS)
-def test_pieces_join_to_the_whole_decode(kind: str, ids: list[int]) -> None:
-    assert "".join(streamed(TABLES[kind], ids)) == decoded(TOKENIZERS[kind], ids)
+def test_pieces_join_to_the_whole_decode(kind: str, skip: bool, ids: list[int]) -> None:
+    whole = decoded(TOKENIZERS[kind], ids, skip_special_tokens=skip)
+    assert "".join(streamed(TABLES[kind], ids, skip_special_tokens=skip)) == whole
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -59,19 +61,22 @@ def test_real_text_cut_anywhere_streams_without_broken_characters(kind: str, tex
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
-def cut_at_first_complete_stop(text: str, stops: list[str]) -> tuple[str, bool]:
+def cut_at_first_complete_stop(text: str, stops: list[str], *, include: bool = False) -> tuple[str, bool]:
     """The definition, one character at a time."""
     for end in range(1, len(text) + 1):
         starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if starts:
-            return text[: min(starts)], True
+            return text[: end if include else min(starts)], True
     return text, False
 
 
+@pytest.mark.parametrize("include", [False, True])
 @settings(deadline=None, max_examples=400)
 @given(stops=STOPS, pieces=st.lists(st.text("abc", max_size=5), max_size=12))
-def test_stop_strings_do_not_depend_on_where_the_text_is_cut(stops: list[str], pieces: list[str]) -> None:
-    watcher = StopStrings(stops)
+def test_stop_strings_do_not_depend_on_where_the_text_is_cut(
+    include: bool, stops: list[str], pieces: list[str]
+) -> None:
+    watcher = StopStrings(stops, include=include)
     shown, stopped = "", False
     for piece in pieces:
         text, stopped = watcher.feed(piece)
@@ -80,7 +85,7 @@ def test_stop_strings_do_not_depend_on_where_the_text_is_cut(stops: list[str], p
             break
     if not stopped:
         shown += watcher.finish()
-    assert (shown, stopped) == cut_at_first_complete_stop("".join(pieces), stops)
+    assert (shown, stopped) == cut_at_first_complete_stop("".join(pieces), stops, include=include)
 
 
 @settings(deadline=None, max_examples=300)
