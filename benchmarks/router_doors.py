@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from tritonclient.grpc import service_pb2
+
 from mooring.v1 import inference_pb2 as pb
 
 __all__ = ["DOORS", "MODEL", "Door"]
@@ -45,11 +47,27 @@ def _native(text: str, max_tokens: int) -> bytes:
     return pb.GenerateTextRequest(model=MODEL, prompt=text, max_tokens=max_tokens).SerializeToString()
 
 
+def _kserve(text: str, max_tokens: int) -> bytes:
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    inputs = (
+        ("text_input", "BYTES", text.encode()),
+        ("max_tokens", "INT32", max_tokens),
+        ("stream", "BOOL", True),
+    )
+    for name, datatype, value in inputs:
+        tensor = request.inputs.add(name=name, datatype=datatype, shape=[1])
+        field = {"BYTES": "bytes", "INT32": "int", "BOOL": "bool"}[datatype]
+        getattr(tensor.contents, f"{field}_contents").append(value)
+    content: bytes = request.SerializeToString()
+    return content
+
+
 DOORS: Mapping[str, Door] = MappingProxyType(
     {
         # Beside the tokens: the role that opens a chat answer, and [DONE].
         "http": Door("http", "/v1/chat/completions", _chat, 2),
         # The usage.
         "grpc": Door("grpc", "/mooring.v1.Inference/Generate", _native, 1),
+        "kserve": Door("grpc", "/inference.GRPCInferenceService/ModelStreamInfer", _kserve, 0),
     }
 )

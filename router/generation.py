@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engines.api import FinishReason
@@ -13,7 +13,7 @@ from router.prompt_view import PromptView, TokenLogprob, spell_logprob
 from router.request import ChoiceTokens, GenerationRequest, TokenStream
 from router.stop_strings import StopStrings
 
-__all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice", "join_choices"]
+__all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice", "by_step", "join_choices"]
 
 
 @dataclass(slots=True)
@@ -213,6 +213,21 @@ class _ChoiceText:
         delta.text += self._stops.finish()
         delta.finish_reason = reason.value
         self.finished = True
+
+
+def by_step(batch: Sequence[TextDelta]) -> Iterator[Sequence[TextDelta]]:
+    """The deltas of one turn as the steps that they came from: in order, no choice twice in one. For doors that
+    tell of all choices in one message, and of each token in one of its own."""
+    start = 0
+    seen: set[int] = set()
+    for place, delta in enumerate(batch):
+        if delta.index in seen:
+            yield batch[start:place]
+            start = place
+            seen.clear()
+        seen.add(delta.index)
+    if start < len(batch):
+        yield batch[start:]
 
 
 async def join_choices(batches: AsyncIterable[Sequence[TextDelta]], num_choices: int) -> list[WholeChoice]:

@@ -11,7 +11,7 @@ from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.detokenizer import token_string
 from router.errors_grpc import Context, abort, metadata_of, refuse_unknown_fields
-from router.generation import TextDelta, TextGeneration, TokenLogprob
+from router.generation import TextDelta, TextGeneration, TokenLogprob, by_step
 from router.intake import Intake, request_id_from
 from router.sampling_defaults import DEFAULT_COMPLETION_TOKENS, SamplingOptions
 from router.services import RouterServices
@@ -60,9 +60,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 tenant=tenant,
             )
             async for batch in generation:
-                for delta in batch:
+                for step in by_step(batch):
                     yield pb.GenerateTextResponse(
-                        request_id=request_id, model=request.model, choices=[_choice(delta)]
+                        request_id=request_id, model=request.model, choices=[_choice(delta) for delta in step]
                     )
             yield pb.GenerateTextResponse(
                 request_id=request_id, model=request.model, usage=_usage(generation)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.detokenizer import token_string
-from router.generation import TextDelta, TextGeneration, TokenLogprob
+from router.generation import TextDelta, TextGeneration, TokenLogprob, by_step
 from router.kserve.inputs import InferRequest
 from router.kserve.outputs import OUTPUTS
 from router.kserve.tensors import Tensor
@@ -50,8 +50,8 @@ class _Choice:
 async def answers_of(
     generation: TextGeneration, request: InferRequest, *, whole: bool
 ) -> AsyncGenerator[Answer, None]:
-    """The answers to a request: one for each turn of the generation, or a single one with everything, each
-    with all choices. The last is final, unless an empty one that is was asked for.
+    """The answers to a request: one for each step of the engine, however many have come together, or a single
+    one with everything; each with all choices. The last is final, unless an empty one that is was asked for.
 
     Raises:
         MooringError: the generation failed; nothing follows.
@@ -60,10 +60,12 @@ async def answers_of(
     num_running = len(choices)
     num_prompt_tokens = generation.usage.prompt_tokens
     async for batch in generation:
-        for delta in batch:
-            choices[delta.index].take(delta)
-            num_running -= delta.finish_reason is not None
-        if not whole or num_running == 0:
+        for step in by_step(batch):
+            for delta in step:
+                choices[delta.index].take(delta)
+                num_running -= delta.finish_reason is not None
+            if whole and num_running:
+                continue
             if whole and request.prepend_prompt:
                 for choice in choices:
                     choice.text = request.prompt + choice.text

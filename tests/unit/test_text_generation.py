@@ -16,7 +16,7 @@ from tokenizers import decoders
 from engines.api import FinishReason, SamplingParams, TopLogprobs
 from mooring.errors import ArtifactError, InternalError
 from router.detokenizer import TokenTable, token_string
-from router.generation import TextGeneration, Usage
+from router.generation import TextDelta, TextGeneration, Usage, by_step
 from router.metrics import GaugeSource, Metrics
 from router.request import ChoiceTokens, GenerationRequest
 
@@ -191,3 +191,9 @@ def test_a_run_of_byte_tokens_is_shown_when_it_ends_and_judged_as_one() -> None:
 def test_decoders_that_cannot_be_streamed_are_refused(decoder: decoders.Decoder) -> None:
     with pytest.raises(ArtifactError, match="cannot be streamed"):
         TokenTable(byte_fallback_tokenizer(decoder))
+
+
+def test_a_turn_falls_apart_into_steps_with_each_choice_once() -> None:
+    batch = [TextDelta(index, text) for index, text in ((0, "a"), (1, "b"), (0, "c"), (0, "d"), (1, "e"))]
+    assert [[delta.text for delta in step] for step in by_step(batch)] == [["a", "b"], ["c"], ["d", "e"]]
+    assert list(by_step([])) == []
