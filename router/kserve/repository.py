@@ -90,7 +90,7 @@ def check_load_parameters(parameters: Mapping[str, Any]) -> None:
     registered with the admin API."""
     for name in parameters:
         raise UnsupportedFieldError(
-            f"Load parameter '{name}' is not supported: register models with 'mooring models add'.",
+            f"Load parameter '{name}' is not supported: register models with 'mooring models register'.",
             param=name,
         )
 
