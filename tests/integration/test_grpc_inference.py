@@ -119,6 +119,37 @@ async def test_token_ids_and_chat_are_prompts_too(server: Server) -> None:
     assert by_chat.sampling.max_tokens == 96 - len(by_chat.prompt_ids)
 
 
+async def test_the_extras_reach_the_engine_by_the_same_options(server: Server) -> None:
+    await server.generate(
+        prompt="hello the", logit_bias={5: -100.0, 3: 1.5}, bad_words=["the"], truncate_prompt_tokens=2, stop=["o"],
+        include_stop_str_in_output=True, skip_special_tokens=False, add_special_tokens=True,
+    )  # fmt: skip
+    [request] = server.source.requests
+    assert request.sampling.logit_bias == ((3, 1.5), (5, -100.0))
+    assert len(request.sampling.bad_words_ids) == 2
+    assert len(request.prompt_ids) == 2
+    assert (request.include_stop, request.skip_special_tokens) == (True, False)
+
+
+async def test_prompt_logprobs_alone(server: Server) -> None:
+    messages = await server.generate(prompt="hello the", prompt_logprobs=1, max_tokens=0, n=2)
+    [request] = server.source.requests
+    choices = [choice for message in messages for choice in message.choices]
+    assert [choice.index for choice in choices if choice.prompt_tokens] == [0, 1]
+    for choice in choices[:2]:
+        assert [token.token_id for token in choice.prompt_tokens] == list(request.prompt_ids)
+        assert not choice.prompt_tokens[0].HasField("logprob")
+        assert [token.logprob for token in choice.prompt_tokens[1:]] == list(
+            range(-1, -len(request.prompt_ids), -1)
+        )
+        assert [len(token.top_logprobs) for token in choice.prompt_tokens[1:]] == [1] * (
+            len(request.prompt_ids) - 1
+        )
+    assert text_of(messages) == ""
+    assert messages[-1].usage.completion_tokens == 0
+    assert [c.finish_reason for m in messages for c in m.choices if c.finish_reason] == ["length"] * 2
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param"),
     [
