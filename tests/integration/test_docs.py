@@ -21,6 +21,7 @@ pytestmark = pytest.mark.integration
 DOCS = Path(__file__).parents[2] / "docs"
 HTTP = (DOCS / "http.md").read_text()
 GRPC = (DOCS / "grpc.md").read_text()
+KSERVE = (DOCS / "kserve.md").read_text()
 CLIENTS = (DOCS / "clients.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
 OTHER_CLIENTS = DOCS.parent / ".venv-clients" / "bin"  # `make test` makes it
@@ -33,7 +34,7 @@ def examples(page: str, kind: str) -> list[str]:
 
 
 SHELL_EXAMPLES = [each for each in [*examples(HTTP, "bash"), *examples(README, "")] if "curl " in each]
-PYTHON_EXAMPLES = [each for page in (HTTP, GRPC, CLIENTS, README) for each in examples(page, "python")]
+PYTHON_EXAMPLES = [each for page in (HTTP, GRPC, KSERVE, CLIENTS, README) for each in examples(page, "python")]
 CLIENT_COMMANDS = [
     each
     for each in examples(CLIENTS, "bash")
