@@ -118,6 +118,7 @@ COMMANDS = [
     ["status"],
     ["bench"],
     ["bench", "batching"],
+    ["bench", "router"],
 ]
 
 

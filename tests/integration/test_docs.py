@@ -34,7 +34,9 @@ def examples(page: str, kind: str) -> list[str]:
 
 
 SHELL_EXAMPLES = [each for each in [*examples(HTTP, "bash"), *examples(README, "")] if "curl " in each]
-PYTHON_EXAMPLES = [each for page in (HTTP, GRPC, KSERVE, CLIENTS, README) for each in examples(page, "python")]
+PYTHON_EXAMPLES = [
+    each for page in (HTTP, GRPC, KSERVE, CLIENTS, README) for each in examples(page, "python")
+]
 CLIENT_COMMANDS = [
     each
     for each in examples(CLIENTS, "bash")
