@@ -64,7 +64,7 @@ class SamplingParams:
         logprobs: None for none; k for the sampled token's and the k likeliest.
         prompt_logprobs: the same for the tokens of the prompt.
         logit_bias: (token id, what is added to its logit), OpenAI's; each id at most once.
-        bad_words_ids: token sequences that the output never completes.
+        bad_words_ids: token sequences that the output never completes; one that began in the prompt is none.
     """
 
     temperature: float = 1.0
@@ -141,6 +141,8 @@ class StepOutput:
         prompt_logprobs: by sequence id, only for sequences that asked, and with their first token: of every
             token of the prompt but the first, in order.
         finished: sequences that end with this step, with or without a token in it.
+        queue_s: by sequence id, with their first token since they were submitted: seconds from then until a step
+            began with them.
     """
 
     replica_id: str
@@ -150,6 +152,7 @@ class StepOutput:
     top_logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
+    queue_s: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

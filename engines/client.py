@@ -44,7 +44,7 @@ from mooring.errors import WorkerLostError
 from mooring.v1 import engine_pb2 as pb
 from mooring.v1 import engine_pb2_grpc
 
-__all__ = ["SequenceChunk", "SequenceSink", "WorkerClient"]
+__all__ = ["SequenceChunk", "SequenceSink", "StepSink", "WorkerClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +60,22 @@ class SequenceChunk:
     Attributes:
         logprobs: one for each token, of sequences that asked; else empty.
         prompt_logprobs: with the first token of sequences that asked, as in ``StepOutput``.
+        queue_s: with the first token: seconds that the sequence had waited in the engine before a step began with
+            it.
         finished: the end, after these tokens. With ``ERROR`` and code ``worker_lost`` the process died.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TopLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TopLogprobs] | None = None
+    queue_s: float | None = None
     finished: Finished | None = None
 
 
 SequenceSink = Callable[[SequenceChunk], None]
+StepSink = Callable[[str, int], None]
+"""Told of every step: the replica, and the tokens of it that the step brought; those of a prompt count with the
+first token that follows them."""
 
 
 class WorkerClient:
@@ -81,6 +87,7 @@ class WorkerClient:
     Args:
         descriptors: the channel on which this life of the worker receives host copies.
         clock: ``time.monotonic``, the clock of ``SequenceRequest.deadline_s``.
+        on_step: called with every step's size; must not block.
     """
 
     def __init__(
@@ -90,15 +97,18 @@ class WorkerClient:
         descriptors: DescriptorSender,
         config: ClientConfig,
         clock: Callable[[], float] = time.monotonic,
+        on_step: StepSink = lambda replica_id, num_tokens: None,
     ) -> None:
         self._worker_id = worker_id
         self._descriptors = descriptors
         self._config = config
         self._clock = clock
+        self._on_step = on_step
         self._channel = grpc.aio.insecure_channel(f"unix:{socket_path}", options=_CHANNEL_OPTIONS)
         self._stub = engine_pb2_grpc.EngineStub(self._channel)  # type: ignore[no-untyped-call]
         self._capabilities: Capabilities | None = None
         self._sinks: dict[int, SequenceSink] = {}
+        self._num_unread: dict[int, int] = {}  # tokens of sequences that have not had their first one back
         self._commands: deque[pb.GenerateRequest] = deque()
         self._commands_queued = asyncio.Event()
         self._lost = asyncio.Event()
@@ -159,11 +169,14 @@ class WorkerClient:
         if self.lost:
             raise WorkerLostError(f"worker {self._worker_id} is gone")
         self._sinks[request.sequence_id] = sink
+        self._num_unread[request.sequence_id] = len(request.prompt_ids) + len(request.output_ids)
         self._queue(pb.GenerateRequest(submit=submit_to_wire(request, self._clock())))
 
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         """Ends sequences at the next step. Their sinks are not called again."""
         present = [number for number in sequence_ids if self._sinks.pop(number, None) is not None]
+        for number in present:
+            self._num_unread.pop(number, None)
         if present:
             self._queue(pb.GenerateRequest(cancel=pb.Cancel(sequence_ids=present)))
 
@@ -226,6 +239,7 @@ class WorkerClient:
                     kv_bytes=replica.kv_bytes,
                     running=replica.running,
                     waiting=replica.waiting,
+                    preemptions_total=replica.preemptions_total,
                 )
                 for replica in stats.replicas
             ),
@@ -289,8 +303,15 @@ class WorkerClient:
             chunks[top.sequence_id].logprobs.append(top_logprobs_from_wire(top))
         for of_prompt in message.prompt_logprobs:
             chunks[of_prompt.sequence_id].prompt_logprobs = prompt_logprobs_from_wire(of_prompt)
+        num_tokens = len(message.token_ids)
+        for waited in message.queue_times:
+            chunks[waited.sequence_id].queue_s = waited.seconds
+            num_tokens += self._num_unread.pop(waited.sequence_id, 0)
+        if num_tokens:
+            self._on_step(message.replica_id, num_tokens)
         for ended in message.finished:
             chunks.setdefault(ended.sequence_id, SequenceChunk()).finished = finished_from_wire(ended)
+            self._num_unread.pop(ended.sequence_id, None)
         for sequence_id, chunk in chunks.items():
             sink = (
                 self._sinks.get(sequence_id) if chunk.finished is None else self._sinks.pop(sequence_id, None)

@@ -53,6 +53,7 @@ class _Sequence:
     start: int  # token 0 of the output, before it is wrapped
     num_output: int
     ends_at: int  # output tokens
+    submitted_s: float
     has_spoken: bool = False  # in this life
 
 
@@ -85,6 +86,7 @@ class NullEngine:
         self._kv_lease_bytes = 0
         self._kv_lease_revision = 0
         self._steps_total = 0
+        self._step_began_s = 0.0
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -143,7 +145,9 @@ class NullEngine:
             return
         ends_at = min(request.sampling.max_tokens, replica.spec.max_model_len - len(request.prompt_ids))
         start = null_token(request.prompt_ids, 0, self._config) - self._config.first_token_id
-        replica.running[sequence_id] = _Sequence(request, start, len(request.output_ids), ends_at)
+        replica.running[sequence_id] = _Sequence(
+            request, start, len(request.output_ids), ends_at, submitted_s=time.monotonic()
+        )
         replica.prompt_tokens_total += len(request.prompt_ids)
         self._replica_of[sequence_id] = replica
 
@@ -166,6 +170,7 @@ class NullEngine:
         busy = [replica for replica in self._replicas.values() if replica.running]
         if not busy:
             return outputs
+        self._step_began_s = time.monotonic()
         self._sleep(self._config.step_time_s)
         self._steps_total += 1
         replica = busy[self._steps_total % len(busy)]
@@ -210,7 +215,9 @@ class NullEngine:
                 self._top_logprobs(prompt_id, sampling.prompt_logprobs)
                 for prompt_id in sequence.request.prompt_ids[1:]
             ]
-        sequence.has_spoken = True
+        if not sequence.has_spoken:
+            sequence.has_spoken = True
+            output.queue_s[sequence.request.sequence_id] = self._step_began_s - sequence.submitted_s
         output.sequence_ids.append(sequence.request.sequence_id)
         output.token_ids.append(token_id)
         sequence.num_output += 1

@@ -287,6 +287,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             for sequence_id, tops in output.prompt_logprobs.items():
                 message = self._message_for(messages, sequence_id, output)
                 message.prompt_logprobs.append(prompt_logprobs_to_wire(tops, sequence_id & _ROUTER_ID_MASK))
+            for sequence_id, seconds in output.queue_s.items():
+                message = self._message_for(messages, sequence_id, output)
+                message.queue_times.add(sequence_id=sequence_id & _ROUTER_ID_MASK, seconds=seconds)
             for finished in output.finished:
                 message = self._message_for(messages, finished.sequence_id, output)
                 message.finished.append(finished_to_wire(finished, finished.sequence_id & _ROUTER_ID_MASK))

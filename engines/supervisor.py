@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.client import WorkerClient
+from engines.client import StepSink, WorkerClient
 from engines.config import ClientConfig, SupervisorConfig, WorkerSpec
 from engines.descriptors import DescriptorSender, open_channel
 from mooring.errors import ConfigurationError, MooringError, WorkerLostError
@@ -99,6 +99,7 @@ class Supervisor:
         on_ready: told of every new life, once its client answers.
         on_lost: told, by worker id, of the end of every life that was ready.
         clock: ``time.monotonic``.
+        on_step: told of the size of every step, as in ``WorkerClient``.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Supervisor:
         config: SupervisorConfig | None = None,
         client_config: ClientConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_step: StepSink = lambda replica_id, num_tokens: None,
     ) -> None:
         self._specs = tuple(specs)
         self._on_ready = on_ready
@@ -116,6 +118,7 @@ class Supervisor:
         self._config = config or SupervisorConfig()
         self._client_config = client_config or ClientConfig()
         self._clock = clock
+        self._on_step = on_step
         self._workers: dict[str, _Worker] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._socket_dir: Path | None = None
@@ -219,7 +222,9 @@ class Supervisor:
         worker.num_lives += 1
         if self._stopping.is_set():  # ``stop`` did not see this process yet
             _signal(process, signal.SIGTERM)
-        client = WorkerClient(worker_id, socket_path, descriptors, self._client_config, self._clock)
+        client = WorkerClient(
+            worker_id, socket_path, descriptors, self._client_config, self._clock, self._on_step
+        )
         ended = asyncio.create_task(process.wait())
         try:
             await self._make_ready(worker, client, descriptors)

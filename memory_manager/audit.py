@@ -55,8 +55,10 @@ class Audit:
                 continue
             worker.kv_bytes = usage.kv_bytes_committed
             for reported in usage.replicas:
-                if reported.replica_id in self._replicas:
-                    self._replicas[reported.replica_id].kv_bytes = reported.kv_bytes
+                replica = self._replicas.get(reported.replica_id)
+                if replica is not None:
+                    replica.kv_bytes = reported.kv_bytes
+                    replica.preemptions_total = reported.preemptions_total
             known.update(self._replicas)
             kv_lease_bytes = max(kv_lease_bytes, worker.kv.lease_bytes)
             for mismatch in find_mismatches(usage, before, self._settled(worker), known, kv_lease_bytes):

@@ -97,6 +97,7 @@ class Replica:
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
         retry_at_s: nothing is tried before.
+        kv_bytes, preemptions_total: its worker's figures at the last poll.
     """
 
     replica_id: str
@@ -113,6 +114,7 @@ class Replica:
     num_failures: int = 0
     retry_at_s: float = 0.0
     kv_bytes: int = 0
+    preemptions_total: int = 0
 
     @property
     def residency(self) -> Residency:

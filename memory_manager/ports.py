@@ -69,7 +69,8 @@ class DeploymentSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaUsage:
-    """Device bytes one replica holds, as its worker reports them."""
+    """What one replica holds in device bytes, as its worker reports it. ``preemptions_total``: sequences that
+    lost their blocks and were computed again, since it was loaded."""
 
     replica_id: str
     residency: str
@@ -77,6 +78,7 @@ class ReplicaUsage:
     kv_bytes: int
     running: int
     waiting: int
+    preemptions_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
-    poll, ``num_active`` requests between acquire and release."""
+    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` the worker's count."""
 
     replica_id: str
     worker_id: str | None
@@ -42,6 +42,7 @@ class ReplicaStatus:
     weights_bytes: int
     kv_bytes: int
     num_active: int
+    preemptions_total: int
 
 
 @dataclass(frozen=True, slots=True)

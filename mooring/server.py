@@ -140,6 +140,7 @@ class Server:
     manager: MemoryManager
     supervisor: Supervisor
     gate: Gate
+    directory: DeploymentDirectory
     ready: bool = False
     addresses: dict[str, str] = field(default_factory=dict)
 
@@ -168,6 +169,7 @@ class Server:
             [_worker_spec(settings, budget)],
             on_ready=manager.add_worker,
             on_lost=manager.worker_lost,
+            on_step=partial(_note_step, metrics),
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
         await supervisor.start()
@@ -184,7 +186,7 @@ class Server:
         )
         stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
         gate = Gate(Dispatcher(manager, supervisor.client))
-        server = cls(settings, registrar, manager, supervisor, gate)
+        server = cls(settings, registrar, manager, supervisor, gate, directory)
         config = RouterConfig(max_body_bytes=settings.max_body_bytes)
         services = RouterServices(
             tokens=gate,
@@ -236,6 +238,7 @@ class Server:
                 await self.registrar.ensure(entry.name, entry.source, _entry_policy(entry))
             except MooringError as error:
                 raise ConfigurationError(f"model {entry.name}: {error.message}") from error
+        self.directory.complete()
         self.ready = True
         logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
         return True
@@ -322,6 +325,10 @@ def _entry_policy(entry: ModelEntry) -> Mapping[str, Any]:
     return entry.model_dump(include=entry.model_fields_set - {"name", "source"})
 
 
+def _note_step(metrics: Metrics, replica_id: str, num_tokens: int) -> None:
+    metrics.observe_step(replica_id.rpartition("/")[0], num_tokens)
+
+
 def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
     before, after = event.before.value, event.after.value
     metrics.observe_transition(event.deployment, before, after, event.duration_s)
@@ -337,6 +344,8 @@ def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
             num_requests_running=sum(replica.num_active for replica in deployment.replicas),
             num_requests_waiting=deployment.num_waiting,
             kv_cache_usage=sum(replica.kv_bytes for replica in deployment.replicas) / max(kv_lease_bytes, 1),
+            num_preemptions=sum(replica.preemptions_total for replica in deployment.replicas),
+            residency=deployment.residency.value,
         )
         for deployment in snapshot.deployments
     }

@@ -19,6 +19,7 @@ class DeploymentDirectory:
     def __init__(self) -> None:
         self._served: dict[str, ServedModel] = {}
         self._unavailable: dict[str, str] = {}
+        self._complete = False
 
     def get(self, name: str) -> ServedModel:
         model = self._served.get(name)
@@ -26,6 +27,10 @@ class DeploymentDirectory:
             return model
         if name in self._unavailable:
             raise ModelUnavailableError(f"model '{name}' is not served: {self._unavailable[name]}")
+        if not self._complete:
+            raise ModelUnavailableError(
+                f"the server is starting and does not know yet whether it serves '{name}'", retry_after_s=1
+            )
         raise ModelNotFoundError(f"The model '{name}' does not exist. GET /v1/models lists those that do.")
 
     def list(self) -> Sequence[ServedModel]:
@@ -34,6 +39,10 @@ class DeploymentDirectory:
     def reason(self, name: str) -> str | None:
         """Why a deployment is not served, where it is not."""
         return self._unavailable.get(name)
+
+    def complete(self) -> None:
+        """All that was to be served from the start is here: a name that is not is nobody's."""
+        self._complete = True
 
     def serve(self, model: ServedModel) -> None:
         self._unavailable.pop(model.name, None)

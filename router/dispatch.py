@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -105,6 +106,7 @@ class _Choice:
     index: int
     output_ids: list[int] = field(default_factory=list)
     num_at_start: int = 0  # output tokens when it was last submitted
+    submitted_s: float = 0.0
     sequence_id: int | None = None  # None: on no worker now
     ended: bool = False
 
@@ -121,6 +123,7 @@ class RequestStream:
         attendance: Attendance,
         sequence_ids: Iterator[int],
         config: DispatchConfig,
+        clock: Callable[[], float],
     ) -> None:
         self._request = request
         self._lease: ReplicaLease | None = lease
@@ -129,6 +132,7 @@ class RequestStream:
         self._attendance = attendance
         self._sequence_ids = sequence_ids
         self._config = config
+        self._clock = clock
         self._choices = [_Choice(index) for index in range(request.n)]
         self._pending: list[ChoiceTokens] = []  # one for each step of each choice, in order of arrival
         self._arrived = asyncio.Event()
@@ -266,6 +270,7 @@ class RequestStream:
             runner.submit(sequence, partial(self._receive, choice))
             choice.sequence_id = sequence_id
             choice.num_at_start = len(choice.output_ids)
+            choice.submitted_s = self._clock()
 
     async def _pause(self, num_fruitless: int) -> None:
         if num_fruitless == 0:
@@ -325,6 +330,8 @@ def _new_tokens(choice: _Choice, chunk: SequenceChunk) -> ChoiceTokens:
     new = ChoiceTokens(
         choice.index, chunk.token_ids, chunk.logprobs or None, prompt_logprobs=chunk.prompt_logprobs
     )
+    if chunk.queue_s is not None:
+        new.began_s = choice.submitted_s + chunk.queue_s
     finished = chunk.finished
     if finished is not None and finished.reason is not FinishReason.ERROR:
         new.finish_reason = finished.reason
@@ -346,6 +353,7 @@ class Dispatcher:
     Args:
         replicas: gives out replicas, and waits for those that have to be loaded first.
         clients: the present life of a worker by its id; raises ``WorkerLostError`` where there is none.
+        clock: of ``GenerationRequest.arrival_s``.
     """
 
     def __init__(
@@ -353,10 +361,12 @@ class Dispatcher:
         replicas: ReplicaSource,
         clients: Callable[[str], SequenceRunner],
         config: DispatchConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = replicas
         self._clients = clients
         self._config = config or DispatchConfig()
+        self._clock = clock
         self._attendance = Attendance(SuspectPolicy(self._config.clear_after_tokens))
         self._sequence_ids = itertools.count(1)
 
@@ -375,4 +385,5 @@ class Dispatcher:
             self._attendance,
             self._sequence_ids,
             self._config,
+            self._clock,
         )

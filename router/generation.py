@@ -104,8 +104,7 @@ class TextGeneration:
                 if prompt is not None and not shown:
                     shown = True
                     yield self._show_prompt(prompt)
-                deltas = [delta for new in batch if (delta := self._take(new)) is not None]
-                if deltas:
+                if deltas := self._read(batch):
                     yield deltas
                 if all(choice.finished for choice in self._choices):
                     return
@@ -141,18 +140,29 @@ class TextGeneration:
             for choice in self._choices
         ]
 
-    def _take(self, new: ChoiceTokens) -> TextDelta | None:
-        choice = self._choices[new.index]
-        if choice.finished:
-            return None
-        delta = choice.take(new)
-        if delta.token_ids or self.request.prompt_only:
-            self._metrics.tokens(new.index, len(delta.token_ids))
-        if delta.finish_reason is not None:
-            self._metrics.finished(delta.finish_reason, choice.num_tokens)
-            if new.finish_reason is None:
+    def _read(self, batch: Sequence[ChoiceTokens]) -> list[TextDelta]:
+        """What one turn brought, as text. It counts as one arrival, however many steps it is from."""
+        deltas: list[TextDelta] = []
+        num_new: dict[int, int] = {}
+        began_s: float | None = None
+        for new in batch:
+            choice = self._choices[new.index]
+            if choice.finished:
+                continue
+            delta = choice.take(new)
+            deltas.append(delta)
+            num_new[new.index] = num_new.get(new.index, 0) + len(delta.token_ids)
+            if began_s is None:
+                began_s = new.began_s
+            if delta.finish_reason is not None and new.finish_reason is None:
                 self._stream.stop(new.index)
-        return delta
+        for index, num_tokens in num_new.items():
+            if num_tokens or self.request.prompt_only:
+                self._metrics.tokens(index, num_tokens, began_s)
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._metrics.finished(delta.finish_reason, self._choices[delta.index].num_tokens)
+        return deltas
 
 
 class _ChoiceText:

@@ -227,19 +227,23 @@ def _completion_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) 
     """Parallel lists; the token itself is among the likeliest even where it is not one of them."""
     if entries is None:
         return None
-    tokens = [spell(entry.token_id, entry.raw) for entry in entries]
     return {
-        "tokens": tokens,
+        "tokens": [spell(entry.token_id, entry.raw) for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [
-            None
-            if entry.logprob is None
-            else {spell(token_id, raw): logprob for token_id, raw, logprob in entry.top}
-            | {token: entry.logprob}
-            for token, entry in zip(tokens, entries, strict=True)
-        ],
+        "top_logprobs": [_by_string(entry, spell) for entry in entries],
         "text_offset": [entry.text_offset for entry in entries],
     }
+
+
+def _by_string(entry: TokenLogprob, spell: _Spell) -> dict[str, float] | None:
+    """Of tokens that are printed alike the likeliest counts: whether a token was the best can be told by the
+    greatest of these."""
+    if entry.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for token_id, raw, logprob in (*entry.top, (entry.token_id, entry.raw, entry.logprob)):
+        found.setdefault(spell(token_id, raw), logprob)
+    return found
 
 
 def _chat_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dict[str, Any] | None:

@@ -125,4 +125,6 @@ def _without_output(new: ChoiceTokens) -> ChoiceTokens:
     reason = new.finish_reason
     if reason in (FinishReason.STOP, FinishReason.LENGTH):
         reason = FinishReason.LENGTH
-    return ChoiceTokens(new.index, finish_reason=reason, prompt_logprobs=new.prompt_logprobs)
+    return ChoiceTokens(
+        new.index, finish_reason=reason, prompt_logprobs=new.prompt_logprobs, began_s=new.began_s
+    )

@@ -61,7 +61,8 @@ class GenerationRequest:
 class ChoiceTokens:
     """What one step of the engine gave one choice. ``token_ids`` includes the stop token that ended it, if one
     did, and ``stop_token_id`` names it so that the text can leave it out. ``prompt_logprobs`` come once, with the
-    first token, where they were asked for: one for each token of the prompt but the first."""
+    first token, where they were asked for: one for each token of the prompt but the first. ``began_s`` comes with
+    the first token too, where the engine says so: when a step began with the choice, by ``time.monotonic``."""
 
     index: int
     token_ids: list[int] = field(default_factory=list)
@@ -69,6 +70,7 @@ class ChoiceTokens:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     prompt_logprobs: list[TopLogprobs] | None = None
+    began_s: float | None = None
 
 
 class TokenStream(Protocol):

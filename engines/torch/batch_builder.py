@@ -94,7 +94,7 @@ def _to_score(
     table: SequenceTable, slot_of_token: NDArray[np.int64], positions: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], ScoredTokens | None]:
     """Which new tokens have a next one in the prompt whose log-probability is wanted, and what that is."""
-    first, end = table.num_scored[slot_of_token], table.num_to_score[slot_of_token]
+    first, end = table.score_from[slot_of_token], table.score_until[slot_of_token]
     rows = np.flatnonzero((positions >= first) & (positions < end))
     if not len(rows):
         return rows, None

@@ -19,6 +19,7 @@ from engines.torch.logit_edits import LogitEdits, has_edits
 from engines.torch.logprobs import score_tokens
 from engines.torch.output import collect_output
 from engines.torch.penalties import has_penalty
+from engines.torch.queue_times import QueueTimes
 from engines.torch.requests import SequenceLimits, error_end
 from engines.torch.sampler import Sampler
 from engines.torch.scheduler import Scheduler, StepPlan
@@ -103,6 +104,7 @@ class SequenceRunner:
             ended_for_good=self._ended_for_good,
         )
         self._ended: list[Finished] = []
+        self._queue_times = QueueTimes()
 
     @property
     def num_running(self) -> int:
@@ -145,6 +147,7 @@ class SequenceRunner:
         )
         deadline_s = request.deadline_s if not request.output_ids else np.inf
         wants_scores = request.sampling.prompt_logprobs is not None
+        self._queue_times.submitted(request.sequence_id)
         self._waiting.push(
             PendingSequence(
                 request,
@@ -163,6 +166,7 @@ class SequenceRunner:
             self._remove(self._table.slot_of(sequence_id))
         else:
             return False
+        self._queue_times.forget(sequence_id)
         self._ended.append(Finished(sequence_id, FinishReason.CANCELLED))
         return True
 
@@ -211,6 +215,7 @@ class SequenceRunner:
         """Ends all sequences and frees all blocks; returns every end not reported yet."""
         self._fail(self._table.active_slots(), error)
         for pending in self._waiting.drain():
+            self._queue_times.forget(pending.request.sequence_id)
             self._ended.append(error_end(pending.request.sequence_id, error))
         return self.take_ended()
 
@@ -250,6 +255,7 @@ class SequenceRunner:
             self._counters.generation_tokens += len(sampling)
             for slot in collect_output(table, sampling, sampled, output).tolist():
                 self._remove(slot)
+            output.queue_s = self._queue_times.take(output.sequence_ids)
         self._free_behind_windows(plan.slots)
 
     def _score(self, states: Tensor, scored: ScoredTokens) -> None:
@@ -276,6 +282,7 @@ class SequenceRunner:
             penalty_row = self._sampler.penalties.add(
                 pending.token_ids[:num_prompt], pending.token_ids[num_prompt:]
             )
+        self._queue_times.admitted(request.sequence_id)
         if not pending.preempted:
             self._counters.prompt_tokens += pending.num_prompt
         slot = self._table.insert(pending, self._eos_ids, penalty_row)
@@ -294,7 +301,9 @@ class SequenceRunner:
 
     def _fail(self, slots: NDArray[np.int64], error: MooringError) -> None:
         for slot in slots.tolist():
-            self._ended.append(error_end(self._remove(slot).request.sequence_id, error))
+            sequence_id = self._remove(slot).request.sequence_id
+            self._queue_times.forget(sequence_id)
+            self._ended.append(error_end(sequence_id, error))
 
     def _ended_for_good(self, slot: int) -> bool:
         num_tokens = int(self._table.num_tokens[slot])

@@ -29,8 +29,8 @@ class SequenceTable:
             token are; else it is in prefill.
         num_prompt: int64 [C], of these the prompt's.
         max_length: int64 [C], prompt plus output at which it ends.
-        num_scored: int64 [C], of the prompt's tokens but the first, those whose log-probabilities are known.
-        num_to_score: int64 [C], how many there will be; 0 where nobody asked, and once they were sent.
+        score_from, score_until: int64 [C], positions between which the next token's log-probability is wanted:
+            of the whole prompt, less what was found before a preemption; nothing where nobody asked.
         num_prompt_logprobs: int64 [C], likeliest tokens wanted beside each of these.
         sequence_ids: uint64 [C]. arrival, priority: int64 [C].
         deadline_s: float64 [C], for the first token; ``inf`` once it was given.
@@ -44,8 +44,8 @@ class SequenceTable:
         self.num_computed = np.zeros(num_slots, np.int64)
         self.num_prompt = np.zeros(num_slots, np.int64)
         self.max_length = np.zeros(num_slots, np.int64)
-        self.num_scored = np.zeros(num_slots, np.int64)
-        self.num_to_score = np.zeros(num_slots, np.int64)
+        self.score_from = np.zeros(num_slots, np.int64)
+        self.score_until = np.zeros(num_slots, np.int64)
         self.num_prompt_logprobs = np.zeros(num_slots, np.int64)
         self.sequence_ids = np.zeros(num_slots, np.uint64)
         self.arrival = np.zeros(num_slots, np.int64)
@@ -105,11 +105,11 @@ class SequenceTable:
             eos_ids=eos_ids,
             penalty_row=penalty_row,
         )
-        self.num_scored[slot] = self.num_to_score[slot] = 0
+        self.score_from[slot] = self.score_until[slot] = 0
         if pending.prompt_logprobs is not None:
             self._prompt_logprobs[slot] = pending.prompt_logprobs
-            self.num_scored[slot] = len(pending.prompt_logprobs)
-            self.num_to_score[slot] = pending.num_prompt - 1
+            self.score_from[slot] = len(pending.prompt_logprobs)
+            self.score_until[slot] = pending.num_prompt - 1
             self.num_prompt_logprobs[slot] = request.sampling.prompt_logprobs or 0
         self._active[slot] = True
         self._pending[slot] = pending
@@ -144,15 +144,16 @@ class SequenceTable:
         """Keeps what was found about the next tokens of prompts: ``scored[i]`` is of the one in ``slots[i]``."""
         for slot, top in zip(slots.tolist(), scored, strict=True):
             self._prompt_logprobs[slot].append(top)
-        np.add.at(self.num_scored, slots, 1)
 
     def take_prompt_logprobs(self, slots: NDArray[np.int64]) -> dict[int, list[TopLogprobs]]:
         """By sequence id, of those among these sequences that asked and did not get them yet."""
         if not self._prompt_logprobs:
             return {}
-        unsent = [slot for slot in slots.tolist() if slot in self._prompt_logprobs]
-        self.num_to_score[unsent] = 0
-        return {int(self.sequence_ids[slot]): self._prompt_logprobs.pop(slot) for slot in unsent}
+        return {
+            int(self.sequence_ids[slot]): self._prompt_logprobs.pop(slot)
+            for slot in slots.tolist()
+            if slot in self._prompt_logprobs
+        }
 
     def earliest_deadline_s(self) -> float:
         """Of all that have no first token yet; ``inf`` if there is none."""

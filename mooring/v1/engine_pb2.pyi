@@ -283,8 +283,16 @@ class PromptLogprobs(_message.Message):
     tokens: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
     def __init__(self, sequence_id: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ...) -> None: ...
 
+class QueueTime(_message.Message):
+    __slots__ = ("sequence_id", "seconds")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    seconds: float
+    def __init__(self, sequence_id: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class StepOutput(_message.Message):
-    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "prompt_logprobs", "following")
+    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "prompt_logprobs", "following", "queue_times")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +301,7 @@ class StepOutput(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_TIMES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     step: int
     sequence_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -301,7 +310,8 @@ class StepOutput(_message.Message):
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[PromptLogprobs]
     following: _containers.RepeatedCompositeFieldContainer[StepOutput]
-    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ...) -> None: ...
+    queue_times: _containers.RepeatedCompositeFieldContainer[QueueTime]
+    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ..., queue_times: _Optional[_Iterable[_Union[QueueTime, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -138,9 +138,6 @@ class KServe:
                         yield answer
             finally:
                 await generation.aclose()
-        except (asyncio.CancelledError, GeneratorExit):
-            inference.cancelled()
-            raise
         except Exception:  # whatever it is, it goes on to the door
             inference.failed()
             raise

@@ -32,7 +32,6 @@ class ModelStatistics:
         success, fail: requests, from arrival to end. One that the client cancelled is neither.
         queue: requests that were given a replica, from arrival until then, tokenizing included.
         compute_infer: those that succeeded, from then to the end.
-        cancel: requests that the client ended, from arrival to end.
     """
 
     name: str
@@ -43,11 +42,11 @@ class ModelStatistics:
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
-    cancel: Duration = field(default_factory=Duration)
 
 
 class Inference:
-    """The measurement of one request; made when it arrives, and ended once, in one of three ways."""
+    """The measurement of one request; made when it arrives. One that the client ends is neither a success nor a
+    failure."""
 
     def __init__(self, statistics: ModelStatistics, clock_ns: Callable[[], int]) -> None:
         self._statistics = statistics
@@ -68,9 +67,6 @@ class Inference:
 
     def failed(self) -> None:
         self._statistics.fail.add(self._clock_ns() - self._arrival_ns)
-
-    def cancelled(self) -> None:
-        self._statistics.cancel.add(self._clock_ns() - self._arrival_ns)
 
 
 class Statistics:

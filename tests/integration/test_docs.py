@@ -33,7 +33,11 @@ def examples(page: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-SHELL_EXAMPLES = [each for each in [*examples(HTTP, "bash"), *examples(README, "")] if "curl " in each]
+SHELL_EXAMPLES = [
+    each
+    for each in [*examples(HTTP, "bash"), *examples(KSERVE, "bash"), *examples(README, "")]
+    if "curl " in each
+]
 PYTHON_EXAMPLES = [
     each for page in (HTTP, GRPC, KSERVE, CLIENTS, README) for each in examples(page, "python")
 ]

@@ -310,6 +310,7 @@ def test_what_is_cancelled_leaves_the_engine(server: RunningServer) -> None:
         until(lambda running: running == 1)
         call.cancel()
         until(lambda running: running == 0)
+    assert "a bug" not in server.log()
 
 
 def test_the_other_services_are_on_the_same_port(server: RunningServer) -> None:

@@ -92,7 +92,9 @@ async def opened(root: Path, *, engine: str = "null", held: bool = False) -> Asy
         packer.go.set()
     manager = MemoryManager([DeviceBudget("cpu", 64 * MIB)], cache)
     importer = Importer(store, registry, describe, Hub(), root / "downloads")
-    registrar = Registrar(registry, store, importer, packer, manager, DeploymentDirectory(), engine=engine)
+    directory = DeploymentDirectory()
+    directory.complete()
+    registrar = Registrar(registry, store, importer, packer, manager, directory, engine=engine)
     try:
         async with asyncio.timeout(20):
             yield House(root, registrar, packer)

@@ -133,6 +133,18 @@ def test_what_does_not_end_within_the_grace_period_is_told_why(tmp_path: Path, c
         check_all_gone(processes)
 
 
+def test_while_it_starts_no_model_is_said_not_to_exist(tmp_path: Path, checkpoint: Path) -> None:
+    class Asked(RunningServer):
+        def _ready(self) -> bool:
+            seen.add(complete(self).status_code)
+            return super()._ready()
+
+    seen: set[int] = set()
+    with Asked(tmp_path / "data", {"a": checkpoint}, NULL, NULL_ENVIRONMENT) as server:
+        assert seen <= {200, 503}
+        assert complete(server).status_code == 200
+
+
 def test_a_start_can_be_interrupted(tmp_path: Path, checkpoint: Path) -> None:
     server = RunningServer(tmp_path / "data", {"a": checkpoint}, NULL)
     try:

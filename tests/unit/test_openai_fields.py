@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +128,12 @@ def test_a_part_that_is_no_text_is_refused_where_it_stands(part: dict[str, Any],
     error = refusal(ChatCompletionRequest, messages=[{"role": "user", "content": content}])
     assert error is not None
     assert (error.param, error.code) == (f"messages[0].content[1].{field}", "unsupported_parameter")
+
+
+def test_the_page_names_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    fields = {field for body in _BASE for field in (*_VLLM[body], *_OPENAI[body])}
+    assert sorted(field for field in fields if f"`{field}`" not in page) == []
 
 
 def test_options_of_streams_are_refused_by_name() -> None:

@@ -1,0 +1,119 @@
+"""Present states as metrics: asked for when somebody scrapes, so that nothing has to keep a gauge in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+__all__ = ["GaugeCollector", "GaugeSource", "ModelGauges"]
+
+# vLLM's words for where a model is; on the way counts as where it comes from.
+_SLEEP_STATES: Mapping[str, str] = MappingProxyType(
+    {
+        "resident": "awake",
+        "draining": "awake",
+        "warm": "weights_offloaded",
+        "waking": "weights_offloaded",
+        "cold": "discard_all",
+        "loading": "discard_all",
+        "failed": "discard_all",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGauges:
+    """The present state of one model.
+
+    Attributes:
+        num_requests_running, num_requests_waiting: on its replicas, and for one to be resident.
+        kv_cache_usage: the share of the KV memory that its live sequences hold, from 0 to 1.
+        num_preemptions: sequences that were computed again; begins anew with each load.
+        residency: as the glossary names it.
+    """
+
+    num_requests_running: int
+    num_requests_waiting: int
+    kv_cache_usage: float
+    num_preemptions: int = 0
+    residency: str = "resident"
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeSource:
+    """Where present states are asked for at a scrape; both answer from memory.
+
+    Attributes:
+        models: by name.
+        device_memory_bytes: by device and owner.
+    """
+
+    models: Callable[[], Mapping[str, ModelGauges]]
+    device_memory_bytes: Callable[[], Mapping[tuple[str, str], int]]
+
+
+class GaugeCollector(Collector):
+    """Asks for the present states at each scrape."""
+
+    def __init__(self, source: GaugeSource) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        """Only names: registering must not ask parts of the server that do not run yet."""
+        return (*_model_families(), _memory_family())
+
+    def collect(self) -> Iterator[Metric]:
+        running, waiting, usage, old_usage, preemptions, sleep = families = _model_families()
+        for name, gauges in self._source.models().items():
+            running.add_metric([name], gauges.num_requests_running)
+            waiting.add_metric([name], gauges.num_requests_waiting)
+            usage.add_metric([name], gauges.kv_cache_usage)
+            old_usage.add_metric([name], gauges.kv_cache_usage)
+            preemptions.add_metric([name], gauges.num_preemptions)
+            present = _SLEEP_STATES[gauges.residency]
+            for state in sorted(set(_SLEEP_STATES.values())):
+                sleep.add_metric([name, state], state == present)
+        yield from families
+        memory = _memory_family()
+        for (device, owner), num_bytes in self._source.device_memory_bytes().items():
+            memory.add_metric([device, owner], num_bytes)
+        yield memory
+
+
+_ModelFamilies = tuple[
+    GaugeMetricFamily,
+    GaugeMetricFamily,
+    GaugeMetricFamily,
+    GaugeMetricFamily,
+    CounterMetricFamily,
+    GaugeMetricFamily,
+]
+
+
+def _model_families() -> _ModelFamilies:
+    model = ["model_name"]
+    usage = "KV memory in use, 1 is all of it."
+    return (
+        GaugeMetricFamily("vllm:num_requests_running", "Requests in the engine's batches.", labels=model),
+        GaugeMetricFamily("vllm:num_requests_waiting", "Requests that wait.", labels=model),
+        GaugeMetricFamily("vllm:kv_cache_usage_perc", usage, labels=model),
+        GaugeMetricFamily(
+            "vllm:gpu_cache_usage_perc", f"{usage} The name in older dashboards.", labels=model
+        ),
+        CounterMetricFamily("vllm:num_preemptions", "Sequences that were computed again.", labels=model),
+        GaugeMetricFamily(
+            "vllm:engine_sleep_state",
+            "1 for the state in which the model is.",
+            labels=[*model, "sleep_state"],
+        ),
+    )
+
+
+def _memory_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "mooring_device_memory_bytes", "Device memory by owner.", labels=["device", "owner"]
+    )
