@@ -84,7 +84,7 @@ $(STAMPS)/torch: $(VENV)/pyvenv.cfg
 
 $(STAMPS)/run: $(STAMPS)/torch pyproject.toml
 	@echo "Installing Mooring into $(VENV) ..."
-	@$(BIN)/pip install --quiet -e "$$(command -v nvidia-smi >/dev/null 2>&1 && echo '.[gpu]' || echo .)"
+	@$(BIN)/pip install --quiet -e "$$(command -v nvidia-smi >/dev/null 2>&1 && echo '.[bench,gpu]' || echo '.[bench]')"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/run pyproject.toml

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mooring.cli.output import console
+from mooring.errors import ConfigurationError
 
 app = typer.Typer(help="Measure this machine; each writes report.md and results.json.", no_args_is_help=True)
 
@@ -31,6 +33,7 @@ def batching(
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
 ) -> None:
     """Compare sequential, static and continuous batching, 1 to 32 requests at once."""
+    _check_can_draw()
     from benchmarks.batching import main  # torch takes seconds to import
 
     def show(mode: str, concurrency: int, tokens_per_s: float) -> None:
@@ -63,3 +66,9 @@ def router(
     figures = main(out, RouterLoad(streams, requests, tokens, repeats), samples, profile, show)
     console().print(f"added_ms_p50: {figures['added_ms_p50']:.2f}")
     console().print(f"Report: {out / 'report.md'}")
+
+
+def _check_can_draw() -> None:
+    """Before the minutes of measuring rather than after them."""
+    if find_spec("matplotlib") is None:
+        raise ConfigurationError("the report's plots need matplotlib: pip install 'mooring[bench]'")
