@@ -9,9 +9,11 @@ from typing import Any, Protocol
 __all__ = [
     "DeploymentPolicy",
     "DeploymentRecord",
+    "EventRecord",
     "KeyRecord",
     "ModelDescription",
     "ModelRecord",
+    "NewEvent",
     "NewVersion",
     "TenantRecord",
     "VariantRecord",
@@ -156,3 +158,32 @@ class KeyRecord:
     prefix: str
     created_at_s: float
     revoked_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A decision of the memory manager, to be kept.
+
+    Attributes:
+        at_s: of the Unix epoch.
+        kind: one of ``memory_manager.events.EventKind``.
+        deployment, replica_id, worker_id, device: what it is about; None where it is about none.
+        reason: why, as a sentence.
+        figures: the numbers behind the reason, as JSON values.
+    """
+
+    at_s: float
+    kind: str
+    deployment: str | None
+    replica_id: str | None
+    worker_id: str | None
+    device: str | None
+    reason: str
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord(NewEvent):
+    """An event that is kept; ``id`` grows with every one."""
+
+    id: int

@@ -2,7 +2,7 @@
 
 ::
 
-    models 1─n versions 1─n variants 1─n deployments        tenants 1─n api_keys
+    models 1─n versions 1─n variants 1─n deployments        tenants 1─n api_keys        events
 
 Times are seconds of the Unix epoch, sizes are bytes. What another row points to cannot be deleted: the
 database itself refuses, so that no race between two administrators leaves a deployment without its files.
@@ -12,10 +12,21 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["ApiKey", "Base", "Deployment", "Model", "Tenant", "Variant", "Version"]
+__all__ = ["ApiKey", "Base", "Deployment", "Event", "Model", "Tenant", "Variant", "Version"]
 
 NAME_CHARS = 128
 DIGEST_CHARS = 64
@@ -136,3 +147,25 @@ class ApiKey(Base):
     revoked_at_s: Mapped[float | None]
 
     tenant: Mapped[Tenant] = relationship(lazy="joined")
+
+
+class Event(Base):
+    """A decision of the memory manager (``records.EventRecord``). It names deployments that may be gone by the
+    time it is read, so nothing refers to another table."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        Index("ix_events_deployment_id", "deployment", "id"),
+        Index("ix_events_kind_id", "kind", "id"),
+    )
+
+    # SQLite numbers rows by itself only where the key is an INTEGER.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    at_s: Mapped[float]
+    kind: Mapped[str] = mapped_column(String(32))
+    deployment: Mapped[str | None] = mapped_column(String(NAME_CHARS))
+    replica_id: Mapped[str | None] = mapped_column(String(160))
+    worker_id: Mapped[str | None] = mapped_column(String(NAME_CHARS))
+    device: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str] = mapped_column(Text)
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON)

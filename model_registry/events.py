@@ -1,0 +1,70 @@
+"""Queries over the memory manager's decisions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, select
+
+from model_registry.records import EventRecord, NewEvent
+from model_registry.schema import Event
+from model_registry.transactions import Transactions
+
+__all__ = ["MAX_EVENTS_LISTED", "EventQueries"]
+
+MAX_EVENTS_LISTED = 1000
+FIELDS = tuple(field.name for field in dataclasses.fields(EventRecord))
+
+
+class EventQueries(Transactions):
+    """What was decided, newest last, of all servers that share the database."""
+
+    def add_events(self, events: Sequence[NewEvent], max_kept: int) -> None:
+        """Keeps events, in one transaction, and drops the oldest.
+
+        Args:
+            max_kept: rows that stay at most; one or a few less where the database skipped numbers.
+        """
+        with self._writing() as session:
+            session.add_all(Event(**dataclasses.asdict(each)) for each in events)
+            session.flush()
+            newest = session.scalar(select(func.max(Event.id))) or 0
+            session.execute(delete(Event).where(Event.id <= newest - max_kept))
+
+    def list_events(
+        self,
+        limit: int,
+        *,
+        before_id: int | None = None,
+        after_id: int | None = None,
+        deployment: str | None = None,
+        kinds: Sequence[str] = (),
+        oldest_first: bool = False,
+    ) -> list[EventRecord]:
+        """Events, newest first unless told otherwise.
+
+        Args:
+            limit: most of them; never more than ``MAX_EVENTS_LISTED``.
+            before_id, after_id: only those before or after this one, itself left out.
+            kinds: only these; empty is all.
+        """
+        query = select(Event).limit(min(limit, MAX_EVENTS_LISTED))
+        query = query.order_by(Event.id if oldest_first else Event.id.desc())
+        if before_id is not None:
+            query = query.where(Event.id < before_id)
+        if after_id is not None:
+            query = query.where(Event.id > after_id)
+        if deployment is not None:
+            query = query.where(Event.deployment == deployment)
+        if kinds:
+            query = query.where(Event.kind.in_(kinds))
+        with self._reading() as session:
+            return [
+                EventRecord(**{name: getattr(row, name) for name in FIELDS}) for row in session.scalars(query)
+            ]
+
+    def newest_event_id(self) -> int:
+        """0 where there is none."""
+        with self._reading() as session:
+            return session.scalar(select(func.max(Event.id))) or 0
