@@ -30,6 +30,7 @@ __all__ = [
     "compare",
     "count_agreements",
     "draw_streams",
+    "generate_request",
     "run_streams",
 ]
 
@@ -105,7 +106,7 @@ async def run_streams(
         async def run(index: int) -> None:
             async with slots:
                 try:
-                    async for response in stub.Generate(_request(streams[index])):
+                    async for response in stub.Generate(generate_request(streams[index])):
                         _take(response, outcomes[index])
                         on_tokens(index, len(outcomes[index].token_ids))
                 except grpc.aio.AioRpcError as error:
@@ -156,7 +157,8 @@ def _score(stream: Stream, outcome: Outcome, index: int) -> float:
     return outcome.logprobs[index] / stream.temperature + float(noise[0, token_id])
 
 
-def _request(stream: Stream) -> pb.GenerateTextRequest:
+def generate_request(stream: Stream) -> pb.GenerateTextRequest:
+    """The stream as the native gRPC door takes it; end-of-sequence is ignored."""
     return pb.GenerateTextRequest(
         model=stream.model,
         prompt_token_ids=pb.TokenIds(ids=stream.prompt_ids),
