@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from memory_manager.events import EventKind, Reporter
 from memory_manager.fleet import Replica, Worker
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.moves import attempt
-from memory_manager.ports import WorkerUsage
+from memory_manager.ports import ReplicaUsage, WorkerUsage
 from memory_manager.residency import Residency
 from mooring.errors import MooringError, WorkerLostError
 
@@ -27,6 +28,7 @@ class Audit:
     Args:
         replicas: the controller's own, by id.
         poll_s: how often each worker is asked.
+        reporter: told of preemptions.
         on_lost: told when a worker turns out to be gone.
 
     Attributes:
@@ -34,10 +36,15 @@ class Audit:
     """
 
     def __init__(
-        self, replicas: Mapping[str, Replica], poll_s: float, on_lost: Callable[[Worker], None]
+        self,
+        replicas: Mapping[str, Replica],
+        poll_s: float,
+        reporter: Reporter,
+        on_lost: Callable[[Worker], None],
     ) -> None:
         self._replicas = replicas
         self._poll_s = poll_s
+        self._reporter = reporter
         self._on_lost = on_lost
         self.num_mismatches = 0
 
@@ -57,13 +64,27 @@ class Audit:
             for reported in usage.replicas:
                 replica = self._replicas.get(reported.replica_id)
                 if replica is not None:
-                    replica.kv_bytes = reported.kv_bytes
-                    replica.preemptions_total = reported.preemptions_total
+                    self._note(replica, reported)
             known.update(self._replicas)
             kv_lease_bytes = max(kv_lease_bytes, worker.kv.lease_bytes)
             for mismatch in find_mismatches(usage, before, self._settled(worker), known, kv_lease_bytes):
                 self.num_mismatches += 1
                 logger.error("ledger and worker %s disagree: %s", worker.worker_id, mismatch)
+
+    def _note(self, replica: Replica, reported: ReplicaUsage) -> None:
+        replica.kv_bytes = reported.kv_bytes
+        num_preempted = reported.preemptions_total - replica.preemptions_total
+        replica.preemptions_total = reported.preemptions_total
+        if num_preempted > 0:
+            figures = {
+                "num_preempted": num_preempted,
+                "preemptions_total": reported.preemptions_total,
+                "kv_bytes": reported.kv_bytes,
+                "num_running": reported.running,
+                "num_waiting": reported.waiting,
+            }
+            reason = f"{num_preempted} sequences gave up their KV blocks: KV was short"
+            self._reporter.of_replica(EventKind.PREEMPT, replica, reason, figures)
 
     def _settled(self, worker: Worker) -> Settled:
         return {

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from memory_manager.audit import Audit
 from memory_manager.config import DeviceBudget, ManagerConfig
+from memory_manager.events import EventKind, EventSink, Reporter
 from memory_manager.execution import Execution
 from memory_manager.fleet import (
     Deployment,
@@ -33,12 +34,13 @@ from memory_manager.fleet import (
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
 from memory_manager.moves import Moves
-from memory_manager.plan_types import Plan
+from memory_manager.plan_schedule import PlanSchedule
+from memory_manager.plan_types import Figures
 from memory_manager.planner import plan
 from memory_manager.ports import DeploymentSpec, WorkerPort
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
 from memory_manager.status import Snapshot
-from memory_manager.views import planner_state, snapshot
+from memory_manager.views import planner_state, snapshot, stirring
 from mooring.errors import (
     ConfigurationError,
     ConflictError,
@@ -59,6 +61,7 @@ class MemoryManager:
         host_cache: where packed artifacts are held in host memory.
         clock: seconds, monotonic.
         sink: told of every change of residency, as it happens; must not raise or block.
+        events: told of every decision and mishap.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class MemoryManager:
         *,
         clock: Callable[[], float] = time.monotonic,
         sink: Callable[[ResidencyEvent], None] = lambda event: None,
+        events: EventSink = lambda event: None,
     ) -> None:
         self._config = config if config is not None else ManagerConfig()
         self._clock = clock
@@ -81,13 +85,22 @@ class MemoryManager:
         self._deployments: dict[str, Deployment] = {}
         self._replicas: dict[str, Replica] = {}
         self._numbers = itertools.count()
+        self._reporter = Reporter(clock, events)
         self._moves = Moves(
-            host_cache, self._config, clock, lambda: self._replicas.values(), sink, self._lost, self._failed
+            host_cache,
+            self._config,
+            clock,
+            lambda: self._replicas.values(),
+            sink,
+            self._reporter,
+            self._lost,
+            self._failed,
         )
-        self._execution = Execution(self._moves, self._workers, self._replicas, self._replan_soon)
-        self._planned: asyncio.Handle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._audit = Audit(self._replicas, self._config.usage_poll_s, self._lost)
+        self._schedule = PlanSchedule(self.replan)
+        self._execution = Execution(
+            self._moves, self._workers, self._replicas, self._reporter, self._schedule.soon
+        )
+        self._audit = Audit(self._replicas, self._config.usage_poll_s, self._reporter, self._lost)
         self._stopping = False
 
     # Workers.
@@ -106,12 +119,13 @@ class MemoryManager:
         if port.worker_id in self._workers:
             raise ConflictError(f"worker {port.worker_id} is there already")
         ledger = self._ledgers[port.device]
-        kv = KvLease(port, ledger, self._config.lease_poll_s, self._replan_soon)
+        kv = KvLease(port, ledger, self._config.lease_poll_s, self._schedule.soon)
         worker = Worker(port, ledger, kv)
         self._workers[port.worker_id] = worker
         self._execution.spawn(worker, self._keep_lease(worker))
         self._execution.spawn(worker, self._audit.watch(worker))
-        self._replan_soon()
+        self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
+        self._schedule.soon()
 
     def worker_lost(self, worker_id: str) -> None:
         """The worker's process has ended: its device memory is free, its replicas are warm (or cold), their
@@ -126,11 +140,14 @@ class MemoryManager:
         del self._workers[worker.worker_id]
         for task in worker.tasks:
             task.cancel()
+        hosted = [each for each in self._replicas.values() if each.worker is worker]
+        figures = {"num_replicas": len(hosted), "kv_lease_bytes": worker.kv.lease_bytes}
+        self._reporter.of_worker(EventKind.WORKER, worker, "lost: its device memory is free", figures)
         worker.kv.end()
-        for replica in [each for each in self._replicas.values() if each.worker is worker]:
+        for replica in hosted:
             worker.ledger.release(replica.owner)
             self._drop_from_lost(replica)
-        self._replan_soon()
+        self._schedule.soon()
 
     async def _keep_lease(self, worker: Worker) -> None:
         try:
@@ -145,10 +162,11 @@ class MemoryManager:
         replica.forget_worker()
         if arriving:
             # Perhaps it was this load that killed the worker; it must not do so for ever.
-            self._moves.count_failure(replica)
-            if replica.num_failures >= self._config.wake_attempts:
-                times = replica.num_failures
-                self._moves.fail(replica, WorkerLostError(f"the worker died {times} times while loading it"))
+            times = replica.num_failures + 1
+            error = WorkerLostError(f"the worker died {times} times while loading it")
+            self._moves.count_failure(replica, error)
+            if times >= self._config.wake_attempts:
+                self._moves.fail(replica, error)
                 return
         if replica.residency in ON_DEVICE:
             self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
@@ -180,7 +198,7 @@ class MemoryManager:
             self._retire(max(deployment.replicas, key=lambda each: each.residency is not Residency.RESIDENT))
         while len(deployment.replicas) < spec.max_replicas:
             self._add_replica(deployment)
-        self._replan_soon()
+        self._schedule.soon()
 
     def remove_deployment(self, name: str) -> None:
         """Whoever waits is refused; what runs finishes; then the workers forget it.
@@ -193,7 +211,7 @@ class MemoryManager:
         deployment.fail_waiters(lambda: not_found(name))
         for replica in list(deployment.replicas):
             self._retire(replica)
-        self._replan_soon()
+        self._schedule.soon()
 
     def _add_replica(self, deployment: Deployment) -> None:
         replica_id = f"{deployment.spec.name}/{next(self._numbers)}"
@@ -232,17 +250,22 @@ class MemoryManager:
         if self._stopping:
             raise shutting_down()
         now_s = self._clock()
-        deployment.check_available(now_s)
+        try:
+            deployment.check_available(now_s)
+        except MooringError as error:
+            raise self._refused(name, error) from None
         deployment.held = False
         deployment.count_arrival(now_s, self._config.rate_half_life_s)
         best = deployment.best_replica()
         if best.residency is Residency.RESIDENT:
             return self._lease(best)
         if len(deployment.waiters) >= self._config.max_waiting_per_deployment:
-            raise OverloadedError(f"{len(deployment.waiters)} requests already wait for model {name!r}")
+            raise self._refused(
+                name, OverloadedError(f"{len(deployment.waiters)} requests already wait for model {name!r}")
+            )
         waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())
         deployment.waiters[waiter] = None
-        self._replan_soon()
+        self._schedule.soon()
         try:
             return await waiter.lease
         except asyncio.CancelledError:
@@ -251,7 +274,17 @@ class MemoryManager:
             raise
         finally:
             deployment.waiters.pop(waiter, None)
-            self._replan_soon()
+            self._schedule.soon()
+
+    def _refused(self, name: str, error: MooringError) -> MooringError:
+        """The error that one request is refused with, told of."""
+        figures: Figures = {
+            "code": error.code,
+            "num_refused": 1,
+            "num_waiting": len(self._deployments[name].waiters),
+        }
+        self._reporter.of_deployment(EventKind.REFUSE, name, error.message, figures)
+        return error
 
     def _lease(self, replica: Replica) -> ReplicaLease:
         assert replica.worker is not None, "a resident replica has a worker"
@@ -260,7 +293,7 @@ class MemoryManager:
 
     def _released(self, replica: Replica) -> None:
         replica.last_used_s = self._clock()
-        self._replan_soon()
+        self._schedule.soon()
 
     def _serve_waiters(self) -> None:
         for deployment in self._deployments.values():
@@ -294,7 +327,7 @@ class MemoryManager:
                 if replica.asleep is None:
                     replica.asleep = asyncio.get_running_loop().create_future()
                 asleep.append(asyncio.shield(replica.asleep))
-        self._replan_soon()
+        self._schedule.soon()
         await asyncio.gather(*asleep)
 
     async def wake(self, name: str) -> None:
@@ -317,9 +350,7 @@ class MemoryManager:
     async def stop(self) -> None:
         """Refuses whoever waits and ends all tasks. Workers are left as they are: their processes end."""
         self._stopping = True
-        for handle in (self._planned, self._timer):
-            if handle is not None:
-                handle.cancel()
+        self._schedule.stop()
         for deployment in self._deployments.values():
             deployment.fail_waiters(shutting_down)
         for replica in self._replicas.values():
@@ -329,39 +360,32 @@ class MemoryManager:
 
     # Planning.
 
-    def _replan_soon(self) -> None:
-        if self._planned is None and not self._stopping:
-            self._planned = asyncio.get_running_loop().call_soon(self._replan)
-
-    def _replan(self) -> None:
-        self._planned = None
+    def replan(self) -> None:
+        """Makes a plan and begins what it decides. Every event does so by itself."""
         for replica in list(self._replicas.values()):
             self._moves.follow_host_cache(replica)
             if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
                 del self._replicas[replica.replica_id]
         self._serve_waiters()
         now_s = self._clock()
-        state = planner_state(
-            self._ledgers, self._workers, self._deployments, self._replicas.values(), self._config, now_s
-        )
+        moving = stirring(self._deployments.values(), self._replicas.values())
+        state = planner_state(self._ledgers, self._workers, *moving, self._config, now_s)
         decided = plan(state, now_s, self._config.planner)
         for name, deployment in self._deployments.items():
             self._refuse(deployment, decided.refusals.get(name, ""))
         for action in decided.actions:
             self._execution.begin(action)
         self._serve_waiters()
-        self._set_timer(decided, now_s)
+        self._schedule.after(decided.next_at_s - now_s)
 
     def _refuse(self, deployment: Deployment, message: str) -> None:
         deployment.refusal = message
-        if message:
+        if message and deployment.waiters:
+            figures: Figures = {
+                "code": InsufficientMemoryError.code,
+                "num_refused": len(deployment.waiters),
+                "weights_bytes": deployment.spec.weights_bytes,
+                "kv_guarantee_bytes": deployment.spec.kv_guarantee_bytes,
+            }
+            self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, message, figures)
             deployment.fail_waiters(lambda: InsufficientMemoryError(message))
-
-    def _set_timer(self, decided: Plan, now_s: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if decided.next_at_s < math.inf:
-            # A little late rather than a little early, or the plan would be due again at once.
-            delay_s = decided.next_at_s - now_s + 0.001
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._replan_soon)

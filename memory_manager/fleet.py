@@ -41,6 +41,7 @@ _BEST = (
     Residency.COLD,
     Residency.FAILED,
 )
+_OFF_DEVICE = (Residency.WARM, Residency.COLD, Residency.FAILED)
 
 
 class HostCopy(Protocol):
@@ -115,18 +116,28 @@ class Replica:
     retry_at_s: float = 0.0
     kv_bytes: int = 0
     preemptions_total: int = 0
+    owner: Owner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.owner = Owner("weights", self.replica_id)
 
     @property
     def residency(self) -> Residency:
         return self.state.residency
 
     @property
-    def owner(self) -> Owner:
-        return Owner("weights", self.replica_id)
-
-    @property
     def lease_bytes(self) -> int:
         return self.worker.ledger.lease_bytes(self.owner) if self.worker is not None else 0
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Off its device, with nothing under way, nothing leased and nothing to clean up: no plan turns on it
+        unless its deployment wants it."""
+        residency = self.state.residency
+        if self.worker is None:
+            return residency in _OFF_DEVICE and not self.in_flight
+        asleep = residency is Residency.WARM and not self.in_flight and not self.retired
+        return asleep and not self.lease_bytes
 
     def forget_worker(self) -> None:
         """No worker knows it any more; the host cache may evict its copy."""
@@ -201,6 +212,15 @@ class Deployment:
     wake_s: float | None = None
     _arrivals: float = 0.0
     _arrivals_at_s: float = -math.inf
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nobody waits for it, nothing keeps it resident, and all its replicas are at rest: a plan would come
+        out the same without it."""
+        spec = self.spec
+        if self.waiters or (spec.enabled and (spec.pinned or spec.min_replicas)):
+            return False
+        return all(each.is_at_rest for each in self.replicas)
 
     def best_replica(self) -> Replica:
         return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.leases)))

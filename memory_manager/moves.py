@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from memory_manager.config import ManagerConfig
+from memory_manager.events import EventKind, Reporter
 from memory_manager.fleet import HostCopies, HostCopy, Replica, Worker
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyEvent
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError, WorkerLostError
+from mooring.units import format_bytes
 
 __all__ = ["Moves", "attempt"]
 
@@ -40,6 +42,7 @@ class Moves:
     Args:
         replicas: all there are, to find sleepers whose host copies can go.
         emit: told of every transition.
+        reporter: told how moves ended.
         on_lost: told when a worker turns out to be gone.
         on_failed: told when a replica has failed; its error goes to whoever waits.
     """
@@ -51,6 +54,7 @@ class Moves:
         clock: Callable[[], float],
         replicas: Callable[[], Iterable[Replica]],
         emit: Callable[[ResidencyEvent], None],
+        reporter: Reporter,
         on_lost: Callable[[Worker], None],
         on_failed: Callable[[Replica, MooringError], None],
     ) -> None:
@@ -59,6 +63,7 @@ class Moves:
         self._clock = clock
         self._replicas = replicas
         self._emit = emit
+        self._reporter = reporter
         self._on_lost = on_lost
         self._on_failed = on_failed
 
@@ -104,6 +109,11 @@ class Moves:
             missing_bytes -= replica.lease_bytes
         if not worker.ledger.grant(replica.owner, missing_bytes):
             raise InternalError(f"no room for the weights of {replica.replica_id}: {missing_bytes} bytes")
+        if replica.num_failures:
+            reason = f"tried again after {replica.num_failures} failures in a row: {replica.state.reason}"
+            self._reporter.of_replica(
+                EventKind.RETRY, replica, reason, {"num_failures": replica.num_failures}
+            )
         if replica.residency is Residency.FAILED:
             self.enter(replica, Residency.COLD, "tried again")
             if self.off_device(replica) is Residency.WARM:
@@ -181,13 +191,19 @@ class Moves:
             worker.ledger.shrink(replica.owner, held_bytes)
             replica.in_flight = False
             replica.num_failures = 0
+            seconds = self._clock() - replica.state.since_s
+            figures = {"seconds": seconds, "weights_bytes": held_bytes, "move": replica.residency.value}
+            reason = (
+                f"{format_bytes(held_bytes)} of weights after {seconds:.3f} s of {replica.residency.value}"
+            )
+            self._reporter.of_replica(EventKind.READY, replica, reason, figures)
             self.enter(replica, Residency.RESIDENT, "ready")
 
     async def _roll_back(
         self, replica: Replica, worker: Worker, error: MooringError, asleep_before: bool
     ) -> None:
         """Puts a replica back to where it came from, and its bytes back into the ledger."""
-        self.count_failure(replica)
+        self.count_failure(replica, error)
         retry = replica.residency is Residency.WAKING and replica.num_failures < self._config.wake_attempts
         back_to_sleep = asleep_before and retry
         undo = worker.port.sleep if back_to_sleep else worker.port.unload
@@ -213,11 +229,19 @@ class Moves:
         self.enter(replica, Residency.FAILED, error.message)
         self._on_failed(replica, error)
 
-    def count_failure(self, replica: Replica) -> None:
+    def count_failure(self, replica: Replica, error: MooringError) -> None:
         """Sets the time of the next attempt, twice as far off for each failure in a row."""
         wait_s = min(self._config.max_retry_s, self._config.retry_s * 2.0 ** min(replica.num_failures, 32))
         replica.num_failures += 1
         replica.retry_at_s = self._clock() + wait_s
+        figures = {
+            "num_failures": replica.num_failures,
+            "retry_in_s": wait_s,
+            "code": error.code,
+            "while": replica.residency.value,
+            "lease_bytes": replica.lease_bytes,
+        }
+        self._reporter.of_replica(EventKind.FAILURE, replica, error.message, figures)
 
     # Taking off.
 
@@ -255,7 +279,7 @@ class Moves:
     def _stay(self, replica: Replica, error: MooringError) -> None:
         """The worker would not let go: it stays where it is, and is asked again later."""
         logger.error("%s could not be taken off its device: %s", replica.replica_id, error)
-        self.count_failure(replica)
+        self.count_failure(replica, error)
         replica.in_flight = False
         if replica.asleep is not None:
             if not replica.asleep.done():

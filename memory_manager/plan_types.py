@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memory_manager.residency import Residency
 
@@ -13,6 +13,7 @@ __all__ = [
     "DeploymentView",
     "DeviceView",
     "Drain",
+    "Figures",
     "Load",
     "Plan",
     "PlannerState",
@@ -132,6 +133,10 @@ class PlannerState:
     replicas: tuple[ReplicaView, ...]
 
 
+Figures = Mapping[str, int | float | str]
+"""What an action follows from: numbers by name, units in the names; words where a number says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """Bring a replica to a worker that does not know it."""
@@ -139,6 +144,7 @@ class Load:
     replica_id: str
     worker_id: str
     reason: str
+    figures: Figures = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +153,18 @@ class Wake:
 
     replica_id: str
     reason: str
+    figures: Figures = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Admit no new requests to a resident replica."""
+    """Admit no new requests to a resident replica. ``room_for``: the deployment that it makes room for, empty
+    where it goes for its own sake."""
 
     replica_id: str
     reason: str
+    figures: Figures = field(default_factory=dict, hash=False)
+    room_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +172,17 @@ class Resume:
     """Admit requests again: what a draining replica was to make room for is no longer wanted."""
 
     replica_id: str
+    reason: str = "may stay after all"
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Take a replica without requests off its device."""
+    """Take a replica without requests off its device. ``room_for``: as of ``Drain``."""
 
     replica_id: str
     reason: str
+    figures: Figures = field(default_factory=dict, hash=False)
+    room_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +191,7 @@ class Unload:
 
     replica_id: str
     reason: str
+    figures: Figures = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 
 from memory_manager.board import Board
 from memory_manager.config import PlannerConfig
-from memory_manager.eviction import Candidate, choose, judge
+from memory_manager.eviction import Candidate, choose, footprint_bytes, judge
 from memory_manager.fitting import refusals
 from memory_manager.plan_types import (
     Action,
     DeploymentView,
     Drain,
+    Figures,
     Load,
     Plan,
     PlannerState,
@@ -148,7 +149,8 @@ class _Planning:
                 if reason is not None:
                     self._leave(replica, reason)
             elif self._must_be_forgotten(replica) and self._at(replica.retry_at_s):
-                self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind"))
+                figures = self._standing(replica)
+                self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind", figures))
 
     @staticmethod
     def _must_be_forgotten(replica: ReplicaView) -> bool:
@@ -172,9 +174,17 @@ class _Planning:
             return f"idle for {timeout_s:g} s"
         return None
 
-    def _leave(self, replica: ReplicaView, reason: str, max_drain_s: float = math.inf) -> None:
+    def _leave(
+        self,
+        replica: ReplicaView,
+        reason: str,
+        figures: Figures | None = None,
+        room_for: str = "",
+        max_drain_s: float = math.inf,
+    ) -> None:
         """Counts the replica as leaving, and does the next thing towards it. What runs on it has
         ``max_drain_s`` to finish."""
+        figures = {**self._standing(replica), **(figures or {})}
         self._leaving.add(replica.replica_id)
         self._board_of(replica).leave(replica)
         if replica.in_flight or not self._at(replica.retry_at_s):
@@ -182,11 +192,21 @@ class _Planning:
         drained = replica.num_active == 0 or (
             replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
         )
-        if drained:
-            leave = Unload if replica.retired else Sleep
-            self._actions.append(leave(replica.replica_id, reason))
+        if drained and replica.retired:
+            self._actions.append(Unload(replica.replica_id, reason, figures))
+        elif drained:
+            self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
         elif replica.residency is Residency.RESIDENT:
-            self._actions.append(Drain(replica.replica_id, reason))
+            self._actions.append(Drain(replica.replica_id, reason, figures, room_for))
+
+    def _standing(self, replica: ReplicaView) -> Figures:
+        """How things stand with a replica that leaves."""
+        return {
+            "freed_bytes": footprint_bytes(replica),
+            "num_active": replica.num_active,
+            "resident_s": self._now_s - replica.since_s,
+            "unused_s": self._now_s - max(replica.last_used_s, replica.since_s),
+        }
 
     def _board_of(self, replica: ReplicaView) -> Board:
         assert replica.worker_id is not None, "a replica on a device has a worker"
@@ -235,17 +255,25 @@ class _Planning:
                 self._actions.append(self._arrival(want, best))
             return
         for victim in best.victims:
-            reason = _reason(want, best, victim, self._now_s)
-            self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
+            reason, figures = _reason(want, best, victim, self._now_s)
+            name = want.deployment.name
+            self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
         best.board.await_room(best.weights_bytes + slot.kv_guarantee_bytes)
 
     def _arrival(self, want: _Want, option: _Option) -> Load | Wake:
         slot = want.slot
         demand = want.deployment.demand
         reason = f"{demand.num_waiting} waiting" if demand is not None else "kept resident"
+        figures = {
+            "weights_bytes": option.weights_bytes,
+            "kv_guarantee_bytes": slot.kv_guarantee_bytes,
+            "num_waiting": demand.num_waiting if demand is not None else 0,
+            "waited_s": self._now_s - want.since_s,
+            "spare_bytes": option.board.spare_bytes,
+        }
         if slot.residency is Residency.WARM and slot.worker_id == option.worker.worker_id:
-            return Wake(slot.replica_id, reason)
-        return Load(slot.replica_id, option.worker.worker_id, reason)
+            return Wake(slot.replica_id, reason, figures)
+        return Load(slot.replica_id, option.worker.worker_id, reason, figures)
 
     def _option(self, want: _Want, worker: WorkerView) -> _Option | None:
         """How the want could come to this worker; None if it cannot now."""
@@ -310,11 +338,20 @@ def _is_at_rest(replica: ReplicaView) -> bool:
     return replica.residency in _TRYABLE and not replica.in_flight
 
 
-def _reason(want: _Want, option: _Option, victim: Candidate, now_s: float) -> str:
-    """Why a replica makes room, in figures."""
+def _reason(want: _Want, option: _Option, victim: Candidate, now_s: float) -> tuple[str, Figures]:
+    """Why a replica makes room, and the figures that decided it."""
     state = ("draining", "idle", "in use")[victim.rank]
-    return (
+    value_s = victim.value_per_byte * victim.bytes_freed
+    figures: Figures = {
+        "room_for": want.deployment.name,
+        "needed_bytes": option.weights_bytes + want.slot.kv_guarantee_bytes,
+        "waited_s": now_s - want.since_s,
+        "state": state,
+        "value_s": value_s,
+    }
+    reason = (
         f"makes room for {want.deployment.name}, which needs {format_bytes(option.weights_bytes)} and has "
         f"waited {now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.replica.since_s:.1f} s, "
-        f"worth {victim.value_per_byte * victim.bytes_freed:.3g} s for {format_bytes(victim.bytes_freed)}"
+        f"worth {value_s:.3g} s for {format_bytes(victim.bytes_freed)}"
     )
+    return reason, figures

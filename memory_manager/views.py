@@ -10,13 +10,24 @@ from memory_manager.ledger import Ledger
 from memory_manager.plan_types import DeploymentView, DeviceView, PlannerState, ReplicaView, WorkerView
 from memory_manager.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
 
-__all__ = ["planner_state", "snapshot"]
+__all__ = ["planner_state", "snapshot", "stirring"]
+
+
+def stirring(
+    deployments: Iterable[Deployment], replicas: Iterable[Replica]
+) -> tuple[list[Deployment], list[Replica]]:
+    """Those that a plan can turn on. Of many deployments most are at rest, and every plan is the same with and
+    without them."""
+    moving = {each.spec.name: each for each in deployments if not each.is_at_rest}
+    return list(moving.values()), [
+        each for each in replicas if each.spec.name in moving or not each.is_at_rest
+    ]
 
 
 def planner_state(
     ledgers: Mapping[str, Ledger],
     workers: Mapping[str, Worker],
-    deployments: Mapping[str, Deployment],
+    deployments: Iterable[Deployment],
     replicas: Iterable[Replica],
     config: ManagerConfig,
     now_s: float,
@@ -31,7 +42,7 @@ def planner_state(
             WorkerView(each.worker_id, each.port.device, each.kv.lease_bytes, each.kv.target_bytes)
             for each in workers.values()
         ),
-        deployments=tuple(_deployment_view(each, config, now_s) for each in deployments.values()),
+        deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
         replicas=tuple(map(_replica_view, replicas)),
     )
 
