@@ -13,8 +13,9 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from memory_manager.arena import DEFAULT_STOCK_LIMIT_BYTES, PagedArena
+from memory_manager.arena import DEFAULT_STOCK_LIMIT_BYTES
 from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.paged_arena import PagedArena
 from mooring.errors import ConfigurationError, InsufficientMemoryError, InternalError
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ class CudaMemory:
         if num_pages:
             self._call("cuMemUnmap", address, num_pages * PAGE_BYTES)
 
+    def lend(self, address: int, num_bytes: int, descriptor: int) -> None:
+        raise InternalError("a GPU has no host pages under its addresses")
+
     def tensor(self, address: int, num_bytes: int) -> Tensor:
         import torch  # the server process reads this module and never needs torch
 
@@ -111,6 +115,7 @@ class CudaArena(PagedArena):
         device_index: as CUDA numbers the visible GPUs.
         stock_limit_bytes: released pages kept for the next commit; NVML still shows them as used.
             Beyond this limit they leave at once.
+        ready_bytes: see ``PagedArena``.
     """
 
     def __init__(
@@ -118,8 +123,9 @@ class CudaArena(PagedArena):
         capacity_bytes: int,
         device_index: int = 0,
         stock_limit_bytes: int = DEFAULT_STOCK_LIMIT_BYTES,
+        ready_bytes: int = 0,
     ) -> None:
-        super().__init__(CudaMemory(device_index), capacity_bytes, stock_limit_bytes)
+        super().__init__(CudaMemory(device_index), capacity_bytes, stock_limit_bytes, ready_bytes)
 
 
 class _Driver:

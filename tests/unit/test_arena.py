@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from memory_manager.arena import AddressRange, PagedArena, contiguous_runs
+from memory_manager.arena import AddressRange, contiguous_runs
 from memory_manager.cuda_arena import CudaArena
+from memory_manager.devices import HostReader
 from memory_manager.host_arena import HostArena, HostMemory
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
+from memory_manager.paged_arena import PagedArena
 from mooring.errors import InsufficientMemoryError, InternalError
 
 gpu = [
@@ -220,12 +226,12 @@ def test_fresh_host_pages_read_as_zero_and_stocked_ones_keep_their_past() -> Non
 
 
 class _ShortMemory(HostMemory):
-    """Host memory whose system runs out at the second run of every mapping."""
+    """Host memory whose system has no two new pages at once."""
 
-    def _touch(self, address: int, num_bytes: int) -> None:
-        super()._touch(address, num_bytes)
-        if num_bytes == 2 * PAGE:
+    def create(self, first: int, num_pages: int) -> None:
+        if num_pages == 2:
             raise InsufficientMemoryError("the system has no more")
+        super().create(first, num_pages)
 
 
 def test_a_system_that_runs_out_in_mid_commit_leaves_the_books_exact() -> None:
@@ -292,3 +298,132 @@ def test_contiguous_runs() -> None:
     assert list(contiguous_runs([])) == []
     assert list(contiguous_runs([0])) == [(0, 1)]
     assert list(contiguous_runs([1, 2, 3, 7, 9, 10])) == [(1, 3), (7, 1), (9, 2)]
+
+
+# --- stock kept ahead of need, and what makes it leave
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not come about in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture(params=KINDS)
+def ready_arena(request: pytest.FixtureRequest) -> Iterator[PagedArena]:
+    arena: PagedArena = request.param(16 * PAGE, stock_limit_bytes=16 * PAGE, ready_bytes=4 * PAGE)
+    yield arena
+    arena.close()
+
+
+def test_stock_is_made_ahead_of_need_and_made_again_when_it_was_used(ready_arena: PagedArena) -> None:
+    _until(lambda: ready_arena.stock_bytes == 4 * PAGE)
+    addresses = ready_arena.reserve(16 * PAGE)
+    ready_arena.commit(addresses, 0, 3)
+    _until(lambda: ready_arena.stock_bytes == 4 * PAGE)
+    ready_arena.commit(addresses, 3, 11)  # what is left of the capacity bounds the stock
+    _until(lambda: ready_arena.stock_bytes == 2 * PAGE)
+    ready_arena.release(addresses, 0, 14)
+    assert ready_arena.stock_bytes == 16 * PAGE  # what was used before is kept beyond what is made ahead
+
+
+def test_a_falling_limit_takes_stock_at_once_and_released_pages_as_they_come(ready_arena: PagedArena) -> None:
+    _until(lambda: ready_arena.stock_bytes == 4 * PAGE)
+    addresses = ready_arena.reserve(16 * PAGE)
+    ready_arena.commit(addresses, 0, 8)
+    ready_arena.set_limit(6 * PAGE)
+    _until(lambda: ready_arena.stock_bytes == 0)
+    assert ready_arena.committed_bytes == 8 * PAGE  # what is in use stays
+    ready_arena.release(addresses, 0, 1)
+    assert ready_arena.stock_bytes == 0
+    ready_arena.release(addresses, 1, 4)
+    assert (ready_arena.committed_bytes, ready_arena.stock_bytes) == (3 * PAGE, 3 * PAGE)
+    ready_arena.set_limit(16 * PAGE)
+    _until(lambda: ready_arena.stock_bytes >= 4 * PAGE)
+
+
+def test_a_commit_out_of_ready_stock_touches_nothing_new() -> None:
+    arena = HostArena(8 * PAGE, stock_limit_bytes=8 * PAGE, ready_bytes=8 * PAGE)
+    _until(lambda: arena.stock_bytes == 8 * PAGE)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before_bytes = arena.allocated_bytes()
+    arena.commit(arena.reserve(8 * PAGE), 0, 8)
+    assert arena.allocated_bytes() == before_bytes == 8 * PAGE
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 8 * 512 / 4
+    arena.close()
+
+
+def test_a_system_without_memory_ends_no_thread_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    memory = _ShortMemory(8 * PAGE)
+    arena = PagedArena(memory, 8 * PAGE, 8 * PAGE, ready_bytes=4 * PAGE)
+    _until(lambda: "kept ready" in caplog.text)
+    assert arena.stock_bytes == 0
+    addresses = arena.reserve(PAGE)
+    arena.commit(addresses, 0, 1)
+    arena.close()
+
+
+def test_pages_that_leave_are_the_systems_again() -> None:
+    """Free memory of the machine, or the usage of our cgroup, as the kernel counts it."""
+
+    def used_bytes() -> int:
+        memory = HostReader(set).read()
+        assert memory is not None
+        return memory.used_bytes
+
+    num_bytes = 192 * PAGE
+    arena = HostArena(num_bytes, stock_limit_bytes=num_bytes)
+    before = used_bytes()
+    addresses = arena.reserve(num_bytes)
+    arena.commit(addresses, 0, 192)
+    assert used_bytes() - before > num_bytes * 0.6  # the rest of the machine moves too
+    arena.release(addresses, 0, 192)
+    assert used_bytes() - before > num_bytes * 0.6  # in stock
+    held = used_bytes()
+    arena.set_limit(0)
+    assert held - used_bytes() > num_bytes * 0.6
+    arena.close()
+
+
+# --- memory lent to the arena
+
+
+def _memfd(content: bytes) -> int:
+    descriptor = os.memfd_create("lent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, content)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)
+    return descriptor
+
+
+def test_lent_memory_is_read_at_the_ranges_address_and_counts_as_committed() -> None:
+    content = bytes(range(256)) * (PAGE // 128 + 5)
+    descriptor = _memfd(content)
+    arena = HostArena(6 * PAGE, stock_limit_bytes=6 * PAGE)
+    addresses = arena.reserve(3 * PAGE)
+    arena.lend(addresses, descriptor, len(content))
+    assert (arena.committed_bytes, arena.allocated_bytes()) == (3 * PAGE, 0)
+    assert arena.tensor(addresses)[: len(content)].numpy().tobytes() == content
+    with pytest.raises(InsufficientMemoryError):
+        arena.commit(arena.reserve(4 * PAGE), 0, 4)  # it counts against the capacity
+    with pytest.raises(InternalError):
+        arena.commit(addresses, 0, 1)
+    arena.release(addresses, 0, 3)
+    assert (arena.committed_bytes, arena.stock_bytes) == (0, 0)
+    arena.commit(addresses, 0, 3)  # its own memory again, at the same address, writable
+    arena.tensor(addresses)[:] = 1
+    arena.close()
+    os.close(descriptor)
+
+
+def test_what_cannot_be_lent_leaves_the_books_as_they_were() -> None:
+    arena = HostArena(2 * PAGE)
+    addresses = arena.reserve(2 * PAGE)
+    reader, writer = os.pipe()
+    with pytest.raises(OSError, match="mmap"):
+        arena.lend(addresses, reader, PAGE)
+    assert arena.committed_bytes == 0
+    arena.commit(addresses, 0, 2)
+    arena.close()
+    os.close(reader)
+    os.close(writer)
