@@ -247,6 +247,11 @@ class Engine(Protocol):
 
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus: ...
 
+    def set_memory_limit(self, num_bytes: int) -> int:
+        """Sets how much device memory it should hold in all, what it keeps ready for later included. Callable
+        from any thread. Returns the bytes that left at once; what is in use leaves as it is given up."""
+        ...
+
     def submit(self, request: SequenceRequest) -> None:
         """Queues a sequence. What is wrong with it is told by a ``Finished`` of a later step, never
         raised, so that no request can hurt another."""

@@ -222,6 +222,12 @@ class WorkerClient:
         response: pb.SetLeaseResponse = await self._call(self._stub.SetLease, request)
         return lease_status_from_wire(response.status)
 
+    async def set_memory_limit(self, num_bytes: int) -> int:
+        """Returns the bytes that the worker gave back at once."""
+        request = pb.SetMemoryLimitRequest(num_bytes=num_bytes)
+        response: pb.SetMemoryLimitResponse = await self._call(self._stub.SetMemoryLimit, request)
+        return response.released_bytes
+
     async def stats(self) -> WorkerStats:
         response: pb.StatsResponse = await self._call(
             self._stub.Stats, pb.StatsRequest(), timeout=self._config.usage_timeout_s

@@ -133,6 +133,9 @@ class NullEngine:
         self._kv_lease_bytes, self._kv_lease_revision = kv_bytes, revision
         return LeaseStatus.APPLIED  # no KV is ever committed
 
+    def set_memory_limit(self, num_bytes: int) -> int:
+        return 0  # nothing is kept ready
+
     def submit(self, request: SequenceRequest) -> None:
         sequence_id = request.sequence_id
         replica = self._replicas.get(request.replica_id)

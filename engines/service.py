@@ -217,6 +217,16 @@ class EngineService(engine_pb2_grpc.EngineServicer):
 
         return await self._answering(context, self._stepping(set_lease))
 
+    async def SetMemoryLimit(  # noqa: N802
+        self, request: pb.SetMemoryLimitRequest, context: _Context
+    ) -> pb.SetMemoryLimitResponse:
+        def set_limit() -> pb.SetMemoryLimitResponse:
+            released_bytes = self._engine.set_memory_limit(request.num_bytes)
+            return pb.SetMemoryLimitResponse(released_bytes=released_bytes)
+
+        # Giving pages back to the system takes its time, which the step thread has none to spare for.
+        return await self._answering(context, asyncio.to_thread(set_limit))
+
     async def Stats(  # noqa: N802
         self, request: pb.StatsRequest, context: _Context
     ) -> pb.StatsResponse:

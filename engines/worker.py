@@ -80,13 +80,16 @@ def _torch_engine(options: WorkerOptions) -> Engine:
     from memory_manager.host_arena import HostArena
 
     kind, _, index = options.device.partition(":")
+    config = TorchEngineConfig(device=options.device, **options.config)
+    # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
+    # short elsewhere, the manager lowers the arena's limit and they leave.
+    budget_bytes = options.memory_budget_bytes
     arena: Arena
     if kind == "cuda":
-        arena = CudaArena(options.memory_budget_bytes, int(index or 0))
+        arena = CudaArena(budget_bytes, int(index or 0), budget_bytes, config.ready_bytes)
     else:
-        # The budget is ours whatever is mapped, and pages touched once are mapped again at a copy's speed.
-        arena = HostArena(options.memory_budget_bytes, stock_limit_bytes=options.memory_budget_bytes)
-    return TorchEngine(TorchEngineConfig(device=options.device, **options.config), arena)
+        arena = HostArena(budget_bytes, budget_bytes, config.ready_bytes)
+    return TorchEngine(config, arena)
 
 
 def _null_engine(options: WorkerOptions) -> Engine:

@@ -107,6 +107,15 @@ class EngineSettings(_Section):
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of a worker; unset: one for each core it may use."
     )
+    cpu_wake: Literal["remap", "copy"] = Field(
+        "remap",
+        description="How weights come to a device that is the CPU: `remap` uses the host cache's own pages and "
+        "copies nothing, `copy` copies them as for a GPU.",
+    )
+    ready_bytes: Bytes = Field(
+        64 << 20,
+        description="Device memory that is made ahead of need, so that growing costs no step anything.",
+    )
 
 
 class NullEngineSettings(_Section):
@@ -172,6 +181,9 @@ class Settings(BaseSettings):
     max_body_bytes: Bytes = Field(4 << 20, description="Largest request body or gRPC message.")
     shutdown_grace_s: float = Field(
         30.0, ge=0, description="How long running requests may go on after SIGTERM."
+    )
+    max_events: int = Field(
+        100_000, ge=1, description="Decisions of the memory manager that the registry keeps; the oldest go."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines."

@@ -204,6 +204,9 @@ class TorchEngine:
                 pass
             return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED
 
+    def set_memory_limit(self, num_bytes: int) -> int:
+        return self._arena.set_limit(num_bytes)
+
     def stats(self) -> WorkerStats:
         """For the step thread, like ``step``."""
         return WorkerStats(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mooring.errors import ConfigurationError
 
@@ -25,6 +26,9 @@ class TorchEngineConfig:
         num_threads: that torch computes with; None leaves torch's own choice.
         num_copy_threads: that copy weights from the host copy.
         copy_chunk_bytes: of one read of the host copy.
+        cpu_wake: how weights come to a device that is the CPU: ``remap`` puts the host copy's own pages under
+            the weights' addresses, which copies nothing and holds them once; ``copy`` copies, as on a GPU.
+        ready_bytes: of physical memory that is made ahead of need, so that growth costs no step anything.
     """
 
     kv_range_bytes: int | None = None
@@ -35,11 +39,17 @@ class TorchEngineConfig:
     num_threads: int | None = None
     num_copy_threads: int = 2
     copy_chunk_bytes: int = 8 << 20
+    cpu_wake: Literal["copy", "remap"] = "remap"
+    ready_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         for name in ("max_tokens_per_step", "max_running_sequences", "num_copy_threads", "copy_chunk_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}", param=name)
+        if self.cpu_wake not in ("copy", "remap"):
+            raise ConfigurationError(f"cpu_wake is copy or remap, not {self.cpu_wake!r}", param="cpu_wake")
+        if self.ready_bytes < 0:
+            raise ConfigurationError("ready_bytes cannot be negative", param="ready_bytes")
         if self.max_tokens_per_step < self.max_running_sequences:
             raise ConfigurationError(
                 f"max_tokens_per_step ({self.max_tokens_per_step}) must be at least max_running_sequences "

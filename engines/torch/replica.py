@@ -59,6 +59,7 @@ class Replica:
             manifest.num_bytes,
             copy_chunk_bytes=config.copy_chunk_bytes,
             num_copy_threads=config.num_copy_threads,
+            may_borrow=config.cpu_wake == "remap",
         )
         try:
             tensors = self._weights.tensors(manifest)

@@ -1,7 +1,12 @@
-"""A replica's weights in the arena: committed, copied from the host copy, released, always at one address."""
+"""A replica's weights in the arena: brought from the host copy and released, always at one address.
+
+They are brought by a copy into pages of the arena. Where the device is the CPU they may instead be the host
+copy's own pages, put under the same addresses: no copy, and no second copy in memory.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,25 +26,35 @@ __all__ = ["WeightsRegion"]
 class WeightsRegion:
     """One address range for one packed artifact.
 
-    The host copy is read through its descriptor and never mapped, so its pages do not count twice in the
-    worker's resident memory. Tensors made over the range stay valid over release and restore; while it is
-    released nobody may touch them.
+    A host copy that is copied is read through its descriptor and not mapped, so its pages do not count twice
+    in the worker's resident memory. Tensors made over the range stay valid over release and restore; while it
+    is released nobody may touch them, and never may anybody write to them.
 
     Args:
         num_bytes: size of the packed weights.
         copy_chunk_bytes, num_copy_threads: see ``TorchEngineConfig``.
+        may_borrow: a sealed host copy in the memory of this very device is mapped and not copied.
 
     Raises:
         InsufficientMemoryError: there are no such addresses.
     """
 
-    def __init__(self, arena: Arena, num_bytes: int, *, copy_chunk_bytes: int, num_copy_threads: int) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        num_bytes: int,
+        *,
+        copy_chunk_bytes: int,
+        num_copy_threads: int,
+        may_borrow: bool = False,
+    ) -> None:
         self._arena = arena
         self._num_bytes = num_bytes
         self._chunk_bytes = copy_chunk_bytes
         self._num_threads = num_copy_threads
         self._range = arena.reserve(round_to_pages(num_bytes))
         self._memory = arena.tensor(self._range)
+        self._may_borrow = may_borrow and not self._memory.is_cuda
         self._committed = False
 
     @property
@@ -48,7 +63,7 @@ class WeightsRegion:
         return self._range.num_bytes if self._committed else 0
 
     def restore(self, host_copy_fd: int, lease_bytes: int) -> None:
-        """Commits the pages and copies the weights into them; all or nothing.
+        """Brings the weights; all or nothing.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more.
@@ -59,6 +74,9 @@ class WeightsRegion:
                 f"the weights need {format_bytes(self._range.num_bytes)} and "
                 f"{format_bytes(lease_bytes)} were leased to them"
             )
+        if self._may_borrow and _cannot_change(host_copy_fd):
+            self._borrow(host_copy_fd)
+            return
         self._arena.commit(self._range, 0, self._num_pages)
         self._committed = True
         try:
@@ -111,6 +129,13 @@ class WeightsRegion:
         starts = range(0, self._num_bytes, self._chunk_bytes)
         return [(start, min(start + self._chunk_bytes, self._num_bytes)) for start in starts]
 
+    def _borrow(self, host_copy_fd: int) -> None:
+        found_bytes = os.fstat(host_copy_fd).st_size
+        if found_bytes < self._num_bytes:
+            raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
+        self._arena.lend(self._range, host_copy_fd, self._num_bytes)
+        self._committed = True
+
     def _copy_to_host(self, host_copy_fd: int) -> None:
         memory = self._memory.numpy().data
 
@@ -135,6 +160,15 @@ class WeightsRegion:
                 self._memory[start:end].copy_(buffer, non_blocking=True)
                 done.record(stream)
         stream.synchronize()
+
+
+def _cannot_change(fd: int) -> bool:
+    """Whether the kernel keeps a memfd as it is: memory that shrank under a step would kill the worker."""
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
+    except OSError:
+        return False  # not a memfd
 
 
 def _read_exactly(fd: int, target: memoryview, offset: int) -> None:

@@ -74,6 +74,11 @@ class EngineStub:
                 request_serializer=mooring_dot_v1_dot_engine__pb2.SetLeaseRequest.SerializeToString,
                 response_deserializer=mooring_dot_v1_dot_engine__pb2.SetLeaseResponse.FromString,
                 _registered_method=True)
+        self.SetMemoryLimit = channel.unary_unary(
+                '/mooring.v1.Engine/SetMemoryLimit',
+                request_serializer=mooring_dot_v1_dot_engine__pb2.SetMemoryLimitRequest.SerializeToString,
+                response_deserializer=mooring_dot_v1_dot_engine__pb2.SetMemoryLimitResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.stream_stream(
                 '/mooring.v1.Engine/Generate',
                 request_serializer=mooring_dot_v1_dot_engine__pb2.GenerateRequest.SerializeToString,
@@ -143,6 +148,14 @@ class EngineServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetMemoryLimit(self, request, context):
+        """Sets the bytes of device memory that this worker should hold in all, memory that it keeps ready for later
+        included; absolute. What it keeps beyond that leaves at once, what is in use as it is given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Generate(self, request_iterator, context):
         """One stream for each router; one message down for each engine step, carrying every token of it. Steps that
         were made while the router was behind travel in the message of the first of them.
@@ -199,6 +212,11 @@ def add_EngineServicer_to_server(servicer, server):
                     servicer.SetLease,
                     request_deserializer=mooring_dot_v1_dot_engine__pb2.SetLeaseRequest.FromString,
                     response_serializer=mooring_dot_v1_dot_engine__pb2.SetLeaseResponse.SerializeToString,
+            ),
+            'SetMemoryLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMemoryLimit,
+                    request_deserializer=mooring_dot_v1_dot_engine__pb2.SetMemoryLimitRequest.FromString,
+                    response_serializer=mooring_dot_v1_dot_engine__pb2.SetMemoryLimitResponse.SerializeToString,
             ),
             'Generate': grpc.stream_stream_rpc_method_handler(
                     servicer.Generate,
@@ -427,6 +445,33 @@ class Engine:
             '/mooring.v1.Engine/SetLease',
             mooring_dot_v1_dot_engine__pb2.SetLeaseRequest.SerializeToString,
             mooring_dot_v1_dot_engine__pb2.SetLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMemoryLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mooring.v1.Engine/SetMemoryLimit',
+            mooring_dot_v1_dot_engine__pb2.SetMemoryLimitRequest.SerializeToString,
+            mooring_dot_v1_dot_engine__pb2.SetMemoryLimitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -239,6 +239,11 @@ class SimulatedWorker:
         self._shrink()
         return LeaseStatus.APPLIED if self.kv_bytes <= kv_bytes else LeaseStatus.DEFERRED
 
+    async def set_memory_limit(self, num_bytes: int) -> int:
+        self.calls.append(("set_memory_limit", str(num_bytes)))
+        await self._call("set_memory_limit", str(num_bytes), 0.0005, may_fail=False)
+        return 0
+
     def _grow(self) -> None:
         self.kv_bytes = max(self.kv_bytes, self.kv_lease_bytes)
 
