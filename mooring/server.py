@@ -53,6 +53,7 @@ from router.gate import Gate
 from router.grpc_app import add_grpc_services
 from router.http_app import create_app
 from router.intake import Intake
+from router.journal import Journal, JournalConfig
 from router.kserve.core import KServe
 from router.kserve.repository import DeploymentRepository
 from router.kserve.rest import create_kserve_routes
@@ -141,6 +142,7 @@ class Server:
     supervisor: Supervisor
     gate: Gate
     directory: DeploymentDirectory
+    journal: Journal
     ready: bool = False
     addresses: dict[str, str] = field(default_factory=dict)
 
@@ -163,7 +165,10 @@ class Server:
         )
         metrics = Metrics(gauges)
         sink = partial(_note_residency, metrics)
-        manager = MemoryManager([budget], cache, _manager_config(settings), sink=sink)
+        journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
+        journal.start()
+        stack.push_async_callback(journal.stop)
+        manager = MemoryManager([budget], cache, _manager_config(settings), sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
         supervisor = Supervisor(
             [_worker_spec(settings, budget)],
@@ -186,7 +191,7 @@ class Server:
         )
         stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
         gate = Gate(Dispatcher(manager, supervisor.client))
-        server = cls(settings, registrar, manager, supervisor, gate, directory)
+        server = cls(settings, registrar, manager, supervisor, gate, directory, journal)
         config = RouterConfig(max_body_bytes=settings.max_body_bytes)
         services = RouterServices(
             tokens=gate,
@@ -196,7 +201,9 @@ class Server:
             is_ready=server.is_ready,
             config=config,
         )
-        admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, {device: reader})
+        admin = AdminServices(
+            admin_key, registry, registrar, manager, supervisor.workers, {device: reader}, journal
+        )
         await server.open_doors(services, admin, stack)
         return server
 
@@ -247,6 +254,7 @@ class Server:
         """Refuses what is new and waits for what runs."""
         self.ready = False
         self.gate.shut()
+        self.journal.shut()  # or streams of events would hold up the end of the HTTP door
         logger.info("stopping: running requests have %g s", self.settings.shutdown_grace_s)
         if not await self.gate.wait_empty(self.settings.shutdown_grace_s):
             logger.warning("some requests did not end in time and are cut off")
@@ -332,7 +340,7 @@ def _note_step(metrics: Metrics, replica_id: str, num_tokens: int) -> None:
 def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
     before, after = event.before.value, event.after.value
     metrics.observe_transition(event.deployment, before, after, event.duration_s)
-    logger.info(
+    logger.debug(
         "%s: %s -> %s after %.3f s (%s)", event.replica_id, before, after, event.duration_s, event.reason
     )
 

@@ -19,7 +19,9 @@ from memory_manager.devices import DeviceReader
 from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
 from router import admin_types as types
+from router.admin_events import create_event_routes
 from router.errors_http import ERROR_RESPONSES
+from router.journal import Journal
 from router.registrar import Registrar, Registration
 from router.tenancy import api_key_of, check_admin_key
 
@@ -34,6 +36,7 @@ class AdminServices:
         admin_key: every call must carry it.
         workers: the supervisor's view of its processes.
         readers: of the devices' own figures, by device.
+        journal: of the manager's events.
     """
 
     admin_key: str
@@ -42,6 +45,7 @@ class AdminServices:
     manager: MemoryManager
     workers: Callable[[], Sequence[SupervisedWorker]]
     readers: Mapping[str, DeviceReader]
+    journal: Journal
 
 
 def create_admin_router(services: AdminServices) -> APIRouter:
@@ -55,6 +59,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     router.include_router(_deployment_routes(services))
     router.include_router(_tenant_routes(services))
     router.include_router(_status_routes(services))
+    router.include_router(create_event_routes(services.journal))
     return router
 
 

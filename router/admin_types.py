@@ -14,6 +14,7 @@ __all__ = [
     "DeploymentUpdate",
     "DeviceMemory",
     "DeviceStatus",
+    "EventBody",
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
@@ -211,3 +212,17 @@ class StatusBody(_Body):
     devices: list[DeviceStatus]
     workers: list[WorkerStatus]
     deployments: list[DeploymentStatus]
+
+
+class EventBody(_Body):
+    """One decision of the memory manager, or what befell it."""
+
+    id: int = Field(description="Grows with every event.")
+    at: datetime
+    kind: str
+    deployment: str | None
+    replica: str | None
+    worker: str | None
+    device: str | None
+    reason: str
+    figures: dict[str, int | float | str] = Field(description="What it follows from; units in the names.")
