@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mooring import __version__
-from mooring.cli import bench, deployments, models, serve, status, tenants
+from mooring.cli import bench, deployments, events, models, serve, status, tenants
 from mooring.cli.connection import Connection
 from mooring.errors import MooringError
 
@@ -26,6 +26,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(deployments.app, name="deployments")
 app.add_typer(tenants.app, name="tenants")
 app.command()(status.status)
+app.command()(events.events)
 app.add_typer(bench.app, name="bench")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +47,37 @@ class Connection:
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path)
 
+    def events(self, path: str) -> Iterator[Any]:
+        """The data of server-sent events as they come, until the server ends the stream.
+
+        Raises:
+            MooringError: as the other calls; also where the stream breaks.
+        """
+        server, headers = self._address()
+        try:
+            with httpx.stream(
+                "GET", f"{server}/admin/v1{path}", headers=headers, timeout=httpx.Timeout(30.0, read=60.0)
+            ) as response:
+                if response.is_error:
+                    response.read()
+                    raise _error_of(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        yield _event(line.removeprefix("data: "))
+        except httpx.HTTPError as error:
+            raise TransientError(f"the stream from {server} broke: {error}") from error
+
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Raises:
         MooringError: the server's own error, or that it cannot be reached.
         """
-        settings = load_settings({"data_dir": self.data_dir})
-        server = self._server or server_from_environment()
-        server = server or published_http_url(settings.data_dir) or default_server_url(settings)
-        key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
+        server, headers = self._address()
         try:
             response = httpx.request(
                 method,
-                f"{server.rstrip('/')}/admin/v1{path}",
+                f"{server}/admin/v1{path}",
                 json=body,
-                headers={"authorization": f"Bearer {key}"},
+                headers=headers,
                 timeout=httpx.Timeout(30.0, read=600.0),
             )
         except httpx.InvalidURL as error:
@@ -70,6 +89,22 @@ class Connection:
         if response.is_error:
             raise _error_of(response)
         return response.json() if response.content else None
+
+    def _address(self) -> tuple[str, dict[str, str]]:
+        """Where the server is, and the headers that it wants."""
+        settings = load_settings({"data_dir": self.data_dir})
+        server = self._server or server_from_environment()
+        server = server or published_http_url(settings.data_dir) or default_server_url(settings)
+        key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
+        return server.rstrip("/"), {"authorization": f"Bearer {key}"}
+
+
+def _event(text: str) -> Any:
+    """An event's data. Raises the error that a stream ends with where the server could not go on."""
+    data = json.loads(text)
+    if isinstance(data, dict) and data.keys() == {"error"}:
+        raise error_from_code(str(data["error"]["code"]), str(data["error"]["message"]))
+    return data
 
 
 def _error_of(response: httpx.Response) -> MooringError:
