@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from memory_manager.admission import Admission
 from memory_manager.audit import Audit
 from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.events import EventKind, EventSink, Reporter
@@ -23,19 +24,17 @@ from memory_manager.fleet import (
     HostCopies,
     Replica,
     ReplicaLease,
-    Waiter,
     Worker,
     disabled,
     must_be_replaced,
     not_found,
     shutting_down,
-    unavailable,
 )
+from memory_manager.inquiry import WayIn, way_in
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
 from memory_manager.moves import Moves
 from memory_manager.plan_schedule import PlanSchedule
-from memory_manager.plan_types import Figures
 from memory_manager.planner import plan
 from memory_manager.ports import DeploymentSpec, WorkerPort
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
@@ -44,9 +43,6 @@ from memory_manager.views import planner_state, snapshot, stirring
 from mooring.errors import (
     ConfigurationError,
     ConflictError,
-    InsufficientMemoryError,
-    MooringError,
-    OverloadedError,
     WorkerLostError,
 )
 
@@ -86,6 +82,8 @@ class MemoryManager:
         self._replicas: dict[str, Replica] = {}
         self._numbers = itertools.count()
         self._reporter = Reporter(clock, events)
+        self._schedule = PlanSchedule(self.replan)
+        self._admission = Admission(self._config, clock, self._reporter, self._schedule.soon)
         self._moves = Moves(
             host_cache,
             self._config,
@@ -94,9 +92,8 @@ class MemoryManager:
             sink,
             self._reporter,
             self._lost,
-            self._failed,
+            self._admission.note_failure,
         )
-        self._schedule = PlanSchedule(self.replan)
         self._execution = Execution(
             self._moves, self._workers, self._replicas, self._reporter, self._schedule.soon
         )
@@ -246,69 +243,9 @@ class MemoryManager:
             OverloadedError: too many wait for it already.
             ShuttingDownError: ``stop`` was called.
         """
-        deployment = self._deployment(name)
         if self._stopping:
             raise shutting_down()
-        now_s = self._clock()
-        try:
-            deployment.check_available(now_s)
-        except MooringError as error:
-            raise self._refused(name, error) from None
-        deployment.held = False
-        deployment.count_arrival(now_s, self._config.rate_half_life_s)
-        best = deployment.best_replica()
-        if best.residency is Residency.RESIDENT:
-            return self._lease(best)
-        if len(deployment.waiters) >= self._config.max_waiting_per_deployment:
-            raise self._refused(
-                name, OverloadedError(f"{len(deployment.waiters)} requests already wait for model {name!r}")
-            )
-        waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())
-        deployment.waiters[waiter] = None
-        self._schedule.soon()
-        try:
-            return await waiter.lease
-        except asyncio.CancelledError:
-            if waiter.lease.done() and not waiter.lease.cancelled() and waiter.lease.exception() is None:
-                waiter.lease.result().release()
-            raise
-        finally:
-            deployment.waiters.pop(waiter, None)
-            self._schedule.soon()
-
-    def _refused(self, name: str, error: MooringError) -> MooringError:
-        """The error that one request is refused with, told of."""
-        figures: Figures = {
-            "code": error.code,
-            "num_refused": 1,
-            "num_waiting": len(self._deployments[name].waiters),
-        }
-        self._reporter.of_deployment(EventKind.REFUSE, name, error.message, figures)
-        return error
-
-    def _lease(self, replica: Replica) -> ReplicaLease:
-        assert replica.worker is not None, "a resident replica has a worker"
-        replica.last_used_s = self._clock()
-        return ReplicaLease(replica, replica.worker.worker_id, self._released)
-
-    def _released(self, replica: Replica) -> None:
-        replica.last_used_s = self._clock()
-        self._schedule.soon()
-
-    def _serve_waiters(self) -> None:
-        for deployment in self._deployments.values():
-            while deployment.waiters and deployment.best_replica().residency is Residency.RESIDENT:
-                waiter = next(iter(deployment.waiters))
-                del deployment.waiters[waiter]
-                if not waiter.lease.done():
-                    waiter.lease.set_result(self._lease(deployment.best_replica()))
-
-    def _failed(self, replica: Replica, error: MooringError) -> None:
-        """Those who wait hear of a failure once no replica is left that could serve them."""
-        deployment = replica.deployment
-        if all(each.residency is Residency.FAILED for each in deployment.replicas):
-            wait_s = max(0.0, replica.retry_at_s - self._clock())
-            deployment.fail_waiters(lambda: unavailable(replica.spec.name, error.message, wait_s))
+        return await self._admission.acquire(self._deployment(name), deadline_s, priority)
 
     # What an operator asks for.
 
@@ -334,9 +271,23 @@ class MemoryManager:
         """Makes a deployment resident, as a request for it would; raises what ``acquire`` raises."""
         (await self.acquire(name)).release()
 
+    def way_in(self, name: str) -> WayIn:
+        """What a request for this deployment would bring about now.
+
+        Raises:
+            ModelNotFoundError: no such deployment.
+        """
+        self._deployment(name)
+        now_s = self._clock()
+        everything = self._deployments.values(), self._replicas.values()
+        state = planner_state(self._ledgers, self._workers, *everything, self._config, now_s)
+        return way_in(state, name, now_s, self._config.planner)
+
     def snapshot(self) -> Snapshot:
         """The present state."""
-        return snapshot(self._ledgers, self._workers, self._deployments, self._audit.num_mismatches)
+        return snapshot(
+            self._clock(), self._ledgers, self._workers, self._deployments, self._audit.num_mismatches
+        )
 
     def check(self) -> None:
         """Recounts the ledgers.
@@ -366,26 +317,14 @@ class MemoryManager:
             self._moves.follow_host_cache(replica)
             if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
                 del self._replicas[replica.replica_id]
-        self._serve_waiters()
+        self._admission.serve(self._deployments.values())
         now_s = self._clock()
         moving = stirring(self._deployments.values(), self._replicas.values())
         state = planner_state(self._ledgers, self._workers, *moving, self._config, now_s)
         decided = plan(state, now_s, self._config.planner)
         for name, deployment in self._deployments.items():
-            self._refuse(deployment, decided.refusals.get(name, ""))
+            self._admission.note_refusal(deployment, decided.refusals.get(name, ""))
         for action in decided.actions:
             self._execution.begin(action)
-        self._serve_waiters()
+        self._admission.serve(self._deployments.values())
         self._schedule.after(decided.next_at_s - now_s)
-
-    def _refuse(self, deployment: Deployment, message: str) -> None:
-        deployment.refusal = message
-        if message and deployment.waiters:
-            figures: Figures = {
-                "code": InsufficientMemoryError.code,
-                "num_refused": len(deployment.waiters),
-                "weights_bytes": deployment.spec.weights_bytes,
-                "kv_guarantee_bytes": deployment.spec.kv_guarantee_bytes,
-            }
-            self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, message, figures)
-            deployment.fail_waiters(lambda: InsufficientMemoryError(message))

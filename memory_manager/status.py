@@ -33,7 +33,9 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
-    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` the worker's count."""
+    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` the worker's count,
+    ``since_s`` when its residency began and ``last_used_s`` when a request last came or went, on the manager's
+    clock."""
 
     replica_id: str
     worker_id: str | None
@@ -43,6 +45,8 @@ class ReplicaStatus:
     kv_bytes: int
     num_active: int
     preemptions_total: int
+    since_s: float
+    last_used_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,15 @@ class DeploymentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole state. ``num_ledger_mismatches`` counts polls at which a worker held other bytes than the
-    ledger says; anything but 0 is a bug of ours."""
+    """The whole state.
 
+    Attributes:
+        at_s: on the manager's clock.
+        num_ledger_mismatches: polls at which a worker held other bytes than the ledger says; anything but 0 is
+            a bug of ours.
+    """
+
+    at_s: float
     devices: tuple[DeviceStatus, ...]
     workers: tuple[WorkerStatus, ...]
     deployments: tuple[DeploymentStatus, ...]

@@ -90,6 +90,7 @@ def _replica_view(replica: Replica) -> ReplicaView:
 
 
 def snapshot(
+    at_s: float,
     ledgers: Mapping[str, Ledger],
     workers: Mapping[str, Worker],
     deployments: Mapping[str, Deployment],
@@ -97,6 +98,7 @@ def snapshot(
 ) -> Snapshot:
     """What status pages show."""
     return Snapshot(
+        at_s=at_s,
         devices=tuple(
             DeviceStatus(
                 name=each.device,
@@ -134,6 +136,8 @@ def _deployment_status(deployment: Deployment) -> DeploymentStatus:
                 kv_bytes=each.kv_bytes,
                 num_active=len(each.leases),
                 preemptions_total=each.preemptions_total,
+                since_s=each.state.since_s,
+                last_used_s=each.last_used_s,
             )
             for each in deployment.replicas
         ),

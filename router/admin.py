@@ -20,6 +20,7 @@ from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord
 from model_registry.registry import Registry
 from router import admin_types as types
 from router.admin_events import create_event_routes
+from router.admin_why import create_why_routes
 from router.errors_http import ERROR_RESPONSES
 from router.journal import Journal
 from router.registrar import Registrar, Registration
@@ -56,6 +57,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
 
     router = APIRouter(prefix="/admin/v1", dependencies=[Depends(check_key)], responses=dict(ERROR_RESPONSES))
     router.include_router(_model_routes(services))
+    router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
     router.include_router(_deployment_routes(services))
     router.include_router(_tenant_routes(services))
     router.include_router(_status_routes(services))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "DepartureBody",
     "DeploymentBody",
     "DeploymentCreate",
     "DeploymentStatus",
@@ -27,6 +28,8 @@ __all__ = [
     "TenantBody",
     "TenantCreate",
     "VersionBody",
+    "WayInBody",
+    "WhyBody",
     "WorkerStatus",
 ]
 
@@ -226,3 +229,45 @@ class EventBody(_Body):
     device: str | None
     reason: str
     figures: dict[str, int | float | str] = Field(description="What it follows from; units in the names.")
+
+
+class DepartureBody(_Body):
+    """A replica that would have to leave."""
+
+    replica_id: str
+    deployment: str
+    freed_bytes: int = Field(description="Weights and KV guarantee.")
+    reason: str
+
+
+class WayInBody(_Body):
+    """What a request that came now would bring about."""
+
+    verdict: Literal["there", "comes", "evicts", "waits", "blocked", "never"]
+    message: str
+    leaving: list[DepartureBody]
+
+
+class StandingBody(_Body):
+    """Where one replica is, and since when."""
+
+    id: str
+    worker: str | None
+    residency: str
+    reason: str
+    for_s: float = Field(description="How long it has been so.")
+    weights_bytes: int
+    kv_bytes: int
+    num_active: int
+
+
+class WhyBody(_Body):
+    """Why a deployment is where it is."""
+
+    name: str
+    residency: str
+    reason: str | None
+    num_waiting: int
+    replicas: list[StandingBody]
+    way_in: WayInBody | None = Field(description="Null where it is not served.")
+    decisions: list[EventBody] = Field(description="The last ones about it, newest first.")
