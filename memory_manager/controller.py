@@ -72,6 +72,7 @@ class MemoryManager:
     ) -> None:
         self._config = config if config is not None else ManagerConfig()
         self._clock = clock
+        self._host_cache = host_cache
         self._ledgers: dict[str, Ledger] = {}
         for device in devices:
             ledger = self._ledgers[device.name] = Ledger(device.name, device.budget_bytes)
@@ -182,6 +183,7 @@ class MemoryManager:
         deployment = self._deployments.get(spec.name)
         if deployment is None:
             deployment = self._deployments[spec.name] = Deployment(spec, self._clock())
+        self._expect_only(deployment.spec, spec if spec.enabled else None)
         deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
         if not spec.enabled:
             deployment.fail_waiters(lambda: disabled(spec.name))
@@ -206,9 +208,17 @@ class MemoryManager:
         deployment = self._deployment(name)
         del self._deployments[name]
         deployment.fail_waiters(lambda: not_found(name))
+        self._expect_only(deployment.spec, None)
         for replica in list(deployment.replicas):
             self._retire(replica)
         self._schedule.soon()
+
+    def _expect_only(self, before: DeploymentSpec, after: DeploymentSpec | None) -> None:
+        """Tells the host cache which artifact of a deployment may be asked for now."""
+        if after is None or after.artifact.key != before.artifact.key:
+            self._host_cache.forget(before.artifact.key)
+        if after is not None:
+            self._host_cache.expect(after.artifact)
 
     def _add_replica(self, deployment: Deployment) -> None:
         replica_id = f"{deployment.spec.name}/{next(self._numbers)}"

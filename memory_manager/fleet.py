@@ -62,6 +62,14 @@ class HostCopies(Protocol):
 
     def contains(self, key: str) -> bool: ...
 
+    def expect(self, ref: ArtifactRef) -> None:
+        """The artifact may be asked for, so memory can be made ready for it."""
+        ...
+
+    def forget(self, key: str) -> None:
+        """It will not be asked for any more."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Worker:

@@ -1,34 +1,34 @@
 """The host cache: packed weights as sealed memfds that outlive the workers.
 
 It belongs to the server process. A worker is handed the descriptor over its Unix socket and copies from
-it, so a worker that dies loses device state only, and a sleeping model wakes without touching storage.
+it, or maps it, so a worker that dies loses device state only, and a sleeping model wakes without touching
+storage.
 
 Its memory leaves only when the last descriptor closes, so a copy stays while anybody to whom it was given
-has not released it; of the others the least recently used is evicted first.
+has not released it; of the others the least recently used is evicted first. Room that is left is used for
+a spare: memory touched in the background, of the size of the largest artifact that may be read next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from memory_manager.host_copy_file import HostCopyFile, new_memfd, open_artifact
+from memory_manager.host_spare import HostSpare
+from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
-from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
-from mooring.units import MIB, format_bytes
+from mooring.errors import InsufficientMemoryError, ShuttingDownError
+from mooring.units import format_bytes
 
 __all__ = ["HostCache", "HostCopy"]
 
-_CHUNK_BYTES = 32 * MIB  # what one read job fetches; several are under way at once
-_BUFFER_BYTES = MIB  # stays in a core's own cache between the read and the write
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_CHUNK_BYTES = 16 * PAGE_BYTES  # what one read job fetches; several are under way at once
 
 
 @dataclass(slots=True, eq=False)
@@ -71,13 +71,16 @@ class HostCache:
     Threads: belongs to one event loop; the reading itself runs in threads of its own.
 
     Args:
-        budget_bytes: most host memory for copies, those being read included.
+        budget_bytes: most host memory for copies, those being read and the spare included.
         num_readers: chunks read at once, over all artifacts.
     """
 
     def __init__(self, budget_bytes: int, num_readers: int = 4) -> None:
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
+        self._expected: dict[str, int] = {}
+        self._spare = HostSpare()
+        self._may_spare = True
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
         self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
@@ -86,12 +89,38 @@ class HostCache:
 
     @property
     def used_bytes(self) -> int:
-        """Of copies, those being read included."""
+        """Of copies, those being read included; the spare is not."""
         return self._used_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """Of memory made ready for the next read, or being made so."""
+        return self._spare.num_bytes
 
     def contains(self, key: str) -> bool:
         """Whether a complete copy is here."""
         return key in self._copies
+
+    def expect(self, ref: ArtifactRef) -> None:
+        """The artifact may be asked for: room that nothing else needs is made ready for it."""
+        self._expected[ref.key] = ref.num_bytes
+        self._make_ready()
+
+    def forget(self, key: str) -> None:
+        """It will not be asked for any more."""
+        self._expected.pop(key, None)
+        self._make_ready()
+
+    def allow_spare(self, allowed: bool) -> int:
+        """Where memory is short outside, nothing is held ready; returns the bytes that were given back."""
+        self._may_spare = allowed
+        before_bytes = self._spare.num_bytes
+        self._make_ready()
+        return max(0, before_bytes - self._spare.num_bytes)
+
+    async def wait_ready(self) -> None:
+        """Until the spare is physical; for measurements."""
+        await asyncio.to_thread(self._spare.wait)
 
     async def get(self, ref: ArtifactRef) -> HostCopy:
         """The copy of ``ref``, read from storage where it is not here yet; callers of one key at the
@@ -123,6 +152,7 @@ class HostCache:
         await asyncio.gather(*self._reading.values(), return_exceptions=True)
         for key in list(self._copies):
             self._drop(key)
+        self._spare.close()
         self._readers.shutdown()
 
     def _hold(self, key: str) -> None:
@@ -171,30 +201,52 @@ class HostCache:
         for key in victims:
             self._drop(key)
 
+    def _memory_for(self, ref: ArtifactRef) -> tuple[int, int]:
+        """A memfd for it, whose bytes are counted already, and how many of them are physical."""
+        spare = self._spare.take(ref.num_bytes)
+        if spare is not None:
+            return spare
+        if self._used_bytes + self._spare.num_bytes > self._budget_bytes:
+            self._spare.give_back()
+        return new_memfd(ref.num_bytes), 0
+
+    def _make_ready(self) -> None:
+        """Keeps a spare for the largest artifact that is expected, not here, and fits beside what is."""
+        room_bytes = self._budget_bytes - self._used_bytes
+        absent = (
+            num_bytes
+            for key, num_bytes in self._expected.items()
+            if key not in self._copies and key not in self._reading and num_bytes <= room_bytes
+        )
+        wanted_bytes = max(absent, default=0) if self._may_spare and not self._closed else 0
+        if wanted_bytes != self._spare.num_bytes:
+            self._spare.make(wanted_bytes)
+
     async def _read(self, ref: ArtifactRef) -> _Stored:
         started_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        fd = os.memfd_create("mooring-host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        file = HostCopyFile(ref, *self._memory_for(ref))
         try:
-            source = _open_artifact(ref)
-            offsets = range(0, ref.num_bytes, _CHUNK_BYTES)
+            source = open_artifact(ref)
+            loop = asyncio.get_running_loop()
+            starts = range(0, ref.num_bytes, _CHUNK_BYTES)
+            spans = [(start, min(start + _CHUNK_BYTES, ref.num_bytes)) for start in starts]
             chunks = asyncio.gather(
-                *(loop.run_in_executor(self._readers, _copy_chunk, source, fd, at, ref) for at in offsets),
+                *(loop.run_in_executor(self._readers, file.fill, source, *span) for span in spans),
                 return_exceptions=True,
             )
             try:
                 results = await asyncio.shield(chunks)
             finally:
-                # A thread cannot be cancelled, and must not copy between descriptors that are closed
-                # and by then somebody else's.
+                # A thread cannot be cancelled, and must not read between descriptors and addresses that are
+                # given up and by then somebody else's.
                 await chunks
                 os.close(source)
             errors = [result for result in results if result is not None]
             if errors:
                 raise errors[0]
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            fd = file.seal()
         except BaseException:  # nothing of a failed or cancelled read stays
-            os.close(fd)
+            file.abandon()
             raise
         stored = _Stored(fd, ref.num_bytes, time.monotonic() - started_s)
         self._copies[ref.key] = stored
@@ -206,55 +258,9 @@ class HostCache:
         # Asking for the error marks it as seen even where every caller was cancelled.
         if task.cancelled() or task.exception() is not None:
             self._used_bytes -= ref.num_bytes
+        self._make_ready()
 
     def _drop(self, key: str) -> None:
         copy = self._copies.pop(key)
         os.close(copy.fd)
         self._used_bytes -= copy.num_bytes
-
-
-def _open_artifact(ref: ArtifactRef) -> int:
-    """Opens the packed file, whole and of the promised size."""
-    try:
-        source = os.open(ref.weights_path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unreadable(ref.weights_path, error) from error
-    found_bytes = os.fstat(source).st_size
-    if found_bytes != ref.num_bytes:
-        os.close(source)
-        raise ArtifactError(
-            f"{ref.weights_path} has {found_bytes} bytes and its manifest says {ref.num_bytes}: pack it again"
-        )
-    os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    return source
-
-
-def _copy_chunk(source: int, fd: int, start: int, ref: ArtifactRef) -> None:
-    """Copies one chunk of the packed file to the same place in the memfd.
-
-    It goes through a small buffer, not a mapping: a shortage of memory is then an error of ``pwrite``
-    and not a SIGBUS, and the memfd was never mapped writable, so it can be sealed.
-    """
-    stop = min(start + _CHUNK_BYTES, ref.num_bytes)
-    buffer = memoryview(bytearray(min(_BUFFER_BYTES, stop - start)))
-    offset = start
-    while offset < stop:
-        try:
-            num_read = os.preadv(source, [buffer[: stop - offset]], offset)
-        except OSError as error:
-            raise _unreadable(ref.weights_path, error) from error
-        if num_read == 0:
-            raise ArtifactError(f"{ref.weights_path} shrank to {offset} bytes while it was read")
-        try:
-            offset += os.pwrite(fd, buffer[:num_read], offset)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-                raise
-            raise InsufficientMemoryError(
-                f"the host has no memory for {ref.key} of {format_bytes(ref.num_bytes)}: "
-                "lower the host cache's budget"
-            ) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{path} cannot be read: {error.strerror}")

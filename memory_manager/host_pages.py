@@ -16,7 +16,16 @@ from memory_manager.kv_spec import PAGE_BYTES
 from mooring.errors import InsufficientMemoryError
 from mooring.units import MIB, format_bytes
 
-__all__ = ["map_file", "populate", "punch_hole", "reserve", "touch", "unback", "unreserve"]
+__all__ = [
+    "make_physical",
+    "map_file",
+    "populate",
+    "punch_hole",
+    "reserve",
+    "touch",
+    "unback",
+    "unreserve",
+]
 
 _PROT_NONE, _PROT_READ, _PROT_READ_WRITE = 0, 1, 3
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
@@ -78,6 +87,18 @@ def populate(address: int, num_bytes: int, *, writable: bool) -> None:
             raise _os_error("madvise(POPULATE)", length)
 
 
+def make_physical(address: int, num_bytes: int) -> None:
+    """Makes one page that is mapped writable physical, or the first part of one: as a huge page where the system
+    has one and it is whole. Quick where it is physical already.
+
+    Raises:
+        InsufficientMemoryError: the system has no more.
+    """
+    if num_bytes == PAGE_BYTES:
+        _make_huge(address)
+    populate(address, num_bytes, writable=True)
+
+
 def touch(fd: int, offset: int, num_bytes: int) -> None:
     """Makes pages of a memfd physical, as huge pages where the system has them; they are mapped nowhere
     afterwards. ``offset`` is a multiple of ``PAGE_BYTES``.
@@ -92,9 +113,7 @@ def touch(fd: int, offset: int, num_bytes: int) -> None:
         for start in range(offset, offset + num_bytes, PAGE_BYTES):
             length = min(PAGE_BYTES, offset + num_bytes - start)
             map_file(scratch, length, fd, start, writable=True)
-            if length == PAGE_BYTES:
-                _make_huge(scratch)
-            populate(scratch, length, writable=True)
+            make_physical(scratch, length)
     finally:
         unreserve(scratch, PAGE_BYTES)
 

@@ -201,3 +201,61 @@ async def test_close_waits_for_reads_and_closes_every_descriptor(tmp_path: Path)
         os.fstat(kept.fd)
     with pytest.raises(ShuttingDownError):
         await cache.get(artifact(tmp_path, "later"))
+
+
+# --- the spare: memory made ready before it is needed
+
+
+async def test_what_is_expected_is_read_into_memory_touched_before(tmp_path: Path) -> None:
+    ref, other = artifact(tmp_path, "a"), artifact(tmp_path, "b", 2 * MIB)
+    cache = HostCache(BUDGET)
+    cache.expect(other)
+    cache.expect(ref)  # the largest counts
+    await cache.wait_ready()
+    assert (cache.spare_bytes, cache.used_bytes) == (ref.num_bytes, 0)
+    spare = {inode for _, inode in open_files()}
+    copy = await cache.get(ref)
+    assert os.fstat(copy.fd).st_ino in spare
+    assert read_all(copy.fd, ref.num_bytes) == ref.weights_path.read_bytes()
+    await cache.wait_ready()
+    assert cache.spare_bytes == other.num_bytes  # for the next one
+    assert read_all((await cache.get(other)).fd, other.num_bytes) == other.weights_path.read_bytes()
+    assert cache.spare_bytes == 0
+    await cache.close()
+
+
+async def test_a_larger_spare_is_cut_to_size_and_a_half_made_one_serves_too(tmp_path: Path) -> None:
+    small, large = artifact(tmp_path, "small"), artifact(tmp_path, "large", 6 * MIB)
+    cache = HostCache(2 * BUDGET)
+    cache.expect(large)
+    copy = await cache.get(small)  # at once: most of the spare is not physical yet
+    assert read_all(copy.fd, small.num_bytes) == small.weights_path.read_bytes()
+    assert os.fstat(copy.fd).st_size == small.num_bytes
+    await cache.close()
+
+
+async def test_the_spare_stays_within_the_budget_and_leaves_before_any_copy(tmp_path: Path) -> None:
+    first, second = artifact(tmp_path, "first", 3 * MIB), artifact(tmp_path, "second", 4 * MIB)
+    cache = HostCache(BUDGET)
+    cache.expect(artifact(tmp_path, "third", 5 * MIB))
+    (await cache.get(first)).release()
+    assert cache.spare_bytes + cache.used_bytes <= BUDGET
+    (await cache.get(second)).release()
+    assert cache.contains("first")
+    assert cache.contains("second")
+    assert (cache.used_bytes, cache.spare_bytes) == (7 * MIB, 0)
+    await cache.close()
+
+
+async def test_the_spare_is_given_back_where_memory_is_short(tmp_path: Path) -> None:
+    cache = HostCache(BUDGET)
+    before = open_files()
+    cache.expect(artifact(tmp_path, "a", 4 * MIB))
+    await cache.wait_ready()
+    assert cache.allow_spare(False) == 4 * MIB
+    assert cache.spare_bytes == 0
+    assert open_files() <= before
+    cache.forget("a")
+    cache.allow_spare(True)
+    assert cache.spare_bytes == 0
+    await cache.close()

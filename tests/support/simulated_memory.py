@@ -84,9 +84,16 @@ class SimulatedHostCache:
     read_s: float = 0.05
     broken: set[str] = field(default_factory=set)
     pins: dict[str, int] = field(default_factory=dict)
+    expected: set[str] = field(default_factory=set)
 
     def contains(self, key: str) -> bool:
         return key in self.pins
+
+    def expect(self, ref: ArtifactRef) -> None:
+        self.expected.add(ref.key)
+
+    def forget(self, key: str) -> None:
+        self.expected.discard(key)
 
     async def get(self, ref: ArtifactRef) -> SimulatedCopy:
         if ref.key not in self.pins:
