@@ -21,6 +21,7 @@ import typer
 
 from benchmarks.streams import Stream, generate_request
 from benchmarks.traces import TraceRequest, read_trace
+from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 
 __all__ = ["Summary", "Targets", "Timing", "replay", "summarize"]
@@ -120,7 +121,6 @@ async def replay(target: str, requests: Sequence[TraceRequest], patience_s: floa
             try:
                 async for response in stub.Generate(generate_request(_stream(request))):
                     _note_tokens(timing, time.monotonic() - due_s, response)
-                    # Tokens of one step come in one message; the last one has none.
             except grpc.aio.AioRpcError as error:
                 timing.error = f"{error.code().name}: {error.details()}"
             except asyncio.CancelledError:
@@ -141,8 +141,8 @@ async def replay(target: str, requests: Sequence[TraceRequest], patience_s: floa
     return timings
 
 
-def _note_tokens(timing: Timing, now_s: float, response: object) -> None:
-    num_tokens = sum(len(choice.tokens) for choice in response.choices)  # type: ignore[attr-defined]
+def _note_tokens(timing: Timing, now_s: float, response: pb.GenerateTextResponse) -> None:
+    num_tokens = sum(len(choice.tokens) for choice in response.choices)
     if num_tokens:
         timing.first_s = now_s if timing.first_s is None else timing.first_s
         timing.last_s = now_s

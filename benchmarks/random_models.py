@@ -1,0 +1,51 @@
+"""Model folders with random weights and a tokenizer that is made in a moment, for benchmarks on real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ops.samples.random_weights import Precision, write_random_weights
+from ops.samples.shapes import SHAPES
+from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
+
+__all__ = ["TINY_SHAPE", "make_random_models"]
+
+TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
+    {
+        **SHAPES["SmolLM2-135M"],
+        "vocab_size": 1024,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 1024,
+    }
+)
+"""What ``--quick`` runs: KV of 4 KiB a token in bf16, weights of 2 MB, steps of a millisecond."""
+
+_TEXT = ("Prompts come as ids and answers are read as ids: what the ids say does not matter here. ",)
+
+
+def make_random_models(
+    root: Path, shape: Mapping[str, Any], names: Iterable[str], precision: Precision, first_seed: int = 0
+) -> dict[str, Path]:
+    """One folder for each name, by name; no two have the same weights.
+
+    Args:
+        shape: a config.json, as in ``ops.samples.shapes``.
+    """
+    # No end-of-sequence: outputs are as long as they are asked to be.
+    config = {**shape, "bos_token_id": None, "eos_token_id": None}
+    tokenizer = train_byte_level(_TEXT, config["vocab_size"])
+    folders = {}
+    for seed, name in enumerate(names, start=first_seed):
+        folder = folders[name] = root / name
+        folder.mkdir(parents=True)
+        write_random_weights(config, folder, precision, seed)
+        save_tokenizer(tokenizer, folder, config["max_position_embeddings"])
+    return folders

@@ -1,0 +1,96 @@
+"""Three ways to share one budget between three models, each the same engine under another configuration.
+
+elastic: KV floats between the models, and where not all of them fit the planner decides who is resident.
+static: the KV is cut into equal fixed parts, each a guarantee and a cap, as servers that reserve their pool at the
+    start do. Where not all weights fit, the most popular models have the budget and the others are not served.
+swap: one model at a time. Each is guaranteed all that its weights leave of the budget, so no two ever fit.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.torch.config import ModelConfig, describe, kv_groups
+from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+
+__all__ = ["Arrangement", "Budget", "Policy", "write_config"]
+
+_ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+
+
+class Policy(enum.Enum):
+    """How the models share."""
+
+    ELASTIC = "elastic"
+    STATIC = "static"
+    SWAP = "swap"
+
+
+class Budget(enum.Enum):
+    """How many models' weights the budget holds beside the KV."""
+
+    ALL = "all"
+    TWO_OF_THREE = "two_of_three"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """The models and what they need.
+
+    Attributes:
+        folders: by name, the most popular first; all of one shape.
+        weights_bytes: of one model, whole pages.
+        kv_bytes: in all, the null page aside.
+        max_model_len: of every deployment, in tokens.
+    """
+
+    folders: Mapping[str, Path]
+    weights_bytes: int
+    kv_bytes: int
+    max_model_len: int
+
+    @classmethod
+    def of(
+        cls, folders: Mapping[str, Path], precision: str, max_model_len: int, num_sequences: int
+    ) -> Arrangement:
+        """With KV for ``num_sequences`` sequences of the longest length."""
+        description = describe(next(iter(folders.values())))
+        groups = kv_groups(ModelConfig.from_dict(description.config), _ELEMENT_BYTES[precision])
+        return cls(
+            folders=folders,
+            weights_bytes=round_to_pages(description.weights_bytes(precision)) + PAGE_BYTES,  # of alignment
+            kv_bytes=num_sequences * kv_bytes_for_tokens(groups, max_model_len),
+            max_model_len=max_model_len,
+        )
+
+    def num_models(self, budget: Budget) -> int:
+        return len(self.folders) if budget is Budget.ALL else len(self.folders) - 1
+
+    def budget_bytes(self, budget: Budget) -> int:
+        return self.num_models(budget) * self.weights_bytes + self.kv_bytes + PAGE_BYTES
+
+
+def write_config(arrangement: Arrangement, budget: Budget, policy: Policy, path: Path) -> None:
+    """Writes the server's settings."""
+    budget_bytes = arrangement.budget_bytes(budget)
+    num_models = arrangement.num_models(budget)
+    part_bytes = arrangement.kv_bytes // num_models // PAGE_BYTES * PAGE_BYTES
+    share: dict[str, object] = {}
+    served = dict(arrangement.folders)
+    if policy is Policy.STATIC:
+        served = dict(list(served.items())[:num_models])
+        share = {"kv_guarantee_bytes": part_bytes, "kv_cap_bytes": part_bytes, "pinned": "true"}
+    elif policy is Policy.SWAP:
+        share = {"kv_guarantee_bytes": budget_bytes - arrangement.weights_bytes - PAGE_BYTES}
+    lines = [
+        f"memory_budget = {budget_bytes}",
+        f"host_cache_budget = {(len(served) + 1) * arrangement.weights_bytes}",
+    ]
+    for name, folder in served.items():
+        lines += ["[[models]]", f'name = "{name}"', f'source = "{folder}"']
+        lines += [f"max_model_len = {arrangement.max_model_len}"]
+        lines += [f"{setting} = {value}" for setting, value in share.items()]
+    path.write_text("\n".join(lines) + "\n")
