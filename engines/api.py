@@ -98,6 +98,8 @@ class SequenceRequest:
         deadline_s: on the engine's clock (``time.monotonic`` of the worker), for the first token;
             ``inf`` is best effort.
         priority: higher first.
+        cache_scope: sequences of one scope may share computed KV, and can tell by the time whether they do; None
+            shares with none, and nothing of it is kept.
     """
 
     sequence_id: int
@@ -107,6 +109,7 @@ class SequenceRequest:
     output_ids: Sequence[int] = ()
     deadline_s: float = float("inf")
     priority: int = 0
+    cache_scope: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,8 @@ class StepOutput:
         finished: sequences that end with this step, with or without a token in it.
         queue_s: by sequence id, with their first token since they were submitted: seconds from then until a step
             began with them.
+        cached_tokens: by sequence id, with the first token of those that share KV: tokens of the prompt that were
+            found and not computed.
     """
 
     replica_id: str
@@ -153,6 +158,7 @@ class StepOutput:
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
     queue_s: dict[int, float] = field(default_factory=dict)
+    cached_tokens: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,17 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStats:
-    """Figures of one replica; bytes are of the device, counters only grow."""
+    """Figures of one replica; bytes are of the device, counters only grow.
+
+    Attributes:
+        kv_bytes: of the pages that it holds.
+        kv_live_bytes: of blocks in use.
+        kv_cached_bytes: of blocks that nobody uses and that are kept to be found again.
+        preemptions_total: sequences that lost their blocks.
+        preemptions_by_swap_total: of these, those whose KV was copied to host memory.
+        prefix_query_tokens_total: of prompts that were looked up in the prefix cache.
+        prefix_hit_tokens_total: of these, those that were found and not computed.
+    """
 
     replica_id: str
     residency: str
@@ -201,6 +217,10 @@ class ReplicaStats:
     preemptions_total: int
     prompt_tokens_total: int
     generation_tokens_total: int
+    kv_cached_bytes: int = 0
+    preemptions_by_swap_total: int = 0
+    prefix_query_tokens_total: int = 0
+    prefix_hit_tokens_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)

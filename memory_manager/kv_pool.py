@@ -14,21 +14,25 @@ mapping.
 A group fills its fullest page first, so that its blocks gather in few pages and the others empty: one
 live block pins a whole page (the fault of layouts that spread a sequence over many pages).
 
+Blocks that nobody uses may be kept for what they hold (``memory_manager.prefix_cache``): they are idle, and
+count as held until they are given up.
+
 Threads: the step thread's alone.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_manager.arena import AddressRange, Arena, contiguous_runs
+from memory_manager.kv_blocks import GroupBlocks
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
 from mooring.errors import InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
@@ -41,140 +45,17 @@ _NULL_PAGE = 0
 
 
 class KVUsage(NamedTuple):
-    """Bytes of one model: of the pages it holds, and of the blocks that are allocated in them."""
+    """Bytes of one model: of the pages it holds, of the blocks in use in them, and of the idle ones."""
 
     held_bytes: int
     live_bytes: int
-
-
-class _GroupBlocks:
-    """The blocks of one KV group of one model: which pages it holds, which slots of them are free.
-
-    ``_free_slots[page]`` has a bit for each free slot. ``_pages_with[n]`` are the pages with exactly n
-    free slots, n >= 1, and bit n of ``_counts`` says whether there are any: its lowest bit leads to
-    the fullest page.
-    """
-
-    def __init__(self, group: KVGroup) -> None:
-        self.group = group
-        self.num_free = 0
-        self._blocks_per_page = group.blocks_per_page
-        self._granules_per_page = PAGE_BYTES // group.granule_bytes
-        self._granules_per_block = group.block_bytes // group.granule_bytes
-        self._free_slots: dict[int, int] = {}
-        self._pages_with: list[dict[int, None]] = [{} for _ in range(self._blocks_per_page + 1)]
-        self._counts = 0
-
-    @property
-    def pages(self) -> list[int]:
-        return list(self._free_slots)
-
-    @property
-    def num_pages(self) -> int:
-        return len(self._free_slots)
-
-    @property
-    def num_live(self) -> int:
-        return self.num_pages * self._blocks_per_page - self.num_free
-
-    def pages_needed(self, num_blocks: int) -> int:
-        """New pages without which ``num_blocks`` more do not fit."""
-        return -(-max(0, num_blocks - self.num_free) // self._blocks_per_page)
-
-    def add_page(self, page: int) -> None:
-        self._free_slots[page] = (1 << self._blocks_per_page) - 1
-        self._file(page, self._blocks_per_page)
-        self.num_free += self._blocks_per_page
-
-    def take(self, num_blocks: int) -> NDArray[np.int64]:
-        """Granule offsets of ``num_blocks`` free blocks, from the fullest pages on."""
-        offsets: list[int] = []
-        while len(offsets) < num_blocks:
-            num_free = (self._counts & -self._counts).bit_length() - 1
-            page = next(iter(self._pages_with[num_free]))
-            wanted = min(num_free, num_blocks - len(offsets))
-            slots = self._take_slots(page, wanted)
-            start = page * self._granules_per_page
-            offsets.extend(start + slot * self._granules_per_block for slot in slots)
-            self._refile(page, num_free, num_free - wanted)
-        self.num_free -= num_blocks
-        return np.array(offsets, dtype=np.int64)
-
-    def give(self, offsets: NDArray[np.int64]) -> list[int]:
-        """Frees blocks; returns the pages that are empty now, which are no longer this group's."""
-        pages, within = np.divmod(offsets, self._granules_per_page)
-        slots, rest = np.divmod(within, self._granules_per_block)
-        if rest.any():
-            raise InternalError(f"not offsets of blocks: {offsets[rest != 0]}")
-        touched: Counter[int] = Counter()
-        for page, slot in zip(pages.tolist(), slots.tolist(), strict=True):
-            free = self._free_slots.get(page)
-            if free is None or slot >= self._blocks_per_page or free >> slot & 1:
-                raise InternalError(f"block {slot} of page {page} is freed and was not allocated")
-            self._free_slots[page] = free | 1 << slot
-            touched[page] += 1
-        self.num_free += len(offsets)
-        return [page for page, num_freed in touched.items() if self._gained(page, num_freed)]
-
-    def check(self) -> None:
-        """Raises InternalError where the books contradict each other."""
-        for page, free in self._free_slots.items():
-            if free.bit_count() == self._blocks_per_page:
-                raise InternalError(f"page {page} is held and empty")
-            if free and page not in self._pages_with[free.bit_count()]:
-                raise InternalError(f"page {page} is not filed under its {free.bit_count()} free slots")
-        filed = sum(len(pages) for pages in self._pages_with)
-        if filed != sum(free != 0 for free in self._free_slots.values()):
-            raise InternalError("a page is filed twice, or is filed and not held")
-        if self.num_free != sum(free.bit_count() for free in self._free_slots.values()):
-            raise InternalError(f"{self.num_free} free slots do not add up")
-        for num_free, pages in enumerate(self._pages_with):
-            if bool(pages) != bool(self._counts >> num_free & 1):
-                raise InternalError(f"the mark of pages with {num_free} free slots is wrong")
-
-    def _gained(self, page: int, num_freed: int) -> bool:
-        """Files the page anew after slots of it were freed; True when it is empty and was given up."""
-        now_free = self._free_slots[page].bit_count()
-        before = now_free - num_freed
-        if now_free < self._blocks_per_page:
-            self._refile(page, before, now_free)
-            return False
-        self._refile(page, before, 0)
-        del self._free_slots[page]
-        self.num_free -= self._blocks_per_page
-        return True
-
-    def _take_slots(self, page: int, num_slots: int) -> Sequence[int]:
-        """Marks the lowest ``num_slots`` free slots of the page as taken."""
-        free = self._free_slots[page]
-        if free.bit_count() == self._blocks_per_page:
-            self._free_slots[page] = free >> num_slots << num_slots
-            return range(num_slots)
-        slots = []
-        for _ in range(num_slots):
-            lowest = free & -free
-            slots.append(lowest.bit_length() - 1)
-            free ^= lowest
-        self._free_slots[page] = free
-        return slots
-
-    def _refile(self, page: int, before: int, now: int) -> None:
-        if before:
-            del self._pages_with[before][page]
-            if not self._pages_with[before]:
-                self._counts &= ~(1 << before)
-        if now:
-            self._file(page, now)
-
-    def _file(self, page: int, num_free: int) -> None:
-        self._pages_with[num_free][page] = None
-        self._counts |= 1 << num_free
+    idle_bytes: int
 
 
 class _ModelBlocks(NamedTuple):
     """One model's share of the pool."""
 
-    groups: tuple[_GroupBlocks, ...]
+    groups: tuple[GroupBlocks, ...]
     guarantee_pages: int
     cap_pages: int | None
 
@@ -183,9 +64,8 @@ class _ModelBlocks(NamedTuple):
         return sum(blocks.num_pages for blocks in self.groups)
 
     @property
-    def unmet_pages(self) -> int:
-        """Pages of its guarantee that it does not hold yet."""
-        return max(0, self.guarantee_pages - self.held_pages)
+    def num_idle_pages(self) -> int:
+        return sum(len(blocks.idle_pages) for blocks in self.groups)
 
 
 class KVPool:
@@ -209,6 +89,7 @@ class KVPool:
         self._free: list[int] = []  # the last one freed is taken first
         self._bare = list(range(1, self._num_pages))  # heap
         self._models: dict[str, _ModelBlocks] = {}
+        self._clock = itertools.count()
 
     @property
     def address_range(self) -> AddressRange:
@@ -247,7 +128,7 @@ class KVPool:
                     f"a block of {format_bytes(group.block_bytes)} exceeds a page: split {group}"
                 )
         self._models[model_id] = _ModelBlocks(
-            groups=tuple(_GroupBlocks(group) for group in groups),
+            groups=tuple(GroupBlocks(group, self._clock) for group in groups),
             guarantee_pages=-(-guarantee_bytes // PAGE_BYTES),
             cap_pages=None if cap_bytes is None else cap_bytes // PAGE_BYTES,
         )
@@ -259,11 +140,22 @@ class KVPool:
             raise InternalError(f"{model_id} leaves the pool and still holds {held} pages")
         del self._models[model_id]
 
+    def pages_short(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """Pages that have to come free before so many blocks of each group fit, all together; 0 or less
+        where there is room, every idle block staying."""
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        needed = sum(blocks.pages_needed(count) for blocks, count in pairs)
+        return needed - self._room(model_id) if needed else 0
+
+    def pages_short_without_idle(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """The same, if every idle block of every model were given up."""
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
+        return needed - self._room(model_id, without_idle=True) if needed else 0
+
     def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
-        """Whether there is room for so many blocks of each group, all together."""
-        model = self._models[model_id]
-        pairs = zip(model.groups, num_blocks, strict=True)
-        return sum(blocks.pages_needed(count) for blocks, count in pairs) <= self._obtainable(model_id)
+        """Whether there is room for so many blocks of each group, all together, every idle block staying."""
+        return self.pages_short(model_id, num_blocks) <= 0
 
     def allocate(self, model_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
         """Takes blocks of one group, all or nothing.
@@ -276,7 +168,7 @@ class KVPool:
         blocks = self._models[model_id].groups[group]
         num_pages = blocks.pages_needed(num_blocks)
         if num_pages:
-            if num_pages > self._obtainable(model_id) or not self._commit(num_pages - len(self._free)):
+            if num_pages > self._room(model_id) or not self._commit(num_pages - len(self._free)):
                 return None
             for _ in range(num_pages):
                 blocks.add_page(self._free.pop())
@@ -289,6 +181,60 @@ class KVPool:
         if emptied:
             self._free.extend(emptied)
             self._release(self.pages_over_limit)
+
+    def set_idle(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Nobody uses these blocks any more; they are kept for what they hold."""
+        self._models[model_id].groups[group].set_idle(offsets)
+
+    def set_in_use(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Takes idle blocks up again."""
+        self._models[model_id].groups[group].set_in_use(offsets)
+
+    def longest_idle(self, num_pages: int, wanted_by: str | None) -> list[tuple[str, int, NDArray[np.int64]]]:
+        """The idle blocks of up to so many pages that have none in use, the longest so first over all models.
+
+        Args:
+            wanted_by: the model that wants the pages. Those that lie within another's guarantee would help
+                it nothing and are left out. None wants them whosever they are.
+
+        Returns:
+            Model, group and granule offsets int64 [n] of blocks, each group at most once.
+        """
+        spare = {
+            name: model.num_idle_pages
+            if wanted_by in (None, name)
+            else model.held_pages - model.guarantee_pages
+            for name, model in self._models.items()
+        }
+        pages: dict[tuple[str, int], list[int]] = {}
+        by_age = heapq.merge(
+            *(
+                _by_age(name, g, blocks)
+                for name, model in self._models.items()
+                if spare[name] > 0
+                for g, blocks in enumerate(model.groups)
+            )
+        )
+        for _, name, g, page in by_age:
+            if num_pages <= 0:
+                break
+            if spare[name] > 0:
+                spare[name] -= 1
+                num_pages -= 1
+                pages.setdefault((name, g), []).append(page)
+        return [
+            (name, g, self._models[name].groups[g].idle_offsets(chosen))
+            for (name, g), chosen in pages.items()
+        ]
+
+    def group(self, model_id: str, group: int) -> KVGroup:
+        """As ``add_model`` was given it."""
+        return self._models[model_id].groups[group].group
+
+    def blocks_short(self, model_id: str, num_blocks: Sequence[int]) -> list[int]:
+        """By group, how many of so many blocks do not fit into the pages that the model holds."""
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        return [max(0, count - blocks.num_free) for blocks, count in pairs]
 
     def set_limit(self, num_bytes: int) -> bool:
         """Sets the lease, null page included; rounded down to pages, never below the null page.
@@ -304,7 +250,8 @@ class KVPool:
     def usage(self, model_id: str) -> KVUsage:
         model = self._models[model_id]
         live_bytes = sum(blocks.num_live * blocks.group.block_bytes for blocks in model.groups)
-        return KVUsage(model.held_pages * PAGE_BYTES, live_bytes)
+        idle_bytes = sum(blocks.num_idle * blocks.group.block_bytes for blocks in model.groups)
+        return KVUsage(model.held_pages * PAGE_BYTES, live_bytes, idle_bytes)
 
     def check_integrity(self) -> None:
         """Checks that every page is in exactly one state and every slot is counted once; meant for
@@ -325,15 +272,23 @@ class KVPool:
     def _committed_pages(self) -> int:
         return self._num_pages - len(self._bare)
 
-    def _obtainable(self, model_id: str) -> int:
-        """Pages that the model may take now: what stays free must cover the others' guarantees."""
-        model = self._models[model_id]
-        held = sum(other.held_pages for other in self._models.values())
-        promised = sum(other.unmet_pages for other in self._models.values()) - model.unmet_pages
+    def _room(self, model_id: str, *, without_idle: bool = False) -> int:
+        """Pages that the model may take now, below zero where that many must come free first: what stays
+        free must cover the others' guarantees.
+
+        Args:
+            without_idle: as if every idle page were given up.
+        """
+        promised = held = 0
+        for name, other in self._models.items():
+            pages = other.held_pages - (other.num_idle_pages if without_idle else 0)
+            if name == model_id:
+                held = pages
+            else:
+                promised += max(pages, other.guarantee_pages)
         room = self._limit_pages - 1 - held - promised
-        if model.cap_pages is not None:
-            room = min(room, model.cap_pages - model.held_pages)
-        return max(0, room)
+        cap_pages = self._models[model_id].cap_pages
+        return room if cap_pages is None else min(room, cap_pages - held)
 
     def _commit(self, num_pages: int) -> bool:
         """Turns bare pages into free ones; False when the device has no memory for them."""
@@ -360,3 +315,9 @@ class KVPool:
             self._arena.release(self._range, first, length)
         for page in leaving:
             heapq.heappush(self._bare, page)
+
+
+def _by_age(model_id: str, group: int, blocks: GroupBlocks) -> Iterator[tuple[int, str, int, int]]:
+    """Since when, model, group and page of the idle pages, the longest so first."""
+    for page, since in blocks.idle_pages.items():
+        yield since, model_id, group, page

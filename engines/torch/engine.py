@@ -25,11 +25,13 @@ from engines.torch.lease import KVLease
 from engines.torch.replica import Replica
 from engines.torch.requests import error_end
 from engines.torch.runner import SequenceRunner
+from engines.torch.swap import SwapSpace
 from engines.torch.turns import Turn, order_of_turns
 from memory_manager.arena import Arena
 from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
+from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import ModelUnavailableError, NotFoundError
 
 __all__ = ["TorchEngine", "TorchEngineConfig"]
@@ -89,6 +91,8 @@ class TorchEngine:
         self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
         self._kv_memory = arena.tensor(self._pool.address_range)
         self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
+        self._cache = PrefixCache(self._pool)
+        self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._lease = KVLease()
         self._gate = _Gate()
         self._places: dict[str, _Place] = {}
@@ -118,7 +122,7 @@ class TorchEngine:
         try:
             replica.restore(spec.weights_lease_bytes)
             with self._gate():
-                replica.attach(self._pool)
+                replica.attach(self._cache, self._swap_space)
                 self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
         except BaseException:  # the same for all that it holds by now
             replica.close()
@@ -147,7 +151,7 @@ class TorchEngine:
             replica.restore(weights_lease_bytes)
             try:
                 with self._gate():
-                    replica.attach(self._pool)
+                    replica.attach(self._cache, self._swap_space)
             except BaseException:  # whatever stopped it, the pages go back
                 replica.release()
                 raise
@@ -200,7 +204,7 @@ class TorchEngine:
                 # A prefill chunk that drew no token may still be writing to pages that are unmapped here.
                 torch.cuda.synchronize(self._kv_memory.device)
             self._pool.set_limit(kv_bytes)
-            while self._pool.pages_over_limit and self._preempt_one():
+            while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
                 pass
             return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED
 
@@ -226,14 +230,18 @@ class TorchEngine:
             InternalError, AssertionError: a bug of ours.
         """
         self._pool.check_integrity()
+        self._cache.check_integrity()
         for runner in self._runners():
             runner.check_integrity()
-            held_bytes, live_bytes = self._pool.usage(runner.replica_id)
-            if live_bytes != runner.live_kv_bytes or (not runner.num_running and held_bytes):
+            live_bytes = self._pool.usage(runner.replica_id).live_bytes
+            if live_bytes != runner.live_kv_bytes:
                 raise AssertionError(
                     f"{runner.replica_id}: {live_bytes} bytes of blocks are taken from the pool, "
-                    f"{runner.live_kv_bytes} are in block tables, in {held_bytes} bytes of pages"
+                    f"{runner.live_kv_bytes} are in block tables"
                 )
+        swapped_bytes = sum(runner.swapped_bytes for runner in self._runners())
+        if swapped_bytes != self._swap_space.used_bytes:
+            raise AssertionError(f"{self._swap_space.used_bytes} bytes are swapped out for {swapped_bytes}")
 
     # Inner workings --------------------------------------------------------------------------------
 
@@ -247,7 +255,7 @@ class TorchEngine:
         return place
 
     def _detach(self, replica: Replica) -> None:
-        ended = replica.detach(self._pool, _asleep(replica.replica_id))
+        ended = replica.detach(self._cache, _asleep(replica.replica_id))
         if ended:
             self._ended.setdefault(replica.replica_id, []).extend(ended)
 

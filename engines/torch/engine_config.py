@@ -23,6 +23,7 @@ class TorchEngineConfig:
         max_running_sequences: of one model at a time; the others wait.
         max_turns_waited: turns that other models may take before a model with work goes first whatever its
             deadlines.
+        kv_swap_bytes: of host memory for the KV of preempted sequences, of all models; 0 computes it again always.
         num_threads: that torch computes with; None leaves torch's own choice.
         num_copy_threads: that copy weights from the host copy.
         copy_chunk_bytes: of one read of the host copy.
@@ -36,6 +37,7 @@ class TorchEngineConfig:
     max_tokens_per_step: int = 512
     max_running_sequences: int = 64
     max_turns_waited: int = 8
+    kv_swap_bytes: int = 64 << 20
     num_threads: int | None = None
     num_copy_threads: int = 2
     copy_chunk_bytes: int = 8 << 20
@@ -50,6 +52,8 @@ class TorchEngineConfig:
             raise ConfigurationError(f"cpu_wake is copy or remap, not {self.cpu_wake!r}", param="cpu_wake")
         if self.ready_bytes < 0:
             raise ConfigurationError("ready_bytes cannot be negative", param="ready_bytes")
+        if self.kv_swap_bytes < 0:
+            raise ConfigurationError(f"kv_swap_bytes is {self.kv_swap_bytes}, below 0", param="kv_swap_bytes")
         if self.max_tokens_per_step < self.max_running_sequences:
             raise ConfigurationError(
                 f"max_tokens_per_step ({self.max_tokens_per_step}) must be at least max_running_sequences "

@@ -59,6 +59,14 @@ class KVCacheView:
         """Zeroes whole blocks, all layers of them. ``offsets``: int64 [n] in granules."""
         self._blocks[group].whole.index_fill_(0, offsets, 0)
 
+    def copy_out(self, group: int, offsets: Tensor) -> Tensor:
+        """The contents of whole blocks, [n, elements of a block]. ``offsets``: int64 [n] in granules."""
+        return self._blocks[group].whole.index_select(0, offsets)
+
+    def copy_in(self, group: int, offsets: Tensor, contents: Tensor) -> None:
+        """Writes what ``copy_out`` gave to other whole blocks."""
+        self._blocks[group].whole.index_copy_(0, offsets, contents)
+
     def token_rows(self, group: int, offsets: Tensor, positions: Tensor) -> Tensor:
         """Where ``write`` puts tokens: int64 [T], valid for every layer of the group.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -12,15 +13,18 @@ from torch import Tensor
 from engines.api import Finished, LoadSpec, ReplicaStats
 from engines.artifact import Manifest
 from engines.torch.config import ModelConfig, kv_groups
+from engines.torch.counters import RunnerCounters
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.kv_view import KVCacheView
 from engines.torch.model import TransformerModel
 from engines.torch.requests import SequenceLimits
-from engines.torch.runner import RunnerCounters, SequenceRunner
+from engines.torch.runner import SequenceRunner
+from engines.torch.swap import KVSwap, SwapSpace
 from engines.torch.weights import WeightsRegion
 from memory_manager.arena import Arena
 from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import ArtifactError, MooringError
 
 __all__ = ["Replica"]
@@ -50,6 +54,7 @@ class Replica:
         self._spec = spec
         self._host_copy_fd = host_copy_fd
         self._engine_config = config
+        self._artifact = hashlib.sha256(spec.manifest_json).digest()
         self._counters = RunnerCounters()
         self._model_config = ModelConfig.from_dict(manifest.config)
         self._max_model_len = min(spec.max_model_len, self._model_config.max_model_len)
@@ -103,7 +108,7 @@ class Replica:
         """
         self._weights.restore(self._host_copy_fd, weights_lease_bytes)
 
-    def attach(self, pool: KVPool) -> None:
+    def attach(self, cache: PrefixCache, swap_space: SwapSpace) -> None:
         """Lets sequences in. The weights are on the device."""
         spec = self._spec
         runner = SequenceRunner(
@@ -112,21 +117,23 @@ class Replica:
             self._model.logits,
             limits=self._limits,
             eos_ids=self._model_config.eos_token_ids,
-            pool=pool,
+            cache=cache,
+            swap=KVSwap(self._kv, swap_space),
+            artifact=self._artifact,
             device=self._device,
             config=self._engine_config,
             counters=self._counters,
         )
-        pool.add_model(self.replica_id, self._groups, spec.kv_guarantee_bytes, spec.kv_cap_bytes)
+        cache.add_model(self.replica_id, self._groups, spec.kv_guarantee_bytes, spec.kv_cap_bytes)
         self.runner = runner
 
-    def detach(self, pool: KVPool, error: MooringError) -> list[Finished]:
-        """Ends all sequences with ``error`` and leaves the pool; returns their ends."""
+    def detach(self, cache: PrefixCache, error: MooringError) -> list[Finished]:
+        """Ends all sequences with ``error``, drops what is stored and leaves the pool; returns their ends."""
         if self.runner is None:
             return []
         ended = self.runner.drain(error)
         self.runner = None
-        pool.remove_model(self.replica_id)
+        cache.remove_model(self.replica_id)
         return ended
 
     def release(self) -> int:
@@ -142,16 +149,20 @@ class Replica:
         os.close(self._host_copy_fd)
 
     def stats(self, pool: KVPool) -> ReplicaStats:
-        held_bytes, live_bytes = pool.usage(self.replica_id) if self.runner else (0, 0)
+        held_bytes, live_bytes, idle_bytes = pool.usage(self.replica_id) if self.runner else (0, 0, 0)
         return ReplicaStats(
             replica_id=self.replica_id,
             residency="resident" if self.runner else "warm",
             weights_bytes=self.weights_bytes,
             kv_bytes=held_bytes,
             kv_live_bytes=live_bytes,
+            kv_cached_bytes=idle_bytes,
             running=self.runner.num_running if self.runner else 0,
             waiting=self.runner.num_waiting if self.runner else 0,
             preemptions_total=self._counters.preemptions,
+            preemptions_by_swap_total=self._counters.swapped_preemptions,
+            prefix_query_tokens_total=self._counters.prefix_query_tokens,
+            prefix_hit_tokens_total=self._counters.prefix_hit_tokens,
             prompt_tokens_total=self._counters.prompt_tokens,
             generation_tokens_total=self._counters.generation_tokens,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,21 +14,26 @@ from torch import Tensor
 from engines.api import Finished, FinishReason, SequenceRequest, StepOutput
 from engines.torch.batch import ForwardBatch
 from engines.torch.batch_builder import ScoredTokens, build_batch
-from engines.torch.blocks import BlockSource, BlockTables
+from engines.torch.blocks import BlockTables
+from engines.torch.counters import RunnerCounters
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.logit_edits import LogitEdits, has_edits
 from engines.torch.logprobs import score_tokens
 from engines.torch.output import collect_output
 from engines.torch.penalties import has_penalty
+from engines.torch.prefix import Prefix
 from engines.torch.queue_times import QueueTimes
 from engines.torch.requests import SequenceLimits, error_end
+from engines.torch.resume import Resumption
 from engines.torch.sampler import Sampler
 from engines.torch.scheduler import Scheduler, StepPlan
 from engines.torch.sequences import SequenceTable
+from engines.torch.swap import KVSwap
 from engines.torch.waiting import PendingSequence, WaitingQueue
+from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError
 
-__all__ = ["Forward", "RunnerCounters", "SequenceRunner", "ToLogits"]
+__all__ = ["Forward", "SequenceRunner", "ToLogits"]
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +42,6 @@ Forward = Callable[[ForwardBatch], Tensor]
 
 ToLogits = Callable[[Tensor], Tensor]
 """Logits float32 [R, vocab] of final states."""
-
-
-class RunnerCounters:
-    """Totals of a replica, which outlive its sleep.
-
-    Attributes:
-        preemptions, prompt_tokens, generation_tokens: since the replica was loaded.
-    """
-
-    def __init__(self) -> None:
-        self.preemptions = 0
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
 
 
 class SequenceRunner:
@@ -63,7 +56,9 @@ class SequenceRunner:
         forward, to_logits: the model.
         limits: of its sequences.
         eos_ids: end a sequence that does not ignore them.
-        pool: where blocks come from.
+        cache: where blocks come from.
+        swap: where the KV of preempted sequences may go.
+        artifact: says whose weights these are.
         device: of the model.
         counters: added to.
     """
@@ -76,7 +71,9 @@ class SequenceRunner:
         *,
         limits: SequenceLimits,
         eos_ids: tuple[int, ...],
-        pool: BlockSource,
+        cache: PrefixCache,
+        swap: KVSwap,
+        artifact: bytes,
         device: torch.device,
         config: TorchEngineConfig,
         counters: RunnerCounters,
@@ -91,7 +88,8 @@ class SequenceRunner:
         num_slots = config.max_running_sequences
         self._waiting = WaitingQueue()
         self._table = SequenceTable(num_slots, limits.max_model_len)
-        self._blocks = BlockTables(pool, replica_id, limits.groups, num_slots, limits.max_model_len)
+        self._blocks = BlockTables(cache, replica_id, limits.groups, num_slots, limits.max_model_len)
+        self._resumption = Resumption(self._table, self._blocks, swap, artifact)
         self._sampler = Sampler(limits.vocab_size, device)
         self._edits = LogitEdits(num_slots)
         self._scheduler = Scheduler(
@@ -99,12 +97,14 @@ class SequenceRunner:
             self._blocks,
             self._waiting,
             max_tokens_per_step=config.max_tokens_per_step,
+            find=self._resumption.find,
             admit=self._admit,
             preempt=self.preempt,
             ended_for_good=self._ended_for_good,
         )
         self._ended: list[Finished] = []
         self._queue_times = QueueTimes()
+        self._cached_tokens: dict[int, int] = {}  # of sequences that were begun and have no token yet
 
     @property
     def num_running(self) -> int:
@@ -122,6 +122,11 @@ class SequenceRunner:
     def has_ended(self) -> bool:
         """Whether ``take_ended`` would return anything."""
         return bool(self._ended)
+
+    @property
+    def swapped_bytes(self) -> int:
+        """Of host memory, for sequences that wait."""
+        return sum(pending.swapped.num_bytes for pending in self._waiting if pending.swapped is not None)
 
     @property
     def live_kv_bytes(self) -> int:
@@ -155,18 +160,19 @@ class SequenceRunner:
                 arrival,
                 deadline_s=deadline_s,
                 prompt_logprobs=[] if wants_scores else None,
+                keys=self._resumption.keys(request.cache_scope),
             )
         )
 
     def cancel(self, sequence_id: int) -> bool:
         """Ends a sequence and frees its blocks at once; False where there is none of that id."""
         if sequence_id in self._waiting:
-            self._waiting.remove(sequence_id)
+            self._resumption.forget(self._waiting.remove(sequence_id))
         elif sequence_id in self._table:
             self._remove(self._table.slot_of(sequence_id))
         else:
             return False
-        self._queue_times.forget(sequence_id)
+        self._forget(sequence_id)
         self._ended.append(Finished(sequence_id, FinishReason.CANCELLED))
         return True
 
@@ -194,13 +200,16 @@ class SequenceRunner:
         output.finished.extend(self.take_ended())
         return output
 
-    def preemptible(self) -> tuple[bool, int, int] | None:
+    def preemptible(self) -> tuple[bool, int, int, int] | None:
         """How urgent the least urgent running sequence is, for comparison with other models': whether it is
-        the model's only one, its priority, and its arrival negated; None if none runs."""
+        the model's only one, its priority, the tokens that it would compute again, and its arrival negated;
+        None if none runs."""
         if not len(self._table):
             return None
         slot = self._scheduler.least_urgent()
-        return len(self._table) == 1, int(self._table.priority[slot]), -int(self._table.arrival[slot])
+        table = self._table
+        cost_tokens = self._blocks.num_unshared_tokens(slot, int(table.num_computed[slot]))
+        return len(table) == 1, int(table.priority[slot]), cost_tokens, -int(table.arrival[slot])
 
     def preempt_least_urgent(self) -> None:
         """Preempts the sequence that ``preemptible`` is about."""
@@ -208,14 +217,19 @@ class SequenceRunner:
 
     def preempt(self, slot: int) -> None:
         """Frees a running sequence's blocks and puts it back into the queue with all its tokens."""
+        swapped = self._resumption.keep(slot)
         self._counters.preemptions += 1
-        self._waiting.push(self._remove(slot))
+        self._counters.swapped_preemptions += swapped is not None
+        pending = self._remove(slot)
+        pending.swapped = swapped
+        self._waiting.push(pending)
 
     def drain(self, error: MooringError) -> list[Finished]:
         """Ends all sequences and frees all blocks; returns every end not reported yet."""
         self._fail(self._table.active_slots(), error)
         for pending in self._waiting.drain():
-            self._queue_times.forget(pending.request.sequence_id)
+            self._resumption.forget(pending)
+            self._forget(pending.request.sequence_id)
             self._ended.append(error_end(pending.request.sequence_id, error))
         return self.take_ended()
 
@@ -237,6 +251,7 @@ class SequenceRunner:
 
     def _run(self, plan: StepPlan, output: StepOutput) -> None:
         table = self._table
+        started_s = time.perf_counter()
         batch = build_batch(table, self._blocks, plan, self._device)
         states = self._forward(batch.forward)
         sampling = batch.sampling_slots
@@ -251,11 +266,15 @@ class SequenceRunner:
                 self._edits.changes(table, sampling),
             )
         table.num_computed[plan.slots] += plan.num_new
+        self._resumption.store(plan.slots)
         if sampled is not None:
+            # Drawing a token waits for the device, so that the time is that of the whole step.
+            self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, time.perf_counter() - started_s)
             self._counters.generation_tokens += len(sampling)
             for slot in collect_output(table, sampling, sampled, output).tolist():
                 self._remove(slot)
             output.queue_s = self._queue_times.take(output.sequence_ids)
+            output.cached_tokens = self._take_cached_tokens(output.sequence_ids)
         self._free_behind_windows(plan.slots)
 
     def _score(self, states: Tensor, scored: ScoredTokens) -> None:
@@ -274,7 +293,13 @@ class SequenceRunner:
         running = slots[self._table.is_active(slots)]
         self._blocks.free_behind_windows(running, self._table.num_computed[running])
 
-    def _admit(self, pending: PendingSequence) -> int:
+    def _take_cached_tokens(self, sequence_ids: list[int]) -> dict[int, int]:
+        if not self._cached_tokens:
+            return {}
+        cached = self._cached_tokens
+        return {number: cached.pop(number) for number in sequence_ids if number in cached}
+
+    def _admit(self, pending: PendingSequence, prefix: Prefix) -> int:
         request = pending.request
         penalty_row = -1
         if has_penalty(request.sampling):
@@ -284,11 +309,21 @@ class SequenceRunner:
             )
         self._queue_times.admitted(request.sequence_id)
         if not pending.preempted:
-            self._counters.prompt_tokens += pending.num_prompt
-        slot = self._table.insert(pending, self._eos_ids, penalty_row)
+            self._count_prompt(pending, prefix)
+        slot = self._table.insert(pending, self._eos_ids, penalty_row, prefix.num_tokens)
+        self._resumption.begin(slot, pending, prefix)
         if has_edits(request.sampling):
             self._edits.add(slot, request.sampling)
         return slot
+
+    def _count_prompt(self, pending: PendingSequence, prefix: Prefix) -> None:
+        counters = self._counters
+        counters.prompt_tokens += pending.num_prompt
+        if pending.keys is not None and pending.prompt_logprobs is None:
+            num_cached = min(prefix.num_tokens, pending.num_prompt)
+            counters.prefix_query_tokens += pending.num_prompt
+            counters.prefix_hit_tokens += num_cached
+            self._cached_tokens[pending.request.sequence_id] = num_cached
 
     def _remove(self, slot: int) -> PendingSequence:
         """Takes a sequence out of table, blocks, counts and edits."""
@@ -299,10 +334,15 @@ class SequenceRunner:
         self._blocks.release(np.array([slot]))
         return self._table.remove(slot)
 
+    def _forget(self, sequence_id: int) -> None:
+        """It ended."""
+        self._queue_times.forget(sequence_id)
+        self._cached_tokens.pop(sequence_id, None)
+
     def _fail(self, slots: NDArray[np.int64], error: MooringError) -> None:
         for slot in slots.tolist():
             sequence_id = self._remove(slot).request.sequence_id
-            self._queue_times.forget(sequence_id)
+            self._forget(sequence_id)
             self._ended.append(error_end(sequence_id, error))
 
     def _ended_for_good(self, slot: int) -> bool:

@@ -8,7 +8,8 @@ tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024). A step is planned in thi
 3. blocks for both; where there is no room, the least urgent sequence is preempted and 1 is done again;
 4. new sequences from the queue, as long as budget, slots and blocks last.
 
-A preempted sequence loses its blocks, keeps its tokens and computes them again when it is readmitted.
+A preempted sequence loses its blocks and keeps its tokens. When it is readmitted it computes those again whose
+KV is neither stored still nor in host memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.torch.blocks import BlockTables
+from engines.torch.prefix import Prefix
 from engines.torch.sequences import SequenceTable
 from engines.torch.waiting import PendingSequence, WaitingQueue
 
@@ -50,7 +52,9 @@ class Scheduler:
 
     Args:
         max_tokens_per_step: at least the number of slots.
-        admit: gives a sequence, no longer in the queue, a slot of the table and returns it.
+        find: what of a waiting sequence need not be computed, claimed.
+        admit: gives a sequence, no longer in the queue, a slot of the table, and what was found for it; returns
+            the slot.
         preempt: takes the sequence of a slot out of table and blocks and back into the queue.
         ended_for_good: given the slot of a sequence that runs alone and whose next block does not fit, ends
             it if no lease could make room and says so; else it is preempted and waits for a larger lease.
@@ -63,7 +67,8 @@ class Scheduler:
         waiting: WaitingQueue,
         *,
         max_tokens_per_step: int,
-        admit: Callable[[PendingSequence], int],
+        find: Callable[[PendingSequence], Prefix],
+        admit: Callable[[PendingSequence, Prefix], int],
         preempt: Callable[[int], None],
         ended_for_good: Callable[[int], bool],
     ) -> None:
@@ -71,6 +76,7 @@ class Scheduler:
         self._blocks = blocks
         self._waiting = waiting
         self._max_tokens = max_tokens_per_step
+        self._find = find
         self._admit = admit
         self._preempt = preempt
         self._ended_for_good = ended_for_good
@@ -84,10 +90,21 @@ class Scheduler:
         return plan if len(plan.slots) else None
 
     def least_urgent(self) -> int:
-        """The slot to be preempted first: lowest priority, then latest arrival."""
-        slots = self._table.active_slots()
-        order = np.lexsort((self._table.arrival[slots], -self._table.priority[slots]))
-        return int(slots[order[-1]])
+        """The slot to be preempted first: of the lowest priority the one that is cheapest to redo, which has
+        computed the fewest tokens that nobody else keeps; then the latest arrival.
+
+        The earliest arrival of a priority is spared as long as others run with it. Whoever waits longest would
+        otherwise be preempted again and again while it is still cheap, and might never end; so it always does.
+        """
+        table = self._table
+        slots = table.active_slots()
+        slots = slots[table.priority[slots] == table.priority[slots].min()]
+        if len(slots) > 1:
+            slots = np.delete(slots, table.arrival[slots].argmin())
+        costs = np.array(
+            [self._blocks.num_unshared_tokens(slot, int(table.num_computed[slot])) for slot in slots.tolist()]
+        )
+        return int(slots[np.lexsort((-table.arrival[slots], costs))[0]])
 
     def _plan_running(self) -> tuple[StepPlan, bool]:
         was_preempted = False
@@ -152,21 +169,38 @@ class Scheduler:
         pending = self._waiting.peek()
         if pending is None:
             return None
+        prefix = self._find(pending)
+        chunk = self._first_chunk(pending, prefix, budget)
+        if chunk is None and not len(self._table):
+            # What was found may lie on more pages than the guarantee covers; one that runs alone fits without it.
+            self._blocks.unclaim(prefix)
+            prefix = Prefix.empty(self._blocks.groups)
+            chunk = self._first_chunk(pending, prefix, budget)
         num_tokens = len(pending.token_ids)
-        num_running = len(self._table)
-        chunk = min(num_tokens, budget)
-        if not self._blocks.can_admit(num_tokens, chunk, margin_blocks=num_running):
-            if num_running:
-                return None
-            chunk = min(chunk, *(group.block_tokens for group in self._blocks.groups))
-            if not self._blocks.can_admit(num_tokens, chunk, margin_blocks=0):
-                return None
+        if chunk is None or not self._blocks.prepare(prefix, num_tokens, prefix.num_tokens + chunk):
+            self._blocks.unclaim(prefix)
+            return None
         self._waiting.remove(pending.request.sequence_id)
-        slot = self._admit(pending)
+        slot = self._admit(pending, prefix)
         if not self._extend(StepPlan(np.array([slot]), np.array([chunk]), 0)):
             self._preempt(slot)  # the device has less memory than the lease says
             return None
         return slot, chunk
+
+    def _first_chunk(self, pending: PendingSequence, prefix: Prefix, budget: int) -> int | None:
+        """How many tokens after the prefix are computed first; None where there is no room."""
+        num_tokens, found = len(pending.token_ids), prefix.num_tokens
+        num_running = len(self._table)
+        chunk = min(num_tokens - found, budget)
+        if self._blocks.can_admit(prefix, num_tokens, found + chunk, margin_blocks=num_running):
+            return chunk
+        if num_running:
+            return None
+        chunk = min(
+            chunk, *(group.block_tokens - found % group.block_tokens for group in self._blocks.groups)
+        )
+        fits = self._blocks.can_admit(prefix, num_tokens, found + chunk, margin_blocks=0)
+        return chunk if fits else None
 
 
 def _joined(plan: StepPlan, slots: NDArray[np.int64], chunks: NDArray[np.int64]) -> StepPlan:

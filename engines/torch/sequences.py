@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.api import TopLogprobs
+from engines.torch.prefix import BlockKeys
 from engines.torch.sampling_rows import SamplingRows
 from engines.torch.waiting import PendingSequence
 
@@ -83,16 +84,26 @@ class SequenceTable:
     def slot_of(self, sequence_id: int) -> int:
         return self._slot_of[sequence_id]
 
-    def insert(self, pending: PendingSequence, eos_ids: tuple[int, ...], penalty_row: int) -> int:
-        """Gives a sequence a slot, nothing of it computed yet. There must be a free one."""
+    def keys_of(self, slot: int) -> BlockKeys | None:
+        """Of the blocks of a sequence that shares them."""
+        pending = self._pending[slot]
+        return None if pending is None else pending.keys
+
+    def insert(
+        self, pending: PendingSequence, eos_ids: tuple[int, ...], penalty_row: int, num_computed: int = 0
+    ) -> int:
+        """Gives a sequence a slot. There must be a free one.
+
+        Args:
+            num_computed: tokens whose KV is there, at most ``pending.max_prefix_tokens``.
+        """
         slot = self._free_slots.pop()
         request = pending.request
         num_tokens = len(pending.token_ids)
         self.token_ids[slot, :num_tokens] = pending.token_ids
         self.num_tokens[slot] = num_tokens
         self.num_prompt[slot] = pending.num_prompt
-        # All of it is computed: whoever lets a prefix be found in a cache must except those with prompt_logprobs.
-        self.num_computed[slot] = 0
+        self.num_computed[slot] = num_computed
         self.max_length[slot] = min(pending.num_prompt + request.sampling.max_tokens, self.max_model_len)
         self.sequence_ids[slot] = request.sequence_id
         self.arrival[slot] = pending.arrival
@@ -132,6 +143,7 @@ class SequenceTable:
             preempted=True,
             deadline_s=float(self.deadline_s[slot]),
             prompt_logprobs=self._prompt_logprobs.pop(slot, None),
+            keys=pending.keys,
         )
 
     def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:

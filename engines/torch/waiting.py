@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.api import SequenceRequest, TopLogprobs
+from engines.torch.prefix import BlockKeys
+from engines.torch.swap import SwappedKV
 
 __all__ = ["PendingSequence", "WaitingQueue"]
 
@@ -26,6 +29,8 @@ class PendingSequence:
         deadline_s: for its first token; ``inf`` once it has one.
         prompt_logprobs: of the prompt's tokens so far, the first left out; None where they were not asked for,
             and once they were sent.
+        keys: of its blocks; None where it shares them with nobody.
+        swapped: its computed KV in host memory; None where it has to be found or computed.
     """
 
     request: SequenceRequest
@@ -34,10 +39,20 @@ class PendingSequence:
     preempted: bool = False
     deadline_s: float = math.inf
     prompt_logprobs: list[TopLogprobs] | None = None
+    keys: BlockKeys | None = None
+    swapped: SwappedKV | None = None
 
     @property
     def num_prompt(self) -> int:
         return len(self.request.prompt_ids)
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        """Tokens that need not be computed if their KV is there: all but the last, which the next one is drawn
+        after, and none whose log-probability is wanted and not known yet."""
+        if self.prompt_logprobs is not None:
+            return len(self.prompt_logprobs)
+        return len(self.token_ids) - 1
 
     def order(self) -> tuple[int, bool, float, int]:
         """Who is admitted first: priority; then those that were preempted or outlived a worker, whose
@@ -61,6 +76,10 @@ class WaitingQueue:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def __iter__(self) -> Iterator[PendingSequence]:
+        """In no particular order."""
+        return iter(self._by_id.values())
 
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._by_id

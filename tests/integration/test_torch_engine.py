@@ -455,7 +455,8 @@ def test_stats_add_up() -> None:
         stats = driver.engine.stats()
         (replica,) = stats.replicas
         assert (replica.prompt_tokens_total, replica.generation_tokens_total) == (60, 48)
-        assert (replica.kv_live_bytes, replica.kv_bytes) == (0, 0)
+        assert (replica.kv_live_bytes, replica.kv_bytes) == (0, 2**21)
+        assert replica.kv_cached_bytes == 6 * 16 * 3 * 2048  # one full block of each
         assert stats.steps_total == 16
         assert driver.engine.capabilities().elastic_kv
 

@@ -104,7 +104,7 @@ class PoolTraffic(RuleBasedStateMachine):
         pages = self._pages_held()
         assert self.pool.committed_bytes <= max(self.limit, 1 + sum(pages.values())) * PAGE
         for model in self._loaded():
-            held_bytes, live_bytes = self.pool.usage(model)
+            held_bytes, live_bytes, _ = self.pool.usage(model)
             assert held_bytes == pages[model] * PAGE  # a page is held exactly while a block in it lives
             assert live_bytes == sum(
                 len(self.held[model, index]) * group.block_bytes for index, group in enumerate(GROUPS[model])

@@ -114,6 +114,7 @@ class EngineDriver:
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     logprobs: dict[int, list[TopLogprobs]] = field(default_factory=lambda: defaultdict(list))
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
+    cached_tokens: dict[int, int] = field(default_factory=dict)
     finished: dict[int, Finished] = field(default_factory=dict)
     revision: int = 0
 
@@ -149,12 +150,20 @@ class EngineDriver:
         output_ids: Sequence[int] = (),
         deadline_s: float = float("inf"),
         priority: int = 0,
+        cache_scope: bytes | None = b"",
         **sampling: Any,
     ) -> None:
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": 20, **sampling})
         self.engine.submit(
             SequenceRequest(
-                sequence_id, replica_id, list(prompt), params, list(output_ids), deadline_s, priority
+                sequence_id,
+                replica_id,
+                list(prompt),
+                params,
+                list(output_ids),
+                deadline_s,
+                priority,
+                cache_scope,
             )
         )
 
@@ -166,6 +175,11 @@ class EngineDriver:
                 assert sequence_id in output.sequence_ids
                 assert sequence_id not in self.tokens | self.prompt_logprobs, "once, with the first token"
                 self.prompt_logprobs[sequence_id] = tops
+            for sequence_id, num_cached in output.cached_tokens.items():
+                assert sequence_id in output.sequence_ids
+                assert not self.tokens[sequence_id], "with the first token"
+                assert sequence_id not in self.cached_tokens, "once"
+                self.cached_tokens[sequence_id] = num_cached
             columns = zip(output.sequence_ids, output.token_ids, strict=True)
             for i, (sequence_id, token_id) in enumerate(columns):
                 assert sequence_id not in self.finished

@@ -85,7 +85,7 @@ def test_a_refused_allocation_takes_nothing(pool: KVPool) -> None:
     pool.set_limit(3 * PAGE)
     pool.add_model("a", [QUARTER], 0, None)
     assert pool.allocate("a", 0, 9) is None
-    assert pool.usage("a") == (0, 0)
+    assert pool.usage("a") == (0, 0, 0)
     assert pool.committed_bytes == PAGE
 
 
@@ -189,7 +189,7 @@ def test_usage_tells_pages_from_live_blocks(pool: KVPool) -> None:
     pool.add_model("a", [QUARTER, THIRD], 0, None)
     pool.allocate("a", 0, 5)
     pool.allocate("a", 1, 1)
-    assert pool.usage("a") == (3 * PAGE, 5 * QUARTER.block_bytes + THIRD.block_bytes)
+    assert pool.usage("a") == (3 * PAGE, 5 * QUARTER.block_bytes + THIRD.block_bytes, 0)
 
 
 def test_a_device_with_less_memory_than_was_leased_is_no_room_and_no_crash() -> None:

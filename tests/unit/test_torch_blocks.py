@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from engines.torch.blocks import BlockTables
+from engines.torch.prefix import Prefix
 from memory_manager.host_arena import HostArena
 from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
+from memory_manager.prefix_cache import PrefixCache
 
 FULL = KVGroup((0,), "full", bytes_per_token_layer=PAGE_BYTES // 64, block_tokens=16)  # 4 blocks a page
 WINDOW = KVGroup((1,), "window", PAGE_BYTES // 64, block_tokens=16, window_tokens=20)
@@ -24,7 +26,6 @@ def slots(*values: int) -> np.ndarray:  # type: ignore[type-arg]
 def pool() -> Iterator[KVPool]:
     arena = HostArena(16 * PAGE_BYTES)
     pool = KVPool(arena, 8 * PAGE_BYTES)
-    pool.add_model("m", (FULL, WINDOW), 0, None)
     pool.set_limit(5 * PAGE_BYTES)  # four pages, sixteen blocks
     yield pool
     pool.check_integrity()
@@ -32,8 +33,16 @@ def pool() -> Iterator[KVPool]:
 
 
 @pytest.fixture
-def blocks(pool: KVPool) -> BlockTables:
-    return BlockTables(pool, "m", (FULL, WINDOW), num_slots=4, max_model_len=128)
+def cache(pool: KVPool) -> Iterator[PrefixCache]:
+    cache = PrefixCache(pool)
+    cache.add_model("m", (FULL, WINDOW), 0, None)
+    yield cache
+    cache.check_integrity()
+
+
+@pytest.fixture
+def blocks(cache: PrefixCache) -> BlockTables:
+    return BlockTables(cache, "m", (FULL, WINDOW), num_slots=4, max_model_len=128)
 
 
 def num_held(blocks: BlockTables) -> list[list[int]]:
@@ -53,8 +62,9 @@ def test_no_room_changes_nothing(pool: KVPool, blocks: BlockTables) -> None:
     before = num_held(blocks), pool.usage("m")
     assert not blocks.extend(slots(1, 2), slots(64, 100), slots(64, 64))
     assert (num_held(blocks), pool.usage("m")) == before
-    assert blocks.can_admit(64, 64, margin_blocks=0)
-    assert not blocks.can_admit(64, 64, margin_blocks=1)
+    nothing = Prefix.empty(blocks.groups)
+    assert blocks.can_admit(nothing, 64, 64, margin_blocks=0)
+    assert not blocks.can_admit(nothing, 64, 64, margin_blocks=1)
 
 
 def test_blocks_behind_the_window_go_back_and_the_columns_stay(pool: KVPool, blocks: BlockTables) -> None:
@@ -75,12 +85,12 @@ def test_release_gives_back_exactly_what_is_left(pool: KVPool, blocks: BlockTabl
     blocks.release(slots(1))
     assert num_held(blocks) == [[4, 0, 0, 0], [2, 0, 0, 0]]
     blocks.release(slots(0, 1))
-    assert pool.usage("m") == (0, 0)
+    assert pool.usage("m") == (0, 0, 0)
     blocks.check_integrity(slots())
 
 
 def test_integrity_finds_a_block_in_two_rows(blocks: BlockTables) -> None:
     assert blocks.extend(slots(0, 1), slots(16, 16), slots(16, 16))
     blocks.tables[0][1, 0] = blocks.tables[0][0, 0]
-    with pytest.raises(AssertionError, match="held twice"):
+    with pytest.raises(AssertionError, match="other users than rows"):
         blocks.check_integrity(slots(0, 1))

@@ -1,0 +1,24 @@
+"""What a replica has counted since it was loaded."""
+
+from __future__ import annotations
+
+__all__ = ["RunnerCounters"]
+
+
+class RunnerCounters:
+    """Totals of a replica, which outlive its sleep.
+
+    Attributes:
+        preemptions, prompt_tokens, generation_tokens: since the replica was loaded.
+        swapped_preemptions: of these, those whose KV was copied to host memory.
+        prefix_query_tokens: of prompts that were looked up among the stored blocks, when they were first begun.
+        prefix_hit_tokens: of these, those that were found and not computed.
+    """
+
+    def __init__(self) -> None:
+        self.preemptions = 0
+        self.swapped_preemptions = 0
+        self.prefix_query_tokens = 0
+        self.prefix_hit_tokens = 0
+        self.prompt_tokens = 0
+        self.generation_tokens = 0

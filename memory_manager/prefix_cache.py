@@ -1,0 +1,213 @@
+"""Blocks that several sequences read, and blocks that nobody reads now and somebody may want again.
+
+A block that is full and computed may be stored under a key, which says everything that its contents depend on
+(the engine makes the keys; here they are bytes). From then on any number of sequences use it at once, and it
+stays when the last of them is gone: idle, until it is found again or given up. Nobody writes to a stored block.
+
+Idle blocks are memory at hand. They are given up when somebody needs room, before any sequence is preempted:
+whole pages first, those that have been idle for the longest over all models, since a page is any model's; then,
+where no page can be had, single blocks of the very group that is short. A model's idle blocks within its own
+guarantee are given up for itself alone, because nobody else may have the pages.
+
+Threads: the step thread's alone, like the pool's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_manager.kv_pool import KVPool
+from memory_manager.kv_spec import KVGroup
+from mooring.errors import InternalError
+
+__all__ = ["PrefixCache"]
+
+
+class _StoredBlocks:
+    """What is stored of one KV group of one model.
+
+    Attributes:
+        offset_of, key_of: each other's inverse.
+        num_users: by offset; 0 is idle.
+        idle: offsets, the longest idle first.
+    """
+
+    def __init__(self) -> None:
+        self.offset_of: dict[bytes, int] = {}
+        self.key_of: dict[int, bytes] = {}
+        self.num_users: dict[int, int] = {}
+        self.idle: dict[int, None] = {}
+
+    def forget(self, offsets: Sequence[int]) -> None:
+        for offset in offsets:
+            del self.offset_of[self.key_of.pop(offset)]
+            del self.num_users[offset]
+            del self.idle[offset]
+
+
+class PrefixCache:
+    """Gives out the blocks of a ``KVPool``, whose users it counts; who has blocks has them from here.
+
+    Args:
+        pool: that only this object allocates from and frees to.
+    """
+
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+        self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
+
+    def add_model(
+        self, model_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
+    ) -> None:
+        """As in ``KVPool``."""
+        self._pool.add_model(model_id, groups, guarantee_bytes, cap_bytes)
+        self._stored[model_id] = tuple(_StoredBlocks() for _ in groups)
+
+    def remove_model(self, model_id: str) -> None:
+        """Ends a model's share, and gives up what is stored for it; none of its blocks has a user."""
+        for group, stored in enumerate(self._stored[model_id]):
+            self._give_up(model_id, group, np.array(list(stored.idle), np.int64))
+        self._pool.remove_model(model_id)
+        del self._stored[model_id]
+
+    # Blocks for one user ---------------------------------------------------------------------------
+
+    def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+        """Whether ``make_room`` would find room for so many blocks of each group, all together."""
+        pool = self._pool
+        return (
+            pool.pages_short(model_id, num_blocks) <= 0
+            or pool.pages_short_without_idle(model_id, num_blocks) <= 0
+        )
+
+    def make_room(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+        """Gives up idle blocks until so many of each group can be allocated, one group after the other;
+        False, and nothing given up, where that would not be enough."""
+        if not self.can_allocate(model_id, num_blocks):
+            return False
+        while (num_pages := self._pool.pages_short(model_id, num_blocks)) > 0:
+            if not self._give_up_pages(num_pages, model_id):
+                self._give_up_blocks(model_id, self._pool.blocks_short(model_id, num_blocks))
+        return True
+
+    def allocate(self, model_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
+        """Blocks with one user each, all or nothing.
+
+        Returns:
+            Granule offsets int64 ``[num_blocks]``; None where there is no room that ``make_room`` has not
+            made, or where the device has less memory than was leased and no idle page could stand in.
+        """
+        offsets = self._pool.allocate(model_id, group, num_blocks)
+        if offsets is None and self._give_up_pages(num_blocks, model_id):
+            offsets = self._pool.allocate(model_id, group, num_blocks)
+        return offsets
+
+    def free(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Takes one user from each of these blocks. Those that are stored become idle with their last one, the
+        later of them first to be given up; the others go back to the pool."""
+        stored = self._stored[model_id][group]
+        if not stored.num_users:
+            self._pool.free(model_id, group, offsets)
+            return
+        unstored: list[int] = []
+        idle: list[int] = []
+        for offset in reversed(offsets.tolist()):
+            num_users = stored.num_users.get(offset)
+            if num_users is None:
+                unstored.append(offset)
+                continue
+            stored.num_users[offset] = num_users - 1
+            if num_users == 1:
+                idle.append(offset)
+                stored.idle[offset] = None
+        if idle:
+            self._pool.set_idle(model_id, group, np.array(idle, np.int64))
+        if unstored:
+            self._pool.free(model_id, group, np.array(unstored, np.int64))
+
+    # Stored blocks ---------------------------------------------------------------------------------
+
+    def find(self, model_id: str, group: int, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Granule offset of the block of each key, 0 where none is stored."""
+        offset_of = self._stored[model_id][group].offset_of
+        return np.array([offset_of.get(key, 0) for key in keys], np.int64)
+
+    def use(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Adds one user to each of these stored blocks."""
+        stored = self._stored[model_id][group]
+        idle: list[int] = []
+        for offset in offsets.tolist():
+            num_users = stored.num_users[offset]
+            stored.num_users[offset] = num_users + 1
+            if num_users == 0:
+                idle.append(offset)
+                del stored.idle[offset]
+        if idle:
+            self._pool.set_in_use(model_id, group, np.array(idle, np.int64))
+
+    def store(self, model_id: str, group: int, keys: Sequence[bytes], offsets: NDArray[np.int64]) -> None:
+        """Stores full, computed blocks in use. Where a key is stored already, its block stays the one that is
+        found, and the new one remains its user's own."""
+        stored = self._stored[model_id][group]
+        for key, offset in zip(keys, offsets.tolist(), strict=True):
+            if key not in stored.offset_of and offset not in stored.key_of:
+                stored.offset_of[key] = offset
+                stored.key_of[offset] = key
+                stored.num_users[offset] = 1
+
+    def num_users(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of each of these blocks, none of them free; int64."""
+        num_users = self._stored[model_id][group].num_users
+        return np.array([num_users.get(offset, 1) for offset in offsets.tolist()], np.int64)
+
+    def shrink(self) -> bool:
+        """Gives up idle pages while the pool is over its limit; False where there was none to give up."""
+        return self._give_up_pages(self._pool.pages_over_limit, None)
+
+    def check_integrity(self) -> None:
+        """Every stored block has one key, and is idle exactly where it has no user.
+
+        Raises:
+            InternalError: a bug of ours, with the model at fault.
+        """
+        for model_id, groups in self._stored.items():
+            idle_bytes = 0
+            for group, stored in enumerate(groups):
+                unused = {offset for offset, num_users in stored.num_users.items() if num_users == 0}
+                inverse = {key: offset for offset, key in stored.key_of.items()}
+                if inverse != stored.offset_of or stored.key_of.keys() != stored.num_users.keys():
+                    raise InternalError(f"group {group} of {model_id}: keys and blocks do not match")
+                if unused != stored.idle.keys() or min(stored.num_users.values(), default=0) < 0:
+                    raise InternalError(
+                        f"group {group} of {model_id}: idle blocks are not those without users"
+                    )
+                idle_bytes += len(unused) * self._pool.group(model_id, group).block_bytes
+            if idle_bytes != self._pool.usage(model_id).idle_bytes:
+                raise InternalError(f"{model_id}: the pool does not know the idle blocks")
+
+    # Giving up -------------------------------------------------------------------------------------
+
+    def _give_up_pages(self, num_pages: int, wanted_by: str | None) -> bool:
+        chosen = self._pool.longest_idle(num_pages, wanted_by)
+        for model_id, group, offsets in chosen:
+            self._give_up(model_id, group, offsets)
+        return bool(chosen)
+
+    def _give_up_blocks(self, model_id: str, num_blocks: Sequence[int]) -> None:
+        num_given_up = 0
+        for group, wanted in enumerate(num_blocks):
+            offsets = list(islice(self._stored[model_id][group].idle, wanted))
+            self._give_up(model_id, group, np.array(offsets, np.int64))
+            num_given_up += len(offsets)
+        if not num_given_up:
+            raise InternalError(f"{model_id} has no idle blocks left and was to have room")
+
+    def _give_up(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        if len(offsets):
+            self._stored[model_id][group].forget(offsets.tolist())
+            self._pool.set_in_use(model_id, group, offsets)
+            self._pool.free(model_id, group, offsets)
