@@ -45,6 +45,13 @@ class PlannerConfig:
             that the gap between two requests of a busy model is not taken for idleness.
         patience_s: demand without a deadline is ordered as if its deadline were so long after arrival.
         reuse_horizon_s: the chance of reuse is that of a request arriving within this time.
+        prewake: warm models are woken ahead of requests that their rhythm lets expect.
+        prewake_margin_s: how long before the expected time such a wake should have ended.
+        expected_chance: the chance of reuse of a model whose next request is expected within the horizon.
+        unexpected_chance: the most that it is for a model whose next request is expected after it.
+        requests_per_replica: requests that run or wait, for each replica, beyond which another one is brought.
+        scale_up_after_s: the load must have been beyond that for so long.
+        scale_down_after_s: a replica goes when the others could carry the load at half of that for so long.
         kv_base_bytes: KV that a worker holds while it serves nothing (the pool's null page).
     """
 
@@ -54,14 +61,32 @@ class PlannerConfig:
     idle_grace_s: float = 0.2
     patience_s: float = 30.0
     reuse_horizon_s: float = 60.0
+    prewake: bool = True
+    prewake_margin_s: float = 0.25
+    expected_chance: float = 0.9
+    unexpected_chance: float = 0.05
+    requests_per_replica: int = 8
+    scale_up_after_s: float = 1.0
+    scale_down_after_s: float = 30.0
     kv_base_bytes: int = PAGE_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("min_residency_s", "drain_after_s", "max_drain_s", "idle_grace_s", "patience_s"):
+        for name in (
+            "min_residency_s",
+            "drain_after_s",
+            "max_drain_s",
+            "idle_grace_s",
+            "patience_s",
+            "prewake_margin_s",
+            "scale_up_after_s",
+            "scale_down_after_s",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} cannot be negative", param=name)
         if self.reuse_horizon_s <= 0:
             raise ConfigurationError("reuse_horizon_s must be positive", param="reuse_horizon_s")
+        if self.requests_per_replica < 1:
+            raise ConfigurationError("requests_per_replica must be at least 1", param="requests_per_replica")
 
 
 @dataclass(frozen=True, slots=True)

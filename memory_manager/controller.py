@@ -329,8 +329,14 @@ class MemoryManager:
                 del self._replicas[replica.replica_id]
         self._admission.serve(self._deployments.values())
         now_s = self._clock()
-        moving = stirring(self._deployments.values(), self._replicas.values())
-        state = planner_state(self._ledgers, self._workers, *moving, self._config, now_s)
+        deployments, replicas, next_due_s = stirring(
+            self._deployments.values(), self._replicas.values(), self._config, now_s
+        )
+        for deployment in deployments:
+            deployment.rescale(now_s, self._config.planner)
+        state = planner_state(
+            self._ledgers, self._workers, deployments, replicas, self._config, now_s, next_due_s
+        )
         decided = plan(state, now_s, self._config.planner)
         for name, deployment in self._deployments.items():
             self._admission.note_refusal(deployment, decided.refusals.get(name, ""))

@@ -6,11 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memory_manager.arrivals import BURST_GAP_S
 from memory_manager.config import PlannerConfig
 from memory_manager.plan_types import DeploymentView, ReplicaView
 from memory_manager.residency import ON_DEVICE, Residency
 
-__all__ = ["Candidate", "choose", "footprint_bytes", "judge", "value_per_byte"]
+__all__ = [
+    "Candidate",
+    "choose",
+    "footprint_bytes",
+    "judge",
+    "reuse_chance",
+    "value_per_byte",
+    "worth_s",
+]
 
 _MAX_PRIORITY_DOUBLINGS = 32
 
@@ -35,6 +44,11 @@ class Candidate:
         return footprint_bytes(self.replica)
 
     @property
+    def value_s(self) -> float:
+        """What its absence is expected to cost."""
+        return self.value_per_byte * self.bytes_freed
+
+    @property
     def order(self) -> tuple[int, float, float, str]:
         """Cheapest first; among equals the one that has been resident longest."""
         return (self.rank, self.value_per_byte, self.replica.since_s, self.replica.replica_id)
@@ -46,12 +60,32 @@ def footprint_bytes(replica: ReplicaView) -> int:
     return replica.lease_bytes + guarantee_bytes
 
 
-def value_per_byte(replica: ReplicaView, deployment: DeploymentView, config: PlannerConfig) -> float:
-    """Chance of reuse (arrivals taken as Poisson) times seconds to reload, doubled per step of priority,
-    over the bytes freed."""
+def reuse_chance(
+    replica: ReplicaView, deployment: DeploymentView, now_s: float, config: PlannerConfig
+) -> float:
+    """The chance of a request within the horizon: arrivals taken as Poisson, unless they have a rhythm."""
     chance = -math.expm1(-deployment.request_rate_per_s * config.reuse_horizon_s)
+    window = deployment.next_arrival
+    if window is None or now_s - replica.last_used_s < BURST_GAP_S:  # in the middle of a burst
+        return chance
+    if window.earliest_s <= now_s + config.reuse_horizon_s:
+        return max(chance, config.expected_chance)
+    return min(chance, config.unexpected_chance)
+
+
+def worth_s(deployment: DeploymentView, chance: float) -> float:
+    """Seconds that having it resident is expected to save: the chance of use times the time to reload, doubled
+    per step of priority."""
     doublings = max(-_MAX_PRIORITY_DOUBLINGS, min(_MAX_PRIORITY_DOUBLINGS, deployment.priority))
-    return chance * deployment.reload_s * 2.0**doublings / max(1, footprint_bytes(replica))
+    return float(chance * deployment.reload_s * 2.0**doublings)
+
+
+def value_per_byte(
+    replica: ReplicaView, deployment: DeploymentView, now_s: float, config: PlannerConfig
+) -> float:
+    """What it is worth, over the bytes that its leaving frees."""
+    chance = reuse_chance(replica, deployment, now_s, config)
+    return worth_s(deployment, chance) / max(1, footprint_bytes(replica))
 
 
 def judge(
@@ -60,6 +94,7 @@ def judge(
     *,
     demand_since_s: float,
     demand_priority: int,
+    now_s: float,
     config: PlannerConfig,
 ) -> Candidate | None:
     """The replica as a candidate for making room, or None where it never is one for this demand.
@@ -70,7 +105,7 @@ def judge(
         return None
     if deployment.pinned and not deployment.held:
         return None
-    value = value_per_byte(replica, deployment, config)
+    value = value_per_byte(replica, deployment, now_s, config)
     if replica.residency is Residency.DRAINING:
         return Candidate(replica, 0, value, replica.retry_at_s)
     settled_s = replica.since_s + config.min_residency_s

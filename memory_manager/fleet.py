@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
+from memory_manager.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
+from memory_manager.config import ManagerConfig, PlannerConfig
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
 from memory_manager.plan_types import DemandView
 from memory_manager.ports import ArtifactRef, DeploymentSpec, WorkerPort
-from memory_manager.residency import Residency, ResidencyState
+from memory_manager.residency import ON_DEVICE, Residency, ResidencyState
+from memory_manager.scaling import Scale, rescale
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
 
 __all__ = [
@@ -207,6 +210,8 @@ class Deployment:
         held: an operator put it to sleep; cleared by the next request.
         wanted_since_s: when its present policy was set.
         refusal: why it can never fit; empty where it can.
+        scale: how many replicas its load asks for.
+        pattern: the rhythm of its requests.
         load_s, wake_s: running estimates; None before the first measurement.
     """
 
@@ -218,6 +223,8 @@ class Deployment:
     refusal: str = ""
     load_s: float | None = None
     wake_s: float | None = None
+    scale: Scale = field(default_factory=Scale)
+    pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
     _arrivals: float = 0.0
     _arrivals_at_s: float = -math.inf
 
@@ -263,6 +270,30 @@ class Deployment:
     def count_arrival(self, now_s: float, half_life_s: float) -> None:
         self._arrivals = self._decayed(now_s, half_life_s) + 1.0
         self._arrivals_at_s = now_s
+        self.pattern.note(now_s)
+
+    def rescale(self, now_s: float, config: PlannerConfig) -> None:
+        """Takes the present load into ``scale``."""
+        num_requests = len(self.waiters) + sum(len(each.leases) for each in self.replicas)
+        num_up = sum(each.residency in ON_DEVICE for each in self.replicas)
+        self.scale = rescale(self.scale, num_requests, num_up, self.spec.max_replicas, now_s, config)
+
+    def reload_s(self, config: ManagerConfig) -> float:
+        """What waking it is expected to take: as measured, or guessed from its size."""
+        return self.spec.weights_bytes / config.copy_bytes_per_s if self.wake_s is None else self.wake_s
+
+    def next_arrival(self, now_s: float, config: ManagerConfig) -> ArrivalWindow | None:
+        """When its rhythm lets expect a request, where models are woken ahead of those."""
+        return self.pattern.window(now_s) if config.planner.prewake else None
+
+    def prewake_at_s(self, now_s: float, config: ManagerConfig) -> float:
+        """When it is to be woken ahead of a request; ``inf`` for never."""
+        window = self.next_arrival(now_s, config)
+        if window is None or self.held or not self.spec.enabled:
+            return math.inf
+        if not any(each.residency is Residency.WARM for each in self.replicas):
+            return math.inf
+        return wake_at_s(window, self.reload_s(config), config.planner)
 
     def request_rate_per_s(self, now_s: float, half_life_s: float) -> float:
         """Exponentially decayed: n requests a second, kept up, give n."""

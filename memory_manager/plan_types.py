@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from memory_manager.arrivals import ArrivalWindow
 from memory_manager.residency import Residency
 
 __all__ = [
@@ -53,6 +55,10 @@ class DeploymentView:
         demand: None where nobody waits.
         request_rate_per_s: exponentially decayed.
         reload_s: what waking it again is expected to take.
+        next_arrival: when its rhythm lets expect a request; None where it has none, or where nothing is woken
+            ahead of time.
+        wanted_replicas: that its load asks for, once it has one.
+        rescale_at_s: when that number changes if the load stays as it is.
     """
 
     name: str
@@ -69,6 +75,9 @@ class DeploymentView:
     demand: DemandView | None = None
     request_rate_per_s: float = 0.0
     reload_s: float = 1.0
+    next_arrival: ArrivalWindow | None = None
+    wanted_replicas: int = 1
+    rescale_at_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +134,14 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class PlannerState:
-    """Everything that a plan follows from, beside the time and the policy."""
+    """Everything that a plan follows from, beside the time and the policy. ``next_due_s``: when time alone will
+    stir a deployment that was left out."""
 
     devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...]
     deployments: tuple[DeploymentView, ...]
     replicas: tuple[ReplicaView, ...]
+    next_due_s: float = math.inf
 
 
 Figures = Mapping[str, int | float | str]

@@ -19,13 +19,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from memory_manager.arrivals import wake_at_s
 from memory_manager.board import Board
 from memory_manager.config import PlannerConfig
 from memory_manager.eviction import Candidate, choose, footprint_bytes, judge
 from memory_manager.fitting import refusals
 from memory_manager.plan_types import (
     Action,
-    DeploymentView,
     Drain,
     Figures,
     Load,
@@ -39,11 +39,10 @@ from memory_manager.plan_types import (
     WorkerView,
 )
 from memory_manager.residency import ON_DEVICE, Residency
+from memory_manager.wants import Displaces, Want, must_be_forgotten, num_kept, surplus, wants_of
 from mooring.units import format_bytes
 
 __all__ = ["plan"]
-
-_TRYABLE = (Residency.WARM, Residency.COLD, Residency.FAILED)
 
 
 def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
@@ -52,38 +51,23 @@ def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Want:
-    """A deployment that wants one more replica; ``slot`` is the one to bring."""
-
-    deployment: DeploymentView
-    slot: ReplicaView
-    since_s: float
-    deadline_s: float
-    priority: int
-    may_evict: bool
-
-    @property
-    def order(self) -> tuple[bool, int, float, str]:
-        """What is merely kept resident comes last: it must not take the room that was made for demand."""
-        return (not self.may_evict, -self.priority, self.deadline_s, self.deployment.name)
-
-
-@dataclass(frozen=True, slots=True)
 class _Option:
     """One place for a want. ``rank``: 0 fits now, 1 will fit once what leaves has left, 2 needs
-    victims. ``moves``: the replica sleeps in another worker. ``weights_bytes``: still to be leased."""
+    victims. ``moves``: the replica sleeps in another worker. ``weights_bytes``: still to be leased. ``load``:
+    requests that the worker serves."""
 
     rank: int
     board: Board
     worker: WorkerView
     moves: bool
     weights_bytes: int
+    load: int
     victims: tuple[Candidate, ...] = ()
 
     @property
-    def order(self) -> tuple[int, bool, float, int, str]:
-        cost = sum(victim.value_per_byte * victim.bytes_freed for victim in self.victims)
-        return (self.rank, self.moves, cost, -self.board.spare_bytes, self.worker.worker_id)
+    def order(self) -> tuple[int, bool, float, int, int, str]:
+        cost_s = sum(victim.value_s for victim in self.victims)
+        return (self.rank, self.moves, cost_s, self.load, -self.board.spare_bytes, self.worker.worker_id)
 
 
 class _Planning:
@@ -94,7 +78,7 @@ class _Planning:
         self._config = config
         self._state = state
         self._actions: list[Action] = []
-        self._next_at_s = math.inf
+        self._next_at_s = state.next_due_s
         self._leaving: set[str] = set()
         self._deployments = {each.name: each for each in state.deployments}
         self._workers = {each.worker_id: each for each in state.workers}
@@ -112,6 +96,16 @@ class _Planning:
         self._residents = {
             device: [each for each in replicas if each.residency in (Residency.RESIDENT, Residency.DRAINING)]
             for device, replicas in self._by_device.items()
+        }
+        self._load = dict.fromkeys(self._workers, 0)  # requests that each worker serves
+        for replica in state.replicas:
+            if replica.worker_id is not None:
+                self._load[replica.worker_id] += replica.num_active
+        self._surplus = {
+            replica.replica_id
+            for deployment in state.deployments
+            if deployment.max_replicas > 1
+            for replica in surplus(deployment, self._by_deployment[deployment.name])
         }
         self._boards = {
             device.name: Board(
@@ -148,15 +142,9 @@ class _Planning:
                 reason = "on its way" if committed else self._reason_to_go(replica)
                 if reason is not None:
                     self._leave(replica, reason)
-            elif self._must_be_forgotten(replica) and self._at(replica.retry_at_s):
+            elif must_be_forgotten(replica) and self._at(replica.retry_at_s):
                 figures = self._standing(replica)
                 self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind", figures))
-
-    @staticmethod
-    def _must_be_forgotten(replica: ReplicaView) -> bool:
-        """Whether it is retired and sleeps in a worker, or failed and its worker could not clean up."""
-        over = replica.retired or replica.residency is Residency.FAILED
-        return over and replica.worker_id is not None and _is_at_rest(replica)
 
     def _reason_to_go(self, replica: ReplicaView) -> str | None:
         if replica.retired:
@@ -166,13 +154,19 @@ class _Planning:
         deployment = self._deployments[replica.deployment]
         if not deployment.enabled:
             return "deployment disabled"
-        kept = (deployment.pinned or deployment.min_replicas > 0) and not deployment.held
+        if replica.replica_id in self._surplus:
+            return f"the load asks for {deployment.wanted_replicas} replicas"
         timeout_s = deployment.idle_timeout_s
-        if timeout_s is None or kept or replica.num_active or deployment.demand is not None:
+        busy = replica.num_active or deployment.demand is not None
+        if timeout_s is None or busy or num_kept(deployment):
             return None
-        if self._at(max(replica.last_used_s, replica.since_s) + timeout_s):
-            return f"idle for {timeout_s:g} s"
-        return None
+        if not self._at(max(replica.last_used_s, replica.since_s) + timeout_s):
+            return None
+        window = deployment.next_arrival
+        if window is not None and wake_at_s(window, deployment.reload_s, self._config) <= self._now_s:
+            self._at(math.nextafter(window.latest_s, math.inf))  # it would be woken again at once
+            return None
+        return f"idle for {timeout_s:g} s"
 
     def _leave(
         self,
@@ -214,36 +208,13 @@ class _Planning:
 
     # 2. Deployments that want a replica.
 
-    def _wants(self, refused: Iterable[str]) -> Iterable[_Want]:
+    def _wants(self, refused: Iterable[str]) -> Iterable[Want]:
         for deployment in self._state.deployments:
             if deployment.enabled and deployment.name not in refused:
-                yield from self._wants_of(deployment)
+                replicas = self._by_deployment[deployment.name]
+                yield from wants_of(deployment, replicas, self._leaving, self._at, self._now_s, self._config)
 
-    def _wants_of(self, deployment: DeploymentView) -> Iterable[_Want]:
-        replicas = self._by_deployment[deployment.name]
-        # One that drains to make room for others is neither up nor to be brought: it resumes, or it
-        # sleeps first and then waits for its turn.
-        num_up = sum(each.residency in ON_DEVICE for each in replicas if each.replica_id not in self._leaving)
-        demand = deployment.demand
-        kept = 0 if deployment.held else max(deployment.min_replicas, int(deployment.pinned))
-        desired = min(deployment.max_replicas, max(kept, int(demand is not None)))
-        slots = [each for each in replicas if _is_at_rest(each) and not self._must_be_forgotten(each)]
-        slots.sort(key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id))
-        for slot in slots[: max(0, desired - num_up)]:
-            if not self._at(slot.retry_at_s):
-                continue
-            if demand is not None and num_up == 0:
-                since_s = demand.oldest_arrival_s
-                deadline_s = min(demand.nearest_deadline_s, since_s + self._config.patience_s)
-                priority = max(deployment.priority, demand.priority)
-            else:
-                since_s, priority = deployment.wanted_since_s, deployment.priority
-                deadline_s = math.inf
-            may_evict = (demand is not None and num_up == 0) or deployment.pinned
-            yield _Want(deployment, slot, since_s, deadline_s, priority, may_evict)
-            num_up += 1
-
-    def _place(self, want: _Want) -> None:
+    def _place(self, want: Want) -> None:
         options = [option for each in self._state.workers if (option := self._option(want, each)) is not None]
         if not options:
             return
@@ -260,10 +231,9 @@ class _Planning:
             self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
         best.board.await_room(best.weights_bytes + slot.kv_guarantee_bytes)
 
-    def _arrival(self, want: _Want, option: _Option) -> Load | Wake:
+    def _arrival(self, want: Want, option: _Option) -> Load | Wake:
         slot = want.slot
         demand = want.deployment.demand
-        reason = f"{demand.num_waiting} waiting" if demand is not None else "kept resident"
         figures = {
             "weights_bytes": option.weights_bytes,
             "kv_guarantee_bytes": slot.kv_guarantee_bytes,
@@ -272,10 +242,10 @@ class _Planning:
             "spare_bytes": option.board.spare_bytes,
         }
         if slot.residency is Residency.WARM and slot.worker_id == option.worker.worker_id:
-            return Wake(slot.replica_id, reason, figures)
-        return Load(slot.replica_id, option.worker.worker_id, reason, figures)
+            return Wake(slot.replica_id, want.reason, figures)
+        return Load(slot.replica_id, option.worker.worker_id, want.reason, figures)
 
-    def _option(self, want: _Want, worker: WorkerView) -> _Option | None:
+    def _option(self, want: Want, worker: WorkerView) -> _Option | None:
         """How the want could come to this worker; None if it cannot now."""
         if worker.worker_id in self._hosts[want.deployment.name]:
             return None
@@ -283,17 +253,18 @@ class _Planning:
         moves = slot.worker_id is not None and slot.worker_id != worker.worker_id
         weights_bytes = slot.weights_bytes - (0 if moves else slot.lease_bytes)
         need_bytes = weights_bytes + slot.kv_guarantee_bytes
+        load = self._load[worker.worker_id]
         if board.fits_now(need_bytes):
-            return _Option(0, board, worker, moves, weights_bytes)
+            return _Option(0, board, worker, moves, weights_bytes, load)
         if need_bytes <= board.spare_bytes:
-            return _Option(1, board, worker, moves, weights_bytes)
+            return _Option(1, board, worker, moves, weights_bytes, load)
         victims = self._victims(want, worker.device, need_bytes - board.spare_bytes)
-        return _Option(2, board, worker, moves, weights_bytes, victims) if victims else None
+        return _Option(2, board, worker, moves, weights_bytes, load, victims) if victims else None
 
-    def _victims(self, want: _Want, device: str, shortage_bytes: int) -> tuple[Candidate, ...] | None:
+    def _victims(self, want: Want, device: str, shortage_bytes: int) -> tuple[Candidate, ...] | None:
         """The cheapest replicas that make enough room if they leave; None if none may now."""
         board = self._boards[device]
-        if board.closed or not want.may_evict:
+        if board.closed or want.displaces is Displaces.NOBODY:
             return None
         candidates = [
             candidate
@@ -304,6 +275,8 @@ class _Planning:
         ]
         now = [each for each in candidates if each.eligible_at_s <= self._now_s]
         victims = choose(now, shortage_bytes)
+        if want.displaces is Displaces.WORTH_LESS:
+            return victims if _worth_less(victims, want) else None
         if victims is None and choose(candidates, shortage_bytes) is not None:
             # Time will mend it. Whoever is behind must not evict meanwhile: a small model that takes the
             # place of each replica as it becomes eligible would keep a large one out for ever.
@@ -312,12 +285,13 @@ class _Planning:
                 self._at(candidate.eligible_at_s)
         return victims
 
-    def _judge(self, want: _Want, replica: ReplicaView) -> Candidate | None:
+    def _judge(self, want: Want, replica: ReplicaView) -> Candidate | None:
         return judge(
             replica,
             self._deployments[replica.deployment],
             demand_since_s=want.since_s,
             demand_priority=want.priority,
+            now_s=self._now_s,
             config=self._config,
         )
 
@@ -333,25 +307,27 @@ class _Planning:
                 self._actions.append(Resume(replica.replica_id))
 
 
-def _is_at_rest(replica: ReplicaView) -> bool:
-    """Off its device, with nothing under way."""
-    return replica.residency in _TRYABLE and not replica.in_flight
+def _worth_less(victims: tuple[Candidate, ...] | None, want: Want) -> bool:
+    """Whether they are idle and together worth at most half of what the want is, so that estimates that waver
+    do not make two models take each other's place in turns."""
+    if victims is None or any(each.rank != 1 for each in victims):
+        return False
+    return sum(each.value_s for each in victims) <= want.worth_s / 2
 
 
-def _reason(want: _Want, option: _Option, victim: Candidate, now_s: float) -> tuple[str, Figures]:
+def _reason(want: Want, option: _Option, victim: Candidate, now_s: float) -> tuple[str, Figures]:
     """Why a replica makes room, and the figures that decided it."""
     state = ("draining", "idle", "in use")[victim.rank]
-    value_s = victim.value_per_byte * victim.bytes_freed
     figures: Figures = {
         "room_for": want.deployment.name,
         "needed_bytes": option.weights_bytes + want.slot.kv_guarantee_bytes,
         "waited_s": now_s - want.since_s,
         "state": state,
-        "value_s": value_s,
+        "value_s": victim.value_s,
     }
     reason = (
         f"makes room for {want.deployment.name}, which needs {format_bytes(option.weights_bytes)} and has "
         f"waited {now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.replica.since_s:.1f} s, "
-        f"worth {value_s:.3g} s for {format_bytes(victim.bytes_freed)}"
+        f"worth {victim.value_s:.3g} s for {format_bytes(victim.bytes_freed)}"
     )
     return reason, figures

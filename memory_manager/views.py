@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from memory_manager.config import ManagerConfig
@@ -14,14 +15,19 @@ __all__ = ["planner_state", "snapshot", "stirring"]
 
 
 def stirring(
-    deployments: Iterable[Deployment], replicas: Iterable[Replica]
-) -> tuple[list[Deployment], list[Replica]]:
-    """Those that a plan can turn on. Of many deployments most are at rest, and every plan is the same with and
-    without them."""
-    moving = {each.spec.name: each for each in deployments if not each.is_at_rest}
-    return list(moving.values()), [
-        each for each in replicas if each.spec.name in moving or not each.is_at_rest
-    ]
+    deployments: Iterable[Deployment], replicas: Iterable[Replica], config: ManagerConfig, now_s: float
+) -> tuple[list[Deployment], list[Replica], float]:
+    """Those that a plan can turn on, and when time alone will stir another one. Of many deployments most are at
+    rest, and every plan is the same with and without them."""
+    moving: dict[str, Deployment] = {}
+    next_due_s = math.inf
+    for deployment in deployments:
+        if deployment.is_at_rest and (due_s := deployment.prewake_at_s(now_s, config)) > now_s:
+            next_due_s = min(next_due_s, due_s)
+        else:
+            moving[deployment.spec.name] = deployment
+    stirred = [each for each in replicas if each.spec.name in moving or not each.is_at_rest]
+    return list(moving.values()), stirred, next_due_s
 
 
 def planner_state(
@@ -31,8 +37,9 @@ def planner_state(
     replicas: Iterable[Replica],
     config: ManagerConfig,
     now_s: float,
+    next_due_s: float = math.inf,
 ) -> PlannerState:
-    """What the planner reads."""
+    """What the planner reads. ``next_due_s``: as ``stirring`` gives it, where some are left out."""
     return PlannerState(
         devices=tuple(
             DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve", "others"))
@@ -44,14 +51,12 @@ def planner_state(
         ),
         deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
         replicas=tuple(map(_replica_view, replicas)),
+        next_due_s=next_due_s,
     )
 
 
 def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float) -> DeploymentView:
     spec = deployment.spec
-    reload_s = deployment.wake_s
-    if reload_s is None:
-        reload_s = spec.weights_bytes / config.copy_bytes_per_s
     return DeploymentView(
         name=spec.name,
         weights_bytes=spec.weights_bytes,
@@ -66,7 +71,10 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         wanted_since_s=deployment.wanted_since_s,
         demand=deployment.demand(),
         request_rate_per_s=deployment.request_rate_per_s(now_s, config.rate_half_life_s),
-        reload_s=reload_s,
+        reload_s=deployment.reload_s(config),
+        next_arrival=deployment.next_arrival(now_s, config),
+        wanted_replicas=deployment.scale.num_replicas,
+        rescale_at_s=deployment.scale.due_s(config.planner),
     )
 
 
