@@ -61,6 +61,7 @@ class Audit:
                 logger.warning("worker %s does not tell its usage: %s", worker.worker_id, usage)
                 continue
             worker.kv_bytes = usage.kv_bytes_committed
+            worker.ready_bytes = usage.ready_bytes
             for reported in usage.replicas:
                 replica = self._replicas.get(reported.replica_id)
                 if replica is not None:

@@ -19,7 +19,7 @@ class Board:
     Footprints are weights and KV guarantees; KV above the guarantees is nobody's claim and gives way.
 
     Attributes:
-        room_bytes: budget less what cannot be moved.
+        room_bytes: budget less what cannot be moved and what other processes claim.
         closed: someone waits for a minimum residency to pass; nobody behind may evict here meanwhile.
     """
 
@@ -31,7 +31,7 @@ class Board:
         config: PlannerConfig,
     ) -> None:
         """``replicas`` are all that the device's workers know."""
-        self.room_bytes = device.budget_bytes - device.fixed_bytes
+        self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
         self.closed = False
         self._workers = workers
         self._weights_bytes = sum(each.lease_bytes for each in replicas)

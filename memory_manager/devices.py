@@ -34,6 +34,10 @@ class DeviceMemory:
         used_bytes: of all processes; memory that the system would give up at once is not counted.
         ours_bytes: of our processes; None where the device does not say.
         others_bytes: the rest of ``used_bytes``; None where ``ours_bytes`` is.
+        available_bytes: that could be had at once, where that is not simply what is not used: the least that the
+            machine and every cgroup above us has left.
+        stalled_share: of the last ten seconds, in which some process waited for memory (the kernel's pressure
+            stall information); None where unknown.
     """
 
     name: str
@@ -42,6 +46,15 @@ class DeviceMemory:
     used_bytes: int
     ours_bytes: int | None
     others_bytes: int | None
+    available_bytes: int | None = None
+    stalled_share: float | None = None
+
+    @property
+    def free_bytes(self) -> int:
+        """What could be had at once."""
+        if self.available_bytes is not None:
+            return self.available_bytes
+        return max(0, self.total_bytes - self.used_bytes)
 
 
 class DeviceReader(Protocol):
@@ -155,8 +168,10 @@ class HostReader:
         try:
             machine = _fields(self._proc / "meminfo")
             total_bytes = machine["MemTotal"]
-            used_bytes = total_bytes - machine["MemAvailable"]
+            available_bytes = machine["MemAvailable"]
+            used_bytes = total_bytes - available_bytes
             for limit_bytes, usage_bytes in self._cgroup_limits():
+                available_bytes = min(available_bytes, max(0, limit_bytes - usage_bytes))
                 if limit_bytes < total_bytes:
                     total_bytes, used_bytes = limit_bytes, usage_bytes
             ours_bytes = self._ours()
@@ -165,7 +180,34 @@ class HostReader:
             return None
         self._complaint.settle()
         others_bytes = max(0, used_bytes - ours_bytes)
-        return DeviceMemory("host memory", "cpu", total_bytes, used_bytes, ours_bytes, others_bytes)
+        return DeviceMemory(
+            "host memory",
+            "cpu",
+            total_bytes,
+            used_bytes,
+            ours_bytes,
+            others_bytes,
+            available_bytes,
+            self._stalled_share(),
+        )
+
+    def _stalled_share(self) -> float | None:
+        """Of our own cgroup where it tells (v2), else of the machine."""
+        for path in (self._own_pressure(), self._proc / "pressure" / "memory"):
+            try:
+                text = path.read_text()
+            except OSError:  # a kernel without it, a cgroup that does not tell
+                continue
+            average = dict(field.split("=") for field in text.split("\n")[0].split()[1:])
+            return float(average["avg10"]) / 100
+        return None
+
+    def _own_pressure(self) -> Path:
+        for line in (self._proc / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                return self._cgroup / path.lstrip("/") / "memory.pressure"
+        return self._cgroup / "memory.pressure"
 
     def _ours(self) -> int:
         anonymous_bytes = 0

@@ -73,6 +73,10 @@ class HostCopies(Protocol):
         """It will not be asked for any more."""
         ...
 
+    def allow_spare(self, allowed: bool) -> int:
+        """Whether memory may be made ready at all; returns the bytes that were given back."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Worker:
@@ -82,6 +86,7 @@ class Worker:
         ledger: of its device.
         tasks: what is under way on it; cancelled when it is lost.
         kv_bytes: that it held at the last poll.
+        ready_bytes: of memory that it kept ready for later then.
     """
 
     port: WorkerPort
@@ -89,6 +94,7 @@ class Worker:
     kv: KvLease
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     kv_bytes: int = 0
+    ready_bytes: int = 0
 
     @property
     def worker_id(self) -> str:

@@ -39,6 +39,7 @@ class Ledger:
         self.budget_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
         self._leases: dict[Owner, int] = {}
         self._leased_bytes = 0
+        self._claim_bytes = 0
 
     @property
     def leased_bytes(self) -> int:
@@ -46,15 +47,27 @@ class Ledger:
 
     @property
     def free_bytes(self) -> int:
-        return self.budget_bytes - self._leased_bytes
+        """That can be granted: nothing of what other processes claim."""
+        return max(0, self.budget_bytes - self._leased_bytes - self._claim_bytes)
+
+    @property
+    def claim_bytes(self) -> int:
+        """What is to be left to other processes. ``owners`` shows how much of it they have: the rest is
+        leased to us still, and theirs as soon as it is given back."""
+        return self._claim_bytes
+
+    def claim_for_others(self, num_bytes: int) -> None:
+        """Sets the claim of other processes, rounded up to pages, at most the budget; absolute."""
+        self._claim_bytes = min(round_to_pages(max(0, num_bytes)), self.budget_bytes)
 
     def lease_bytes(self, owner: Owner) -> int:
         """What the owner was promised; 0 for one that holds nothing."""
         return self._leases.get(owner, 0)
 
     def owners(self) -> dict[Owner, int]:
-        """A copy of all leases."""
-        return dict(self._leases)
+        """A copy of all leases, and what other processes have of their claim."""
+        others_bytes = min(self._claim_bytes, self.budget_bytes - self._leased_bytes)
+        return {**self._leases, Owner("others"): others_bytes} if others_bytes else dict(self._leases)
 
     def bytes_of(self, *kinds: OwnerKind) -> int:
         """Sum of the leases of these kinds."""

@@ -125,11 +125,13 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One device. ``fixed_bytes`` is what the planner cannot move: reserve and other processes."""
+    """One device. ``fixed_bytes`` is what the planner cannot move: the reserve. ``others_bytes`` is what other
+    processes claim of the budget now: replicas make room for it, and nothing is refused for good because of it."""
 
     name: str
     budget_bytes: int
     fixed_bytes: int = 0
+    others_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ class _Planning:
             if deployment.max_replicas > 1
             for replica in surplus(deployment, self._by_deployment[deployment.name])
         }
+        self._others_bytes = {device.name: device.others_bytes for device in state.devices}
         self._boards = {
             device.name: Board(
                 device,
@@ -120,6 +121,7 @@ class _Planning:
     def run(self) -> Plan:
         refused = refusals(self._state, self._config)
         self._send_away()
+        self._make_room_for_others()
         for want in sorted(self._wants(refused), key=lambda each: each.order):
             self._place(want)
         self._resume()
@@ -205,6 +207,40 @@ class _Planning:
     def _board_of(self, replica: ReplicaView) -> Board:
         assert replica.worker_id is not None, "a replica on a device has a worker"
         return self._boards[self._workers[replica.worker_id].device]
+
+    def _make_room_for_others(self) -> None:
+        """Where other processes want memory that KV alone does not give, the cheapest replicas leave: as many as
+        are needed, or else all that may, since some of it is better than nothing."""
+        for device, board in self._boards.items():
+            shortage_bytes = -board.spare_bytes
+            if shortage_bytes <= 0:
+                continue
+            candidates = [
+                candidate
+                for replica in self._residents[device]
+                if not replica.retired
+                and replica.replica_id not in self._leaving
+                and (candidate := self._judge_for_others(replica)) is not None
+                and self._at(candidate.eligible_at_s)
+            ]
+            victims = choose(candidates, shortage_bytes)
+            for victim in candidates if victims is None else victims:
+                reason = (
+                    f"other processes want {format_bytes(self._others_bytes[device])} of {device}; "
+                    f"{format_bytes(shortage_bytes)} are missing"
+                )
+                self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
+
+    def _judge_for_others(self, replica: ReplicaView) -> Candidate | None:
+        """Nothing of ours is more urgent than memory that is another's."""
+        return judge(
+            replica,
+            self._deployments[replica.deployment],
+            demand_since_s=-math.inf,
+            demand_priority=max(each.priority for each in self._state.deployments),
+            config=self._config,
+            now_s=self._now_s,
+        )
 
     # 2. Deployments that want a replica.
 

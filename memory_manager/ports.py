@@ -83,11 +83,13 @@ class ReplicaUsage:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUsage:
-    """Device bytes one worker holds, as it reports them."""
+    """Device bytes one worker holds, as it reports them. ``ready_bytes``: of memory that it holds for nobody, so
+    that what grows need not wait for it."""
 
     replicas: tuple[ReplicaUsage, ...]
     kv_bytes_committed: int
     kv_lease_revision: int
+    ready_bytes: int = 0
 
 
 class WorkerPort(Protocol):

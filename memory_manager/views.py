@@ -42,7 +42,7 @@ def planner_state(
     """What the planner reads. ``next_due_s``: as ``stirring`` gives it, where some are left out."""
     return PlannerState(
         devices=tuple(
-            DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve", "others"))
+            DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve"), each.claim_bytes)
             for each in ledgers.values()
         ),
         workers=tuple(

@@ -95,6 +95,9 @@ class SimulatedHostCache:
     def forget(self, key: str) -> None:
         self.expected.discard(key)
 
+    def allow_spare(self, allowed: bool) -> int:
+        return 0
+
     async def get(self, ref: ArtifactRef) -> SimulatedCopy:
         if ref.key not in self.pins:
             await asyncio.sleep(self.read_s)
