@@ -1,17 +1,14 @@
 """The real controller over simulated workers, on a loop whose time is virtual."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, deployment, run_virtually
+from support.simulated_house import BUDGET, House, house, virtually
+from support.simulated_memory import PAGE, SimulatedWorker, deployment
 
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
-from memory_manager.controller import MemoryManager
-from memory_manager.residency import Residency, ResidencyEvent
+from memory_manager.config import DeviceBudget, PlannerConfig
+from memory_manager.residency import Residency
 from mooring.errors import (
     ArtifactError,
     ConfigurationError,
@@ -22,86 +19,6 @@ from mooring.errors import (
     OverloadedError,
     ShuttingDownError,
 )
-
-CONFIG = ManagerConfig(
-    planner=PlannerConfig(min_residency_s=2, drain_after_s=0.5, idle_grace_s=0.1),
-    max_waiting_per_deployment=3,
-)
-BUDGET = 30 * PAGE  # two deployments of 10 + 2 and the worker's page fit, three do not
-
-
-class House:
-    """A manager, its host cache, its workers and what it told."""
-
-    def __init__(self, config: ManagerConfig = CONFIG, **devices: int) -> None:
-        self.cache = SimulatedHostCache()
-        self.events: list[ResidencyEvent] = []
-        self.resident = asyncio.Event()
-        budgets = devices or {"cpu": BUDGET}
-        self.manager = MemoryManager(
-            [DeviceBudget(name, num_bytes) for name, num_bytes in budgets.items()],
-            self.cache,
-            config,
-            clock=asyncio.get_running_loop().time,
-            sink=self.note,
-        )
-        self.workers: list[SimulatedWorker] = []
-
-    def note(self, event: ResidencyEvent) -> None:
-        self.events.append(event)
-        if event.after is Residency.RESIDENT:
-            self.resident.set()
-
-    def add_worker(self, device: str = "cpu", budget_bytes: int = BUDGET, **options: Any) -> SimulatedWorker:
-        worker = SimulatedWorker(budget_bytes, device=device, worker_id=f"worker-{device}", **options)
-        worker.on_death = lambda dead: self.manager.worker_lost(dead.worker_id)
-        self.manager.add_worker(worker)
-        self.workers.append(worker)
-        return worker
-
-    def residency(self, name: str) -> Residency:
-        return next(each.residency for each in self.manager.snapshot().deployments if each.name == name)
-
-    def owners(self) -> dict[str, int]:
-        return {key: value // PAGE for key, value in self.manager.snapshot().devices[0].owners.items()}
-
-    def transitions(self, name: str) -> list[tuple[str, str]]:
-        return [(e.before.value, e.after.value) for e in self.events if e.deployment == name]
-
-    async def check_at_rest(self) -> None:
-        """Once all has settled, ledger and workers agree to the byte."""
-        await asyncio.sleep(3)
-        self.manager.check()
-        for worker in self.workers:
-            assert worker.violations == []
-            if worker.alive:
-                worker.check_guarantees()
-                shown = next(e for e in self.manager.snapshot().workers if e.worker_id == worker.worker_id)
-                assert (shown.kv_lease_bytes, shown.kv_bytes) == (worker.kv_bytes, worker.kv_bytes)
-        weights = sum(
-            v for e in self.manager.snapshot().devices for k, v in e.owners.items() if "weights" in k
-        )
-        assert weights == sum(each.weights_bytes for each in self.workers)
-        assert self.manager.snapshot().num_ledger_mismatches == 0
-
-
-@asynccontextmanager
-async def house(*args: Any, **options: Any) -> AsyncIterator[House]:
-    made = House(*args, **options)
-    yield made
-    await made.check_at_rest()
-    await made.manager.stop()
-    assert len(asyncio.all_tasks()) == 1
-
-
-def virtually(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    """Makes an async test run on virtual time."""
-
-    def run() -> None:
-        run_virtually(test)
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 @virtually
