@@ -10,7 +10,9 @@ from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, 
 
 from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
 from memory_manager.controller import MemoryManager
+from memory_manager.planner import plan
 from memory_manager.residency import Residency, ResidencyEvent
+from memory_manager.views import planner_state, stirring
 from mooring.errors import ArtifactError, InsufficientMemoryError, ModelUnavailableError
 
 CONFIG = ManagerConfig(
@@ -73,6 +75,7 @@ class World:
         self.manager = MemoryManager(
             self.devices, self.cache, CONFIG, clock=self.loop.time, sink=self.on_event
         )
+        self.num_left_out = 0
         self.workers: dict[str, SimulatedWorker] = {}
         self.violations: list[str] = []
         for device in self.devices:
@@ -101,6 +104,20 @@ class World:
         # The supervisor may hear of it later than whoever is calling the worker.
         self.loop.call_later(0.01, self.manager.worker_lost, dead.worker_id)
         self.loop.call_later(0.5, self.start_worker, device)
+
+    async def watch_plans(self) -> None:
+        """Again and again: the plan without those at rest is the plan with them."""
+        manager = self.manager
+        while True:
+            await asyncio.sleep(0.0317)
+            for when_s in (now_s := self.loop.time(), now_s + 0.5, now_s + 20):
+                deployments, replicas = manager._deployments.values(), manager._replicas.values()
+                where = manager._ledgers, manager._workers
+                *moving, next_due_s = stirring(deployments, replicas, CONFIG, when_s)
+                whole = planner_state(*where, deployments, replicas, CONFIG, when_s)
+                part = planner_state(*where, *moving, CONFIG, when_s, next_due_s)
+                self.num_left_out += len(whole.deployments) - len(part.deployments)
+                assert plan(part, when_s, CONFIG.planner) == plan(whole, when_s, CONFIG.planner)
 
     async def request(self, request: Request) -> str:
         await asyncio.sleep(request.after_s)
@@ -196,6 +213,47 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
         assert world.violations == []
         await world.manager.stop()
         assert len(asyncio.all_tasks()) == 1
+
+    run_virtually(main)
+
+
+@settings(max_examples=15, **SLOW)
+@given(
+    budgets=st.lists(st.integers(26, 40), min_size=1, max_size=2),
+    sizes=st.lists(models, min_size=4, max_size=4),
+    traffic=st.lists(requests, min_size=5, max_size=25),
+    trouble=st.lists(disturbances, max_size=6),
+    failure_rate=st.sampled_from([0.0, 0.2]),
+    period_s=st.sampled_from([2.5, 4.0]),
+    seed=st.integers(0, 1000),
+)
+def test_a_plan_is_the_same_without_those_at_rest(
+    budgets: list[int],
+    sizes: list[dict[str, int]],
+    traffic: list[Request],
+    trouble: list[Disturbance],
+    failure_rate: float,
+    period_s: float,
+    seed: int,
+) -> None:
+    async def main() -> None:
+        world = World(budgets, seed, failure_rate, max_copies=100)
+        specs = dict(zip(NAMES, sizes, strict=True))
+        for name, sizes_of in specs.items():
+            world.manager.upsert_deployment(deployment(name, **sizes_of))
+        world.manager.upsert_deployment(deployment("tiny", 1, 1, idle_timeout_s=0.5))
+        rhythm = [Request("tiny", period_s * i, 0.01, None, 0) for i in range(8)]
+        watch = asyncio.create_task(world.watch_plans())
+        await asyncio.gather(
+            *(world.request(each) for each in [*traffic, *rhythm]),
+            *(world.disturb(each, specs) for each in trouble),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(3)
+        assert not watch.done(), watch.exception()
+        assert world.num_left_out > 0
+        watch.cancel()
+        await world.manager.stop()
 
     run_virtually(main)
 
