@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from memory_manager.ports import LeaseStatus
+from memory_manager.ports import KvFragmentation, LeaseStatus
 
 __all__ = [
     "REPLICA_ASLEEP",
@@ -225,7 +225,13 @@ class ReplicaStats:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """Figures of one worker."""
+    """Figures of one worker.
+
+    Attributes:
+        kv_swapped_bytes: of host memory that the KV of preempted sequences takes.
+        ready_bytes: of device memory that it keeps for nobody yet.
+        fragmentation: of its KV.
+    """
 
     replicas: tuple[ReplicaStats, ...]
     kv_lease_bytes: int
@@ -233,6 +239,9 @@ class WorkerStats:
     kv_bytes_committed: int
     steps_total: int
     rss_bytes: int
+    kv_swapped_bytes: int = 0
+    ready_bytes: int = 0
+    fragmentation: KvFragmentation = KvFragmentation()
 
 
 class Engine(Protocol):

@@ -251,6 +251,8 @@ class WorkerClient:
             ),
             kv_bytes_committed=stats.kv_bytes_committed,
             kv_lease_revision=stats.kv_lease_revision,
+            ready_bytes=stats.ready_bytes,
+            fragmentation=stats.fragmentation,
         )
 
     async def _call(self, method: Callable[..., Awaitable[Any]], request: Message, **options: Any) -> Any:

@@ -6,6 +6,7 @@ a gRPC status whose trailing metadata carries the code of ``mooring.errors``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -23,7 +24,7 @@ from engines.api import (
     TopLogprobs,
     WorkerStats,
 )
-from memory_manager.ports import LeaseStatus
+from memory_manager.ports import KvFragmentation, LeaseStatus
 from mooring.errors import InternalError, MooringError, WorkerLostError, error_from_code, status_of
 from mooring.v1 import engine_pb2 as pb
 
@@ -240,6 +241,8 @@ def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
         kv_bytes_committed=stats.kv_bytes_committed,
         steps_total=stats.steps_total,
         rss_bytes=stats.rss_bytes,
+        ready_bytes=stats.ready_bytes,
+        fragmentation=pb.KvFragmentation(**dataclasses.asdict(stats.fragmentation)),
     )
 
 
@@ -265,6 +268,13 @@ def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
         kv_bytes_committed=message.kv_bytes_committed,
         steps_total=message.steps_total,
         rss_bytes=message.rss_bytes,
+        ready_bytes=message.ready_bytes,
+        fragmentation=KvFragmentation(
+            free_bytes=message.fragmentation.free_bytes,
+            vacant_bytes=message.fragmentation.vacant_bytes,
+            tail_bytes=message.fragmentation.tail_bytes,
+            unfilled_bytes=message.fragmentation.unfilled_bytes,
+        ),
     )
 
 

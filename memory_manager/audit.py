@@ -62,6 +62,7 @@ class Audit:
                 continue
             worker.kv_bytes = usage.kv_bytes_committed
             worker.ready_bytes = usage.ready_bytes
+            worker.fragmentation = usage.fragmentation
             for reported in usage.replicas:
                 replica = self._replicas.get(reported.replica_id)
                 if replica is not None:

@@ -14,7 +14,7 @@ from memory_manager.config import ManagerConfig, PlannerConfig
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
 from memory_manager.plan_types import DemandView
-from memory_manager.ports import ArtifactRef, DeploymentSpec, WorkerPort
+from memory_manager.ports import ArtifactRef, DeploymentSpec, KvFragmentation, WorkerPort
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.scaling import Scale, rescale
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
@@ -87,6 +87,7 @@ class Worker:
         tasks: what is under way on it; cancelled when it is lost.
         kv_bytes: that it held at the last poll.
         ready_bytes: of memory that it kept ready for later then.
+        fragmentation: of its KV then.
     """
 
     port: WorkerPort
@@ -95,6 +96,7 @@ class Worker:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     kv_bytes: int = 0
     ready_bytes: int = 0
+    fragmentation: KvFragmentation = KvFragmentation()
 
     @property
     def worker_id(self) -> str:

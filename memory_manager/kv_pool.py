@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from memory_manager.arena import AddressRange, Arena, contiguous_runs
 from memory_manager.kv_blocks import GroupBlocks
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
+from memory_manager.ports import KvFragmentation
 from mooring.errors import InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
 
@@ -252,6 +253,16 @@ class KVPool:
         live_bytes = sum(blocks.num_live * blocks.group.block_bytes for blocks in model.groups)
         idle_bytes = sum(blocks.num_idle * blocks.group.block_bytes for blocks in model.groups)
         return KVUsage(model.held_pages * PAGE_BYTES, live_bytes, idle_bytes)
+
+    def fragmentation(self) -> KvFragmentation:
+        """What is committed and holds no block: with the null page, and the blocks in use and idle of all
+        models, it adds up to ``committed_bytes``."""
+        groups = [blocks for model in self._models.values() for blocks in model.groups]
+        return KvFragmentation(
+            free_bytes=len(self._free) * PAGE_BYTES,
+            vacant_bytes=sum(blocks.num_free * blocks.group.block_bytes for blocks in groups),
+            tail_bytes=sum(blocks.num_pages * blocks.group.tail_bytes for blocks in groups),
+        )
 
     def check_integrity(self) -> None:
         """Checks that every page is in exactly one state and every slot is counted once; meant for

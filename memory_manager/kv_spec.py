@@ -46,8 +46,12 @@ class KVGroup:
     window_tokens: int | None = None
 
     @property
+    def bytes_per_token(self) -> int:
+        return self.bytes_per_token_layer * len(self.layers)
+
+    @property
     def block_bytes(self) -> int:
-        return self.bytes_per_token_layer * len(self.layers) * self.block_tokens
+        return self.bytes_per_token * self.block_tokens
 
     @property
     def granule_bytes(self) -> int:
@@ -57,6 +61,11 @@ class KVGroup:
     @property
     def blocks_per_page(self) -> int:
         return PAGE_BYTES // self.block_bytes
+
+    @property
+    def tail_bytes(self) -> int:
+        """Of a page, where no block fits any more."""
+        return PAGE_BYTES - self.blocks_per_page * self.block_bytes
 
     def blocks_for_tokens(self, num_tokens: int) -> int:
         """Most blocks that one sequence of ``num_tokens`` ever holds at once."""

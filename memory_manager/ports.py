@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["ArtifactRef", "DeploymentSpec", "LeaseStatus", "ReplicaUsage", "WorkerPort", "WorkerUsage"]
+__all__ = [
+    "ArtifactRef",
+    "DeploymentSpec",
+    "KvFragmentation",
+    "LeaseStatus",
+    "ReplicaUsage",
+    "WorkerPort",
+    "WorkerUsage",
+]
 
 
 class LeaseStatus(enum.Enum):
@@ -82,6 +90,23 @@ class ReplicaUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class KvFragmentation:
+    """Committed KV memory of one worker that holds no token, in bytes; docs/memory.md bounds it.
+
+    Attributes:
+        free_bytes: of pages that are nobody's: any model takes them in its next step.
+        vacant_bytes: of free places for blocks in pages that a model holds.
+        tail_bytes: at the ends of held pages, where no block fits.
+        unfilled_bytes: in blocks that sequences hold, for tokens that are not computed yet.
+    """
+
+    free_bytes: int = 0
+    vacant_bytes: int = 0
+    tail_bytes: int = 0
+    unfilled_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerUsage:
     """Device bytes one worker holds, as it reports them. ``ready_bytes``: of memory that it holds for nobody, so
     that what grows need not wait for it."""
@@ -90,6 +115,7 @@ class WorkerUsage:
     kv_bytes_committed: int
     kv_lease_revision: int
     ready_bytes: int = 0
+    fragmentation: KvFragmentation = KvFragmentation()
 
 
 class WorkerPort(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memory_manager.ports import KvFragmentation
 from memory_manager.residency import Residency
 
 __all__ = ["DeploymentStatus", "DeviceStatus", "ReplicaStatus", "Snapshot", "WorkerStatus"]
@@ -21,13 +22,15 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker that takes orders. ``kv_lease_bytes`` is the ledger's figure, ``kv_bytes`` the worker's own
-    at the last poll."""
+    """One worker that takes orders. ``kv_lease_bytes`` is the ledger's figure; ``kv_bytes``, ``ready_bytes`` (of
+    memory that it keeps for nobody yet) and ``fragmentation`` are the worker's own at the last poll."""
 
     worker_id: str
     device: str
     kv_lease_bytes: int
     kv_bytes: int
+    ready_bytes: int = 0
+    fragmentation: KvFragmentation = KvFragmentation()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,14 @@ def snapshot(
             for each in ledgers.values()
         ),
         workers=tuple(
-            WorkerStatus(each.worker_id, each.port.device, each.kv.lease_bytes, each.kv_bytes)
+            WorkerStatus(
+                each.worker_id,
+                each.port.device,
+                each.kv.lease_bytes,
+                each.kv_bytes,
+                each.ready_bytes,
+                each.fragmentation,
+            )
             for each in workers.values()
         ),
         deployments=tuple(map(_deployment_status, deployments.values())),

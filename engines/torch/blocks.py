@@ -56,6 +56,14 @@ class BlockTables:
             for table, group in zip(self.tables, self.groups, strict=True)
         )
 
+    def unfilled_bytes(self, slots: NDArray[np.int64], num_computed: NDArray[np.int64]) -> int:
+        """In blocks of these sequences, for tokens that are not computed yet. Both [S]."""
+        return sum(
+            int(np.maximum(counts[slots] * group.block_tokens - num_computed, 0).sum())
+            * group.bytes_per_token
+            for counts, group in zip(self._num_blocks, self.groups, strict=True)
+        )
+
     # Admission -------------------------------------------------------------------------------------
 
     def find(self, keys: BlockKeys, token_ids: NDArray[np.int32], max_tokens: int) -> Prefix:

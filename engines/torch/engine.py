@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -221,6 +222,12 @@ class TorchEngine:
             kv_bytes_committed=self._pool.committed_bytes,
             steps_total=self._steps_total,
             rss_bytes=self._process.memory_info().rss,
+            ready_bytes=self._arena.stock_bytes,
+            fragmentation=dataclasses.replace(
+                self._pool.fragmentation(),
+                unfilled_bytes=sum(runner.unfilled_kv_bytes for runner in self._runners()),
+            ),
+            kv_swapped_bytes=self._swap_space.used_bytes,
         )
 
     def check_integrity(self) -> None:

@@ -133,6 +133,12 @@ class SequenceRunner:
         """Of all blocks in its tables."""
         return self._blocks.live_bytes
 
+    @property
+    def unfilled_kv_bytes(self) -> int:
+        """In its sequences' blocks, for tokens that are not computed yet."""
+        slots = self._table.active_slots()
+        return self._blocks.unfilled_bytes(slots, self._table.num_computed[slots])
+
     def earliest_deadline_s(self) -> float:
         """Of all sequences without a first token; ``inf`` if none has one."""
         return min(self._waiting.earliest_deadline_s(), self._table.earliest_deadline_s())

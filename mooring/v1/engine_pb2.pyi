@@ -353,18 +353,34 @@ class ReplicaStats(_message.Message):
     generation_tokens_total: int
     def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ...) -> None: ...
 
+class KvFragmentation(_message.Message):
+    __slots__ = ("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes")
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VACANT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TAIL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNFILLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    free_bytes: int
+    vacant_bytes: int
+    tail_bytes: int
+    unfilled_bytes: int
+    def __init__(self, free_bytes: _Optional[int] = ..., vacant_bytes: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., unfilled_bytes: _Optional[int] = ...) -> None: ...
+
 class StatsResponse(_message.Message):
-    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes")
+    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes", "ready_bytes", "fragmentation")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_REVISION_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_COMMITTED_FIELD_NUMBER: _ClassVar[int]
     STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTATION_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStats]
     kv_lease_bytes: int
     kv_lease_revision: int
     kv_bytes_committed: int
     steps_total: int
     rss_bytes: int
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+    ready_bytes: int
+    fragmentation: KvFragmentation
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KvFragmentation, _Mapping]] = ...) -> None: ...
