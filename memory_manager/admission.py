@@ -42,7 +42,7 @@ class Admission:
             deployment.check_available(now_s)
         except MooringError as error:
             raise self._refused(deployment, error) from None
-        deployment.held = False
+        deployment.held, deployment.stirred = False, True
         deployment.count_arrival(now_s, self._config.rate_half_life_s)
         best = deployment.best_replica()
         if best.residency is Residency.RESIDENT:

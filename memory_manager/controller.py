@@ -96,9 +96,10 @@ class MemoryManager:
             self._admission.note_failure,
         )
         self._execution = Execution(
-            self._moves, self._workers, self._replicas, self._reporter, self._schedule.soon
+            self._moves, self._workers, self._replicas, self._reporter, self._note_move
         )
         self._audit = Audit(self._replicas, self._config.usage_poll_s, self._reporter, self._lost)
+        self._has_moved = False
         self._stopping = False
 
     # Workers.
@@ -159,6 +160,7 @@ class MemoryManager:
         arriving = replica.residency in (Residency.LOADING, Residency.WAKING)
         replica.leases.clear()
         replica.in_flight = False
+        replica.deployment.stirred = self._has_moved = True
         replica.forget_worker()
         if arriving:
             # Perhaps it was this load that killed the worker; it must not do so for ever.
@@ -187,6 +189,7 @@ class MemoryManager:
             deployment = self._deployments[spec.name] = Deployment(spec, self._clock())
         self._expect_only(deployment.spec, spec if spec.enabled else None)
         deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
+        deployment.stirred = self._has_moved = True
         if not spec.enabled:
             deployment.fail_waiters(lambda: disabled(spec.name))
         for replica in list(deployment.replicas):
@@ -231,7 +234,7 @@ class MemoryManager:
 
     def _retire(self, replica: Replica) -> None:
         replica.deployment.replicas.remove(replica)
-        replica.retired = True
+        replica.retired = self._has_moved = True
 
     def _deployment(self, name: str) -> Deployment:
         if name not in self._deployments:
@@ -269,7 +272,7 @@ class MemoryManager:
             MooringError: its worker could not.
         """
         deployment = self._deployment(name)
-        deployment.held = True
+        deployment.held = deployment.stirred = True
         asleep = []
         for replica in deployment.replicas:
             if replica.residency in ON_DEVICE:
@@ -367,10 +370,9 @@ class MemoryManager:
 
     def replan(self) -> None:
         """Makes a plan and begins what it decides. Every event does so by itself."""
-        for replica in list(self._replicas.values()):
-            self._moves.follow_host_cache(replica)
-            if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
-                del self._replicas[replica.replica_id]
+        if self._has_moved:
+            self._has_moved = False
+            self._follow_moves()
         self._admission.serve(self._deployments.values())
         now_s = self._clock()
         deployments, replicas, next_due_s = stirring(
@@ -382,9 +384,20 @@ class MemoryManager:
             self._ledgers, self._workers, deployments, replicas, self._config, now_s, next_due_s
         )
         decided = plan(state, now_s, self._config.planner)
-        for name, deployment in self._deployments.items():
-            self._admission.note_refusal(deployment, decided.refusals.get(name, ""))
+        for deployment in deployments:
+            self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
         for action in decided.actions:
             self._execution.begin(action)
-        self._admission.serve(self._deployments.values())
+        self._admission.serve(deployments)
         self._schedule.after(decided.next_at_s - now_s)
+
+    def _note_move(self) -> None:
+        self._has_moved = True
+        self._schedule.soon()
+
+    def _follow_moves(self) -> None:
+        """After a move: what it brought into the host cache or drove out of it, and replicas that are no more."""
+        for replica in list(self._replicas.values()):
+            self._moves.follow_host_cache(replica)
+            if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
+                del self._replicas[replica.replica_id]

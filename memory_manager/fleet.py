@@ -117,7 +117,7 @@ class Replica:
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
         retry_at_s: nothing is tried before.
-        kv_bytes, preemptions_total: its worker's figures at the last poll.
+        kv_bytes, preemptions_total, cache: its worker's figures at the last poll.
     """
 
     replica_id: str
@@ -135,6 +135,7 @@ class Replica:
     retry_at_s: float = 0.0
     kv_bytes: int = 0
     preemptions_total: int = 0
+    cache: KvCacheFigures = KvCacheFigures()
     owner: Owner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -162,6 +163,7 @@ class Replica:
         """No worker knows it any more; the host cache may evict its copy."""
         self.worker = None
         self.kv_bytes = 0
+        self.cache = KvCacheFigures()
         if self.host_copy is not None:
             self.host_copy.release()
             self.host_copy = None
@@ -220,6 +222,8 @@ class Deployment:
         refusal: why it can never fit; empty where it can.
         scale: how many replicas its load asks for.
         pattern: the rhythm of its requests.
+        stirred: something has happened to it since a plan last found it at rest.
+        due_s: when time alone will stir it; as of then.
         load_s, wake_s: running estimates; None before the first measurement.
     """
 
@@ -231,6 +235,8 @@ class Deployment:
     refusal: str = ""
     load_s: float | None = None
     wake_s: float | None = None
+    stirred: bool = True
+    due_s: float = math.inf
     scale: Scale = field(default_factory=Scale)
     pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
     _arrivals: float = 0.0
@@ -241,7 +247,7 @@ class Deployment:
         """Nobody waits for it, nothing keeps it resident, and all its replicas are at rest: a plan would come
         out the same without it."""
         spec = self.spec
-        if self.waiters or (spec.enabled and (spec.pinned or spec.min_replicas)):
+        if self.waiters or self.refusal or (spec.enabled and (spec.pinned or spec.min_replicas)):
             return False
         return all(each.is_at_rest for each in self.replicas)
 

@@ -69,6 +69,7 @@ class Moves:
 
     def enter(self, replica: Replica, after: Residency, reason: str) -> None:
         """Makes one transition, tells of it, and answers an operator who waits for it."""
+        replica.deployment.stirred = True
         before, now_s = replica.residency, self._clock()
         duration_s = replica.state.move(after, now_s, reason)
         if after is Residency.RESIDENT and before is not Residency.DRAINING:
@@ -271,6 +272,7 @@ class Moves:
             replica.in_flight = False
             replica.num_failures = 0
             replica.kv_bytes = 0
+            replica.cache = dataclasses.replace(replica.cache, live_bytes=0, cached_bytes=0)
             self.enter(replica, self.off_device(replica), reason)
 
     async def unload(self, replica: Replica, worker: Worker, reason: str) -> None:

@@ -17,17 +17,23 @@ __all__ = ["planner_state", "snapshot", "stirring"]
 def stirring(
     deployments: Iterable[Deployment], replicas: Iterable[Replica], config: ManagerConfig, now_s: float
 ) -> tuple[list[Deployment], list[Replica], float]:
-    """Those that a plan can turn on, and when time alone will stir another one. Of many deployments most are at
-    rest, and every plan is the same with and without them."""
-    moving: dict[str, Deployment] = {}
+    """Those that a plan can turn on, and when time alone will stir another one.
+
+    Of many deployments most are at rest, and every plan is the same with and without them. Whatever happens to
+    one sets its ``stirred``; a look at each that is stirred finds whether it has come to rest.
+    """
+    moving: list[Deployment] = []
     next_due_s = math.inf
     for deployment in deployments:
-        if deployment.is_at_rest and (due_s := deployment.prewake_at_s(now_s, config)) > now_s:
-            next_due_s = min(next_due_s, due_s)
-        else:
-            moving[deployment.spec.name] = deployment
-    stirred = [each for each in replicas if each.spec.name in moving or not each.is_at_rest]
-    return list(moving.values()), stirred, next_due_s
+        if deployment.stirred or deployment.due_s <= now_s:
+            deployment.due_s = deployment.prewake_at_s(now_s, config)
+            deployment.stirred = deployment.due_s <= now_s or not deployment.is_at_rest
+            if deployment.stirred:
+                moving.append(deployment)
+                continue
+        next_due_s = min(next_due_s, deployment.due_s)
+    stirred = [each for each in replicas if each.deployment.stirred or (each.retired and not each.is_at_rest)]
+    return moving, stirred, next_due_s
 
 
 def planner_state(
@@ -151,6 +157,7 @@ def _deployment_status(deployment: Deployment) -> DeploymentStatus:
                 kv_bytes=each.kv_bytes,
                 num_active=len(each.leases),
                 preemptions_total=each.preemptions_total,
+                cache=each.cache,
                 since_s=each.state.since_s,
                 last_used_s=each.last_used_s,
             )

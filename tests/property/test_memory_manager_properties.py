@@ -110,14 +110,14 @@ class World:
         manager = self.manager
         while True:
             await asyncio.sleep(0.0317)
-            for when_s in (now_s := self.loop.time(), now_s + 0.5, now_s + 20):
-                deployments, replicas = manager._deployments.values(), manager._replicas.values()
-                where = manager._ledgers, manager._workers
-                *moving, next_due_s = stirring(deployments, replicas, CONFIG, when_s)
-                whole = planner_state(*where, deployments, replicas, CONFIG, when_s)
-                part = planner_state(*where, *moving, CONFIG, when_s, next_due_s)
-                self.num_left_out += len(whole.deployments) - len(part.deployments)
-                assert plan(part, when_s, CONFIG.planner) == plan(whole, when_s, CONFIG.planner)
+            now_s = self.loop.time()
+            deployments, replicas = manager._deployments.values(), manager._replicas.values()
+            where = manager._ledgers, manager._workers
+            *moving, next_due_s = stirring(deployments, replicas, CONFIG, now_s)
+            whole = planner_state(*where, deployments, replicas, CONFIG, now_s)
+            part = planner_state(*where, *moving, CONFIG, now_s, next_due_s)
+            self.num_left_out += len(whole.deployments) - len(part.deployments)
+            assert plan(part, now_s, CONFIG.planner) == plan(whole, now_s, CONFIG.planner)
 
     async def request(self, request: Request) -> str:
         await asyncio.sleep(request.after_s)
