@@ -39,7 +39,7 @@ from engines.wire import (
     submit_to_wire,
     top_logprobs_from_wire,
 )
-from memory_manager.ports import DeploymentSpec, LeaseStatus, ReplicaUsage, WorkerUsage
+from memory_manager.ports import DeploymentSpec, KvCacheFigures, LeaseStatus, ReplicaUsage, WorkerUsage
 from mooring.errors import WorkerLostError
 from mooring.v1 import engine_pb2 as pb
 from mooring.v1 import engine_pb2_grpc
@@ -62,6 +62,7 @@ class SequenceChunk:
         prompt_logprobs: with the first token of sequences that asked, as in ``StepOutput``.
         queue_s: with the first token: seconds that the sequence had waited in the engine before a step began with
             it.
+        cached_tokens: with the first token, of sequences that share KV: tokens of the prompt that were found.
         finished: the end, after these tokens. With ``ERROR`` and code ``worker_lost`` the process died.
     """
 
@@ -69,6 +70,7 @@ class SequenceChunk:
     logprobs: list[TopLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TopLogprobs] | None = None
     queue_s: float | None = None
+    cached_tokens: int | None = None
     finished: Finished | None = None
 
 
@@ -246,6 +248,13 @@ class WorkerClient:
                     running=replica.running,
                     waiting=replica.waiting,
                     preemptions_total=replica.preemptions_total,
+                    cache=KvCacheFigures(
+                        live_bytes=replica.kv_live_bytes,
+                        cached_bytes=replica.kv_cached_bytes,
+                        query_tokens_total=replica.prefix_query_tokens_total,
+                        hit_tokens_total=replica.prefix_hit_tokens_total,
+                        preemptions_by_swap_total=replica.preemptions_by_swap_total,
+                    ),
                 )
                 for replica in stats.replicas
             ),
@@ -315,6 +324,8 @@ class WorkerClient:
         for waited in message.queue_times:
             chunks[waited.sequence_id].queue_s = waited.seconds
             num_tokens += self._num_unread.pop(waited.sequence_id, 0)
+        for cached in message.cached_tokens:
+            chunks[cached.sequence_id].cached_tokens = cached.num_tokens
         if num_tokens:
             self._on_step(message.replica_id, num_tokens)
         for ended in message.finished:

@@ -300,6 +300,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             for sequence_id, seconds in output.queue_s.items():
                 message = self._message_for(messages, sequence_id, output)
                 message.queue_times.add(sequence_id=sequence_id & _ROUTER_ID_MASK, seconds=seconds)
+            for sequence_id, num_tokens in output.cached_tokens.items():
+                message = self._message_for(messages, sequence_id, output)
+                message.cached_tokens.add(sequence_id=sequence_id & _ROUTER_ID_MASK, num_tokens=num_tokens)
             for finished in output.finished:
                 message = self._message_for(messages, finished.sequence_id, output)
                 message.finished.append(finished_to_wire(finished, finished.sequence_id & _ROUTER_ID_MASK))

@@ -111,6 +111,7 @@ def submit_to_wire(request: SequenceRequest, now_s: float) -> pb.Submit:
         sampling=message,
         deadline_s=deadline_s,
         priority=request.priority,
+        cache_scope=request.cache_scope,
     )
 
 
@@ -143,6 +144,7 @@ def submit_from_wire(message: pb.Submit, sequence_id: int, now_s: float) -> Sequ
         ),
         deadline_s=math.inf if message.deadline_s == _BEST_EFFORT else now_s + message.deadline_s,
         priority=message.priority,
+        cache_scope=message.cache_scope if message.HasField("cache_scope") else None,
     )
 
 
@@ -233,6 +235,10 @@ def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
                 preemptions_total=replica.preemptions_total,
                 prompt_tokens_total=replica.prompt_tokens_total,
                 generation_tokens_total=replica.generation_tokens_total,
+                kv_cached_bytes=replica.kv_cached_bytes,
+                preemptions_by_swap_total=replica.preemptions_by_swap_total,
+                prefix_query_tokens_total=replica.prefix_query_tokens_total,
+                prefix_hit_tokens_total=replica.prefix_hit_tokens_total,
             )
             for replica in stats.replicas
         ],
@@ -241,6 +247,7 @@ def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
         kv_bytes_committed=stats.kv_bytes_committed,
         steps_total=stats.steps_total,
         rss_bytes=stats.rss_bytes,
+        kv_swapped_bytes=stats.kv_swapped_bytes,
         ready_bytes=stats.ready_bytes,
         fragmentation=pb.KvFragmentation(**dataclasses.asdict(stats.fragmentation)),
     )
@@ -260,6 +267,10 @@ def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
                 preemptions_total=replica.preemptions_total,
                 prompt_tokens_total=replica.prompt_tokens_total,
                 generation_tokens_total=replica.generation_tokens_total,
+                kv_cached_bytes=replica.kv_cached_bytes,
+                preemptions_by_swap_total=replica.preemptions_by_swap_total,
+                prefix_query_tokens_total=replica.prefix_query_tokens_total,
+                prefix_hit_tokens_total=replica.prefix_hit_tokens_total,
             )
             for replica in message.replicas
         ),
@@ -268,6 +279,7 @@ def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
         kv_bytes_committed=message.kv_bytes_committed,
         steps_total=message.steps_total,
         rss_bytes=message.rss_bytes,
+        kv_swapped_bytes=message.kv_swapped_bytes,
         ready_bytes=message.ready_bytes,
         fragmentation=KvFragmentation(
             free_bytes=message.fragmentation.free_bytes,

@@ -14,7 +14,7 @@ from memory_manager.config import ManagerConfig, PlannerConfig
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
 from memory_manager.plan_types import DemandView
-from memory_manager.ports import ArtifactRef, DeploymentSpec, KvFragmentation, WorkerPort
+from memory_manager.ports import ArtifactRef, DeploymentSpec, KvCacheFigures, KvFragmentation, WorkerPort
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.scaling import Scale, rescale
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
@@ -135,7 +135,7 @@ class Replica:
     retry_at_s: float = 0.0
     kv_bytes: int = 0
     preemptions_total: int = 0
-    cache: KvCacheFigures = KvCacheFigures()
+    cache: KvCacheFigures = field(default_factory=KvCacheFigures)
     owner: Owner = field(init=False)
 
     def __post_init__(self) -> None:

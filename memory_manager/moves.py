@@ -7,6 +7,7 @@ may be in use, never the other way round; they leave the ledger with the worker.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar

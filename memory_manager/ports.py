@@ -14,6 +14,7 @@ from typing import Protocol
 __all__ = [
     "ArtifactRef",
     "DeploymentSpec",
+    "KvCacheFigures",
     "KvFragmentation",
     "LeaseStatus",
     "ReplicaUsage",
@@ -76,6 +77,25 @@ class DeploymentSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class KvCacheFigures:
+    """What the KV of one replica is used for.
+
+    Attributes:
+        live_bytes: of blocks that sequences use.
+        cached_bytes: of blocks that none uses, kept to be found again; given up before anything else.
+        query_tokens_total: of prompts that were looked up in the prefix cache, since the replica was loaded.
+        hit_tokens_total: of these, those that were found and not computed.
+        preemptions_by_swap_total: preempted sequences whose KV went to host memory.
+    """
+
+    live_bytes: int = 0
+    cached_bytes: int = 0
+    query_tokens_total: int = 0
+    hit_tokens_total: int = 0
+    preemptions_by_swap_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaUsage:
     """What one replica holds in device bytes, as its worker reports it. ``preemptions_total``: sequences that
     lost their blocks and were computed again, since it was loaded."""
@@ -87,6 +107,7 @@ class ReplicaUsage:
     running: int
     waiting: int
     preemptions_total: int = 0
+    cache: KvCacheFigures = KvCacheFigures()
 
 
 @dataclass(frozen=True, slots=True)

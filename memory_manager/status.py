@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from memory_manager.ports import KvFragmentation
+from memory_manager.ports import KvCacheFigures, KvFragmentation
 from memory_manager.residency import Residency
 
 __all__ = ["DeploymentStatus", "DeviceStatus", "ReplicaStatus", "Snapshot", "WorkerStatus"]
@@ -36,7 +36,7 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
-    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` the worker's count,
+    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` and ``cache`` the worker's,
     ``since_s`` when its residency began and ``last_used_s`` when a request last came or went, on the manager's
     clock."""
 
@@ -50,6 +50,7 @@ class ReplicaStatus:
     preemptions_total: int
     since_s: float
     last_used_s: float
+    cache: KvCacheFigures = field(default_factory=KvCacheFigures)
 
 
 @dataclass(frozen=True, slots=True)

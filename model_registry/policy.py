@@ -22,6 +22,7 @@ WHOLE_NUMBERS = {  # least value; None is no bound
     "max_replicas": 1,
 }
 OPTIONAL_WHOLE_NUMBERS = {"kv_guarantee_bytes": 0, "kv_cap_bytes": 1, "max_model_len": 1}
+CHOICES = {"prefix_cache": ("tenant", "shared", "off")}
 MAX_PRIORITY = 2**31 - 1  # what the column and the wire hold
 MAX_BYTES = 2**63 - 1
 
@@ -71,6 +72,9 @@ def check_policy(policy: DeploymentPolicy) -> None:
     for name, least in OPTIONAL_WHOLE_NUMBERS.items():
         if (value := getattr(policy, name)) is not None:
             _check_whole(name, value, least, MAX_PRIORITY if name == "max_model_len" else MAX_BYTES)
+    for name, choices in CHOICES.items():
+        if getattr(policy, name) not in choices:
+            raise InvalidRequestError(f"{name} must be one of {', '.join(choices)}", param=name)
     idle: object = policy.idle_timeout_s
     if idle is not None and not (_is_number(idle) and math.isfinite(idle) and idle > 0):
         raise InvalidRequestError(

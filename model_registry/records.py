@@ -114,6 +114,7 @@ class DeploymentPolicy:
         idle_timeout_s: seconds without a request after which it sleeps; None is never.
         min_replicas: replicas kept loaded without any demand.
         max_replicas: replicas that demand may add up to.
+        prefix_cache: who shares computed prefixes: requests of one ``tenant``, all (``shared``), or none (``off``).
     """
 
     enabled: bool = True
@@ -125,6 +126,7 @@ class DeploymentPolicy:
     idle_timeout_s: float | None = None
     min_replicas: int = 0
     max_replicas: int = 1
+    prefix_cache: str = "tenant"
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,7 @@ class Deployment(Base):
     idle_timeout_s: Mapped[float | None]
     min_replicas: Mapped[int]
     max_replicas: Mapped[int]
+    prefix_cache: Mapped[str] = mapped_column(String(16), server_default="tenant")
     created_at_s: Mapped[float]
     updated_at_s: Mapped[float]
 

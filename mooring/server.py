@@ -351,8 +351,11 @@ def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
         deployment.name: ModelGauges(
             num_requests_running=sum(replica.num_active for replica in deployment.replicas),
             num_requests_waiting=deployment.num_waiting,
-            kv_cache_usage=sum(replica.kv_bytes for replica in deployment.replicas) / max(kv_lease_bytes, 1),
+            kv_cache_usage=sum(replica.cache.live_bytes for replica in deployment.replicas)
+            / max(kv_lease_bytes, 1),
             num_preemptions=sum(replica.preemptions_total for replica in deployment.replicas),
+            prefix_query_tokens=sum(replica.cache.query_tokens_total for replica in deployment.replicas),
+            prefix_hit_tokens=sum(replica.cache.hit_tokens_total for replica in deployment.replicas),
             residency=deployment.residency.value,
         )
         for deployment in snapshot.deployments

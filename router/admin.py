@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Request
 from engines.supervisor import WorkerStatus as SupervisedWorker
 from memory_manager.controller import MemoryManager
 from memory_manager.devices import DeviceReader
+from memory_manager.status import WorkerStatus as ManagedWorker
 from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
 from router import admin_types as types
@@ -222,12 +223,8 @@ def _status_routes(services: AdminServices) -> APIRouter:
         ]
 
     def workers() -> list[types.WorkerStatus]:
-        return [
-            types.WorkerStatus(
-                worker_id=each.worker_id, pid=each.pid, device=each.device, state=each.state.value
-            )
-            for each in services.workers()
-        ]
+        managed = {each.worker_id: each for each in services.manager.snapshot().workers}
+        return [_worker_status(each, managed.get(each.worker_id)) for each in services.workers()]
 
     @router.get("/devices")
     async def list_devices() -> list[types.DeviceStatus]:
@@ -252,6 +249,19 @@ def _status_routes(services: AdminServices) -> APIRouter:
     return router
 
 
+def _worker_status(worker: SupervisedWorker, managed: ManagedWorker | None) -> types.WorkerStatus:
+    return types.WorkerStatus(
+        worker_id=worker.worker_id,
+        pid=worker.pid,
+        device=worker.device,
+        state=worker.state.value,
+        ready_bytes=0 if managed is None else managed.ready_bytes,
+        kv_fragmentation=None
+        if managed is None
+        else types.KvFragmentation.model_validate(managed.fragmentation),
+    )
+
+
 def _deployment_status(services: AdminServices, record: DeploymentRecord) -> types.DeploymentStatus:
     for managed in services.manager.snapshot().deployments:
         if managed.name == record.name:
@@ -267,6 +277,8 @@ def _deployment_status(services: AdminServices, record: DeploymentRecord) -> typ
                         residency=replica.residency.value,
                         weights_bytes=replica.weights_bytes,
                         kv_bytes=replica.kv_bytes,
+                        kv_live_bytes=replica.cache.live_bytes,
+                        kv_cached_bytes=replica.cache.cached_bytes,
                     )
                     for replica in managed.replicas
                 ],

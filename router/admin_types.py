@@ -19,6 +19,7 @@ __all__ = [
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
+    "KvFragmentation",
     "ModelBody",
     "Policy",
     "RegistrationBody",
@@ -37,6 +38,12 @@ __all__ = [
 Name = Annotated[
     str, Field(description="1 to 128 letters, digits and `. _ : / -`, the first one a letter or digit.")
 ]
+
+
+PrefixCache = Literal["tenant", "shared", "off"]
+
+
+MAX_REPLICAS = 64  # more than there are devices in one machine
 
 
 class _Body(BaseModel):
@@ -63,8 +70,17 @@ class Policy(_Request):
     idle_timeout_s: float | None = Field(
         None, gt=0, description="Seconds without a request before it sleeps."
     )
-    min_replicas: int = Field(0, ge=0, le=1)
-    max_replicas: int = Field(1, ge=1, le=1)
+    min_replicas: int = Field(
+        0, ge=0, le=MAX_REPLICAS, description="Replicas that stay resident whether requests come or not."
+    )
+    max_replicas: int = Field(
+        1, ge=1, le=MAX_REPLICAS, description="Replicas that load may bring, one on each device."
+    )
+    prefix_cache: PrefixCache = Field(
+        "tenant",
+        description="Who shares computed prefixes: requests of one tenant, all (`shared`; a tenant can then tell "
+        "by the time what others sent), or none (`off`).",
+    )
 
 
 class RegistrationCreate(_Request):
@@ -128,7 +144,9 @@ class DeploymentUpdate(_Request):
     kv_guarantee_bytes: int | None = Field(None, ge=0)
     kv_cap_bytes: int | None = Field(None, ge=1)
     idle_timeout_s: float | None = Field(None, gt=0)
-    min_replicas: int | None = Field(None, ge=0, le=1)
+    min_replicas: int | None = Field(None, ge=0, le=MAX_REPLICAS)
+    max_replicas: int | None = Field(None, ge=1, le=MAX_REPLICAS)
+    prefix_cache: PrefixCache | None = None
 
 
 class DeploymentBody(_Body):
@@ -186,11 +204,22 @@ class DeviceStatus(_Body):
     memory: DeviceMemory | None = Field(None, description="Null where the device cannot be read.")
 
 
+class KvFragmentation(_Body):
+    """Committed KV memory that holds no token, in bytes."""
+
+    free_bytes: int = Field(description="Pages that are nobody's: any model takes them in its next step.")
+    vacant_bytes: int = Field(description="Free places for blocks in pages that a model holds.")
+    tail_bytes: int = Field(description="Ends of held pages, where no block fits.")
+    unfilled_bytes: int = Field(description="In blocks that sequences hold, for tokens to come.")
+
+
 class WorkerStatus(_Body):
     worker_id: str
     pid: int | None
     device: str
     state: str
+    ready_bytes: int = Field(0, description="Device memory that it keeps ready for nobody yet.")
+    kv_fragmentation: KvFragmentation | None = Field(None, description="Null before it takes orders.")
 
 
 class ReplicaStatus(_Body):
@@ -198,7 +227,11 @@ class ReplicaStatus(_Body):
     worker: str | None
     residency: str
     weights_bytes: int
-    kv_bytes: int
+    kv_bytes: int = Field(description="Of the pages that it holds.")
+    kv_live_bytes: int = Field(description="Of blocks that running requests use.")
+    kv_cached_bytes: int = Field(
+        description="Of blocks kept for requests that begin alike; given up on demand."
+    )
 
 
 class DeploymentStatus(_Body):

@@ -37,7 +37,9 @@ class BatchGeneration:
         """Tokens so far, of all prompts together."""
         usages = [generation.usage for generation in self._generations]
         return Usage(
-            sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages)
+            sum(usage.prompt_tokens for usage in usages),
+            sum(usage.completion_tokens for usage in usages),
+            sum(usage.cached_tokens for usage in usages),
         )
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:

@@ -266,6 +266,7 @@ class RequestStream:
                 output_ids=tuple(choice.output_ids),
                 deadline_s=self._request.deadline_s,
                 priority=self._request.priority,
+                cache_scope=self._request.cache_scope,
             )
             runner.submit(sequence, partial(self._receive, choice))
             choice.sequence_id = sequence_id
@@ -332,6 +333,8 @@ def _new_tokens(choice: _Choice, chunk: SequenceChunk) -> ChoiceTokens:
     )
     if chunk.queue_s is not None:
         new.began_s = choice.submitted_s + chunk.queue_s
+    if choice.num_at_start == 0:
+        new.cached_tokens = chunk.cached_tokens
     finished = chunk.finished
     if finished is not None and finished.reason is not FinishReason.ERROR:
         new.finish_reason = finished.reason

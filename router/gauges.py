@@ -32,7 +32,9 @@ class ModelGauges:
     Attributes:
         num_requests_running, num_requests_waiting: on its replicas, and for one to be resident.
         kv_cache_usage: the share of the KV memory that its live sequences hold, from 0 to 1.
-        num_preemptions: sequences that were computed again; begins anew with each load.
+        num_preemptions: sequences that lost their blocks; begins anew with each load.
+        prefix_query_tokens, prefix_hit_tokens: of prompts, looked up in the prefix cache and found there; they begin
+            anew with each load.
         residency: as the glossary names it.
     """
 
@@ -40,20 +42,24 @@ class ModelGauges:
     num_requests_waiting: int
     kv_cache_usage: float
     num_preemptions: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
     residency: str = "resident"
 
 
 @dataclass(frozen=True, slots=True)
 class GaugeSource:
-    """Where present states are asked for at a scrape; both answer from memory.
+    """Where present states are asked for at a scrape; all answer from memory.
 
     Attributes:
         models: by name.
         device_memory_bytes: by device and owner.
+        kv_unused_bytes: committed KV memory that holds no token, by worker and kind.
     """
 
     models: Callable[[], Mapping[str, ModelGauges]]
     device_memory_bytes: Callable[[], Mapping[tuple[str, str], int]]
+    kv_unused_bytes: Callable[[], Mapping[tuple[str, str], int]] = dict
 
 
 class GaugeCollector(Collector):
@@ -64,16 +70,19 @@ class GaugeCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Only names: registering must not ask parts of the server that do not run yet."""
-        return (*_model_families(), _memory_family())
+        return (*_model_families(), _memory_family(), _unused_family())
 
     def collect(self) -> Iterator[Metric]:
-        running, waiting, usage, old_usage, preemptions, sleep = families = _model_families()
+        families = _model_families()
+        running, waiting, usage, old_usage, preemptions, queries, hits, sleep = families
         for name, gauges in self._source.models().items():
             running.add_metric([name], gauges.num_requests_running)
             waiting.add_metric([name], gauges.num_requests_waiting)
             usage.add_metric([name], gauges.kv_cache_usage)
             old_usage.add_metric([name], gauges.kv_cache_usage)
             preemptions.add_metric([name], gauges.num_preemptions)
+            queries.add_metric([name], gauges.prefix_query_tokens)
+            hits.add_metric([name], gauges.prefix_hit_tokens)
             present = _SLEEP_STATES[gauges.residency]
             for state in sorted(set(_SLEEP_STATES.values())):
                 sleep.add_metric([name, state], state == present)
@@ -82,6 +91,10 @@ class GaugeCollector(Collector):
         for (device, owner), num_bytes in self._source.device_memory_bytes().items():
             memory.add_metric([device, owner], num_bytes)
         yield memory
+        unused = _unused_family()
+        for (worker, kind), num_bytes in self._source.kv_unused_bytes().items():
+            unused.add_metric([worker, kind], num_bytes)
+        yield unused
 
 
 _ModelFamilies = tuple[
@@ -89,6 +102,8 @@ _ModelFamilies = tuple[
     GaugeMetricFamily,
     GaugeMetricFamily,
     GaugeMetricFamily,
+    CounterMetricFamily,
+    CounterMetricFamily,
     CounterMetricFamily,
     GaugeMetricFamily,
 ]
@@ -104,7 +119,13 @@ def _model_families() -> _ModelFamilies:
         GaugeMetricFamily(
             "vllm:gpu_cache_usage_perc", f"{usage} The name in older dashboards.", labels=model
         ),
-        CounterMetricFamily("vllm:num_preemptions", "Sequences that were computed again.", labels=model),
+        CounterMetricFamily("vllm:num_preemptions", "Sequences that lost their blocks.", labels=model),
+        CounterMetricFamily(
+            "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", labels=model
+        ),
+        CounterMetricFamily(
+            "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", labels=model
+        ),
         GaugeMetricFamily(
             "vllm:engine_sleep_state",
             "1 for the state in which the model is.",
@@ -116,4 +137,12 @@ def _model_families() -> _ModelFamilies:
 def _memory_family() -> GaugeMetricFamily:
     return GaugeMetricFamily(
         "mooring_device_memory_bytes", "Device memory by owner.", labels=["device", "owner"]
+    )
+
+
+def _unused_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "mooring_kv_unused_bytes",
+        "Committed KV memory that holds no token: free pages, vacant places, tails of pages, unfilled blocks.",
+        labels=["worker", "kind"],
     )

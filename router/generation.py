@@ -39,10 +39,12 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a request is billed for; those of all its choices together."""
+    """Tokens that a request is billed for; those of all its choices together. ``cached_tokens`` are the prompt's
+    that its first choice found computed."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -80,6 +82,7 @@ class TextGeneration:
         self._prompt = PromptView(request, table) if PromptView.is_wanted(request) else None
         self._choices = [_ChoiceText(index, request, table, self._prompt) for index in range(request.n)]
         self._failed = False
+        self._cached_tokens = 0
 
     @property
     def num_choices(self) -> int:
@@ -90,7 +93,7 @@ class TextGeneration:
     def usage(self) -> Usage:
         """Tokens so far."""
         num_tokens = sum(choice.num_tokens for choice in self._choices)
-        return Usage(len(self.request.prompt_ids), num_tokens)
+        return Usage(len(self.request.prompt_ids), num_tokens, self._cached_tokens)
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
         """Yields what one turn of the stream brought, in one list.
@@ -154,6 +157,8 @@ class TextGeneration:
             num_new[new.index] = num_new.get(new.index, 0) + len(delta.token_ids)
             if began_s is None:
                 began_s = new.began_s
+            if new.index == 0 and new.cached_tokens is not None:
+                self._cached_tokens = new.cached_tokens
             if delta.finish_reason is not None and new.finish_reason is None:
                 self._stream.stop(new.index)
         for index, num_tokens in num_new.items():

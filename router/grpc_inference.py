@@ -26,6 +26,7 @@ _OPTIONAL_FIELDS = (
     *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "logprobs", "prompt_logprobs"),
     *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens"),
+    "cache_salt",
 )
 
 
@@ -167,4 +168,5 @@ def _usage(generation: TextGeneration) -> pb.Usage:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens,
     )

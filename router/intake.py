@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from mooring.errors import InvalidRequestError
 from router.batch_generation import BatchGeneration
+from router.cache_scope import cache_scope
 from router.generation import TextGeneration
 from router.models import ServedModel
 from router.request import GenerationRequest
@@ -182,6 +183,7 @@ class Intake:
             prompt_only=wants_prompt_only(options),
             tenant=tenant,
             arrival_s=arrival_s,
+            cache_scope=cache_scope(served.prefix_cache, tenant, options.cache_salt),
         )
 
     async def _begin(self, request: GenerationRequest, text_model: TextModel) -> TextGeneration:

@@ -26,6 +26,7 @@ class ServedModel:
         engine: the engine that runs it.
         defaults: the model's own sampling settings.
         version: the number that the registry gave to what is served.
+        prefix_cache: who shares computed prefixes, as in the deployment's policy.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ServedModel:
     engine: str
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     version: int = 1
+    prefix_cache: str = "tenant"
 
 
 class ModelDirectory(Protocol):

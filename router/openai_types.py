@@ -33,7 +33,6 @@ __all__ = [
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "audio": (),
-    "cache_salt": (),
     "chat_template": (),
     "documents": ([],),
     "ec_transfer_params": ({},),
@@ -169,6 +168,7 @@ class _SamplingBody(RequestBody):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    cache_salt: str | None = Field(None, min_length=1)
     user: str | None = None
     safety_identifier: str | None = None
 
@@ -211,6 +211,7 @@ _COMMON_OPTIONS = (
     *("min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "prompt_logprobs"),
     *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens"),
+    "cache_salt",
 )
 
 

@@ -126,5 +126,9 @@ def _without_output(new: ChoiceTokens) -> ChoiceTokens:
     if reason in (FinishReason.STOP, FinishReason.LENGTH):
         reason = FinishReason.LENGTH
     return ChoiceTokens(
-        new.index, finish_reason=reason, prompt_logprobs=new.prompt_logprobs, began_s=new.began_s
+        new.index,
+        finish_reason=reason,
+        prompt_logprobs=new.prompt_logprobs,
+        began_s=new.began_s,
+        cached_tokens=new.cached_tokens,
     )

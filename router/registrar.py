@@ -341,6 +341,7 @@ class Registrar:
                 engine=record.engine,
                 defaults=GenerationDefaults.from_mapping(version.description["generation_config"]),
                 version=version.number,
+                prefix_cache=record.policy.prefix_cache,
             )
         )
 

@@ -35,6 +35,7 @@ class GenerationRequest:
         arrival_s, deadline_s: ``time.monotonic``; the deadline is for the first token, ``inf`` is best
             effort.
         priority: higher first.
+        cache_scope: requests of one scope share computed KV; None shares with none.
         artifact_key: of the weights that ``prompt_ids`` are for, since a deployment that has come to serve others
             cannot finish the request; empty where any will do.
     """
@@ -55,6 +56,7 @@ class GenerationRequest:
     deadline_s: float = float("inf")
     priority: int = 0
     artifact_key: str = ""
+    cache_scope: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -62,7 +64,8 @@ class ChoiceTokens:
     """What one step of the engine gave one choice. ``token_ids`` includes the stop token that ended it, if one
     did, and ``stop_token_id`` names it so that the text can leave it out. ``prompt_logprobs`` come once, with the
     first token, where they were asked for: one for each token of the prompt but the first. ``began_s`` comes with
-    the first token too, where the engine says so: when a step began with the choice, by ``time.monotonic``."""
+    the first token too, where the engine says so: when a step began with the choice, by ``time.monotonic``; and so do
+    ``cached_tokens``: of the prompt, those that were found computed."""
 
     index: int
     token_ids: list[int] = field(default_factory=list)
@@ -71,6 +74,7 @@ class ChoiceTokens:
     stop_token_id: int | None = None
     prompt_logprobs: list[TopLogprobs] | None = None
     began_s: float | None = None
+    cached_tokens: int | None = None
 
 
 class TokenStream(Protocol):

@@ -79,6 +79,7 @@ class SamplingOptions:
             the output.
         add_special_tokens: the prompt gets what the tokenizer adds to a text; left out, a plain text does and
             chat does not.
+        cache_salt: only requests with the same salt share computed prefixes with this one.
         default_max_tokens: output where neither caller nor model sets it; None is the rest of the context.
         max_tokens_field, logprobs_field, prompt_field: what this door calls them, for error messages.
     """
@@ -106,6 +107,7 @@ class SamplingOptions:
     echo: bool | None = None
     truncate_prompt_tokens: int | None = None
     add_special_tokens: bool | None = None
+    cache_salt: str | None = None
     default_max_tokens: int | None = None
     max_tokens_field: str = "max_tokens"
     logprobs_field: str = "logprobs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,13 @@ Guarantee = Annotated[
 ]
 Cap = Annotated[str | None, typer.Option(help="Most KV it may hold, like 1GiB.")]
 IdleTimeout = Annotated[float | None, typer.Option(help="Seconds without a request before it sleeps.")]
+
+Prefixes = Annotated[
+    Literal["tenant", "shared", "off"] | None,
+    typer.Option(
+        "--prefix-cache", help="Who shares computed prefixes: requests of one tenant, all, or none."
+    ),
+]
 
 
 @app.command("list")
@@ -68,9 +75,12 @@ def create(
     kv_guarantee: Guarantee = None,
     kv_cap: Cap = None,
     idle_timeout_s: IdleTimeout = None,
+    prefix_cache: Prefixes = None,
 ) -> None:
     """Deploy a registered model."""
-    policy = _policy(enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s)
+    policy = _policy(
+        enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s, prefix_cache
+    )
     context.obj.post("/deployments", {"name": name, "model": model, "version": version, "policy": policy})
     console().print(f"{name} is deployed.")
 
@@ -87,9 +97,12 @@ def update(
     kv_guarantee: Guarantee = None,
     kv_cap: Cap = None,
     idle_timeout_s: IdleTimeout = None,
+    prefix_cache: Prefixes = None,
 ) -> None:
     """Change how a deployment is treated."""
-    changes = _policy(enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s)
+    changes = _policy(
+        enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s, prefix_cache
+    )
     if version is not None:
         changes["version"] = version
     if not changes:
@@ -127,6 +140,7 @@ def _policy(
     kv_guarantee: str | None,
     kv_cap: str | None,
     idle_timeout_s: float | None,
+    prefix_cache: str | None,
 ) -> dict[str, Any]:
     given = {
         "enabled": enabled,
@@ -136,6 +150,7 @@ def _policy(
         "kv_guarantee_bytes": _size("--kv-guarantee", kv_guarantee),
         "kv_cap_bytes": _size("--kv-cap", kv_cap),
         "idle_timeout_s": idle_timeout_s,
+        "prefix_cache": prefix_cache,
     }
     return {key: value for key, value in given.items() if value is not None}
 

@@ -47,10 +47,11 @@ def _print_rest(found: Mapping[str, Any]) -> None:
     rows = [
         (d["name"], d["engine"], d["residency"],
          format_bytes(sum(r["weights_bytes"] for r in d["replicas"])),
-         format_bytes(sum(r["kv_bytes"] for r in d["replicas"])), d["reason"])
+         format_bytes(sum(r["kv_live_bytes"] for r in d["replicas"])),
+         format_bytes(sum(r["kv_cached_bytes"] for r in d["replicas"])), d["reason"])
         for d in found["deployments"]
     ]  # fmt: skip
-    columns = ("name", "engine", "residency", "weights#", "kv#", "reason")
+    columns = ("name", "engine", "residency", "weights#", "live kv#", "cached kv#", "reason")
     print_table(columns, rows, "Nothing is deployed: `mooring models register NAME SOURCE`.")
 
 

@@ -230,7 +230,7 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Iterable[_Union[TokenBias, _Mapping]]] = ..., bad_words: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("sequence_id", "replica_id", "prompt_ids", "output_ids", "sampling", "deadline_s", "priority")
+    __slots__ = ("sequence_id", "replica_id", "prompt_ids", "output_ids", "sampling", "deadline_s", "priority", "cache_scope")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,7 @@ class Submit(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SCOPE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     replica_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -245,7 +246,8 @@ class Submit(_message.Message):
     sampling: SamplingParams
     deadline_s: float
     priority: int
-    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+    cache_scope: bytes
+    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., cache_scope: _Optional[bytes] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("sequence_ids",)
@@ -303,8 +305,16 @@ class QueueTime(_message.Message):
     seconds: float
     def __init__(self, sequence_id: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class CachedTokens(_message.Message):
+    __slots__ = ("sequence_id", "num_tokens")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    num_tokens: int
+    def __init__(self, sequence_id: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
 class StepOutput(_message.Message):
-    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "prompt_logprobs", "following", "queue_times")
+    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "prompt_logprobs", "following", "queue_times", "cached_tokens")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +324,7 @@ class StepOutput(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     QUEUE_TIMES_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     step: int
     sequence_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -323,14 +334,15 @@ class StepOutput(_message.Message):
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[PromptLogprobs]
     following: _containers.RepeatedCompositeFieldContainer[StepOutput]
     queue_times: _containers.RepeatedCompositeFieldContainer[QueueTime]
-    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ..., queue_times: _Optional[_Iterable[_Union[QueueTime, _Mapping]]] = ...) -> None: ...
+    cached_tokens: _containers.RepeatedCompositeFieldContainer[CachedTokens]
+    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ..., queue_times: _Optional[_Iterable[_Union[QueueTime, _Mapping]]] = ..., cached_tokens: _Optional[_Iterable[_Union[CachedTokens, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ReplicaStats(_message.Message):
-    __slots__ = ("replica_id", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "running", "waiting", "preemptions_total", "prompt_tokens_total", "generation_tokens_total")
+    __slots__ = ("replica_id", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "running", "waiting", "preemptions_total", "prompt_tokens_total", "generation_tokens_total", "kv_cached_bytes", "preemptions_by_swap_total", "prefix_query_tokens_total", "prefix_hit_tokens_total")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +353,10 @@ class ReplicaStats(_message.Message):
     PREEMPTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_BY_SWAP_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_QUERY_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HIT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     residency: str
     weights_bytes: int
@@ -351,7 +367,11 @@ class ReplicaStats(_message.Message):
     preemptions_total: int
     prompt_tokens_total: int
     generation_tokens_total: int
-    def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ...) -> None: ...
+    kv_cached_bytes: int
+    preemptions_by_swap_total: int
+    prefix_query_tokens_total: int
+    prefix_hit_tokens_total: int
+    def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., preemptions_by_swap_total: _Optional[int] = ..., prefix_query_tokens_total: _Optional[int] = ..., prefix_hit_tokens_total: _Optional[int] = ...) -> None: ...
 
 class KvFragmentation(_message.Message):
     __slots__ = ("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes")
@@ -366,13 +386,14 @@ class KvFragmentation(_message.Message):
     def __init__(self, free_bytes: _Optional[int] = ..., vacant_bytes: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., unfilled_bytes: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes", "ready_bytes", "fragmentation")
+    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes", "kv_swapped_bytes", "ready_bytes", "fragmentation")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_REVISION_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_COMMITTED_FIELD_NUMBER: _ClassVar[int]
     STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_SWAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     READY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTATION_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStats]
@@ -381,6 +402,7 @@ class StatsResponse(_message.Message):
     kv_bytes_committed: int
     steps_total: int
     rss_bytes: int
+    kv_swapped_bytes: int
     ready_bytes: int
     fragmentation: KvFragmentation
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KvFragmentation, _Mapping]] = ...) -> None: ...
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KvFragmentation, _Mapping]] = ...) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amooring/v1/inference.proto\x12\nmooring.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43hatMessages\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.mooring.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xfe\x08\n\x13GenerateTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x30\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x14.mooring.v1.TokenIdsH\x00\x12(\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x18.mooring.v1.ChatMessagesH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x07 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05top_k\x18\t \x01(\x05H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\n \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x02H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x0e \x01(\x04H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0f \x03(\t\x12\x16\n\x0estop_token_ids\x18\x10 \x03(\r\x12\x17\n\nignore_eos\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x12 \x01(\rH\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x13 \x01(\rH\r\x88\x01\x01\x12\x12\n\nrequest_id\x18\x14 \x01(\t\x12\x42\n\nlogit_bias\x18\x15 \x03(\x0b\x32..mooring.v1.GenerateTextRequest.LogitBiasEntry\x12\x11\n\tbad_words\x18\x16 \x03(\t\x12 \n\x13skip_special_tokens\x18\x17 \x01(\x08H\x0e\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x18 \x01(\x08H\x0f\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x19 \x01(\rH\x10\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x1a \x01(\x05H\x11\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x1b \x01(\x08H\x12\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05inputB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x04\n\x02_nB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokensB\x1d\n\x1b_include_stop_str_in_outputB\x12\n\x10_prompt_logprobsB\x19\n\x17_truncate_prompt_tokensB\x15\n\x13_add_special_tokens\"@\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"q\n\x0bTokenOutput\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12.\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x18.mooring.v1.TokenLogprobB\n\n\x08_logprob\"\x95\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x06tokens\x18\x03 \x03(\x0b\x32\x17.mooring.v1.TokenOutput\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12.\n\rprompt_tokens\x18\x05 \x03(\x0b\x32\x17.mooring.v1.TokenOutput\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\"\x80\x01\n\x14GenerateTextResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x12.mooring.v1.Choice\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.mooring.v1.Usage\"\x13\n\x11ListModelsRequest\"O\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x11\n\tresidency\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.mooring.v1.Model2\xa9\x01\n\tInference\x12O\n\x08Generate\x12\x1f.mooring.v1.GenerateTextRequest\x1a .mooring.v1.GenerateTextResponse0\x01\x12K\n\nListModels\x12\x1d.mooring.v1.ListModelsRequest\x1a\x1e.mooring.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amooring/v1/inference.proto\x12\nmooring.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x0c\x43hatMessages\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.mooring.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa6\t\n\x13GenerateTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x30\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x14.mooring.v1.TokenIdsH\x00\x12(\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x18.mooring.v1.ChatMessagesH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x07 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05top_k\x18\t \x01(\x05H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\n \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0c \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x02H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x0e \x01(\x04H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0f \x03(\t\x12\x16\n\x0estop_token_ids\x18\x10 \x03(\r\x12\x17\n\nignore_eos\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x12 \x01(\rH\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x13 \x01(\rH\r\x88\x01\x01\x12\x12\n\nrequest_id\x18\x14 \x01(\t\x12\x42\n\nlogit_bias\x18\x15 \x03(\x0b\x32..mooring.v1.GenerateTextRequest.LogitBiasEntry\x12\x11\n\tbad_words\x18\x16 \x03(\t\x12 \n\x13skip_special_tokens\x18\x17 \x01(\x08H\x0e\x88\x01\x01\x12\'\n\x1ainclude_stop_str_in_output\x18\x18 \x01(\x08H\x0f\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x19 \x01(\rH\x10\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x1a \x01(\x05H\x11\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x1b \x01(\x08H\x12\x88\x01\x01\x12\x17\n\ncache_salt\x18\x1c \x01(\tH\x13\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05inputB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x04\n\x02_nB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokensB\x1d\n\x1b_include_stop_str_in_outputB\x12\n\x10_prompt_logprobsB\x19\n\x17_truncate_prompt_tokensB\x15\n\x13_add_special_tokensB\r\n\x0b_cache_salt\"@\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"q\n\x0bTokenOutput\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12.\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x18.mooring.v1.TokenLogprobB\n\n\x08_logprob\"\x95\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x06tokens\x18\x03 \x03(\x0b\x32\x17.mooring.v1.TokenOutput\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12.\n\rprompt_tokens\x18\x05 \x03(\x0b\x32\x17.mooring.v1.TokenOutput\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x80\x01\n\x14GenerateTextResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x12.mooring.v1.Choice\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.mooring.v1.Usage\"\x13\n\x11ListModelsRequest\"O\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x11\n\tresidency\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.mooring.v1.Model2\xa9\x01\n\tInference\x12O\n\x08Generate\x12\x1f.mooring.v1.GenerateTextRequest\x1a .mooring.v1.GenerateTextResponse0\x01\x12K\n\nListModels\x12\x1d.mooring.v1.ListModelsRequest\x1a\x1e.mooring.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,25 +40,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=147
   _globals['_TOKENIDS']._serialized_end=170
   _globals['_GENERATETEXTREQUEST']._serialized_start=173
-  _globals['_GENERATETEXTREQUEST']._serialized_end=1323
-  _globals['_GENERATETEXTREQUEST_LOGITBIASENTRY']._serialized_start=956
-  _globals['_GENERATETEXTREQUEST_LOGITBIASENTRY']._serialized_end=1004
-  _globals['_TOKENLOGPROB']._serialized_start=1325
-  _globals['_TOKENLOGPROB']._serialized_end=1389
-  _globals['_TOKENOUTPUT']._serialized_start=1391
-  _globals['_TOKENOUTPUT']._serialized_end=1504
-  _globals['_CHOICE']._serialized_start=1507
-  _globals['_CHOICE']._serialized_end=1656
-  _globals['_USAGE']._serialized_start=1658
-  _globals['_USAGE']._serialized_end=1737
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=1740
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=1868
-  _globals['_LISTMODELSREQUEST']._serialized_start=1870
-  _globals['_LISTMODELSREQUEST']._serialized_end=1889
-  _globals['_MODEL']._serialized_start=1891
-  _globals['_MODEL']._serialized_end=1970
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1972
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2027
-  _globals['_INFERENCE']._serialized_start=2030
-  _globals['_INFERENCE']._serialized_end=2199
+  _globals['_GENERATETEXTREQUEST']._serialized_end=1363
+  _globals['_GENERATETEXTREQUEST_LOGITBIASENTRY']._serialized_start=981
+  _globals['_GENERATETEXTREQUEST_LOGITBIASENTRY']._serialized_end=1029
+  _globals['_TOKENLOGPROB']._serialized_start=1365
+  _globals['_TOKENLOGPROB']._serialized_end=1429
+  _globals['_TOKENOUTPUT']._serialized_start=1431
+  _globals['_TOKENOUTPUT']._serialized_end=1544
+  _globals['_CHOICE']._serialized_start=1547
+  _globals['_CHOICE']._serialized_end=1696
+  _globals['_USAGE']._serialized_start=1698
+  _globals['_USAGE']._serialized_end=1800
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=1803
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=1931
+  _globals['_LISTMODELSREQUEST']._serialized_start=1933
+  _globals['_LISTMODELSREQUEST']._serialized_end=1952
+  _globals['_MODEL']._serialized_start=1954
+  _globals['_MODEL']._serialized_end=2033
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2035
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2090
+  _globals['_INFERENCE']._serialized_start=2093
+  _globals['_INFERENCE']._serialized_end=2262
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,27 @@
+"""Who may share computed KV with whom."""
+
+from __future__ import annotations
+
+import hashlib
+
+__all__ = ["cache_scope"]
+
+
+def cache_scope(policy: str, tenant: str, salt: str | None) -> bytes | None:
+    """The scope of a request: requests of one scope, and no others, find each other's computed KV.
+
+    Args:
+        policy: the deployment's ``prefix_cache``: ``tenant``, ``shared`` or ``off``.
+        tenant: who asks; without influence where tenants share.
+        salt: the caller's own; requests with other salts are in other scopes.
+
+    Returns:
+        32 bytes that tell nothing of the tenant or the salt; None where nothing is shared.
+    """
+    if policy == "off":
+        return None
+    digest = hashlib.sha256()
+    for part in (policy, "" if policy == "shared" else tenant, salt or ""):
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
