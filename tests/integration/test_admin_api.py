@@ -401,7 +401,16 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert (device["name"], device["budget_bytes"]) == ("cpu", 64 * MIB)
     assert sum(device["owners"].values()) <= device["budget_bytes"]
     (worker,) = status["workers"]
-    assert worker == {"worker_id": "null-0", "pid": worker["pid"], "device": "cpu", "state": "ready"}
+    assert worker == {
+        "worker_id": "null-0",
+        "pid": worker["pid"],
+        "device": "cpu",
+        "state": "ready",
+        "ready_bytes": 0,
+        "kv_fragmentation": dict.fromkeys(
+            ("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes"), 0
+        ),
+    }
     assert psutil.Process(worker["pid"]).ppid() == server.process.pid
 
     (first,) = [each for each in status["deployments"] if each["name"] == "first"]
