@@ -281,13 +281,20 @@ def test_a_deployment_is_made_shown_changed_and_deleted(server: RunningServer, t
         "idle_timeout_s": None,
         "min_replicas": 0,
         "max_replicas": 1,
+        "prefix_cache": "tenant",
     }
     assert (made["model"], made["version"], made["precision"], made["engine"]) == ("base", 1, "fp32", "null")
     assert call(server, "GET", "/deployments/alias")["policy"] == made["policy"]
     assert [d["name"] for d in call(server, "GET", "/deployments") if d["model"] == "base"] == ["alias"]
     assert complete(server, "alias").status_code == 200
 
-    changes = {"version": 2, "pinned": False, "max_model_len": 64, "kv_guarantee_bytes": 4 * MIB}
+    changes = {
+        "version": 2,
+        "pinned": False,
+        "prefix_cache": "shared",
+        "max_model_len": 64,
+        "kv_guarantee_bytes": 4 * MIB,
+    }
     changed = call(server, "PATCH", "/deployments/alias", changes)
     assert changed["version"] == 2
     del changes["version"]
@@ -407,9 +414,7 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
         "device": "cpu",
         "state": "ready",
         "ready_bytes": 0,
-        "kv_fragmentation": dict.fromkeys(
-            ("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes"), 0
-        ),
+        "kv_fragmentation": dict.fromkeys(("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes"), 0),
     }
     assert psutil.Process(worker["pid"]).ppid() == server.process.pid
 
@@ -417,7 +422,9 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert first.keys() == {"name", "engine", "residency", "reason", "replicas"}
     assert (first["engine"], first["residency"]) == ("null", "resident")
     (replica,) = first["replicas"]
-    assert replica.keys() == {"id", "worker", "residency", "weights_bytes", "kv_bytes"}
+    assert replica.keys() == (
+        {"id", "worker", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "kv_cached_bytes"}
+    )
     assert (replica["worker"], replica["residency"]) == ("null-0", "resident")
     assert replica["weights_bytes"] == device["owners"][f"weights:{replica['id']}"] > 0
     assert call(server, "GET", "/workers") == status["workers"]

@@ -107,6 +107,7 @@ async def test_an_evaluation_harness_scores_an_echoed_choice(door: HttpDoor) -> 
         "prompt_tokens": len(prompt_ids),
         "completion_tokens": 1,
         "total_tokens": len(prompt_ids) + 1,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

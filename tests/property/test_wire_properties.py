@@ -51,6 +51,7 @@ requests = st.builds(
     output_ids=token_ids,
     deadline_s=st.just(math.inf),
     priority=st.integers(-(2**31), 2**31 - 1),
+    cache_scope=st.none() | st.binary(max_size=32),
 )
 
 
