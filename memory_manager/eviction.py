@@ -15,6 +15,7 @@ __all__ = [
     "Candidate",
     "choose",
     "footprint_bytes",
+    "in_priority",
     "judge",
     "reuse_chance",
     "value_per_byte",
@@ -73,11 +74,15 @@ def reuse_chance(
     return min(chance, config.unexpected_chance)
 
 
+def in_priority(seconds: float, priority: int) -> float:
+    """Seconds as they count at a priority: doubled with each step of it."""
+    doublings = max(-_MAX_PRIORITY_DOUBLINGS, min(_MAX_PRIORITY_DOUBLINGS, priority))
+    return float(seconds * 2.0**doublings)
+
+
 def worth_s(deployment: DeploymentView, chance: float) -> float:
-    """Seconds that having it resident is expected to save: the chance of use times the time to reload, doubled
-    per step of priority."""
-    doublings = max(-_MAX_PRIORITY_DOUBLINGS, min(_MAX_PRIORITY_DOUBLINGS, deployment.priority))
-    return float(chance * deployment.reload_s * 2.0**doublings)
+    """Seconds that having it resident is expected to save: the chance of use times the time to reload."""
+    return in_priority(chance * deployment.reload_s, deployment.priority)
 
 
 def value_per_byte(

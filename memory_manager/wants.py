@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from memory_manager.arrivals import wake_at_s
 from memory_manager.config import PlannerConfig
-from memory_manager.eviction import worth_s
+from memory_manager.eviction import in_priority, worth_s
 from memory_manager.plan_types import DeploymentView, ReplicaView
 from memory_manager.residency import ON_DEVICE, Residency
 
@@ -109,11 +109,14 @@ def wants_of(
         yield from _expected(deployment, slots[0], at, now_s, config)
     for slot in slots[: max(0, min(deployment.max_replicas, num_desired) - num_up)]:
         if at(slot.retry_at_s):
-            yield _wanted(deployment, slot, num_up, config)
+            num_requests = sum(each.num_active for each in replicas)
+            yield _wanted(deployment, slot, num_up, num_requests, config)
             num_up += 1
 
 
-def _wanted(deployment: DeploymentView, slot: ReplicaView, num_up: int, config: PlannerConfig) -> Want:
+def _wanted(
+    deployment: DeploymentView, slot: ReplicaView, num_up: int, num_requests: int, config: PlannerConfig
+) -> Want:
     demand = deployment.demand
     if demand is not None and num_up == 0:
         since_s = demand.oldest_arrival_s
@@ -121,12 +124,14 @@ def _wanted(deployment: DeploymentView, slot: ReplicaView, num_up: int, config: 
         priority = max(deployment.priority, demand.priority)
         reason = f"{demand.num_waiting} waiting"
         return Want(deployment, slot, since_s, deadline_s, priority, Displaces.ANYBODY, 0.0, reason)
-    displaces, reason = Displaces.NOBODY, "kept resident"
+    displaces, reason, saved_s = Displaces.NOBODY, "kept resident", 0.0
     if deployment.pinned and num_up == 0:
         displaces = Displaces.ANYBODY
     elif num_up >= num_kept(deployment):
         displaces = Displaces.WORTH_LESS
-        reason = f"more load than {num_up} replicas serve well"
+        num_over = max(1, num_requests - num_up * config.requests_per_replica)
+        reason = f"{num_over} requests more than {num_up} replicas serve well"
+        saved_s = num_over * config.scale_up_after_s  # they have waited so long at least
     return Want(
         deployment,
         slot,
@@ -134,7 +139,7 @@ def _wanted(deployment: DeploymentView, slot: ReplicaView, num_up: int, config: 
         math.inf,
         deployment.priority,
         displaces,
-        worth_s(deployment, 1.0),
+        in_priority(saved_s, deployment.priority),
         reason,
     )
 

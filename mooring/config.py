@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,9 +36,11 @@ from mooring.errors import ConfigurationError
 from mooring.units import parse_bytes
 
 __all__ = [
+    "DeviceEntry",
     "EngineSettings",
     "ModelEntry",
     "NullEngineSettings",
+    "OthersSettings",
     "PlannerSettings",
     "Settings",
     "admin_key_from_environment",
@@ -72,6 +82,23 @@ class ModelEntry(_Section):
     idle_timeout_s: float | None = Field(
         None, gt=0, description="Seconds without a request before it sleeps; unset: the planner's default."
     )
+    min_replicas: int = Field(
+        0, ge=0, description="Replicas that stay resident whether requests come or not."
+    )
+    max_replicas: int = Field(1, ge=1, description="Replicas that load may bring, one on each device.")
+
+
+class DeviceEntry(_Section):
+    """One of several devices, each with a budget and a worker of its own."""
+
+    name: str = Field(
+        pattern=r"^(cpu|cpu:\d+|cuda:\d+)$",
+        description="`cuda:N`; `cpu`, or `cpu:0`, `cpu:1`, ... where the CPU is to be several devices.",
+    )
+    memory_budget: Bytes | None = Field(
+        None, description="Its memory for weights and KV; needed where the CPU is several devices."
+    )
+    reserve_bytes: Bytes | None = Field(None, description="As the server's `reserve_bytes`.")
 
 
 class PlannerSettings(_Section):
@@ -92,8 +119,36 @@ class PlannerSettings(_Section):
     idle_timeout_s: float | None = Field(
         None, gt=0, description="Seconds without a request before a model sleeps; unset: only when needed."
     )
+    prewake: bool = Field(
+        True, description="Warm models are woken ahead of requests that come in a regular rhythm."
+    )
+    requests_per_replica: int = Field(
+        8,
+        ge=1,
+        description="Requests that run or wait, for each replica, beyond which another is brought where "
+        "`max_replicas` allows it.",
+    )
+    scale_up_after_s: float = Field(1.0, ge=0, description="The load must have been beyond that for so long.")
+    scale_down_after_s: float = Field(
+        30.0,
+        ge=0,
+        description="A replica goes when the others could carry the load at half of that for so long.",
+    )
     max_waiting_requests: int = Field(
         1024, ge=1, description="Requests that may wait for one deployment before more are refused."
+    )
+
+
+class OthersSettings(_Section):
+    """Other processes on a device: when their memory grows, ours shrinks, and grows back when it is gone."""
+
+    watch: bool = Field(True, description="Whether devices are watched at all.")
+    period_s: float = Field(0.5, gt=0, description="Time between two looks at a device.")
+    margin: Bytes = Field(
+        256 << 20, description="Memory of a device that is left free for others to grow into."
+    )
+    grow_after_s: float = Field(
+        5.0, ge=0, description="Others' memory must have been gone for so long before ours grows back."
     )
 
 
@@ -159,6 +214,9 @@ class Settings(BaseSettings):
         None, description="File with the password of `database_url`'s user; unset: the URL's own."
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu` or `cuda:N`.")
+    devices: tuple[DeviceEntry, ...] = Field(
+        (), description="Several devices, in place of `device`, `memory_budget` and `reserve_bytes`."
+    )
     engine: Literal["torch", "null"] = Field(
         "torch", description="Engine of new deployments; `null` answers at once and runs no model."
     )
@@ -190,8 +248,30 @@ class Settings(BaseSettings):
     )
     models: tuple[ModelEntry, ...] = Field((), description="Models registered and deployed at start.")
     planner: PlannerSettings = Field(PlannerSettings(), description="Residency policy.")
+    others: OthersSettings = Field(OthersSettings(), description="Memory of other processes.")
     torch: EngineSettings = Field(EngineSettings(), description="The torch engine.")
     null: NullEngineSettings = Field(NullEngineSettings(), description="The engine that runs no model.")
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, devices: tuple[DeviceEntry, ...]) -> tuple[DeviceEntry, ...]:
+        names = [each.name for each in devices]
+        if len(set(names)) < len(names):
+            raise ValueError("a device is named twice")
+        on_cpu = [each for each in devices if each.name.startswith("cpu")]
+        if len(on_cpu) > 1 and any(each.memory_budget is None for each in on_cpu):
+            raise ValueError("where the CPU is several devices, each needs a memory budget, like cpu:0=2GiB")
+        return devices
+
+    @model_validator(mode="after")
+    def _check_one_way(self) -> Settings:
+        """Nothing that is set goes unused: devices are named one by one or by the settings for one."""
+        unused = [
+            name for name in ("device", "memory_budget", "reserve_bytes") if name in self.model_fields_set
+        ]
+        if self.devices and unused:
+            raise ValueError(f"{unused[0]} is for one device, and devices names each: give one of the two")
+        return self
 
     @property
     def registry_url(self) -> str:

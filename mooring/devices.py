@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Mapping
 
 from memory_manager.config import DeviceBudget
 from memory_manager.devices import DeviceReader, HostReader, NvmlReader, Pids, default_budget_bytes
-from mooring.config import Settings
+from memory_manager.foreign import ForeignConfig
+from memory_manager.foreign_watch import BudgetOwner, ForeignWatch
+from mooring.config import DeviceEntry, Settings
 from mooring.errors import ConfigurationError
 from mooring.units import GIB, format_bytes
 
-__all__ = ["device_budget", "device_reader", "host_cache_budget_bytes", "resolve_device"]
+__all__ = ["device_budgets", "device_readers", "host_cache_budget_bytes", "is_cpu", "watch_others"]
 
 logger = logging.getLogger(__name__)
 
 _GPU_RESERVE_BYTES = 1 * GIB  # a CUDA context, workspace of the kernels
 
 
-def resolve_device(settings: Settings) -> str:
-    """``"cpu"`` or ``"cuda:N"``: what the settings name, or the first GPU, or else the CPU."""
-    if settings.device == "cuda":
-        return "cuda:0"
-    if settings.device != "auto":
-        return settings.device
-    return "cuda:0" if _has_gpu() else "cpu"
+def is_cpu(device: str) -> bool:
+    """Whether it is the host's CPU, or one of several devices that it is divided into."""
+    return device.partition(":")[0] == "cpu"
 
 
-def device_reader(device: str, pids: Pids) -> DeviceReader:
-    """Reads the memory of a device; ``pids`` tells which processes are ours."""
-    return HostReader(pids) if device == "cpu" else NvmlReader(int(device.removeprefix("cuda:")), pids)
+def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
+    """What reads each device's memory, by its name; ``pids`` tells which processes are ours."""
+    names = [entry.name for entry in _entries(settings)]
+    return {
+        name: HostReader(pids) if is_cpu(name) else NvmlReader(int(name.removeprefix("cuda:")), pids)
+        for name in names
+    }
 
 
-def device_budget(settings: Settings, device: str, reader: DeviceReader) -> DeviceBudget:
-    """What we may use of the device.
+def device_budgets(settings: Settings, readers: Mapping[str, DeviceReader]) -> list[DeviceBudget]:
+    """What we may use of each device, in the settings' order.
 
     Raises:
         ConfigurationError: no budget is set and the device cannot be read, or nothing of it is left.
     """
-    on_gpu = device != "cpu"
-    reserve_bytes = settings.reserve_bytes
+    return [_budget(entry, readers[entry.name]) for entry in _entries(settings)]
+
+
+def _entries(settings: Settings) -> tuple[DeviceEntry, ...]:
+    if settings.devices:
+        return settings.devices
+    device = settings.device
+    if device == "auto":
+        device = "cuda:0" if _has_gpu() else "cpu"
+    return (
+        DeviceEntry(
+            name="cuda:0" if device == "cuda" else device,
+            memory_budget=settings.memory_budget,
+            reserve_bytes=settings.reserve_bytes,
+        ),
+    )
+
+
+def _budget(entry: DeviceEntry, reader: DeviceReader) -> DeviceBudget:
+    on_gpu = not is_cpu(entry.name)
+    reserve_bytes = entry.reserve_bytes
     if reserve_bytes is None:
         reserve_bytes = _GPU_RESERVE_BYTES if on_gpu else 0
-    if settings.memory_budget is not None:
-        return DeviceBudget(device, settings.memory_budget, reserve_bytes)
+    if entry.memory_budget is not None:
+        return DeviceBudget(entry.name, entry.memory_budget, reserve_bytes)
     memory = reader.read()
     if memory is None:
-        raise ConfigurationError(f"{device} cannot be read: give its memory with --memory-budget")
+        raise ConfigurationError(f"{entry.name} cannot be read: give its memory with --memory-budget")
     free_bytes = default_budget_bytes(memory, 0)
     # The host's memory is also everybody else's, and warm copies want some of it.
     budget_bytes = free_bytes if on_gpu else free_bytes // 2
-    logger.info("memory budget of %s (%s): %s", device, memory.name, format_bytes(budget_bytes))
-    return DeviceBudget(device, budget_bytes, reserve_bytes)
+    logger.info("memory budget of %s (%s): %s", entry.name, memory.name, format_bytes(budget_bytes))
+    return DeviceBudget(entry.name, budget_bytes, reserve_bytes)
 
 
 def host_cache_budget_bytes(settings: Settings) -> int:
@@ -61,6 +84,20 @@ def host_cache_budget_bytes(settings: Settings) -> int:
     if memory is None:
         raise ConfigurationError("this machine's memory cannot be read: give --host-cache-budget")
     return memory.total_bytes // 4
+
+
+def watch_others(
+    settings: Settings, readers: Mapping[str, DeviceReader], owner: BudgetOwner
+) -> list[asyncio.Task[None]]:
+    """Begins to watch every device for other processes' memory; the tasks run until they are cancelled."""
+    others = settings.others
+    if not others.watch:
+        return []
+    config = ForeignConfig(
+        period_s=others.period_s, margin_bytes=others.margin, grow_after_s=others.grow_after_s
+    )
+    watches = [ForeignWatch(device, reader, owner, config) for device, reader in readers.items()]
+    return [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
 
 
 def _has_gpu() -> bool:

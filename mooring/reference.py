@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mooring.config import ModelEntry, Settings, variable_name
+from mooring.config import DeviceEntry, ModelEntry, Settings, variable_name
 from mooring.units import MIB, format_bytes
 
 __all__ = ["configuration_page"]
@@ -37,11 +37,12 @@ def configuration_page() -> str:
                 variable = f"`{variable_name(prefix + name)}`"
                 default = _default(name, field)
                 parts.append(f"| `{prefix}{name}` | {variable} | {default} | {field.description} |")
-    parts.append(
-        f"\n## `[[models]]`\n\n{_sentence(ModelEntry)}\n\n| key | default | what it is |\n| --- | --- | --- |"
-    )
-    for name, field in ModelEntry.model_fields.items():
-        parts.append(f"| `{name}` | {_default(name, field)} | {field.description} |")
+    for title, entry in (("[[devices]]", DeviceEntry), ("[[models]]", ModelEntry)):
+        parts.append(
+            f"\n## `{title}`\n\n{_sentence(entry)}\n\n| key | default | what it is |\n| --- | --- | --- |"
+        )
+        for name, field in entry.model_fields.items():
+            parts.append(f"| `{name}` | {_default(name, field)} | {field.description} |")
     return "\n".join(parts) + "\n"
 
 

@@ -15,20 +15,17 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc.aio
 import uvloop
-from pydantic import BaseModel
 
-from engines.config import WorkerSpec
 from engines.packer import ensure_packed
 from engines.supervisor import Supervisor
 from engines.torch.config import describe
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
 from memory_manager.controller import MemoryManager
 from memory_manager.host_cache import HostCache
 from memory_manager.ports import ArtifactRef
@@ -42,9 +39,15 @@ from model_registry.store import ArtifactStore
 from mooring.admin_key import ensure_admin_key
 from mooring.config import ModelEntry, Settings
 from mooring.data_dir import own_data_dir, published
-from mooring.devices import device_budget, device_reader, host_cache_budget_bytes, resolve_device
+from mooring.devices import (
+    device_budgets,
+    device_readers,
+    host_cache_budget_bytes,
+    watch_others,
+)
 from mooring.doors import grpc_door, http_door
 from mooring.errors import ConfigurationError, MooringError
+from mooring.fleet import manager_config, worker_specs
 from router.admin import AdminServices, create_admin_router
 from router.config import RouterConfig
 from router.directory import DeploymentDirectory
@@ -153,25 +156,26 @@ class Server:
         registry = await asyncio.to_thread(_open_registry, settings, stack)
         await asyncio.to_thread(_check_exposure, settings, registry)
         store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
-        device = resolve_device(settings)
-        reader = device_reader(device, lambda: {os.getpid(), *_worker_pids(supervisor)})
-        budget = device_budget(settings, device, reader)
+        readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
+        budgets = device_budgets(settings, readers)
         cache = HostCache(host_cache_budget_bytes(settings))
         stack.push_async_callback(cache.close)
 
         directory = DeploymentDirectory()
         gauges = GaugeSource(
-            lambda: _model_gauges(manager.snapshot()), lambda: _device_memory(manager.snapshot())
+            lambda: _model_gauges(manager.snapshot()),
+            lambda: _device_memory(manager.snapshot()),
+            lambda: _kv_unused(manager.snapshot()),
         )
         metrics = Metrics(gauges)
         sink = partial(_note_residency, metrics)
         journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
         journal.start()
         stack.push_async_callback(journal.stop)
-        manager = MemoryManager([budget], cache, _manager_config(settings), sink=sink, events=journal.note)
+        manager = MemoryManager(budgets, cache, manager_config(settings), sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
         supervisor = Supervisor(
-            [_worker_spec(settings, budget)],
+            worker_specs(settings, budgets),
             on_ready=manager.add_worker,
             on_lost=manager.worker_lost,
             on_step=partial(_note_step, metrics),
@@ -201,9 +205,9 @@ class Server:
             is_ready=server.is_ready,
             config=config,
         )
-        admin = AdminServices(
-            admin_key, registry, registrar, manager, supervisor.workers, {device: reader}, journal
-        )
+        admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
+        for watching in watch_others(settings, readers, manager):
+            stack.callback(watching.cancel)
         await server.open_doors(services, admin, stack)
         return server
 
@@ -295,29 +299,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _manager_config(settings: Settings) -> ManagerConfig:
-    planner = settings.planner
-    return ManagerConfig(
-        planner=PlannerConfig(
-            min_residency_s=planner.min_residency_s,
-            drain_after_s=planner.drain_after_s,
-            max_drain_s=planner.max_drain_s,
-        ),
-        max_waiting_per_deployment=planner.max_waiting_requests,
-    )
-
-
-def _worker_spec(settings: Settings, budget: DeviceBudget) -> WorkerSpec:
-    section: BaseModel = settings.torch if settings.engine == "torch" else settings.null
-    return WorkerSpec(
-        worker_id=f"{settings.engine}-0",
-        engine=settings.engine,
-        device=budget.name,
-        memory_budget_bytes=budget.budget_bytes - budget.reserve_bytes,
-        config=section.model_dump(exclude_none=True),
-    )
-
-
 async def _pack(
     packed_root: Path, folder: Path, digest: str, precision: str, progress: Callable[[int, int], None]
 ) -> ArtifactRef:
@@ -367,4 +348,12 @@ def _device_memory(snapshot: Snapshot) -> dict[tuple[str, str], int]:
         (device.name, owner): num_bytes
         for device in snapshot.devices
         for owner, num_bytes in device.owners.items()
+    }
+
+
+def _kv_unused(snapshot: Snapshot) -> dict[tuple[str, str], int]:
+    return {
+        (worker.worker_id, kind.removesuffix("_bytes")): num_bytes
+        for worker in snapshot.workers
+        for kind, num_bytes in asdict(worker.fragmentation).items()
     }

@@ -24,7 +24,12 @@ Guarantee = Annotated[
 ]
 Cap = Annotated[str | None, typer.Option(help="Most KV it may hold, like 1GiB.")]
 IdleTimeout = Annotated[float | None, typer.Option(help="Seconds without a request before it sleeps.")]
-
+MinReplicas = Annotated[
+    int | None, typer.Option(min=0, help="Replicas that stay resident whether requests come or not.")
+]
+MaxReplicas = Annotated[
+    int | None, typer.Option(min=1, help="Replicas that load may bring, one on each device.")
+]
 Prefixes = Annotated[
     Literal["tenant", "shared", "off"] | None,
     typer.Option(
@@ -75,11 +80,22 @@ def create(
     kv_guarantee: Guarantee = None,
     kv_cap: Cap = None,
     idle_timeout_s: IdleTimeout = None,
+    min_replicas: MinReplicas = None,
+    max_replicas: MaxReplicas = None,
     prefix_cache: Prefixes = None,
 ) -> None:
     """Deploy a registered model."""
     policy = _policy(
-        enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s, prefix_cache
+        enabled,
+        pinned,
+        priority,
+        max_model_len,
+        kv_guarantee,
+        kv_cap,
+        idle_timeout_s,
+        prefix_cache,
+        min_replicas,
+        max_replicas,
     )
     context.obj.post("/deployments", {"name": name, "model": model, "version": version, "policy": policy})
     console().print(f"{name} is deployed.")
@@ -97,11 +113,22 @@ def update(
     kv_guarantee: Guarantee = None,
     kv_cap: Cap = None,
     idle_timeout_s: IdleTimeout = None,
+    min_replicas: MinReplicas = None,
+    max_replicas: MaxReplicas = None,
     prefix_cache: Prefixes = None,
 ) -> None:
     """Change how a deployment is treated."""
     changes = _policy(
-        enabled, pinned, priority, max_model_len, kv_guarantee, kv_cap, idle_timeout_s, prefix_cache
+        enabled,
+        pinned,
+        priority,
+        max_model_len,
+        kv_guarantee,
+        kv_cap,
+        idle_timeout_s,
+        prefix_cache,
+        min_replicas,
+        max_replicas,
     )
     if version is not None:
         changes["version"] = version
@@ -141,6 +168,8 @@ def _policy(
     kv_cap: str | None,
     idle_timeout_s: float | None,
     prefix_cache: str | None,
+    min_replicas: int | None,
+    max_replicas: int | None,
 ) -> dict[str, Any]:
     given = {
         "enabled": enabled,
@@ -151,6 +180,8 @@ def _policy(
         "kv_cap_bytes": _size("--kv-cap", kv_cap),
         "idle_timeout_s": idle_timeout_s,
         "prefix_cache": prefix_cache,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
     }
     return {key: value for key, value in given.items() if value is not None}
 

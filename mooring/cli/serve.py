@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,17 @@ def _model(text: str) -> str:
     if not (name and separator and source):
         raise typer.BadParameter(f"write it as NAME=SOURCE, not {text!r}")
     return text
+
+
+def _devices(given: Sequence[str]) -> dict[str, Any]:
+    """The settings that ``--device`` stands for."""
+    if len(given) == 1 and "=" not in given[0]:
+        return {"device": given[0]}
+    entries = []
+    for text in given:
+        name, separator, size = text.partition("=")
+        entries.append({"name": name, "memory_budget": size} if separator else {"name": name})
+    return {"devices": entries or None}
 
 
 def serve(
@@ -47,7 +59,13 @@ def serve(
     host_cache_budget: Annotated[
         int | None, typer.Option(parser=_size, metavar="SIZE", help="Host memory for warm copies of weights.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto, cpu or cuda:N; for several devices NAME=SIZE (repeatable), like cpu:0=2GiB.",
+            metavar="NAME[=SIZE]",
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     engine: Annotated[str | None, typer.Option(help="torch, or null to measure the router.")] = None,
     http_host: Annotated[str | None, typer.Option(help="Address of the HTTP door.")] = None,
@@ -67,7 +85,7 @@ def serve(
     flags = {
         "memory_budget": memory_budget,
         "host_cache_budget": host_cache_budget,
-        "device": device,
+        **_devices(device or []),
         "dtype": dtype,
         "engine": engine,
         "http_host": http_host,
