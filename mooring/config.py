@@ -171,6 +171,12 @@ class EngineSettings(_Section):
         64 << 20,
         description="Device memory that is made ahead of need, so that growing costs no step anything.",
     )
+    kv_swap_bytes: Bytes = Field(
+        64 << 20,
+        ge=0,
+        description="Host memory for the KV of preempted sequences, which is copied there where that is quicker than "
+        "computing it again; 0 always computes it again.",
+    )
 
 
 class NullEngineSettings(_Section):
