@@ -14,11 +14,19 @@ from mooring.config import DeviceEntry, Settings
 from mooring.errors import ConfigurationError
 from mooring.units import GIB, format_bytes
 
-__all__ = ["device_budgets", "device_readers", "host_cache_budget_bytes", "is_cpu", "watch_others"]
+__all__ = [
+    "DEFAULT_GPU_RESERVE_BYTES",
+    "device_budgets",
+    "device_reader",
+    "device_readers",
+    "host_cache_budget_bytes",
+    "is_cpu",
+    "watch_others",
+]
 
 logger = logging.getLogger(__name__)
 
-_GPU_RESERVE_BYTES = 1 * GIB  # a CUDA context, workspace of the kernels
+DEFAULT_GPU_RESERVE_BYTES = 1 * GIB  # a CUDA context, workspace of the kernels
 
 
 def is_cpu(device: str) -> bool:
@@ -26,13 +34,14 @@ def is_cpu(device: str) -> bool:
     return device.partition(":")[0] == "cpu"
 
 
+def device_reader(device: str, pids: Pids) -> DeviceReader:
+    """Reads the memory of a device; ``pids`` tells which processes are ours."""
+    return HostReader(pids) if is_cpu(device) else NvmlReader(int(device.removeprefix("cuda:")), pids)
+
+
 def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
-    """What reads each device's memory, by its name; ``pids`` tells which processes are ours."""
-    names = [entry.name for entry in _entries(settings)]
-    return {
-        name: HostReader(pids) if is_cpu(name) else NvmlReader(int(name.removeprefix("cuda:")), pids)
-        for name in names
-    }
+    """What reads each device's memory, by its name."""
+    return {entry.name: device_reader(entry.name, pids) for entry in _entries(settings)}
 
 
 def device_budgets(settings: Settings, readers: Mapping[str, DeviceReader]) -> list[DeviceBudget]:
@@ -63,7 +72,7 @@ def _budget(entry: DeviceEntry, reader: DeviceReader) -> DeviceBudget:
     on_gpu = not is_cpu(entry.name)
     reserve_bytes = entry.reserve_bytes
     if reserve_bytes is None:
-        reserve_bytes = _GPU_RESERVE_BYTES if on_gpu else 0
+        reserve_bytes = DEFAULT_GPU_RESERVE_BYTES if on_gpu else 0
     if entry.memory_budget is not None:
         return DeviceBudget(entry.name, entry.memory_budget, reserve_bytes)
     memory = reader.read()
