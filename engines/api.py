@@ -241,7 +241,7 @@ class WorkerStats:
     rss_bytes: int
     kv_swapped_bytes: int = 0
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = KvFragmentation()
+    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
 
 
 class Engine(Protocol):

@@ -96,7 +96,7 @@ class Worker:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     kv_bytes: int = 0
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = KvFragmentation()
+    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
 
     @property
     def worker_id(self) -> str:

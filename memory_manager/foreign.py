@@ -27,6 +27,8 @@ class ForeignConfig:
         step_bytes: smaller changes are not followed; less than the margin.
         grow_after_s: others' memory must have been gone for so long before ours grows.
         max_stalled_share: nothing grows while processes wait for memory for more of their time than this.
+        num_sharing: devices of ours that are the same memory (the CPU as several devices), which divide what is
+            free between them.
     """
 
     period_s: float = 0.5
@@ -34,6 +36,7 @@ class ForeignConfig:
     step_bytes: int = 32 * MIB
     grow_after_s: float = 5.0
     max_stalled_share: float = 0.05
+    num_sharing: int = 1
 
     def __post_init__(self) -> None:
         if self.period_s <= 0 or self.grow_after_s < 0:
@@ -42,16 +45,17 @@ class ForeignConfig:
             raise ConfigurationError("others.margin cannot be negative")
 
 
-def room_bytes(memory: DeviceMemory, held_bytes: int) -> int:
+def room_bytes(memory: DeviceMemory, held_bytes: int, num_sharing: int = 1) -> int:
     """Bytes of the device that are ours or could be.
 
     Args:
         held_bytes: device memory that our workers hold, by their own account. Where the device tells our
             processes' memory from others', its figure is used in place of this one.
+        num_sharing: see ``ForeignConfig``.
     """
     if memory.kind == "cuda" and memory.others_bytes is not None:
         return max(0, memory.total_bytes - memory.others_bytes)
-    return held_bytes + memory.free_bytes
+    return held_bytes + memory.free_bytes // num_sharing
 
 
 class ForeignRule:

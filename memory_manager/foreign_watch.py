@@ -70,7 +70,8 @@ class ForeignWatch:
         before_bytes = self._rule.effective_bytes
         room = stalled_share = None
         if memory is not None:
-            room = room_bytes(memory, self._owner.held_bytes(self._device))
+            held_bytes = self._owner.held_bytes(self._device)
+            room = room_bytes(memory, held_bytes, self._config.num_sharing)
             stalled_share = memory.stalled_share
         now_bytes = self._rule.observe(room, stalled_share, self._clock())
         if now_bytes == before_bytes:

@@ -7,7 +7,7 @@ nothing of the engines.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -136,7 +136,7 @@ class WorkerUsage:
     kv_bytes_committed: int
     kv_lease_revision: int
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = KvFragmentation()
+    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
 
 
 class WorkerPort(Protocol):

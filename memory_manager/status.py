@@ -30,7 +30,7 @@ class WorkerStatus:
     kv_lease_bytes: int
     kv_bytes: int
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = KvFragmentation()
+    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,10 +102,21 @@ def watch_others(
     others = settings.others
     if not others.watch:
         return []
-    config = ForeignConfig(
-        period_s=others.period_s, margin_bytes=others.margin, grow_after_s=others.grow_after_s
-    )
-    watches = [ForeignWatch(device, reader, owner, config) for device, reader in readers.items()]
+    num_on_cpu = sum(map(is_cpu, readers))
+    watches = [
+        ForeignWatch(
+            device,
+            reader,
+            owner,
+            ForeignConfig(
+                period_s=others.period_s,
+                margin_bytes=others.margin,
+                grow_after_s=others.grow_after_s,
+                num_sharing=num_on_cpu if is_cpu(device) else 1,
+            ),
+        )
+        for device, reader in readers.items()
+    ]
     return [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
 
 

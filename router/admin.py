@@ -104,6 +104,8 @@ def _model_routes(services: AdminServices) -> APIRouter:
                 max_model_len=version.description["max_model_len"],
                 num_bytes=version.num_bytes,
                 created=_time(version.created_at_s),
+                default_precision=version.description["default_precision"],
+                config=version.description["config"],
             )
             for version in await asyncio.to_thread(registry.list_versions, name)
         ]
@@ -244,6 +246,7 @@ def _status_routes(services: AdminServices) -> APIRouter:
             devices=await devices(),
             workers=workers(),
             deployments=[_deployment_status(services, record) for record in records],
+            ledger_mismatches=services.manager.snapshot().num_ledger_mismatches,
         )
 
     return router

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -124,6 +124,8 @@ class VersionBody(_Body):
     max_model_len: int
     num_bytes: int
     created: datetime
+    default_precision: str = Field(description="What its weights are packed in unless told otherwise.")
+    config: dict[str, Any] = Field(description="Its configuration in the engine's own normal form.")
 
 
 class DeploymentCreate(_Request):
@@ -248,6 +250,9 @@ class StatusBody(_Body):
     devices: list[DeviceStatus]
     workers: list[WorkerStatus]
     deployments: list[DeploymentStatus]
+    ledger_mismatches: int = Field(
+        description="How often a worker held other bytes than the ledger says; anything but 0 is a bug."
+    )
 
 
 class EventBody(_Body):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engines.torch.batch import ForwardBatch
 from engines.torch.kv_view import KVCacheView
+from engines.torch.workspace import DEFAULT_WORKSPACE_BYTES
 from memory_manager.kv_spec import KVGroup
 from mooring.units import MIB
 
@@ -27,7 +28,6 @@ _Integers = TypeVar("_Integers", NDArray[np.int64], Tensor)
 
 __all__ = ["DEFAULT_WORKSPACE_BYTES", "PagedAttention", "slice_bounds"]
 
-DEFAULT_WORKSPACE_BYTES = 64 * MIB
 _SPLIT_BYTES = 2 * MIB  # a slice costs about as much as gathering this much padding (measured on a CPU)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mooring import __version__
-from mooring.cli import bench, deployments, events, models, serve, status, tenants
+from mooring.cli import bench, deployments, events, models, plan, serve, status, tenants
 from mooring.cli.connection import Connection
 from mooring.errors import MooringError
 
@@ -27,6 +27,7 @@ app.add_typer(deployments.app, name="deployments")
 app.add_typer(tenants.app, name="tenants")
 app.command()(status.status)
 app.command()(events.events)
+app.add_typer(plan.app, name="plan")
 app.add_typer(bench.app, name="bench")
 
 
