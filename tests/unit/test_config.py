@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from memory_manager.config import DeviceBudget
 from mooring.admin_key import ensure_admin_key, read_admin_key
 from mooring.config import load_settings, setting_names, variable_name
+from mooring.devices import device_budgets, device_readers
 from mooring.errors import ConfigurationError
+from mooring.fleet import worker_specs
 from mooring.reference import configuration_page
 from mooring.units import MIB, format_bytes, parse_bytes
 
@@ -111,3 +116,42 @@ def test_sizes_are_written_in_binary_units() -> None:
         "257 MiB",
         "1.5 KiB",
     ]
+
+
+def test_several_devices_from_flags_file_and_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "mooring.toml"
+    file.write_text('[[devices]]\nname = "cuda:1"\nreserve_bytes = "2GiB"\n')
+    (device,) = load_settings({}, file).devices
+    assert (device.name, device.memory_budget, device.reserve_bytes) == ("cuda:1", None, 2048 * MIB)
+    given = '[{"name": "cpu:0", "memory_budget": "64MiB"}, {"name": "cpu:1", "memory_budget": "32MiB"}]'
+    monkeypatch.setenv("MOORING_DEVICES", given)
+    settings = load_settings()
+    assert [(each.name, each.memory_budget) for each in settings.devices] == [
+        ("cpu:0", 64 * MIB),
+        ("cpu:1", 32 * MIB),
+    ]
+    budgets = device_budgets(settings, device_readers(settings, set))
+    assert budgets == [DeviceBudget("cpu:0", 64 * MIB), DeviceBudget("cpu:1", 32 * MIB)]
+    specs = worker_specs(settings, budgets)
+    assert [(each.worker_id, each.device, each.memory_budget_bytes) for each in specs] == [
+        ("torch-0", "cpu:0", 64 * MIB),
+        ("torch-1", "cpu:1", 32 * MIB),
+    ]
+    assert specs[0].config["num_threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"devices": [{"name": "cpu:0", "memory_budget": "1GiB"}] * 2}, "named twice"),
+        ({"devices": [{"name": "cpu:0"}, {"name": "cpu:1", "memory_budget": "1GiB"}]}, "memory budget"),
+        ({"devices": [{"name": "gpu"}]}, "devices.0.name"),
+        ({"devices": [{"name": "cuda:0"}], "memory_budget": "1GiB"}, "memory_budget is for one device"),
+        ({"devices": [{"name": "cuda:0"}], "device": "cpu"}, "device is for one device"),
+    ],
+)
+def test_devices_that_contradict_each_other_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings(flags)
