@@ -33,6 +33,7 @@ from memory_manager.fleet import (
 from memory_manager.inquiry import WayIn, way_in
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
+from memory_manager.link_rates import LinkRates
 from memory_manager.moves import Moves
 from memory_manager.plan_schedule import PlanSchedule
 from memory_manager.planner import plan
@@ -82,6 +83,7 @@ class MemoryManager:
         self._deployments: dict[str, Deployment] = {}
         self._replicas: dict[str, Replica] = {}
         self._numbers = itertools.count()
+        self._links = LinkRates()
         self._reporter = Reporter(clock, events)
         self._schedule = PlanSchedule(self.replan)
         self._admission = Admission(self._config, clock, self._reporter, self._schedule.soon)
@@ -186,7 +188,7 @@ class MemoryManager:
             raise ConfigurationError(f"deployment {spec.name!r}: max_replicas must be at least 1")
         deployment = self._deployments.get(spec.name)
         if deployment is None:
-            deployment = self._deployments[spec.name] = Deployment(spec, self._clock())
+            deployment = self._deployments[spec.name] = Deployment(spec, self._clock(), links=self._links)
         self._expect_only(deployment.spec, spec if spec.enabled else None)
         deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
         deployment.stirred = self._has_moved = True

@@ -13,6 +13,7 @@ from memory_manager.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
 from memory_manager.config import ManagerConfig, PlannerConfig
 from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
+from memory_manager.link_rates import LinkRates
 from memory_manager.plan_types import DemandView
 from memory_manager.ports import ArtifactRef, DeploymentSpec, KvCacheFigures, KvFragmentation, WorkerPort
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyState
@@ -225,6 +226,7 @@ class Deployment:
         stirred: something has happened to it since a plan last found it at rest.
         due_s: when time alone will stir it; as of then.
         load_s, wake_s: running estimates; None before the first measurement.
+        links: those of the devices, shared by all deployments, for what was never measured.
     """
 
     spec: DeploymentSpec
@@ -235,6 +237,7 @@ class Deployment:
     refusal: str = ""
     load_s: float | None = None
     wake_s: float | None = None
+    links: LinkRates = field(default_factory=LinkRates)
     stirred: bool = True
     due_s: float = math.inf
     scale: Scale = field(default_factory=Scale)
@@ -294,7 +297,11 @@ class Deployment:
 
     def reload_s(self, config: ManagerConfig) -> float:
         """What waking it is expected to take: as measured, or guessed from its size."""
-        return self.spec.weights_bytes / config.copy_bytes_per_s if self.wake_s is None else self.wake_s
+        if self.wake_s is not None:
+            return self.wake_s
+        num_bytes = self.spec.weights_bytes
+        by_rate_s = self.links.expected_s("wake", num_bytes)
+        return num_bytes / config.copy_bytes_per_s if by_rate_s is None else by_rate_s
 
     def next_arrival(self, now_s: float, config: ManagerConfig) -> ArrivalWindow | None:
         """When its rhythm lets expect a request, where models are woken ahead of those."""
@@ -316,8 +323,10 @@ class Deployment:
     def _decayed(self, now_s: float, half_life_s: float) -> float:
         return self._arrivals * math.pow(0.5, (now_s - self._arrivals_at_s) / half_life_s)
 
-    def note_reload(self, before: Residency, seconds: float) -> None:
-        """Takes a measured load or wake into the estimate (each new one counts for a third)."""
+    def note_reload(self, before: Residency, device: str, seconds: float) -> None:
+        """Takes a measured load or wake into the estimates (each new one counts for a third)."""
+        way = "wake" if before is Residency.WAKING else "load"
+        self.links.note(device, way, self.spec.weights_bytes, seconds)
         if before is Residency.WAKING:
             self.wake_s = seconds if self.wake_s is None else self.wake_s + (seconds - self.wake_s) / 3
         else:

@@ -74,7 +74,8 @@ class Moves:
         before, now_s = replica.residency, self._clock()
         duration_s = replica.state.move(after, now_s, reason)
         if after is Residency.RESIDENT and before is not Residency.DRAINING:
-            replica.deployment.note_reload(before, duration_s)
+            assert replica.worker is not None, "what has arrived is on a worker"
+            replica.deployment.note_reload(before, replica.worker.port.device, duration_s)
         if after not in ON_DEVICE and replica.asleep is not None:
             if not replica.asleep.done():
                 replica.asleep.set_result(None)
