@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ class Shell:
         return subprocess.run(
             [MOORING, *arguments], env=self._environment, capture_output=True, text=True, timeout=30
         )
+
+    @contextlib.contextmanager
+    def begun(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """The installed script, running; killed at the end."""
+        process = subprocess.Popen(
+            [MOORING, *arguments], env=self._environment, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
 
     def run(
         self, *arguments: str, code: int = 0, environment: dict[str, str] | None = None
@@ -142,7 +155,7 @@ def test_the_installed_script(shell: Shell) -> None:
     assert shell.script("--version").stdout == f"mooring {__version__}\n"
     status = shell.script("status", "--json")
     assert (status.returncode, status.stderr) == (0, "")
-    assert json.loads(status.stdout).keys() == {"devices", "workers", "deployments"}
+    assert json.loads(status.stdout).keys() == {"devices", "workers", "deployments", "ledger_mismatches"}
     refused = shell.script("deployments", "show", "nothing")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "mooring: there is no deployment 'nothing'\n"
@@ -222,9 +235,44 @@ def test_tenants_and_keys(shell: Shell) -> None:
     assert shell.said("tenants", "list") == "There are no tenants.\n"
 
 
+def test_events_and_why(shell: Shell) -> None:
+    name = shell.json("deployments", "list")[0]["name"]
+    shell.said("deployments", "wake", name)
+    events = shell.json("events", "--limit", "1000")
+    assert {"load", "ready", "kv_lease", "worker"} <= {each["kind"] for each in events}
+    assert [each["id"] for each in events] == sorted((each["id"] for each in events), reverse=True)
+    shown = shell.said("events", "--deployment", name, "--kind", "load", "--limit", "1")
+    assert name in shown
+    assert "kv_guarantee" in shown
+    assert "Nothing was decided yet." in shell.said("events", "--deployment", "nobody")
+    assert "Invalid 'kind" in shell.complaint("events", "--kind", "nonsense")
+    why = shell.json("status", "--why", name)["why"]
+    assert (why["name"], why["way_in"]["verdict"]) == (name, "there")
+    table = shell.said("status", "--why", name)
+    assert "decisions" in table
+    assert "to come in now" not in table
+    shell.said("deployments", "sleep", name)
+    assert "to come in now" in shell.said("status", "--why", name)
+    assert "there is no deployment" in shell.complaint("status", "--why", "nobody")
+
+
+def test_events_are_followed(shell: Shell) -> None:
+    name = shell.json("deployments", "list")[0]["name"]
+    with shell.begun("events", "--follow", "--json", "--kind", "sleep", "--limit", "1") as following:
+        time.sleep(1.0)
+        shell.said("deployments", "wake", name)
+        shell.said("deployments", "sleep", name)
+        assert following.stdout is not None
+        while True:
+            event = json.loads(following.stdout.readline())
+            assert event["kind"] == "sleep"
+            if event["deployment"] == name:
+                break
+
+
 def test_status(shell: Shell) -> None:
     status = shell.json("status")
-    assert status.keys() == {"devices", "workers", "deployments"}
+    assert status.keys() == {"devices", "workers", "deployments", "ledger_mismatches"}
     assert status["workers"][0]["pid"] in shell.server.worker_pids()
     table = shell.said("status")
     for word in ("devices", "cpu: ", "of 64 MiB", "workers", "null-0", "deployments", "first"):
