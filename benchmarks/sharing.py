@@ -50,6 +50,7 @@ class SharingLoad:
         patience_s: for requests that still run when a trace is over.
         num_alone: requests by which the targets are found.
         budgets: one after the other; the targets are found on the first.
+        num_threads: that torch computes with; None leaves the engine's own choice.
     """
 
     shape: dict[str, object]
@@ -62,6 +63,7 @@ class SharingLoad:
     patience_s: float = 30.0
     num_alone: int = 12
     budgets: tuple[Budget, ...] = tuple(Budget)
+    num_threads: int | None = None
 
     @classmethod
     def full(cls, duration_s: float, seed: int) -> SharingLoad:
@@ -77,7 +79,14 @@ class SharingLoad:
         """A tiny model and a few seconds: whether it works, not how well."""
         trace = TraceSpec(MODELS, 1.0, 1.5, TINY_SHAPE["vocab_size"], 1.0, 0.4, 0.4, (16, 64), (8, 16), seed)
         return cls(
-            dict(TINY_SHAPE), "a tiny model", trace, 128, max_loads=2, num_alone=3, budgets=(Budget.ALL,)
+            dict(TINY_SHAPE),
+            "a tiny model",
+            trace,
+            128,
+            max_loads=2,
+            num_alone=3,
+            budgets=(Budget.ALL,),
+            num_threads=1,
         )
 
 
@@ -182,7 +191,9 @@ def main(
             show(f"budget for {budget.value}: {format_bytes(arrangement.budget_bytes(budget))}")
             with ExitStack() as stack:
                 servers = {
-                    policy: stack.enter_context(_server(scratch, arrangement, budget, policy))
+                    policy: stack.enter_context(
+                        _server(scratch, arrangement, budget, policy, load.num_threads)
+                    )
                     for policy in Policy
                 }
                 for server in servers.values():
@@ -207,10 +218,12 @@ def main(
     return figures
 
 
-def _server(scratch: Path, arrangement: Arrangement, budget: Budget, policy: Policy) -> RunningServer:
+def _server(
+    scratch: Path, arrangement: Arrangement, budget: Budget, policy: Policy, num_threads: int | None
+) -> RunningServer:
     name = f"{budget.value}-{policy.value}"
     config = scratch / f"{name}.toml"
-    write_config(arrangement, budget, policy, config)
+    write_config(arrangement, budget, policy, config, num_threads)
     return RunningServer(scratch / name, {}, config=config)
 
 

@@ -73,7 +73,9 @@ class Arrangement:
         return self.num_models(budget) * self.weights_bytes + self.kv_bytes + PAGE_BYTES
 
 
-def write_config(arrangement: Arrangement, budget: Budget, policy: Policy, path: Path) -> None:
+def write_config(
+    arrangement: Arrangement, budget: Budget, policy: Policy, path: Path, num_threads: int | None = None
+) -> None:
     """Writes the server's settings."""
     budget_bytes = arrangement.budget_bytes(budget)
     num_models = arrangement.num_models(budget)
@@ -93,4 +95,8 @@ def write_config(arrangement: Arrangement, budget: Budget, policy: Policy, path:
         lines += ["[[models]]", f'name = "{name}"', f'source = "{folder}"']
         lines += [f"max_model_len = {arrangement.max_model_len}"]
         lines += [f"{setting} = {value}" for setting, value in share.items()]
+    # As on a GPU; a CPU need not copy at all.
+    lines += ["[torch]", 'cpu_wake = "copy"']
+    if num_threads is not None:
+        lines += [f"num_threads = {num_threads}"]
     path.write_text("\n".join(lines) + "\n")

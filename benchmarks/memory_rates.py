@@ -1,0 +1,137 @@
+"""What this machine's memory can do, measured beside what is compared with it, and what a process holds."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["CopyCeiling", "PeakMemory", "ReadCeiling", "held_bytes"]
+
+_NUM_THREADS = 2
+_CHUNK_BYTES = 8 << 20
+
+
+class CopyCeiling:
+    """Copies one touched buffer into another with two threads.
+
+    Args:
+        num_bytes: of each of the two.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._source = _touched(num_bytes)
+        self._target = _touched(num_bytes)
+
+    def measure(self) -> float:
+        """Bytes per second."""
+
+        def copy(start: int, stop: int) -> None:
+            np.copyto(self._target[start:stop], self._source[start:stop])
+
+        return _rate(self._target.size, copy)
+
+
+class ReadCeiling:
+    """Reads a file that the page cache holds into a touched buffer with two threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._target = _touched(path.stat().st_size)
+
+    def measure(self) -> float:
+        """Bytes per second."""
+        fd = os.open(self._path, os.O_RDONLY)
+        target = memoryview(self._target)
+
+        def read(start: int, stop: int) -> None:
+            while start < stop:
+                start += os.preadv(fd, [target[start:stop]], start)
+
+        try:
+            return _rate(self._target.size, read)
+        finally:
+            os.close(fd)
+
+
+class PeakMemory:
+    """The most that this process holds while the block runs; see ``held_bytes``. Reads as often as it can, so
+    what is timed is not to be timed in it."""
+
+    def __init__(self) -> None:
+        self.before_bytes = self.peak_bytes = self.after_bytes = 0
+        self._done = threading.Event()
+
+    def __enter__(self) -> PeakMemory:
+        self.before_bytes = self.peak_bytes = held_bytes(os.getpid())
+        self._thread = threading.Thread(target=self._run, name="peak-memory")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.after_bytes = held_bytes(os.getpid())
+
+    def _run(self) -> None:
+        while not self._done.wait(0.002):
+            self.peak_bytes = max(self.peak_bytes, held_bytes(os.getpid()))
+
+
+def held_bytes(*pids: int) -> int:
+    """Anonymous memory of the processes, and what is behind their memfds by the system's own count. One memfd
+    counts once, however many of them have it open. A process that is gone holds nothing."""
+    memfds: dict[int, int] = {}
+    anonymous_bytes = 0
+    for pid in pids:
+        try:
+            anonymous_bytes += _anonymous_bytes(pid)
+            memfds |= _memfds(Path(f"/proc/{pid}/fd"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return anonymous_bytes + sum(memfds.values())
+
+
+def _anonymous_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _memfds(folder: Path) -> dict[int, int]:
+    """Bytes by inode."""
+    found = {}
+    for fd in os.listdir(folder):
+        try:
+            if os.readlink(folder / fd).startswith("/memfd:"):
+                status = os.stat(folder / fd)
+                found[status.st_ino] = status.st_blocks * 512
+        except FileNotFoundError:  # it was closed meanwhile
+            continue
+    return found
+
+
+def _touched(num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)
+    array.fill(1)
+    return array
+
+
+def _rate(num_bytes: int, work: Callable[[int, int], None]) -> float:
+    """Bytes per second of ``work(start, stop)`` over everything, in chunks that two threads take in turn."""
+    starts = range(0, num_bytes, _CHUNK_BYTES)
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        list(threads.map(lambda start: None, range(_NUM_THREADS)))  # threads start before the clock does
+        started_s = time.perf_counter()
+        for _ in threads.map(lambda start: work(start, min(start + _CHUNK_BYTES, num_bytes)), starts):
+            pass
+        return num_bytes / (time.perf_counter() - started_s)

@@ -1,0 +1,241 @@
+"""What a real server's users feel of residency: the first token of a sleeping model, and a neighbour's stream while
+another model loads and wakes.
+
+Three models of one size. The first one serves. The other two take turns on a device that has room for one of them
+and in a host cache that has room for one copy beside the first's, so that each can be made to load from storage
+again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import re
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+import numpy as np
+
+from benchmarks.streams import Stream, generate_request
+from engines.torch.config import ModelConfig, describe, kv_groups
+from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from mooring.errors import MooringError
+from mooring.v1 import inference_pb2_grpc
+from ops.running_server import RunningServer
+
+__all__ = ["Neighbours", "measure_neighbours", "write_neighbours_config"]
+
+SERVING, FIRST, SECOND = "serving", "first", "second"
+_PROMPT_TOKENS = 32
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """Every measurement, in seconds, in the order in which it was taken.
+
+    Attributes:
+        quiet_itl_s: gaps between the serving model's tokens while nothing else happens.
+        wake_itl_s, load_itl_s: the gaps that overlap a wake or a load of the other.
+        idle_wake_s, busy_wake_s: what wakes took while nothing was served, and beside the stream.
+        idle_load_s, busy_load_s: likewise, loads.
+        first_token_s: of a request to a model that slept, until its first token.
+        wake_s: of the wakes in these.
+        prefill_s: the same for a model that is resident: what remains of a first token without the wake.
+    """
+
+    quiet_itl_s: list[float] = field(default_factory=list)
+    wake_itl_s: list[float] = field(default_factory=list)
+    load_itl_s: list[float] = field(default_factory=list)
+    idle_wake_s: list[float] = field(default_factory=list)
+    busy_wake_s: list[float] = field(default_factory=list)
+    idle_load_s: list[float] = field(default_factory=list)
+    busy_load_s: list[float] = field(default_factory=list)
+    first_token_s: list[float] = field(default_factory=list)
+    wake_s: list[float] = field(default_factory=list)
+    prefill_s: list[float] = field(default_factory=list)
+    asleep_bytes: int = 0
+
+    def figures(self) -> dict[str, float]:
+        quiet_s = np.percentile(self.quiet_itl_s, 99)
+        ratios = [
+            first / (wake + prefill)
+            for first, wake, prefill in zip(self.first_token_s, self.wake_s, self.prefill_s, strict=True)
+        ]
+        return {
+            "wake_to_first_token_ratio": statistics.median(ratios),
+            "neighbour_itl_p99_ratio": float(np.percentile(self.wake_itl_s + self.load_itl_s, 99) / quiet_s),
+            "neighbour_itl_p99_ratio_wake": float(np.percentile(self.wake_itl_s, 99) / quiet_s),
+            "neighbour_itl_p99_ratio_load": float(np.percentile(self.load_itl_s, 99) / quiet_s),
+            "neighbour_wake_over_idle": statistics.median(self.busy_wake_s)
+            / statistics.median(self.idle_wake_s),
+            "neighbour_load_over_idle": statistics.median(self.busy_load_s)
+            / statistics.median(self.idle_load_s),
+            "asleep_bytes_of_server": self.asleep_bytes,
+        }
+
+
+def write_neighbours_config(
+    path: Path, folders: Mapping[str, Path], max_model_len: int, num_threads: int | None = None
+) -> None:
+    """Settings for a server of ``SERVING``, ``FIRST`` and ``SECOND``, which are of one shape and in bf16."""
+    description = describe(folders[SERVING])
+    weights_bytes = round_to_pages(description.weights_bytes("bf16")) + PAGE_BYTES
+    kv_bytes = kv_bytes_for_tokens(kv_groups(ModelConfig.from_dict(description.config), 2), max_model_len)
+    lines = [
+        f"memory_budget = {2 * weights_bytes + 4 * kv_bytes + PAGE_BYTES}",
+        f"host_cache_budget = {2 * weights_bytes}",
+    ]
+    for name, folder in folders.items():
+        lines += ["[[models]]", f'name = "{name}"', f'source = "{folder}"']
+        lines += [f"max_model_len = {max_model_len}"]
+    # As on a GPU; a CPU need not copy at all.
+    lines += ["[torch]", 'cpu_wake = "copy"']
+    if num_threads is not None:
+        lines += [f"num_threads = {num_threads}"]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def measure_neighbours(
+    server: RunningServer, vocab_size: int, repeats: int, stream_tokens: int
+) -> Neighbours:
+    """Everything ``repeats`` times, quiet and disturbed in turn."""
+    return asyncio.run(_Measurement(server, vocab_size, stream_tokens).run(repeats))
+
+
+@dataclass(slots=True)
+class _Span:
+    start_s: float
+    end_s: float
+
+
+class _Measurement:
+    def __init__(self, server: RunningServer, vocab_size: int, stream_tokens: int) -> None:
+        self._server = server
+        self._vocab_size = vocab_size
+        self._stream_tokens = stream_tokens
+        self._rng = random.Random(0)
+        self._found = Neighbours()
+
+    async def run(self, repeats: int) -> Neighbours:
+        async with grpc.aio.insecure_channel(self._server.grpc_target) as channel:
+            self._stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
+            for model in (SERVING, FIRST, SECOND, FIRST):  # touches every page that will be used
+                await self._first_token_s(model)
+                if model != SERVING:
+                    await self._sleep(model)
+            for number in range(repeats):
+                await self._measure_first_token()
+                await self._measure_stream(number)
+        return self._found
+
+    async def _measure_first_token(self) -> None:
+        """``FIRST`` sleeps before and after."""
+        before_s = self._seconds("waking")
+        self._found.first_token_s.append(await self._first_token_s(FIRST))
+        self._found.wake_s.append(self._seconds("waking") - before_s)
+        self._found.prefill_s.append(await self._first_token_s(FIRST))
+        await self._sleep(FIRST)
+        status = await asyncio.to_thread(self._server.status)
+        for deployment in status["deployments"]:
+            if deployment["name"] == FIRST:
+                held = sum(each["weights_bytes"] + each["kv_bytes"] for each in deployment["replicas"])
+                self._found.asleep_bytes = max(self._found.asleep_bytes, held)
+
+    async def _measure_stream(self, number: int) -> None:
+        """A quiet stretch, a wake, a load; then all of it beside a stream."""
+        found = self._found
+        found.idle_wake_s.append((await self._move(FIRST)).seconds)
+        await self._sleep(FIRST)
+        found.idle_load_s.append((await self._move(SECOND)).seconds)
+        await self._sleep(SECOND)
+        await self._move(FIRST)
+        await self._sleep(FIRST)
+        arrivals: list[float] = []
+        streaming = asyncio.create_task(self._stream(arrivals))
+        while len(arrivals) < self._stream_tokens // 4:
+            self._require_running(streaming)
+            await asyncio.sleep(0.01)
+        disturbed = time.monotonic()
+        wake = await self._move(FIRST)
+        await self._sleep(FIRST)
+        load = await self._move(SECOND)
+        await self._sleep(SECOND)
+        rested = time.monotonic()
+        self._require_running(streaming)
+        await streaming
+        await self._move(FIRST)
+        await self._sleep(FIRST)
+        found.busy_wake_s.append(wake.seconds)
+        found.busy_load_s.append(load.seconds)
+        found.quiet_itl_s += _gaps(arrivals, _Span(0.0, disturbed), inside=True)
+        found.quiet_itl_s += _gaps(arrivals, _Span(rested, np.inf), inside=True)
+        found.wake_itl_s += _gaps(arrivals, wake.span, inside=False)
+        found.load_itl_s += _gaps(arrivals, load.span, inside=False)
+
+    def _require_running(self, streaming: asyncio.Task[None]) -> None:
+        if streaming.done():
+            streaming.result()
+            raise MooringError("the stream ended before the other model had come: give it more tokens")
+
+    async def _move(self, model: str) -> _Move:
+        """Makes a model resident, from wherever it is."""
+        before_s = self._seconds("waking") + self._seconds("loading")
+        start_s = time.monotonic()
+        await self._admin(f"/deployments/{model}/wake")
+        span = _Span(start_s, time.monotonic())
+        return _Move(span, self._seconds("waking") + self._seconds("loading") - before_s)
+
+    async def _sleep(self, model: str) -> None:
+        await self._admin(f"/deployments/{model}/sleep")
+
+    async def _admin(self, path: str) -> None:
+        response = await asyncio.to_thread(self._server.admin, "POST", path)
+        if response.status_code != 204:
+            raise MooringError(f"POST {path}: {response.text}")
+
+    def _seconds(self, source: str) -> float:
+        """That all transitions from ``source`` to resident have taken so far, by the server's own clock."""
+        text = self._server.client.get(f"{self._server.http_url}/metrics").text
+        pattern = rf'^mooring_residency_transition_seconds_sum\{{.*from="{source}",to="resident"\}} (\S+)$'
+        return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
+
+    async def _first_token_s(self, model: str) -> float:
+        started_s = time.monotonic()
+        call = self._stub.Generate(generate_request(self._request(model, 1)))
+        async for _ in call:
+            break
+        seconds = time.monotonic() - started_s
+        async for _ in call:
+            pass
+        return seconds
+
+    async def _stream(self, arrivals: list[float]) -> None:
+        async for response in self._stub.Generate(
+            generate_request(self._request(SERVING, self._stream_tokens))
+        ):
+            arrivals += [time.monotonic() for choice in response.choices if choice.tokens]
+
+    def _request(self, model: str, max_tokens: int) -> Stream:
+        prompt = tuple(self._rng.randrange(self._vocab_size) for _ in range(_PROMPT_TOKENS))
+        return Stream(model, prompt, max_tokens, 0.0, 0)
+
+
+@dataclass(slots=True)
+class _Move:
+    """A wake or a load. ``span``: as its caller saw it; ``seconds``: as the server did."""
+
+    span: _Span
+    seconds: float
+
+
+def _gaps(arrivals: list[float], span: _Span, *, inside: bool) -> list[float]:
+    """Gaps between arrivals that lie wholly within the span, or that overlap it at all."""
+    pairs = list(itertools.pairwise(arrivals))
+    if inside:
+        return [end - start for start, end in pairs if span.start_s <= start and end <= span.end_s]
+    return [end - start for start, end in pairs if start < span.end_s and end > span.start_s]

@@ -1,0 +1,135 @@
+"""Wakes and cold loads of one model in this process, against what the machine's memory can do in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+
+from benchmarks.bare_engine import BareEngine, PackedModel
+from benchmarks.memory_rates import CopyCeiling, PeakMemory, ReadCeiling
+from engines.torch.engine_config import TorchEngineConfig
+from memory_manager.host_arena import HostArena
+from memory_manager.host_cache import HostCache
+from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.ports import ArtifactRef
+
+__all__ = ["Transitions", "measure_transitions"]
+
+_NAME = "model/0"
+
+
+@dataclass(slots=True)
+class Transitions:
+    """Every measurement, in the order in which it was taken; rates in bytes per second.
+
+    Attributes:
+        copy_rates, read_rates: the machine's own: two threads, touched memory.
+        wake_rates: weights over the seconds of a wake.
+        load_rates: weights over the seconds from the packed file to a resident replica.
+        host_cache_rates: of the first part of that, up to the host copy.
+        peak_over_weights: 1 and what a load held at its worst beyond what it holds when it is done, as a share of
+            the weights.
+        held_over_weights: what it holds when it is done: the host copy and the device's weights, where those
+            are two.
+        asleep_bytes: device bytes that are committed while it sleeps, beyond those of an empty engine.
+    """
+
+    copy_rates: list[float] = field(default_factory=list)
+    read_rates: list[float] = field(default_factory=list)
+    wake_rates: list[float] = field(default_factory=list)
+    load_rates: list[float] = field(default_factory=list)
+    host_cache_rates: list[float] = field(default_factory=list)
+    peak_over_weights: float = 0.0
+    held_over_weights: float = 0.0
+    asleep_bytes: int = 0
+
+    def figures(self) -> dict[str, float]:
+        copy, read = statistics.median(self.copy_rates), statistics.median(self.read_rates)
+        return {
+            "wake_share_of_copy": statistics.median(self.wake_rates) / copy,
+            "load_share_of_read": statistics.median(self.load_rates) / read,
+            "host_cache_share_of_read": statistics.median(self.host_cache_rates) / read,
+            "load_peak_over_weights": self.peak_over_weights,
+            "asleep_bytes": self.asleep_bytes,
+            "copy_gb_per_s": copy / 1e9,
+            "read_gb_per_s": read / 1e9,
+        }
+
+
+def measure_transitions(model: PackedModel, repeats: int) -> Transitions:
+    """Interleaves everything ``repeats`` times, after one round that does not count."""
+    found = Transitions()
+    _measure_peak(model, found)
+    copying, reading = CopyCeiling(model.num_bytes), ReadCeiling(model.weights_path)
+    engine = _engine(model)
+    try:
+        for number in range(repeats + 1):
+            round_ = found if number else Transitions()  # the first round touches pages
+            round_.copy_rates.append(copying.measure())
+            round_.read_rates.append(reading.measure())
+            asyncio.run(_measure_load_and_wake(engine, model, round_))
+    finally:
+        engine.close()
+    return found
+
+
+async def _measure_load_and_wake(engine: BareEngine, model: PackedModel, found: Transitions) -> None:
+    empty_bytes = engine.arena.committed_bytes
+    cache = HostCache(model.num_bytes)
+    try:
+        cache.expect(_artifact(model))
+        await cache.wait_ready()  # as a server's is, some time after the model was deployed
+        started_s = time.perf_counter()
+        copy = await cache.get(_artifact(model))
+        in_host_cache_s = time.perf_counter()
+        engine.load(_NAME, model, host_copy_fd=os.dup(copy.fd))
+        resident_s = time.perf_counter()
+        found.host_cache_rates.append(model.num_bytes / (in_host_cache_s - started_s))
+        found.load_rates.append(model.num_bytes / (resident_s - started_s))
+        engine.engine.sleep(_NAME)
+        found.asleep_bytes = max(found.asleep_bytes, engine.arena.committed_bytes - empty_bytes)
+        started_s = time.perf_counter()
+        engine.engine.wake(_NAME, model.weights_bytes)
+        found.wake_rates.append(model.num_bytes / (time.perf_counter() - started_s))
+        engine.engine.unload(_NAME)
+        copy.release()
+    finally:
+        await cache.close()
+
+
+def _measure_peak(model: PackedModel, found: Transitions) -> None:
+    """Of a load into an arena whose pages were never touched."""
+    engine = _engine(model)
+
+    async def load() -> None:
+        cache = HostCache(model.num_bytes)
+        with PeakMemory() as memory:
+            copy = await cache.get(_artifact(model))
+            engine.load(_NAME, model, host_copy_fd=os.dup(copy.fd))
+        held_bytes = memory.after_bytes - memory.before_bytes
+        beyond_bytes = max(0, memory.peak_bytes - memory.after_bytes)
+        found.peak_over_weights = 1 + beyond_bytes / model.num_bytes
+        found.held_over_weights = held_bytes / model.num_bytes
+        engine.engine.unload(_NAME)
+        copy.release()
+        await cache.close()
+
+    try:
+        asyncio.run(load())
+    finally:
+        engine.close()
+
+
+def _engine(model: PackedModel) -> BareEngine:
+    capacity_bytes = model.weights_bytes + 16 * PAGE_BYTES
+    arena = HostArena(capacity_bytes, stock_limit_bytes=capacity_bytes)
+    engine = BareEngine(arena, TorchEngineConfig(cpu_wake="copy"))  # as on a GPU; a remap copies nothing
+    engine.lease(8 * PAGE_BYTES)
+    return engine
+
+
+def _artifact(model: PackedModel) -> ArtifactRef:
+    return ArtifactRef("benchmark", model.weights_path, model.num_bytes, model.manifest_json)
