@@ -193,6 +193,7 @@ class _Planning:
         elif drained:
             self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
         elif replica.residency is Residency.RESIDENT:
+            self._at(self._now_s + max_drain_s)  # a plan is due then, whatever else happens
             self._actions.append(Drain(replica.replica_id, reason, figures, room_for))
 
     def _standing(self, replica: ReplicaView) -> Figures:

@@ -1,0 +1,113 @@
+"""A device's budget that shrinks for other processes and comes back: what gives way, in which order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.simulated_house import BUDGET, house, virtually
+from support.simulated_memory import PAGE, deployment
+
+from memory_manager.events import EventKind
+from memory_manager.ledger import Ledger, Owner
+from memory_manager.residency import Residency
+from mooring.errors import InternalError
+
+
+def test_a_claim_is_filled_by_what_comes_free_and_never_by_what_is_leased() -> None:
+    ledger = Ledger("cpu", 10 * PAGE)
+    assert ledger.grant(Owner("kv", "w"), 8 * PAGE)
+    ledger.claim_for_others(5 * PAGE - 1)
+    assert (ledger.claim_bytes, ledger.free_bytes) == (5 * PAGE, 0)
+    assert ledger.owners() == {Owner("kv", "w"): 8 * PAGE, Owner("others"): 2 * PAGE}
+    assert not ledger.grant(Owner("weights", "a"), PAGE)
+    ledger.shrink(Owner("kv", "w"), 4 * PAGE)
+    assert ledger.owners() == {Owner("kv", "w"): 4 * PAGE, Owner("others"): 5 * PAGE}
+    assert ledger.free_bytes == PAGE
+    ledger.check()
+    ledger.claim_for_others(0)
+    assert ledger.free_bytes == 6 * PAGE
+    ledger.claim_for_others(99 * PAGE)
+    assert ledger.claim_bytes == 10 * PAGE
+    with pytest.raises(InternalError):
+        ledger.shrink(Owner("kv", "w"), -1)
+
+
+@virtually
+async def test_kv_gives_way_before_any_model_sleeps() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        (await h.manager.acquire("a")).release()
+        h.manager.set_others("cpu", 15 * PAGE, "a test")
+        await asyncio.sleep(2)
+        assert h.residency("a") is Residency.RESIDENT
+        assert h.owners()["others"] == 15
+        assert worker.kv_bytes == 5 * PAGE
+        assert ("set_memory_limit", str(15 * PAGE)) in worker.calls
+        (told,) = h.told(EventKind.BUDGET)
+        assert (told.figures["before_bytes"], told.figures["after_bytes"]) == (BUDGET, 15 * PAGE)
+        h.manager.set_others("cpu", 0, "gone again")
+        await asyncio.sleep(2)
+        assert worker.kv_bytes == 20 * PAGE
+
+
+@virtually
+async def test_the_idle_model_that_is_worth_least_sleeps_for_the_rest() -> None:
+    async with house() as h:
+        h.add_worker()
+        h.manager.upsert_deployment(deployment("busy"))
+        h.manager.upsert_deployment(deployment("idle"))
+        (await h.manager.acquire("idle")).release()
+        for _ in range(20):
+            (await h.manager.acquire("busy")).release()
+        h.manager.set_others("cpu", 10 * PAGE, "a test")
+        await asyncio.sleep(4)
+        assert (h.residency("busy"), h.residency("idle")) == (Residency.RESIDENT, Residency.WARM)
+        assert h.owners()["others"] == 10
+        assert "other processes want" in next(
+            e.reason for e in h.events if e.deployment == "idle" and e.after is Residency.DRAINING
+        )
+
+
+@virtually
+async def test_a_request_waits_for_others_to_go_and_is_not_refused() -> None:
+    async with house() as h:
+        h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        h.manager.set_others("cpu", 25 * PAGE, "a test")
+        waiting = asyncio.ensure_future(h.manager.acquire("a"))
+        await asyncio.sleep(5)
+        assert not waiting.done()
+        h.manager.set_others("cpu", 0, "gone again")
+        (await waiting).release()
+
+
+@virtually
+async def test_pinned_models_stay_and_others_get_what_there_is() -> None:
+    async with house() as h:
+        h.add_worker()
+        h.manager.upsert_deployment(deployment("a", pinned=True))
+        await asyncio.sleep(1)
+        h.manager.set_others("cpu", 25 * PAGE, "a test")
+        await asyncio.sleep(4)
+        assert h.residency("a") is Residency.RESIDENT
+        assert h.owners()["others"] == 30 - 10 - 2 - 1  # all but the weights and the KV that it was promised
+        h.manager.set_others("cpu", 0, "gone again")
+
+
+@virtually
+async def test_a_busy_model_is_drained_and_a_new_worker_knows_the_limit() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        lease = await h.manager.acquire("a")
+        h.manager.set_others("cpu", 25 * PAGE, "a test")
+        await asyncio.sleep(12)  # its minimum residency, and the longest drain
+        assert h.residency("a") is Residency.WARM
+        lease.release()
+        worker.die()
+        again = h.add_worker()
+        await asyncio.sleep(1)
+        assert ("set_memory_limit", str(5 * PAGE)) in again.calls
+        h.manager.set_others("cpu", 0, "gone again")
