@@ -405,7 +405,8 @@ def test_tenants_and_their_keys(server: RunningServer) -> None:
 def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert complete(server, "first").status_code == 200
     status = server.status()
-    assert status.keys() == {"devices", "workers", "deployments"}
+    assert status.keys() == {"devices", "workers", "deployments", "ledger_mismatches"}
+    assert status["ledger_mismatches"] == 0
     (device,) = status["devices"]
     assert device.keys() == {"name", "budget_bytes", "owners", "memory"}
     assert (device["name"], device["budget_bytes"]) == ("cpu", 64 * MIB)
