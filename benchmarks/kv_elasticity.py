@@ -39,7 +39,7 @@ _CHEAP_SHAPE: dict[str, Any] = {
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 432, 16  # 27 pages and one more
 _HANDED_OVER = 0.9
 _AT_ONCE = 16
-_LEASE_BEFORE = 2 * PAGE_BYTES  # the null page and one more: what an engine starts from
+_LEASE_BEFORE = PAGE_BYTES  # the null page: what an engine starts from
 
 
 @dataclass(frozen=True, slots=True)

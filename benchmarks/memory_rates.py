@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["CopyCeiling", "PeakMemory", "ReadCeiling", "held_bytes"]
+__all__ = ["CopyCeiling", "PeakMemory", "ReadCeiling", "anonymous_bytes", "held_bytes"]
 
 _NUM_THREADS = 2
 _CHUNK_BYTES = 8 << 20
@@ -88,17 +88,18 @@ def held_bytes(*pids: int) -> int:
     """Anonymous memory of the processes, and what is behind their memfds by the system's own count. One memfd
     counts once, however many of them have it open. A process that is gone holds nothing."""
     memfds: dict[int, int] = {}
-    anonymous_bytes = 0
+    num_bytes = 0
     for pid in pids:
         try:
-            anonymous_bytes += _anonymous_bytes(pid)
+            num_bytes += anonymous_bytes(pid)
             memfds |= _memfds(Path(f"/proc/{pid}/fd"))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return anonymous_bytes + sum(memfds.values())
+    return num_bytes + sum(memfds.values())
 
 
-def _anonymous_bytes(pid: int) -> int:
+def anonymous_bytes(pid: int) -> int:
+    """Resident memory of the process that is no file's and no memfd's. Raises ``FileNotFoundError``."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) << 10

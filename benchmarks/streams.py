@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc.aio
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "count_agreements",
     "draw_streams",
     "generate_request",
+    "run_stream",
     "run_streams",
 ]
 
@@ -98,22 +100,35 @@ async def run_streams(
         target: of the gRPC door.
         on_tokens: told of each arrival: the stream's index and how many tokens it has.
     """
-    outcomes = [Outcome() for _ in streams]
+    outcomes = [Outcome()] * len(streams)
     slots = asyncio.Semaphore(at_once)
     async with grpc.aio.insecure_channel(target) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)  # type: ignore[no-untyped-call]
 
         async def run(index: int) -> None:
             async with slots:
-                try:
-                    async for response in stub.Generate(generate_request(streams[index])):
-                        _take(response, outcomes[index])
-                        on_tokens(index, len(outcomes[index].token_ids))
-                except grpc.aio.AioRpcError as error:
-                    outcomes[index].error = f"{error.code().name}: {error.details()}"
+                note = partial(on_tokens, index)
+                outcomes[index] = await run_stream(stub, streams[index], note)
 
         await asyncio.gather(*(run(index) for index in range(len(streams))))
     return outcomes
+
+
+async def run_stream(
+    stub: inference_pb2_grpc.InferenceStub,
+    stream: Stream,
+    on_tokens: Callable[[int], None] = lambda num_tokens: None,
+) -> Outcome:
+    """Runs one stream; ``on_tokens`` is told of each arrival how many tokens there are. What goes wrong is in the
+    outcome."""
+    outcome = Outcome()
+    try:
+        async for response in stub.Generate(generate_request(stream)):
+            _take(response, outcome)
+            on_tokens(len(outcome.token_ids))
+    except grpc.aio.AioRpcError as error:
+        outcome.error = f"{error.code().name}: {error.details()}"
+    return outcome
 
 
 def compare(stream: Stream, reference: Outcome, outcome: Outcome) -> Agreement:

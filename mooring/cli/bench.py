@@ -68,6 +68,71 @@ def router(
     console().print(f"Report: {out / 'report.md'}")
 
 
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny models, seconds: whether it works, not how well.")]
+
+
+@app.command()
+def sharing(
+    out: Out = Path("bench-out/sharing"),
+    duration_s: Annotated[float, typer.Option(min=1, help="Of the trace at each load.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
+    peer_gguf: Annotated[
+        Path | None,
+        typer.Option(help="A model for llama-cpp-python's server, measured beside us where it is installed."),
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Share one budget between three models under bursts: elastic, statically cut, one at a time."""
+    _check_can_draw()
+    from benchmarks.sharing import SharingLoad, main
+
+    load = SharingLoad.quick(seed) if quick else SharingLoad.full(duration_s, seed)
+    figures = main(out, load, console().print, peer_gguf)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.3g}")
+    console().print(f"Report: {out / 'report.md'}")
+
+
+@app.command()
+def residency(
+    out: Out = Path("bench-out/residency"),
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="transitions, handover, single_model, neighbours or planner; all if not given."),
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Measure wakes, loads, KV handed over, one model alone and its neighbours."""
+    _check_can_draw()
+    from benchmarks.residency import PARTS, ResidencyLoad, main
+
+    if unknown := sorted(set(part or ()) - set(PARTS)):
+        raise ConfigurationError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+
+    def show(name: str, value: float) -> None:
+        console().print(f"{name}: {value:.4g}")
+
+    main(out, ResidencyLoad.quick() if quick else ResidencyLoad(), show, tuple(part or ()))
+    console().print(f"Report: {out / 'report.md'}")
+
+
+@app.command()
+def soak(
+    out: Out = Path("bench-out/soak"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of the disturbed part.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Of load and disturbances.")] = 0,
+    quick: Quick = False,
+) -> None:
+    """Run for long under load, registrations, sleeps, deaths and memory pressure, and count what was lost."""
+    _check_can_draw()
+    from benchmarks.soak import SoakLoad, main
+
+    figures = main(out, SoakLoad.quick(seed) if quick else SoakLoad.full(minutes, seed), console().print)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+
+
 def _check_can_draw() -> None:
     """Before the minutes of measuring rather than after them."""
     if find_spec("matplotlib") is None:

@@ -1,0 +1,79 @@
+"""The benchmarks of shared memory, as quick as they go: that they run and report, not what they measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.residency import PARTS, ResidencyLoad
+from benchmarks.residency import main as residency
+from benchmarks.sharing import SharingLoad
+from benchmarks.sharing import main as sharing
+from benchmarks.soak import SoakLoad
+from benchmarks.soak import main as soak
+
+pytestmark = pytest.mark.integration
+
+
+def results(out: Path) -> dict[str, float]:
+    """The figures, after a look at what lies beside them."""
+    assert "## Figures" in (out / "report.md").read_text()
+    figures: dict[str, float] = json.loads((out / "results.json").read_text())["figures"]
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (
+            "transitions",
+            {"wake_share_of_copy", "load_share_of_read", "load_peak_over_weights", "asleep_bytes"},
+        ),
+        ("handover", {"kv_handover_ms"}),
+        ("single_model", {"single_model_share", "arena_share_of_step"}),
+        (
+            "neighbours",
+            {"wake_to_first_token_ratio", "neighbour_itl_p99_ratio", "neighbour_wake_over_idle"},
+        ),
+    ],
+)
+def test_each_part_of_the_residency_benchmark_reports_its_figures(
+    part: str, expected: set[str], tmp_path: Path
+) -> None:
+    shown: dict[str, float] = {}
+    figures = residency(tmp_path, ResidencyLoad.quick(), shown.__setitem__, (part,))
+    assert figures == results(tmp_path) == shown
+    assert expected <= set(figures)
+    assert all(value >= 0 for value in figures.values())
+    assert figures.get("asleep_bytes", 0) == figures.get("asleep_bytes_of_server", 0) == 0
+    assert figures.get("load_peak_over_weights", 1) < 1.3
+
+
+def test_the_residency_benchmark_has_the_planner_too() -> None:
+    assert set(PARTS) == {"transitions", "handover", "single_model", "neighbours", "planner"}
+
+
+def test_the_sharing_benchmark_draws_curves_of_all_three_policies(tmp_path: Path) -> None:
+    lines: list[str] = []
+    sharing(tmp_path, SharingLoad.quick(seed=0), lines.append)
+    results(tmp_path)
+    data = json.loads((tmp_path / "results.json").read_text())["data"]
+    assert set(data["all"]) == {"elastic", "static", "swap"}
+    for curve in data["all"].values():
+        assert curve
+        assert all(summary["num_requests"] > 0 for summary in curve.values())
+        assert all(0 <= summary["attainment"] <= 1 for summary in curve.values())
+    assert (tmp_path / "all.png").stat().st_size > 1000
+    assert list((tmp_path / "traces").glob("*.jsonl"))
+
+
+def test_a_soak_loses_nothing_and_its_books_agree(tmp_path: Path) -> None:
+    lines: list[str] = []
+    soak(tmp_path, SoakLoad.quick(seed=3), lines.append)
+    figures = results(tmp_path)
+    assert figures["requests"] > 10
+    assert (figures["lost"], figures["altered"]) == (0, 0), lines
+    assert figures["checkpoints"] >= 2
+    assert figures["ledger_mismatches"] == 0
