@@ -33,6 +33,7 @@ class RunningServer:
         flags: further command-line flags.
         environment: variables beside the process's own.
         config: a TOML file of settings.
+        through: a command that replaces itself by the one that follows it, as ``env`` does.
 
     Raises:
         ServerFailedError: on entry, where it is not ready in time; on exit, where it does not end.
@@ -45,6 +46,7 @@ class RunningServer:
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         config: Path | None = None,
+        through: Sequence[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self._log_path = data_dir.with_name(data_dir.name + ".log")
@@ -52,7 +54,7 @@ class RunningServer:
         named = [part for name, source in models.items() for part in ("--model", f"{name}={source}")]
         configured = ["--config", str(config)] if config is not None else []
         command = [
-            sys.executable, "-m", "mooring.cli", "serve", "--data-dir", str(data_dir),
+            *through, sys.executable, "-m", "mooring.cli", "serve", "--data-dir", str(data_dir),
             "--http-port", "0", "--grpc-port", "0", *configured, *named, *flags,
         ]  # fmt: skip
         self.process = subprocess.Popen(

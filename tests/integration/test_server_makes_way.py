@@ -1,0 +1,87 @@
+"""A whole server in a cgroup that another process fills and leaves again: it shrinks, serves on, and grows back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.memory_cgroup import MemoryCgroup, memory_cgroup
+from support.running_server import RunningServer
+from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+
+from mooring.units import GIB, MIB
+
+pytestmark = pytest.mark.integration
+
+HOG = (
+    "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); block = bytearray(int(sys.argv[2])); "
+    "block[::4096] = b'x' * len(block[::4096]); print('holds', flush=True); time.sleep(600)"
+)
+CONFIG = """
+[others]
+period_s = 0.1
+margin = "64MiB"
+grow_after_s = 0.5
+"""
+
+
+def fill(group: MemoryCgroup, num_bytes: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOG, str(group.procs_file), str(num_bytes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "holds\n"
+    return process
+
+
+def others_bytes(server: RunningServer) -> int:
+    (device,) = server.status()["devices"]
+    owners: dict[str, int] = device["owners"]
+    assert sum(owners.values()) <= device["budget_bytes"]
+    return owners.get("others", 0)
+
+
+def until(holds: Callable[[], bool]) -> float:
+    started_s = time.monotonic()
+    while not holds():
+        assert time.monotonic() - started_s < 20, "it did not come about in time"
+        time.sleep(0.05)
+    return time.monotonic() - started_s
+
+
+def complete(server: RunningServer) -> int:
+    body = {"model": "m", "prompt": "hello", "max_tokens": 4}
+    return server.client.post(f"{server.http_url}/v1/completions", json=body).status_code
+
+
+def test_a_server_makes_way_for_another_process_and_comes_back(tmp_path: Path) -> None:
+    settings = tmp_path / "mooring.toml"
+    settings.write_text(CONFIG)
+    with memory_cgroup(2 * GIB) as group:
+        join = ["sh", "-c", f'echo $$ > {group.procs_file} && exec "$@"', "sh"]
+        with RunningServer(
+            tmp_path / "data",
+            {"m": write_checkpoint(tmp_path / "m")},
+            ["--engine", "null", "--memory-budget", "1GiB", "--host-cache-budget", "64MiB"],
+            NULL_ENVIRONMENT,
+            settings,
+            through=join,
+        ) as server:
+            assert complete(server) == 200
+            assert others_bytes(server) == 0
+            hog = fill(group, 1500 * MIB)
+            try:
+                until(lambda: others_bytes(server) > 0)
+                until(lambda: others_bytes(server) >= GIB - (2 * GIB - group.used_bytes))
+                assert complete(server) == 200
+            finally:
+                hog.kill()
+                hog.wait()
+            until(lambda: others_bytes(server) == 0)
+            assert complete(server) == 200
+            assert server.status()["devices"][0]["owners"]["kv:null-0"] > 900 * MIB
+            told = server.admin("GET", "/events?kind=budget").json()
+            assert len(told["events"] if isinstance(told, dict) else told) >= 2
