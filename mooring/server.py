@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from engines.packer import ensure_packed
 from engines.supervisor import Supervisor
 from engines.torch.config import describe
 from memory_manager.controller import MemoryManager
+from memory_manager.events import Reporter
 from memory_manager.host_cache import HostCache
 from memory_manager.ports import ArtifactRef
 from memory_manager.residency import ResidencyEvent
@@ -192,6 +194,7 @@ class Server:
             precision=_PRECISIONS[settings.dtype],
             engine=settings.engine,
             default_idle_timeout_s=settings.planner.idle_timeout_s,
+            reporter=Reporter(time.monotonic, journal.note),
         )
         stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
         gate = Gate(Dispatcher(manager, supervisor.client))

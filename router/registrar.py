@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from memory_manager.controller import MemoryManager
+from memory_manager.events import EventKind, Reporter
 from memory_manager.ports import ArtifactRef
 from model_registry.hub import HUB_SCHEME
 from model_registry.importer import Importer
@@ -37,6 +39,7 @@ from mooring.errors import (
 from router.deployment_spec import deployment_spec
 from router.directory import DeploymentDirectory
 from router.models import ServedModel
+from router.retries import Retries, RetryConfig
 from router.sampling_defaults import GenerationDefaults
 
 __all__ = ["Packer", "Registrar", "Registration"]
@@ -87,15 +90,21 @@ class Registrar:
     precision: str = "auto"
     engine: str = "torch"
     default_idle_timeout_s: float | None = None
+    reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
+    retries: RetryConfig = field(default_factory=RetryConfig)
     _registrations: dict[str, Registration] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _following: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stopped: bool = False
+    _retries: Retries = field(init=False)
     # Downloads and copies take minutes, and wait for each other. On asyncio's own few threads they would keep
     # requests from the checks of their keys.
     _importing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(MAX_IMPORTS, thread_name_prefix="import")
     )
+
+    def __post_init__(self) -> None:
+        self._retries = Retries(self._serve, self.retries)
 
     # Start and stop.
 
@@ -129,6 +138,7 @@ class Registrar:
         still copy or download for them end at their next report of progress."""
         _, late = await asyncio.wait(self._tasks, timeout=grace_s) if self._tasks else ((), ())
         self._stopped = True
+        await self._retries.stop()
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -186,6 +196,7 @@ class Registrar:
         """Stops serving a deployment. Running requests finish. Raises ``NotFoundError``."""
         async with self._following:
             await asyncio.to_thread(self.registry.delete_deployment, name)
+            self._retries.settled(name)
             self._drop(name)
 
     async def sleep(self, name: str) -> None:
@@ -292,14 +303,24 @@ class Registrar:
             try:
                 record = await asyncio.to_thread(self.registry.get_deployment, name)
             except NotFoundError:
+                self._retries.settled(name)
                 return None  # deleted meanwhile
             if artifact is not None and record.variant.id == packed_for.variant.id:
+                self._retries.settled(name)
                 self._follow(record, artifact)
             elif error is not None:
-                logger.error("deployment %s cannot be served: %s", name, error.message)
-                self._drop(name)
-                self.directory.withhold(name, error.message)
+                self._withhold(name, error)
         return error
+
+    def _withhold(self, name: str, error: MooringError) -> None:
+        """The deployment cannot be served; it is tried again unless only another start can mend it."""
+        figures: dict[str, int | float | str] = {"code": error.code, "while": "packing"}
+        if not isinstance(error, ConfigurationError):
+            figures["retry_in_s"] = self._retries.failed(name)
+        logger.error("deployment %s cannot be served: %s", name, error.message)
+        self.reporter.of_deployment(EventKind.FAILURE, name, error.message, figures)
+        self._drop(name)
+        self.directory.withhold(name, error.message)
 
     async def _packed(self, record: DeploymentRecord, report: Progress) -> ArtifactRef:
         """The packed artifact of a deployment's variant. Raises ``MooringError`` where there can be none."""
