@@ -175,6 +175,7 @@ class HostReader:
                 if limit_bytes < total_bytes:
                     total_bytes, used_bytes = limit_bytes, usage_bytes
             ours_bytes = self._ours()
+            stalled_share = self._stalled_share()
         except (OSError, KeyError, ValueError) as error:
             self._complaint.raise_about(f"{error!r}")
             return None
@@ -188,11 +189,11 @@ class HostReader:
             ours_bytes,
             others_bytes,
             available_bytes,
-            self._stalled_share(),
+            stalled_share,
         )
 
     def _stalled_share(self) -> float | None:
-        """Of our own cgroup where it tells (v2), else of the machine."""
+        """Of our own cgroup where it tells (v2), else of the machine: ``some avg10=1.23 avg60=...``."""
         for path in (self._own_pressure(), self._proc / "pressure" / "memory"):
             try:
                 text = path.read_text()

@@ -196,3 +196,33 @@ def test_default_budget() -> None:
     assert default_budget_bytes(memory, 30 * GIB) == 0
     unknown = DeviceMemory("gpu", "cuda", 24 * GIB, 10 * GIB, None, None)
     assert default_budget_bytes(unknown, GIB) == 13 * GIB
+
+
+def test_what_is_available_is_the_least_that_any_level_has_left(tmp_path: Path) -> None:
+    files = {
+        "kube/pod/memory.max": f"{2 * GIB}\n",
+        "kube/pod/memory.current": f"{GIB}\n",
+        "kube/pod/memory.stat": "",
+        "kube/memory.max": f"{20 * GIB}\n",  # above the machine's own, and nearly full
+        "kube/memory.current": f"{20 * GIB - 5}\n",
+        "kube/memory.stat": "",
+    }
+    memory = read(make_machine(tmp_path, V2, files))
+    assert (memory.total_bytes, memory.free_bytes, memory.stalled_share) == (2 * GIB, 5, None)
+    plain = DeviceMemory("gpu", "cuda", 10, 7, None, None)
+    assert plain.free_bytes == 3
+
+
+@pytest.mark.parametrize("path", ["cgroup/kube/pod/memory.pressure", "proc/pressure/memory"])
+def test_how_long_processes_stall_for_memory_is_read_from_the_nearest_who_tells(
+    tmp_path: Path, path: str
+) -> None:
+    reader = make_machine(tmp_path, V2, {})
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=3.00 avg60=0 avg300=0 total=1\n"
+    )
+    assert read(reader).stalled_share == pytest.approx(0.125)
+    file.write_text("nonsense")
+    assert reader.read() is None
