@@ -35,6 +35,7 @@ from memory_manager.kv_lease import KvLease
 from memory_manager.ledger import Ledger, Owner
 from memory_manager.link_rates import LinkRates
 from memory_manager.moves import Moves
+from memory_manager.others import Others
 from memory_manager.plan_schedule import PlanSchedule
 from memory_manager.planner import plan
 from memory_manager.ports import DeploymentSpec, WorkerPort
@@ -59,6 +60,9 @@ class MemoryManager:
         clock: seconds, monotonic.
         sink: told of every change of residency, as it happens; must not raise or block.
         events: told of every decision and mishap.
+
+    Attributes:
+        others: lets other processes have parts of the budgets.
     """
 
     def __init__(
@@ -102,6 +106,17 @@ class MemoryManager:
         )
         self._audit = Audit(self._replicas, self._config.usage_poll_s, self._reporter, self._lost)
         self._has_moved = False
+        self.others = Others(
+            self._ledgers,
+            self._workers,
+            self._replicas,
+            host_cache,
+            self._moves,
+            self._execution,
+            self._reporter,
+            self._config.planner,
+            self._schedule.soon,
+        )
         self._stopping = False
 
     # Workers.
@@ -126,7 +141,7 @@ class MemoryManager:
         self._execution.spawn(worker, self._keep_lease(worker))
         self._execution.spawn(worker, self._audit.watch(worker))
         if ledger.claim_bytes:
-            self._execution.spawn(worker, self._moves.limit_memory(worker))
+            self.others.limit(worker)
         self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
         self._schedule.soon()
 
@@ -325,48 +340,6 @@ class MemoryManager:
             if replica.asleep is not None and not replica.asleep.done():
                 replica.asleep.set_exception(shutting_down())
         await self._execution.stop()
-
-    # Other processes on a device.
-
-    def budget_of(self, device: str) -> tuple[int, int]:
-        """The configured budget of a device and the part of it that cannot be given up, in bytes."""
-        ledger = self._ledgers[device]
-        kv_base_bytes = self._config.planner.kv_base_bytes
-        return ledger.budget_bytes, ledger.bytes_of("reserve") + 2 * kv_base_bytes
-
-    def held_bytes(self, device: str) -> int:
-        """Device memory that the workers on it hold, as far as they have told."""
-        workers = sum(
-            each.kv_bytes + each.ready_bytes for each in self._workers.values() if each.port.device == device
-        )
-        weights = sum(
-            each.lease_bytes
-            for each in self._replicas.values()
-            if each.worker is not None
-            and each.worker.port.device == device
-            and each.residency in (Residency.RESIDENT, Residency.DRAINING)
-        )
-        return workers + weights
-
-    def set_others(self, device: str, num_bytes: int, reason: str) -> None:
-        """Leaves that part of a device's budget to other processes; absolute. KV leases shrink first, what
-        workers keep ready leaves at once, and the planner puts replicas to sleep for the rest."""
-        ledger = self._ledgers[device]
-        before_bytes = ledger.budget_bytes - ledger.claim_bytes
-        ledger.claim_for_others(num_bytes)
-        figures = {
-            "budget_bytes": ledger.budget_bytes,
-            "before_bytes": before_bytes,
-            "after_bytes": ledger.budget_bytes - ledger.claim_bytes,
-            "leased_bytes": ledger.leased_bytes,
-        }
-        self._reporter.of_device(EventKind.BUDGET, device, reason, figures)
-        if device.startswith("cpu"):
-            self._host_cache.allow_spare(not any(each.claim_bytes for each in self._ledgers.values()))
-        for worker in self._workers.values():
-            if worker.port.device == device:
-                self._execution.spawn(worker, self._moves.limit_memory(worker))
-        self._schedule.soon()
 
     # Planning.
 

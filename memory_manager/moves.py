@@ -16,6 +16,7 @@ from memory_manager.config import ManagerConfig
 from memory_manager.events import EventKind, Reporter
 from memory_manager.fleet import HostCopies, HostCopy, Replica, Worker
 from memory_manager.kv_spec import round_to_pages
+from memory_manager.plan_types import Figures
 from memory_manager.residency import ON_DEVICE, Residency, ResidencyEvent
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError, WorkerLostError
 from mooring.units import format_bytes
@@ -250,7 +251,7 @@ class Moves:
         wait_s = min(self._config.max_retry_s, self._config.retry_s * 2.0 ** min(replica.num_failures, 32))
         replica.num_failures += 1
         replica.retry_at_s = self._clock() + wait_s
-        figures = {
+        figures: Figures = {
             "num_failures": replica.num_failures,
             "retry_in_s": wait_s,
             "code": error.code,

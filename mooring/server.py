@@ -209,7 +209,7 @@ class Server:
             config=config,
         )
         admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
-        for watching in watch_others(settings, readers, manager):
+        for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)
         await server.open_doors(services, admin, stack)
         return server

@@ -46,12 +46,12 @@ def test_the_ledger_holds_and_everybody_is_served_once_others_are_gone(
             running = []
             for what, number, pause_s in steps:
                 if what == "others":
-                    h.manager.set_others("cpu", number * PAGE, "others")
+                    h.manager.others.set_others("cpu", number * PAGE, "others")
                 else:
                     running.append(asyncio.ensure_future(use(h, what, float(number))))
                 await asyncio.sleep(pause_s)
                 check(h)
-            h.manager.set_others("cpu", 0, "gone")
+            h.manager.others.set_others("cpu", 0, "gone")
             async with asyncio.timeout(600):
                 await asyncio.gather(*running)
             check(h)
@@ -69,10 +69,10 @@ def test_a_claim_is_met_in_time_unless_nothing_more_can_go(claim_pages: int, nam
                 h.manager.upsert_deployment(deployment(name))
             for name in names:
                 (await h.manager.acquire(name)).release()
-            h.manager.set_others("cpu", claim_pages * PAGE, "others")
+            h.manager.others.set_others("cpu", claim_pages * PAGE, "others")
             await asyncio.sleep(15)  # minimum residency, and what a drain takes
             # The worker's null page is all that stays when nobody asks for anything.
             assert h.owners().get("others", 0) == min(claim_pages, BUDGET_PAGES - 1)
-            h.manager.set_others("cpu", 0, "gone")
+            h.manager.others.set_others("cpu", 0, "gone")
 
     run_virtually(main)

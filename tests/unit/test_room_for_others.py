@@ -39,7 +39,7 @@ async def test_kv_gives_way_before_any_model_sleeps() -> None:
         worker = h.add_worker()
         h.manager.upsert_deployment(deployment("a"))
         (await h.manager.acquire("a")).release()
-        h.manager.set_others("cpu", 15 * PAGE, "a test")
+        h.manager.others.set_others("cpu", 15 * PAGE, "a test")
         await asyncio.sleep(2)
         assert h.residency("a") is Residency.RESIDENT
         assert h.owners()["others"] == 15
@@ -47,7 +47,7 @@ async def test_kv_gives_way_before_any_model_sleeps() -> None:
         assert ("set_memory_limit", str(15 * PAGE)) in worker.calls
         (told,) = h.told(EventKind.BUDGET)
         assert (told.figures["before_bytes"], told.figures["after_bytes"]) == (BUDGET, 15 * PAGE)
-        h.manager.set_others("cpu", 0, "gone again")
+        h.manager.others.set_others("cpu", 0, "gone again")
         await asyncio.sleep(2)
         assert worker.kv_bytes == 20 * PAGE
 
@@ -61,7 +61,7 @@ async def test_the_idle_model_that_is_worth_least_sleeps_for_the_rest() -> None:
         (await h.manager.acquire("idle")).release()
         for _ in range(20):
             (await h.manager.acquire("busy")).release()
-        h.manager.set_others("cpu", 10 * PAGE, "a test")
+        h.manager.others.set_others("cpu", 10 * PAGE, "a test")
         await asyncio.sleep(4)
         assert (h.residency("busy"), h.residency("idle")) == (Residency.RESIDENT, Residency.WARM)
         assert h.owners()["others"] == 10
@@ -75,11 +75,11 @@ async def test_a_request_waits_for_others_to_go_and_is_not_refused() -> None:
     async with house() as h:
         h.add_worker()
         h.manager.upsert_deployment(deployment("a"))
-        h.manager.set_others("cpu", 25 * PAGE, "a test")
+        h.manager.others.set_others("cpu", 25 * PAGE, "a test")
         waiting = asyncio.ensure_future(h.manager.acquire("a"))
         await asyncio.sleep(5)
         assert not waiting.done()
-        h.manager.set_others("cpu", 0, "gone again")
+        h.manager.others.set_others("cpu", 0, "gone again")
         (await waiting).release()
 
 
@@ -89,11 +89,11 @@ async def test_pinned_models_stay_and_others_get_what_there_is() -> None:
         h.add_worker()
         h.manager.upsert_deployment(deployment("a", pinned=True))
         await asyncio.sleep(1)
-        h.manager.set_others("cpu", 25 * PAGE, "a test")
+        h.manager.others.set_others("cpu", 25 * PAGE, "a test")
         await asyncio.sleep(4)
         assert h.residency("a") is Residency.RESIDENT
         assert h.owners()["others"] == 30 - 10 - 2 - 1  # all but the weights and the KV that it was promised
-        h.manager.set_others("cpu", 0, "gone again")
+        h.manager.others.set_others("cpu", 0, "gone again")
 
 
 @virtually
@@ -102,7 +102,7 @@ async def test_a_busy_model_is_drained_and_a_new_worker_knows_the_limit() -> Non
         worker = h.add_worker()
         h.manager.upsert_deployment(deployment("a"))
         lease = await h.manager.acquire("a")
-        h.manager.set_others("cpu", 25 * PAGE, "a test")
+        h.manager.others.set_others("cpu", 25 * PAGE, "a test")
         await asyncio.sleep(12)  # its minimum residency, and the longest drain
         assert h.residency("a") is Residency.WARM
         lease.release()
@@ -110,4 +110,4 @@ async def test_a_busy_model_is_drained_and_a_new_worker_knows_the_limit() -> Non
         again = h.add_worker()
         await asyncio.sleep(1)
         assert ("set_memory_limit", str(5 * PAGE)) in again.calls
-        h.manager.set_others("cpu", 0, "gone again")
+        h.manager.others.set_others("cpu", 0, "gone again")

@@ -1,0 +1,89 @@
+"""Other processes' part of each device's budget: who makes room for it, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from memory_manager.config import PlannerConfig
+from memory_manager.events import EventKind, Reporter
+from memory_manager.execution import Execution
+from memory_manager.fleet import HostCopies, Replica, Worker
+from memory_manager.ledger import Ledger
+from memory_manager.moves import Moves
+from memory_manager.residency import Residency
+
+__all__ = ["Others"]
+
+
+class Others:
+    """Lets other processes have parts of the budgets (``memory_manager.foreign_watch.BudgetOwner``).
+
+    Args:
+        ledgers, workers, replicas: the controller's own, by name and id.
+        replan: called when a claim has changed.
+    """
+
+    def __init__(
+        self,
+        ledgers: Mapping[str, Ledger],
+        workers: Mapping[str, Worker],
+        replicas: Mapping[str, Replica],
+        host_cache: HostCopies,
+        moves: Moves,
+        execution: Execution,
+        reporter: Reporter,
+        config: PlannerConfig,
+        replan: Callable[[], None],
+    ) -> None:
+        self._ledgers = ledgers
+        self._workers = workers
+        self._replicas = replicas
+        self._host_cache = host_cache
+        self._moves = moves
+        self._execution = execution
+        self._reporter = reporter
+        self._config = config
+        self._replan = replan
+
+    def budget_of(self, device: str) -> tuple[int, int]:
+        """The configured budget of a device and the part of it that cannot be given up, in bytes."""
+        ledger = self._ledgers[device]
+        return ledger.budget_bytes, ledger.bytes_of("reserve") + 2 * self._config.kv_base_bytes
+
+    def held_bytes(self, device: str) -> int:
+        """Device memory that the workers on it hold, as far as they have told."""
+        workers = sum(
+            each.kv_bytes + each.ready_bytes for each in self._workers.values() if each.port.device == device
+        )
+        weights = sum(
+            each.lease_bytes
+            for each in self._replicas.values()
+            if each.worker is not None
+            and each.worker.port.device == device
+            and each.residency in (Residency.RESIDENT, Residency.DRAINING)
+        )
+        return workers + weights
+
+    def set_others(self, device: str, num_bytes: int, reason: str) -> None:
+        """Leaves that part of a device's budget to other processes; absolute. KV leases shrink first, what
+        workers keep ready leaves at once, and the planner puts replicas to sleep for the rest."""
+        ledger = self._ledgers[device]
+        before_bytes = ledger.budget_bytes - ledger.claim_bytes
+        ledger.claim_for_others(num_bytes)
+        figures = {
+            "budget_bytes": ledger.budget_bytes,
+            "before_bytes": before_bytes,
+            "after_bytes": ledger.budget_bytes - ledger.claim_bytes,
+            "leased_bytes": ledger.leased_bytes,
+        }
+        self._reporter.of_device(EventKind.BUDGET, device, reason, figures)
+        if device.startswith("cpu"):
+            self._host_cache.allow_spare(not any(each.claim_bytes for each in self._ledgers.values()))
+        for worker in self._workers.values():
+            if worker.port.device == device:
+                self.limit(worker)
+        self._replan()
+
+    def limit(self, worker: Worker) -> None:
+        """Tells a worker what its device's budget leaves it, where others have a part of it."""
+        self._execution.spawn(worker, self._moves.limit_memory(worker))
