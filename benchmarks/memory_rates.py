@@ -48,7 +48,7 @@ class ReadCeiling:
     def measure(self) -> float:
         """Bytes per second."""
         fd = os.open(self._path, os.O_RDONLY)
-        target = memoryview(self._target)
+        target = self._target.data
 
         def read(start: int, stop: int) -> None:
             while start < stop:

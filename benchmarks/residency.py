@@ -63,7 +63,7 @@ class ResidencyLoad:
     @classmethod
     def quick(cls) -> ResidencyLoad:
         """Tiny models, once or twice each: whether it works, not how well."""
-        return cls("tiny", "tiny", 2, 64 * MIB, 8, 1, 1, 400, num_threads=1)
+        return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, 400, num_threads=1)
 
 
 def shape(name: str) -> dict[str, Any]:

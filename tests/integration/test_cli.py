@@ -132,6 +132,9 @@ COMMANDS = [
     ["bench"],
     ["bench", "batching"],
     ["bench", "router"],
+    ["bench", "sharing"],
+    ["bench", "residency"],
+    ["bench", "soak"],
 ]
 
 
