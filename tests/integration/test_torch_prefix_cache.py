@@ -176,6 +176,8 @@ def preempted(driver: EngineDriver, *, scope: bytes | None = b"") -> list[int]:
     assert driver.engine.stats().kv_bytes_committed == PAGE_BYTES
     driver.step()
     driver.lease_pages(16)
+    # It goes first and writes over the memory that was lost.
+    driver.submit(1, prompt_of(200, seed=5), priority=1, max_tokens=1, cache_scope=None)
     driver.run()
     return driver.tokens[0]
 
