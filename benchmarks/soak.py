@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ import psutil
 from benchmarks.memory_rates import anonymous_bytes
 from benchmarks.random_models import TINY_SHAPE, make_random_models
 from benchmarks.report import Report
+from benchmarks.soak_books import count_mismatches, growth_share
 from benchmarks.soak_disturbances import Disturbances, Guest
 from benchmarks.streams import Agreement, Outcome, Stream, compare, draw_streams, run_stream, run_streams
 from engines.torch.config import ModelConfig, describe, kv_groups
@@ -121,6 +121,7 @@ class _Soak:
         self._rng = random.Random(load.seed)
         self._streams = [each for each in references if each.model != GUEST]
         self._open = asyncio.Event()  # whether requests may begin
+        self._undisturbed = asyncio.Lock()
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -172,8 +173,8 @@ class _Soak:
     async def _disturb(self) -> None:
         while not self._over():
             await asyncio.sleep(self._rng.expovariate(1 / self._load.mean_event_s))
-            await self._open.wait()
-            await self.disturbances.disturb()
+            async with self._undisturbed:
+                await self.disturbances.disturb()
 
     async def _kill(self) -> None:
         while time.monotonic() + self._load.kill_s < self._until_s:
@@ -183,39 +184,27 @@ class _Soak:
     async def _check(self) -> None:
         while not self._over():
             await asyncio.sleep(self._load.checkpoint_s)
-            self._open.clear()
-            await self._idle.wait()
-            await asyncio.sleep(1.5)  # longer than the manager's own look at its workers
-            self.found.checkpoints.append(await asyncio.to_thread(self._read_books))
-            self._open.set()
+            async with self._undisturbed:
+                self._open.clear()
+                await self._idle.wait()
+                await asyncio.sleep(1.5)  # longer than the manager's own look at its workers
+                self.found.checkpoints.append(await asyncio.to_thread(self._checkpoint))
+                self._open.set()
 
-    def _read_books(self) -> _Checkpoint:
+    def _checkpoint(self) -> _Checkpoint:
         status = self._server.status()
-        ledger_bytes, mismatches = 0, int(status["ledger_mismatches"])
-        replicas = [replica for each in status["deployments"] for replica in each["replicas"]]
-        for device in status["devices"]:
-            owned = sum(device["owners"].values())
-            ledger_bytes += owned
-            mismatches += owned > device["budget_bytes"]
-            kv_leased = sum(num for owner, num in device["owners"].items() if owner.startswith("kv:"))
-            mismatches += sum(replica["kv_bytes"] for replica in replicas) > kv_leased
-            mismatches += sum(
-                device["owners"].get(f"weights:{replica['id']}", 0) != replica["weights_bytes"]
-                for replica in replicas
-            )
+        mismatches = count_mismatches(status)
+        if mismatches:  # devices and deployments are read one after the other: a worker may just have come
+            time.sleep(1.0)
+            mismatches = min(mismatches, count_mismatches(self._server.status()))
         server = psutil.Process(self._server.process.pid)
         pids = [server.pid, *(child.pid for child in server.children(recursive=True))]
-        at_s = time.monotonic() - self._started_s
-        return _Checkpoint(at_s, sum(anonymous_bytes(pid) for pid in pids), ledger_bytes, mismatches)
-
-
-def growth_share(values: Sequence[float]) -> float:
-    """How much more the last quarter is than the one before it, by their medians; 0 where it is less."""
-    half = values[len(values) // 2 :]
-    if len(half) < 2:
-        return 0.0
-    before, after = half[: len(half) // 2], half[len(half) // 2 :]
-    return max(0.0, statistics.median(after) / statistics.median(before) - 1)
+        return _Checkpoint(
+            time.monotonic() - self._started_s,
+            sum(anonymous_bytes(pid) for pid in pids),
+            sum(sum(device["owners"].values()) for device in status["devices"]),
+            int(status["ledger_mismatches"]) + mismatches,
+        )
 
 
 def main(out: Path, load: SoakLoad, show: Callable[[str], None]) -> dict[str, float]:
