@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.simulated_house import House, house
+from support.simulated_house import CONFIG, House, house
 from support.simulated_memory import PAGE, deployment, run_virtually
 
 BUDGET_PAGES = 30
@@ -32,14 +33,14 @@ def check(h: House) -> None:
 @given(st.lists(st.one_of(claims, uses), max_size=25))
 @settings(
     deadline=None,
-    max_examples=40,
+    max_examples=20,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_the_ledger_holds_and_everybody_is_served_once_others_are_gone(
     steps: list[tuple[str, int, float]],
 ) -> None:
     async def main() -> None:
-        async with house() as h:
+        async with house(replace(CONFIG, max_waiting_per_deployment=100)) as h:
             h.add_worker()
             for name in "abc":
                 h.manager.upsert_deployment(deployment(name))
@@ -60,7 +61,7 @@ def test_the_ledger_holds_and_everybody_is_served_once_others_are_gone(
 
 
 @given(st.integers(0, BUDGET_PAGES), st.lists(st.sampled_from("abc"), max_size=6))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_a_claim_is_met_in_time_unless_nothing_more_can_go(claim_pages: int, names: list[str]) -> None:
     async def main() -> None:
         async with house() as h:
