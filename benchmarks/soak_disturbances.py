@@ -134,7 +134,7 @@ class Disturbances:
             await eater.stdout.readline()
             await asyncio.sleep(self._rng.uniform(0.5, 3.0))
         finally:
-            await eater.communicate()
+            await eater.communicate(b"")  # without input its own would stay open, and it would stay too
 
     async def _admin(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         response = await asyncio.to_thread(self._server.admin, method, path, body)
