@@ -12,6 +12,7 @@ import grpc.aio
 import uvicorn
 
 from mooring.errors import ConfigurationError
+from router.grpc_reading import MessageReader
 
 __all__ = ["grpc_door", "http_door"]
 
@@ -64,7 +65,7 @@ async def grpc_door(
         ConfigurationError: the address cannot be listened on.
     """
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(interceptors=[MessageReader()], options=options)
     add_services(server)
     if port:
         _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot
