@@ -80,7 +80,13 @@ def test_empty_words_say_nothing_as_tensorrt_llms_clients_send_them(empty: Any) 
 
 
 def test_a_list_of_one_is_the_value_itself() -> None:
-    given: dict[str, Any] = {"end_id": [7], "pad_id": [7], "max_tokens": [4], "stream": [True], "stop_token_ids": [1]}
+    given: dict[str, Any] = {
+        "end_id": [7],
+        "pad_id": [7],
+        "max_tokens": [4],
+        "stream": [True],
+        "stop_token_ids": [1],
+    }
     request = parsed(**given)
     assert request.stream
     assert (request.options.max_tokens, request.options.stop_token_ids) == (4, (1, 7))
@@ -88,7 +94,9 @@ def test_a_list_of_one_is_the_value_itself() -> None:
         parsed(max_tokens=[1, 2])
 
 
-@pytest.mark.parametrize(("given", "top_k"), [({}, 1), ({"top_k": 0}, 1), ({"top_k": -1}, 1), ({"top_k": 5}, 5)])
+@pytest.mark.parametrize(
+    ("given", "top_k"), [({}, 1), ({"top_k": 0}, 1), ({"top_k": -1}, 1), ({"top_k": 5}, 5)]
+)
 def test_top_p_of_0_leaves_the_choice_to_top_k(given: dict[str, Any], top_k: int) -> None:
     options = parsed(top_p=0, **given).options
     assert (options.top_p, options.top_k) == (1.0, top_k)
