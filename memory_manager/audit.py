@@ -59,6 +59,7 @@ class Audit:
                 if replica is not None:
                     replica.kv_bytes = reported.kv_bytes
                     replica.preemptions_total = reported.preemptions_total
+                    replica.num_queued = reported.waiting
             known.update(self._replicas)
             kv_lease_bytes = max(kv_lease_bytes, worker.kv.lease_bytes)
             for mismatch in find_mismatches(usage, before, self._settled(worker), known, kv_lease_bytes):

@@ -33,7 +33,8 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
-    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` the worker's count."""
+    poll, ``num_active`` requests between acquire and release, ``num_queued`` of these without a place in a batch
+    at the last poll, ``preemptions_total`` the worker's count."""
 
     replica_id: str
     worker_id: str | None
@@ -42,6 +43,7 @@ class ReplicaStatus:
     weights_bytes: int
     kv_bytes: int
     num_active: int
+    num_queued: int
     preemptions_total: int
 
 

@@ -45,6 +45,7 @@ from mooring.data_dir import own_data_dir, published
 from mooring.devices import device_budget, device_reader, host_cache_budget_bytes, resolve_device
 from mooring.doors import grpc_door, http_door
 from mooring.errors import ConfigurationError, MooringError
+from mooring.http_connection import HttpLimits
 from router.admin import AdminServices, create_admin_router
 from router.config import RouterConfig
 from router.directory import DeploymentDirectory
@@ -215,7 +216,12 @@ class Server:
                 kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.max_body_bytes
             )
         )
-        http = http_door(app, settings.http_host, settings.http_port, settings.max_body_bytes)
+        limits = HttpLimits(
+            max_frame_bytes=settings.max_body_bytes,
+            max_head_bytes=settings.max_head_bytes,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        http = http_door(app, settings.http_host, settings.http_port, limits)
         self.addresses["http"] = await stack.enter_async_context(http)
 
         def add_services(to: grpc.aio.Server) -> None:
@@ -341,8 +347,9 @@ def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
     kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
     return {
         deployment.name: ModelGauges(
-            num_requests_running=sum(replica.num_active for replica in deployment.replicas),
-            num_requests_waiting=deployment.num_waiting,
+            num_requests_running=sum(each.num_active - each.num_queued for each in deployment.replicas),
+            num_requests_queued=sum(each.num_queued for each in deployment.replicas),
+            num_requests_deferred=deployment.num_waiting,
             kv_cache_usage=sum(replica.kv_bytes for replica in deployment.replicas) / max(kv_lease_bytes, 1),
             num_preemptions=sum(replica.preemptions_total for replica in deployment.replicas),
             residency=deployment.residency.value,

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from router.gauges import GaugeCollector, GaugeSource, ModelGauges
+from router.gauges import ENGINE, GaugeCollector, GaugeSource, ModelGauges
 from router.request import GenerationRequest
 
 __all__ = ["GaugeSource", "Metrics", "ModelGauges", "RequestMetrics"]
@@ -113,7 +113,7 @@ class Metrics:
     def __init__(self, gauges: GaugeSource, *, clock: Callable[[], float] = time.monotonic) -> None:
         registry = self._registry = CollectorRegistry()
         self.clock = clock
-        labels = ["model_name", "tenant"]
+        labels = ["model_name", "engine", "tenant"]
         self._histograms = {
             attribute: Histogram(f"vllm:{name}", text, labels, buckets=buckets, registry=registry)
             for attribute, name, text, buckets in _REQUEST_HISTOGRAMS
@@ -133,7 +133,7 @@ class Metrics:
         self._iteration_tokens = Histogram(
             "vllm:iteration_tokens_total",
             "Tokens of a step.",
-            ["model_name"],
+            ["model_name", "engine"],
             buckets=_ITERATION_BUCKETS,
             registry=registry,
         )
@@ -162,7 +162,7 @@ class Metrics:
 
     def observe_step(self, model: str, num_tokens: int) -> None:
         """Counts a step of the model's and its tokens, those of prompts with the first token after them."""
-        self._iteration_tokens.labels(model).observe(num_tokens)
+        self._iteration_tokens.labels(model, ENGINE).observe(num_tokens)
 
     def observe_transition(self, deployment: str, source: str, target: str, duration_s: float) -> None:
         """Counts a residency change of a deployment, from one residency to another."""
@@ -174,13 +174,12 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _make_series(self, model: str, tenant: str) -> _Series:
+        labels = (model, ENGINE, tenant)
         return _Series(
-            **{name: histogram.labels(model, tenant) for name, histogram in self._histograms.items()},
-            prompt_tokens=self._prompt_tokens.labels(model, tenant),
-            generation_tokens=self._generation_tokens.labels(model, tenant),
-            success={
-                reason: self._request_success.labels(model, tenant, reason) for reason in _FINISH_REASONS
-            },
+            **{name: histogram.labels(*labels) for name, histogram in self._histograms.items()},
+            prompt_tokens=self._prompt_tokens.labels(*labels),
+            generation_tokens=self._generation_tokens.labels(*labels),
+            success={reason: self._request_success.labels(*labels, reason) for reason in _FINISH_REASONS},
         )
 
 
