@@ -32,6 +32,7 @@ from tritonclient.utils import InferenceServerException
 
 from mooring.doors import http_door
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
+from mooring.http_connection import HttpLimits
 from router.config import RouterConfig
 from router.http_app import create_app
 from router.intake import Intake
@@ -102,7 +103,7 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
     app.router.routes.extend(
         create_kserve_routes(kserve, given.tenancy, ADMIN_KEY, max_body_bytes=max_body_bytes)
     )
-    async with http_door(app, "127.0.0.1", 0, max_body_bytes) as url:
+    async with http_door(app, "127.0.0.1", 0, HttpLimits(max_frame_bytes=max_body_bytes)) as url:
         yield Server(url, source, repository)
 
 
@@ -295,6 +296,7 @@ async def test_errors_of_infer(server: Server, body: Any, status: int, named: st
         (999, b"", "inference-header"),
         (-5, b"", "inference-header"),
         (10**30, b"", "inference-header"),
+        ("0" * 5000, b"", "inference-header"),
         (None, b"\x02\x00\x00\x00hi", "JSON"),
         ("all", b"\x02\x00\x00\x00hi?", "bytes"),
         ("all", b"\x02\x00\x00", "'text_input'"),
