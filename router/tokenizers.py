@@ -86,7 +86,7 @@ class TextModel:
                 variables=prompt.template_variables,
             )
             return self._encode(text, add_special_tokens=bool(add_special_tokens), param="messages")
-        self._check_ids(prompt, param="prompt")
+        self.check_ids(prompt, param="prompt")
         return prompt
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -95,20 +95,21 @@ class TextModel:
         Raises:
             InvalidRequestError: one of them is none of this model's.
         """
-        self._check_ids(token_ids, param="tokens")
+        self.check_ids(token_ids, param="tokens")
         detokenizer = self.tokens.detokenizer(skip_special_tokens=False)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
+
+    def check_ids(self, token_ids: Sequence[int], *, param: str) -> None:
+        """Raises InvalidRequestError where one of them is none of this model's."""
+        for token_id in token_ids:
+            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequestError(f"{token_id} is not a token id of this model.", param=param)
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The ways to spell each word in tokens: as it is, and after a space."""
         spellings = (text for word in words for text in (word, " " + word.lstrip()))
         ids = (self._encode(text, add_special_tokens=False, param="bad_words") for text in spellings)
         return tuple(dict.fromkeys(each for each in ids if each))
-
-    def _check_ids(self, token_ids: Sequence[int], *, param: str) -> None:
-        for token_id in token_ids:
-            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
-                raise InvalidRequestError(f"{token_id} is not a token id of this model.", param=param)
 
     def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
         try:

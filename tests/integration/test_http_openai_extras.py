@@ -279,6 +279,7 @@ async def test_what_of_the_end_is_text(door: HttpDoor, fields: dict[str, Any], t
         ("logit_bias", {"-1": 1}),
         ("logit_bias", {"1": 100.5}),
         ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("logit_bias", {"99999": 1}),
         ("bad_words", [""]),
         ("bad_words", ["a"] * 257),
         ("prompt_logprobs", -1),
@@ -338,13 +339,15 @@ async def test_tokenize_and_back(door: HttpDoor) -> None:
     made = (await post(door, "/tokenize", prompt="<|im_start|>é the", return_token_strs=True)).json()
     assert made["tokens"] == ids_of("<|im_start|>é the")
     assert (made["count"], made["max_model_len"]) == (len(made["tokens"]), 96)
-    assert [*made["token_strs"][:1], made["token_strs"][-1]] == ["<|im_start|>", " the"]
+    assert [*made["token_strs"][:1], made["token_strs"][-1]] == ["<|im_start|>", "Ġthe"]
     assert (await post(door, "/tokenize", prompt="the")).json()["token_strs"] is None
     back = await post(door, "/detokenize", tokens=made["tokens"])
     assert back.json() == {"prompt": "<|im_start|>é the"}
     messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     chat = (await post(door, "/tokenize", messages=messages, add_generation_prompt=False)).json()
     assert text_of(chat["tokens"]) == "<|im_start|>user\nhi<|im_end|>\n"
+    same = await post(door, "/tokenize", prompt="the", tools=None, chat_template=None, mm_processor_kwargs={})
+    assert same.json()["tokens"] == ids_of("the")
     assert not door.source.requests
 
 
