@@ -185,6 +185,15 @@ async def test_a_field_of_a_newer_protocol_is_refused(server: Server) -> None:
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_field_of_a_newer_protocol_is_refused_within_other_messages_too(server: Server) -> None:
+    message = pb.ChatMessage(role="user", content="hi").SerializeToString() + bytes([0xA0, 0x38, 1])
+    newer = pb.ChatMessage.FromString(message)
+    with pytest.raises(grpc.aio.AioRpcError, match="900 of ChatMessage") as caught:
+        await server.generate(chat=pb.ChatMessages(messages=[newer]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await server.generate(prompt="hi", logit_bias={5: 1.0})  # a map of plain values
+
+
 async def test_request_ids_travel_in_metadata(server: Server) -> None:
     request = pb.GenerateTextRequest(model="tiny", prompt="hi")
     call = server.stub.Generate(request, metadata=(("x-request-id", "mine"),), timeout=10)

@@ -258,6 +258,23 @@ async def test_what_is_wrong_is_told_by_the_status(folder: Path) -> None:
         assert statistics.inference_stats.success.count == 0
 
 
+async def test_a_field_of_a_newer_protocol_is_refused_in_every_message(folder: Path) -> None:
+    newer = bytes([0xA0, 0x38, 1])  # (900 << 3 | varint) and its value
+    parameter = pb.InferParameter.FromString(pb.InferParameter(int64_param=3).SerializeToString() + newer)
+    tensor_of_it = pb.ModelInferRequest.InferInputTensor.FromString(newer)
+    async with running(folder) as (door, _), grpc.aio.insecure_channel(door.target) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        calls: list[Any] = [
+            stub.ModelInfer(pb.ModelInferRequest(model_name="tiny", inputs=[tensor_of_it])),
+            stub.ModelInfer(pb.ModelInferRequest(model_name="tiny", parameters={"max_tokens": parameter})),
+            stub.ModelConfig(pb.ModelConfigRequest.FromString(newer)),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError, match="900 of ") as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 # Streams ---------------------------------------------------------------------------------------------
 
 
