@@ -21,7 +21,7 @@ from router.sampling_defaults import (
     wants_prompt_only,
 )
 from router.services import RouterServices
-from router.tokenizers import Prompt, TextModel, TextModels
+from router.tokenizers import ChatPrompt, Prompt, TextModel, TextModels
 
 __all__ = ["Intake", "Tokens", "request_id_from"]
 
@@ -106,7 +106,8 @@ class Intake:
         """
         served = self._services.models.get(model)
         text_model = await self._text_models.get(served.folder)
-        [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens)
+        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens, param=param)
         strings = (
             text_model.tokens.text_token(token_id, skip_special_tokens=False) or "" for token_id in ids
         )
@@ -129,7 +130,9 @@ class Intake:
         arrival_s = services.metrics.clock()
         served = services.models.get(model)
         text_model = await self._text_models.get(served.folder)
-        encoded = await self._text_models.encode(text_model, prompts, options.add_special_tokens)
+        encoded = await self._text_models.encode(
+            text_model, prompts, options.add_special_tokens, param=options.prompt_field
+        )
         requests = [
             self._request(
                 served,

@@ -157,6 +157,11 @@ async def test_prompt_logprobs_alone(server: Server) -> None:
         ({"prompt": "hi", "top_p": 2.0}, "INVALID_ARGUMENT", "invalid_value", "top_p"),
         ({"prompt": "hi", "max_tokens": 99}, "INVALID_ARGUMENT", "context_length_exceeded", "max_tokens"),
         ({}, "INVALID_ARGUMENT", "invalid_value", "input"),
+        (
+            {"prompt_token_ids": pb.TokenIds(ids=[1 << 31])},
+            *("INVALID_ARGUMENT", "invalid_value", "prompt_token_ids"),
+        ),
+        ({"chat": pb.ChatMessages()}, "INVALID_ARGUMENT", "invalid_value", "chat"),
         ({"prompt": "full"}, "UNAVAILABLE", "server_overloaded", None),
         ({"prompt": "fail later"}, "UNAVAILABLE", "worker_lost", None),
         ({"prompt": "bug"}, "INTERNAL", "internal_error", None),

@@ -396,6 +396,7 @@ def events(text: str) -> list[dict[str, Any]]:
         ({"text_input": "hi", "max_tokens": 1, "parameters": {"max_tokens": 1}}, 400, "twice"),
         ({"text_input": "hi", "parameters": 7}, 400, "'parameters'"),
         ({"text_input": 7}, 400, "'text_input'"),
+        ({"text_input": "\ud800"}, 400, "'text_input'"),
         ({"text_input": "hi", "temperature": 9}, 400, "temperature"),
         ({"text_input": "fail at once", "stream": True}, 503, "queue"),
         ({"text_input": "bug", "stream": True}, 500, "logged"),
@@ -403,7 +404,7 @@ def events(text: str) -> list[dict[str, Any]]:
 )
 async def test_errors_of_generate(server: Server, path: str, body: Any, status: int, named: str) -> None:
     async with server.http() as http:
-        result = await http.post(path, json=body)
+        result = await http.post(path, content=json.dumps(body))
     assert result.headers["content-type"] == "application/json"
     assert (result.status_code, named in result.json()["error"]) == (status, True), result.text
     for stream in server.source.streams:
