@@ -60,9 +60,8 @@ class AnswerFormat(ABC):
         self._style = style
         self._has_usage = style.include_usage or style.continuous_usage
         self._spell = _token_id_string if style.tokens_as_ids else _token_text
-        self._around_text: dict[
-            int, tuple[bytes, bytes]
-        ] = {}  # by choice: its plain events, but for the text
+        # By choice: what its plain events are, but for the text.
+        self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
     @property
     def wants_usage_so_far(self) -> bool:

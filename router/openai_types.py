@@ -207,7 +207,10 @@ class _SamplingBody(RequestBody):
                 param="prompt_logprobs",
             )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return {name: getattr(self, name) for name in _COMMON_OPTIONS} | {
+        options = {name: getattr(self, name) for name in _COMMON_OPTIONS}
+        if self.top_p == 0:  # OpenAI's range begins there: no probability beyond the likeliest token's
+            options |= {"top_p": 1.0, "top_k": 1}
+        return options | {
             "stop": tuple(stop),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
             "bad_words": tuple(self.bad_words or ()),

@@ -244,6 +244,12 @@ async def test_what_reaches_the_engine(door: HttpDoor) -> None:
     assert list(request.prompt_ids) == ids_of("hello the")[-2:]
 
 
+async def test_a_top_p_of_0_is_the_likeliest_token_alone(door: HttpDoor) -> None:
+    await complete(door, prompt="hi", top_p=0, max_tokens=1)
+    sampling = door.source.requests[0].sampling
+    assert (sampling.top_p, sampling.top_k) == (1.0, 1)
+
+
 async def test_a_cut_prompt_leaves_room_for_the_output(door: HttpDoor) -> None:
     ids = [1] * 200
     body = await complete(door, prompt=ids, truncate_prompt_tokens=-1, max_tokens=6, echo=True)
