@@ -67,6 +67,12 @@ _REQUEST_HISTOGRAMS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         _LATENCY_BUCKETS_S,
     ),
     ("num_prompt", "request_prompt_tokens", "Prompt tokens of a request.", _TOKEN_BUCKETS),
+    (
+        "num_computed",
+        "request_prefill_kv_computed_tokens",
+        "Prompt tokens of a request whose KV was computed.",
+        _TOKEN_BUCKETS,
+    ),
     ("num_output", "request_generation_tokens", "Output tokens of a choice.", _TOKEN_BUCKETS),
     (
         "max_output",
@@ -93,11 +99,13 @@ class _Series:
     decode: Histogram
     inference: Histogram
     num_prompt: Histogram
+    num_computed: Histogram
     num_output: Histogram
     max_output: Histogram
     n: Histogram
     max_tokens: Histogram
     prompt_tokens: Counter
+    computed_tokens: Counter
     generation_tokens: Counter
     success: dict[str, Counter]
 
@@ -120,6 +128,12 @@ class Metrics:
         }
         self._prompt_tokens = Counter(
             "vllm:prompt_tokens", "Prompt tokens processed.", labels, registry=registry
+        )
+        self._prompt_tokens_by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens, by where their KV comes from.",
+            [*labels, "source"],
+            registry=registry,
         )
         self._generation_tokens = Counter(
             "vllm:generation_tokens", "Tokens generated.", labels, registry=registry
@@ -178,6 +192,7 @@ class Metrics:
         return _Series(
             **{name: histogram.labels(*labels) for name, histogram in self._histograms.items()},
             prompt_tokens=self._prompt_tokens.labels(*labels),
+            computed_tokens=self._prompt_tokens_by_source.labels(*labels, "local_compute"),
             generation_tokens=self._generation_tokens.labels(*labels),
             success={reason: self._request_success.labels(*labels, reason) for reason in _FINISH_REASONS},
         )
@@ -210,6 +225,7 @@ class RequestMetrics:
             self._began_s = began_s
             series.ttft.observe(now_s - self._request.arrival_s)
             series.prompt_tokens.inc(len(self._request.prompt_ids))
+            series.computed_tokens.inc(len(self._request.prompt_ids))
         last_s = self._last_s.get(index)
         if last_s is not None:
             series.itl.observe(now_s - last_s)
@@ -238,6 +254,7 @@ class RequestMetrics:
         series.max_tokens.observe(request.sampling.max_tokens)
         if self._first_token_s is None:
             return
+        series.num_computed.observe(len(request.prompt_ids))
         series.decode.observe(self._last_token_s - self._first_token_s)
         if self._began_s is not None:
             series.queue.observe(self._began_s - request.arrival_s)
