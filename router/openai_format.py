@@ -13,6 +13,7 @@ import orjson
 from router.detokenizer import token_string
 from router.generation import TextDelta, TokenLogprob, Usage, WholeChoice
 from router.models import ServedModel
+from router.prompt_view import logprobs_by_id
 from router.sse import event
 
 __all__ = ["AnswerFormat", "AnswerStyle", "ChatFormat", "CompletionFormat", "model_card"]
@@ -125,7 +126,7 @@ class AnswerFormat(ABC):
         entries = choice.prompt_logprobs
         if entries is None or not self._style.prompt_logprobs:
             return {}
-        return {"prompt_logprobs": [_vllm_logprobs(entry) for entry in entries]}
+        return {"prompt_logprobs": [logprobs_by_id(entry) for entry in entries]}
 
     @abstractmethod
     def _delta(self, delta: TextDelta) -> dict[str, Any]: ...
@@ -262,16 +263,3 @@ def _chat_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dic
 
 def _chat_token(token: str, raw: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(raw)}
-
-
-def _vllm_logprobs(entry: TokenLogprob) -> dict[str, Any] | None:
-    """Ranks count from 1; that of a token which is not among the likeliest is not known."""
-    if entry.logprob is None:
-        return None
-    ranked = {
-        str(token_id): {"logprob": logprob, "rank": rank, "decoded_token": token_string(raw)}
-        for rank, (token_id, raw, logprob) in enumerate(entry.top, start=1)
-    }
-    unranked = {"logprob": entry.logprob, "rank": None, "decoded_token": token_string(entry.raw)}
-    own = str(entry.token_id)
-    return {own: ranked.get(own, unranked)} | ranked
