@@ -81,13 +81,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "watermarking": (False,),
     "web_search_options": (),
 }
-# Of an assistant's message, as OpenAI's clients send it back.
+# Of an assistant's message, as OpenAI's clients send it back; lm-eval's chat client says of each that it is text.
 _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
     "refusal": (),
     "tool_calls": ([],),
+    "type": ("text",),
 }
 _NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 
