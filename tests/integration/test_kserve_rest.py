@@ -260,6 +260,8 @@ def edited(**changes: Any) -> dict[str, Any]:
         (edited(shape=[2]), 400, "'text_input'"),
         (edited(shape=[-1]), 400, "'text_input'"),
         (edited(shape=["1"]), 400, "'text_input'"),
+        (edited(shape=[10**4000] * 2), 400, "'text_input'"),
+        (edited(shape=[1] * 17), 400, "'text_input'"),
         (edited(data="hi"), 400, "'text_input'"),
         (edited(data=["hi", ["there"]]), 400, "'text_input'"),
         (edited(data=["\ud800"]), 400, "'text_input'"),
