@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import CloseCode, Frame
 
 from mooring.errors import InvalidRequestError
 from mooring.units import KIB, MIB
@@ -230,11 +230,27 @@ class SocketConnection(WebSocketsSansIOProtocol):
         if event.data or event.fin:  # empty pieces in any number add nothing
             super().handle_cont(event)
 
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not _is_text(b"".join(self.frames)):
+            self.frames = []
+            self.conn.send_close(CloseCode.INVALID_DATA)  # uvicorn does the same, and logs a fault
+            self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
+
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
         else:
             self.conn.data_to_send()  # a client that reads no answers gets no pongs kept for it
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _answer(status: HTTPStatus, message: str) -> bytes:

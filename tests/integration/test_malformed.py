@@ -85,7 +85,7 @@ class Sender:
     async def _send_http(self, request: HttpRequest) -> str:
         key = self._server.admin_key if request.door == "admin" else "none"
         headers = {"authorization": f"Bearer {key}", **request.headers}
-        raw = {name: value.encode("latin-1") for name, value in headers.items()}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         answer = await self._http.request(request.method, request.path, content=request.body, headers=raw)
         if answer.status_code >= 400:
             assert answer.json()["error"], answer.text
