@@ -148,6 +148,7 @@ class CompletionFormat(AnswerFormat):
             "text": delta.text,
             "logprobs": _completion_logprobs(delta.logprobs, self._spell),
             "finish_reason": delta.finish_reason,
+            **_stop_reason(delta),
         }
 
     def _whole_choice(self, choice: WholeChoice) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class CompletionFormat(AnswerFormat):
             "text": choice.text,
             "logprobs": _completion_logprobs(choice.logprobs, self._spell),
             "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
             **self._prompt_logprobs(choice),
         }
 
@@ -183,6 +185,7 @@ class ChatFormat(AnswerFormat):
             "delta": {"content": delta.text} if delta.text else {},
             "logprobs": _chat_logprobs(delta.logprobs, self._spell),
             "finish_reason": delta.finish_reason,
+            **_stop_reason(delta),
         }
 
     def _whole_choice(self, choice: WholeChoice) -> dict[str, Any]:
@@ -191,6 +194,7 @@ class ChatFormat(AnswerFormat):
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": _chat_logprobs(choice.logprobs, self._spell),
             "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
         }
 
 
@@ -213,6 +217,11 @@ def _usage(usage: Usage) -> dict[str, int]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
+
+
+def _stop_reason(delta: TextDelta) -> dict[str, Any]:
+    """vLLM's field, of a choice that has ended."""
+    return {} if delta.finish_reason is None else {"stop_reason": delta.stop_reason}
 
 
 def _token_text(_token_id: int, raw: bytes) -> str:

@@ -244,6 +244,28 @@ async def test_what_reaches_the_engine(door: HttpDoor) -> None:
     assert list(request.prompt_ids) == ids_of("hello the")[-2:]
 
 
+@pytest.mark.parametrize(
+    ("fields", "finish_reason", "stop_reason"),
+    [
+        ({"stop": ["zzz", "re "]}, "stop", "re "),
+        ({"stop_token_ids": [END]}, "stop", END),
+        ({"stop": "!", "stop_token_ids": [END]}, "stop", "!"),
+        ({}, "stop", None),
+        ({"max_tokens": 1, "stop": "zzz"}, "length", None),
+    ],
+)
+async def test_what_ended_a_choice(
+    door: HttpDoor, fields: dict[str, Any], finish_reason: str, stop_reason: str | int | None
+) -> None:
+    fields = {"prompt": "hi", "max_tokens": 50, "n": 2, **fields}
+    for choice in (await complete(door, **fields))["choices"]:
+        assert (choice["finish_reason"], choice["stop_reason"]) == (finish_reason, stop_reason)
+    parts = [choice for chunk in await stream(door, **fields) for choice in chunk["choices"]]
+    last = [part for part in parts if part["finish_reason"]]
+    assert [part["stop_reason"] for part in last] == [stop_reason] * 2
+    assert not any("stop_reason" in part for part in parts if part not in last)
+
+
 async def test_a_top_p_of_0_is_the_likeliest_token_alone(door: HttpDoor) -> None:
     await complete(door, prompt="hi", top_p=0, max_tokens=1)
     sampling = door.source.requests[0].sampling
