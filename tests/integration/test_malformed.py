@@ -4,7 +4,9 @@ is kept, and nobody's answer changes."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -145,8 +147,8 @@ class GoodClient:
         self._channel = channel
         self.num_answers = 0
 
-    async def ask(self, prompt: str) -> tuple[str, str, str]:
-        body = {"model": "good", "prompt": prompt, "max_tokens": 12, "temperature": 0}
+    async def ask(self, prompt: str, max_tokens: int = 12) -> tuple[str, str, str]:
+        body = {"model": "good", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
         whole = await self._http.post("/v1/completions", json=body)
         assert whole.status_code == 200, whole.text
         streamed = ""
@@ -154,7 +156,9 @@ class GoodClient:
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
                     streamed += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
-        request = inference_pb2.GenerateTextRequest(model="good", prompt=prompt, max_tokens=12, temperature=0)
+        request = inference_pb2.GenerateTextRequest(
+            model="good", prompt=prompt, max_tokens=max_tokens, temperature=0
+        )
         called = ""
         call = self._channel.unary_stream(
             "/mooring.v1.Inference/Generate",
@@ -242,3 +246,30 @@ def weights_of(status: dict[str, Any]) -> dict[str, int]:
         each["name"]: sum(replica["weights_bytes"] for replica in each["replicas"])
         for each in status["deployments"]
     }
+
+
+async def test_clients_that_vanish_leave_no_blocks(server: RunningServer) -> None:
+    """Each goes at another moment: before its request is whole, while it waits, between tokens, at the end."""
+    dice = random.Random(SEED)
+
+    async def vanish(good: GoodClient) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dice.uniform(0.0, 1.0)):
+                await good.ask(dice.choice(PROMPTS), max_tokens=400)
+
+    before = weights_of(server.status())
+    async with (
+        httpx.AsyncClient(base_url=server.http_url, timeout=LIMIT_S) as http,
+        grpc.aio.insecure_channel(server.grpc_target) as channel,
+    ):
+        good = GoodClient(http, channel)
+        alone = await good.ask(PROMPTS[0])
+        for _ in range(4):
+            await asyncio.gather(*(vanish(good) for _ in range(16)))
+        check_idle(server)
+        assert await good.ask(PROMPTS[0]) == alone
+    assert all(
+        replica["kv_bytes"] == 0 for each in server.status()["deployments"] for replica in each["replicas"]
+    )
+    assert weights_of(server.status()) == before
+    assert "Traceback" not in server.log()
