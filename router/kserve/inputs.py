@@ -156,6 +156,8 @@ def _end_at(values: dict[str, Any], end_id: int | None) -> None:
     """TensorRT-LLM's ``end_id`` ends the output in place of the model's own ids; -1 is no token at all."""
     if end_id is None:
         return
+    if end_id < -1:
+        raise _wrong("end_id", f"{end_id} is no token id; -1 is for none")
     values["ignore_eos"] = True
     if end_id != -1:
         values["stop_token_ids"] = (*values.get("stop_token_ids", ()), end_id)

@@ -134,6 +134,7 @@ def test_what_is_not_served_may_say_nothing(name: str, neutral: Any, other: Any)
     "given",
     [
         {"max_tokens": "many"},
+        {"end_id": -2},
         {"max_tokens": 1.5},
         {"max_tokens": True},
         {"top_p": "NaN or so"},
