@@ -257,13 +257,13 @@ async def test_clients_that_vanish_leave_no_blocks(server: RunningServer) -> Non
             async with asyncio.timeout(dice.uniform(0.0, 1.0)):
                 await good.ask(dice.choice(PROMPTS), max_tokens=400)
 
-    before = weights_of(server.status())
     async with (
         httpx.AsyncClient(base_url=server.http_url, timeout=LIMIT_S) as http,
         grpc.aio.insecure_channel(server.grpc_target) as channel,
     ):
         good = GoodClient(http, channel)
         alone = await good.ask(PROMPTS[0])
+        before = weights_of(server.status())  # it is resident now
         for _ in range(4):
             await asyncio.gather(*(vanish(good) for _ in range(16)))
         check_idle(server)
