@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.protobuf_strategies import messages
 from support.running_server import RunningServer
-from support.server_probes import check_idle, complete
+from support.server_probes import check_idle, check_no_fault, complete
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 from tritonclient.grpc import service_pb2
 
@@ -65,7 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         loaded = running.client.post(f"{running.http_url}/v2/repository/models/a/load", headers=key)
         assert loaded.status_code == 200
         assert complete(running).status_code == 200
-        assert "Traceback" not in running.log()
+        check_no_fault(running)
 
 
 @pytest.fixture(scope="module")

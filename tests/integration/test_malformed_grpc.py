@@ -10,7 +10,7 @@ import grpc
 import psutil
 import pytest
 from support.running_server import RunningServer
-from support.server_probes import check_idle, complete
+from support.server_probes import check_idle, check_no_fault, complete
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 
 from mooring.units import MIB
@@ -54,7 +54,7 @@ def check_serves(server: RunningServer) -> None:
         *_, last = stub.Generate(request, timeout=20)
         assert last.usage.completion_tokens == 3
     check_idle(server)
-    assert "Traceback" not in server.log()
+    check_no_fault(server)
 
 
 @pytest.mark.parametrize(

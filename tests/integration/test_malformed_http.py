@@ -11,7 +11,7 @@ import psutil
 import pytest
 from support.raw_http import RawClient, frame, open_socket, request
 from support.running_server import RunningServer
-from support.server_probes import check_idle, complete, metric
+from support.server_probes import check_idle, check_no_fault, complete, metric
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 
 from mooring.units import MIB
@@ -43,7 +43,7 @@ def unharmed(server: RunningServer) -> Iterator[None]:
     yield
     assert complete(server).status_code == 200
     check_idle(server)
-    assert "Traceback" not in server.log()
+    check_no_fault(server)
     assert "ERROR" not in server.log()
 
 
