@@ -221,8 +221,8 @@ GOOD = json.dumps({"id": "1", "type": "completions", "body": BODY}).encode()
         (frame(b"x", opcode=9, fin=False), 1002),
         (frame(b'"\xff\xfe"'), 1007),
         (frame(b'"\xf0\x9f', fin=False) + frame(b'"', opcode=0), 1007),
-        (frame(b"x" * (MIB + 1)), 1009),
-        (frame(b"x" * MIB, fin=False) + frame(b"x" * MIB, opcode=0), 1009),
+        (frame(b"x" * (MIB + 1))[:50], 1009),  # what it announces is enough
+        (frame(b"x" * MIB, fin=False) + frame(b"x" * MIB, opcode=0)[:50], 1009),
         (bytes([0x81, 0xFF]) + b"\xff" * 12, 1009),  # 2**64 - 1 bytes
         (frame(b"\x00", opcode=8), 1002),  # half a code
         (frame((1000).to_bytes(2, "big") + b"\xff\xff", opcode=8), 1007),
