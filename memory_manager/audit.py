@@ -75,6 +75,7 @@ class Audit:
 
     def _note(self, replica: Replica, reported: ReplicaUsage) -> None:
         replica.kv_bytes = reported.kv_bytes
+        replica.num_queued = reported.waiting
         replica.cache = reported.cache
         num_preempted = reported.preemptions_total - replica.preemptions_total
         replica.preemptions_total = reported.preemptions_total

@@ -118,7 +118,8 @@ class Replica:
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
         retry_at_s: nothing is tried before.
-        kv_bytes, preemptions_total, cache: its worker's figures at the last poll.
+        kv_bytes, preemptions_total, num_queued, cache: its worker's figures at the last poll; queued are sequences
+            that it has and no batch has yet.
     """
 
     replica_id: str
@@ -136,6 +137,7 @@ class Replica:
     retry_at_s: float = 0.0
     kv_bytes: int = 0
     preemptions_total: int = 0
+    num_queued: int = 0
     cache: KvCacheFigures = field(default_factory=KvCacheFigures)
     owner: Owner = field(init=False)
 

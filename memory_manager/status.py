@@ -36,9 +36,9 @@ class WorkerStatus:
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
-    poll, ``num_active`` requests between acquire and release, ``preemptions_total`` and ``cache`` the worker's,
-    ``since_s`` when its residency began and ``last_used_s`` when a request last came or went, on the manager's
-    clock."""
+    poll, ``num_active`` requests between acquire and release, ``num_queued`` of these without a place in a batch
+    at the last poll, ``preemptions_total`` and ``cache`` the worker's, ``since_s`` when its residency began and
+    ``last_used_s`` when a request last came or went, on the manager's clock."""
 
     replica_id: str
     worker_id: str | None
@@ -47,6 +47,7 @@ class ReplicaStatus:
     weights_bytes: int
     kv_bytes: int
     num_active: int
+    num_queued: int
     preemptions_total: int
     since_s: float
     last_used_s: float

@@ -156,6 +156,7 @@ def _deployment_status(deployment: Deployment) -> DeploymentStatus:
                 weights_bytes=each.lease_bytes,
                 kv_bytes=each.kv_bytes,
                 num_active=len(each.leases),
+                num_queued=min(each.num_queued, len(each.leases)),
                 preemptions_total=each.preemptions_total,
                 cache=each.cache,
                 since_s=each.state.since_s,

@@ -243,6 +243,12 @@ class Settings(BaseSettings):
         None, description="Host memory for warm copies of weights; unset: a quarter of the machine's."
     )
     max_body_bytes: Bytes = Field(4 << 20, description="Largest request body or gRPC message.")
+    max_head_bytes: Bytes = Field(64 << 10, description="Most of an HTTP request's line and headers.")
+    request_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="How long an HTTP request may take to arrive, from its first byte to its last.",
+    )
     shutdown_grace_s: float = Field(
         30.0, ge=0, description="How long running requests may go on after SIGTERM."
     )

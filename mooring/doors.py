@@ -12,31 +12,33 @@ import grpc.aio
 import uvicorn
 
 from mooring.errors import ConfigurationError
+from mooring.http_connection import DoorConfig, HttpLimits
+from router.grpc_reading import MessageReader
 
 __all__ = ["grpc_door", "http_door"]
 
 _STOP_S = 5.0
+_SILENCE_S = 60  # after which a client is asked whether it is still there
 
 
 @asynccontextmanager
-async def http_door(app: Any, host: str, port: int, max_frame_bytes: int) -> AsyncIterator[str]:
+async def http_door(app: Any, host: str, port: int, limits: HttpLimits | None = None) -> AsyncIterator[str]:
     """Serves an ASGI application; gives its address, and at the end lets open answers finish for a while.
 
     Args:
-        max_frame_bytes: a larger message closes its WebSocket, unread.
+        limits: of each connection.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
     listener = _listen("HTTP", host, port)
-    config = uvicorn.Config(
+    config = DoorConfig(
         app,
+        limits or HttpLimits(),
         log_config=None,
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=int(_STOP_S),
-        ws="websockets-sansio",  # it reads no message ahead, and makes senders wait for a slow reader
-        ws_max_size=max_frame_bytes,
         ws_per_message_deflate=False,  # a chunk holds one token: compressing it costs more than it saves
     )
     server = _HttpServer(config)
@@ -63,8 +65,12 @@ async def grpc_door(
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
-    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(options=options)
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", _SILENCE_S * 1000),
+    ]
+    server = grpc.aio.server(interceptors=[MessageReader()], options=options)
     add_services(server)
     if port:
         _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot
@@ -94,6 +100,9 @@ def _listen(door: str, host: str, port: int) -> socket.socket:
             # Named TCP, since asyncio (unlike uvloop) turns delays of small writes off only for what is.
             listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit it: a client that vanished without a word is noticed.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S)
             listener.bind((host, port))
             stack.pop_all()  # bound: it is the caller's to close
             return listener

@@ -50,6 +50,7 @@ from mooring.devices import (
 from mooring.doors import grpc_door, http_door
 from mooring.errors import ConfigurationError, MooringError
 from mooring.fleet import manager_config, worker_specs
+from mooring.http_connection import HttpLimits
 from router.admin import AdminServices, create_admin_router
 from router.config import RouterConfig
 from router.directory import DeploymentDirectory
@@ -229,7 +230,12 @@ class Server:
                 kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.max_body_bytes
             )
         )
-        http = http_door(app, settings.http_host, settings.http_port, settings.max_body_bytes)
+        limits = HttpLimits(
+            max_frame_bytes=settings.max_body_bytes,
+            max_head_bytes=settings.max_head_bytes,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        http = http_door(app, settings.http_host, settings.http_port, limits)
         self.addresses["http"] = await stack.enter_async_context(http)
 
         def add_services(to: grpc.aio.Server) -> None:
@@ -333,8 +339,9 @@ def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
     kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
     return {
         deployment.name: ModelGauges(
-            num_requests_running=sum(replica.num_active for replica in deployment.replicas),
-            num_requests_waiting=deployment.num_waiting,
+            num_requests_running=sum(each.num_active - each.num_queued for each in deployment.replicas),
+            num_requests_queued=sum(each.num_queued for each in deployment.replicas),
+            num_requests_deferred=deployment.num_waiting,
             kv_cache_usage=sum(replica.cache.live_bytes for replica in deployment.replicas)
             / max(kv_lease_bytes, 1),
             num_preemptions=sum(replica.preemptions_total for replica in deployment.replicas),

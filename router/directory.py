@@ -31,7 +31,9 @@ class DeploymentDirectory:
             raise ModelUnavailableError(
                 f"the server is starting and does not know yet whether it serves '{name}'", retry_after_s=1
             )
-        raise ModelNotFoundError(f"The model '{name}' does not exist. GET /v1/models lists those that do.")
+        raise ModelNotFoundError(
+            f"The model '{name}' does not exist. GET /v1/models lists those that do.", param="model"
+        )
 
     def list(self) -> Sequence[ServedModel]:
         return [self._served[name] for name in sorted(self._served)]

@@ -37,7 +37,7 @@ async def abort(context: Context, error: MooringError) -> NoReturn:
 
 
 def refuse_unknown_fields(request: Message) -> None:
-    """A field of a newer protocol is refused; it has no name here, only its number.
+    """A field of a newer protocol is refused, however deep it stands; it has no name here, only its number.
 
     Raises:
         UnsupportedFieldError: the message has one.
@@ -49,6 +49,15 @@ def refuse_unknown_fields(request: Message) -> None:
             f"Field number {number} of {request.DESCRIPTOR.name} is not known to this server.",
             param=str(number),
         )
+    for field, value in request.ListFields():
+        if field.message_type is None:
+            continue
+        if not field.is_repeated:
+            refuse_unknown_fields(value)
+            continue
+        for each in value.values() if field.message_type.GetOptions().map_entry else value:
+            if isinstance(each, Message):  # values of a map may be plain
+                refuse_unknown_fields(each)
 
 
 def _printable(value: str) -> str:

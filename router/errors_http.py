@@ -110,8 +110,7 @@ def error_from_validation(errors: list[Any]) -> MooringError:
     if kind == UNSUPPORTED_VALUE:
         param = _param((*worst["loc"], worst["ctx"]["field"]), ends_in_field=True)
         return UnsupportedFieldError(
-            f"Unsupported parameter: this server does not serve '{param}' with this value. Leave it out.",
-            param=param,
+            f"Unsupported parameter: this server does not serve '{param}' with this value.", param=param
         )
     param = _param(worst["loc"], ends_in_field=kind in ("extra_forbidden", "missing"))
     if kind == "json_invalid":

@@ -9,7 +9,10 @@ from types import MappingProxyType
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["GaugeCollector", "GaugeSource", "ModelGauges"]
+__all__ = ["ENGINE", "GaugeCollector", "GaugeSource", "ModelGauges"]
+
+ENGINE = "0"
+"""The value of the label ``engine``: vLLM numbers its data-parallel engines, and its dashboards select by it."""
 
 # vLLM's words for where a model is; on the way counts as where it comes from.
 _SLEEP_STATES: Mapping[str, str] = MappingProxyType(
@@ -30,7 +33,9 @@ class ModelGauges:
     """The present state of one model.
 
     Attributes:
-        num_requests_running, num_requests_waiting: on its replicas, and for one to be resident.
+        num_requests_running: in its replicas' batches.
+        num_requests_queued: on its replicas, until a batch has room.
+        num_requests_deferred: until a replica is resident.
         kv_cache_usage: the share of the KV memory that its live sequences hold, from 0 to 1.
         num_preemptions: sequences that lost their blocks; begins anew with each load.
         prefix_query_tokens, prefix_hit_tokens: of prompts, looked up in the prefix cache and found there; they begin
@@ -39,7 +44,8 @@ class ModelGauges:
     """
 
     num_requests_running: int
-    num_requests_waiting: int
+    num_requests_queued: int
+    num_requests_deferred: int
     kv_cache_usage: float
     num_preemptions: int = 0
     prefix_query_tokens: int = 0
@@ -74,18 +80,21 @@ class GaugeCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         families = _model_families()
-        running, waiting, usage, old_usage, preemptions, queries, hits, sleep = families
+        running, waiting, by_reason, usage, old_usage, preemptions, queries, hits, sleep = families
         for name, gauges in self._source.models().items():
-            running.add_metric([name], gauges.num_requests_running)
-            waiting.add_metric([name], gauges.num_requests_waiting)
-            usage.add_metric([name], gauges.kv_cache_usage)
-            old_usage.add_metric([name], gauges.kv_cache_usage)
-            preemptions.add_metric([name], gauges.num_preemptions)
-            queries.add_metric([name], gauges.prefix_query_tokens)
-            hits.add_metric([name], gauges.prefix_hit_tokens)
+            model = [name, ENGINE]
+            running.add_metric(model, gauges.num_requests_running)
+            waiting.add_metric(model, gauges.num_requests_queued + gauges.num_requests_deferred)
+            by_reason.add_metric([*model, "capacity"], gauges.num_requests_queued)
+            by_reason.add_metric([*model, "deferred"], gauges.num_requests_deferred)
+            usage.add_metric(model, gauges.kv_cache_usage)
+            old_usage.add_metric(model, gauges.kv_cache_usage)
+            preemptions.add_metric(model, gauges.num_preemptions)
+            queries.add_metric(model, gauges.prefix_query_tokens)
+            hits.add_metric(model, gauges.prefix_hit_tokens)
             present = _SLEEP_STATES[gauges.residency]
             for state in sorted(set(_SLEEP_STATES.values())):
-                sleep.add_metric([name, state], state == present)
+                sleep.add_metric([*model, state], state == present)
         yield from families
         memory = _memory_family()
         for (device, owner), num_bytes in self._source.device_memory_bytes().items():
@@ -102,6 +111,7 @@ _ModelFamilies = tuple[
     GaugeMetricFamily,
     GaugeMetricFamily,
     GaugeMetricFamily,
+    GaugeMetricFamily,
     CounterMetricFamily,
     CounterMetricFamily,
     CounterMetricFamily,
@@ -110,11 +120,16 @@ _ModelFamilies = tuple[
 
 
 def _model_families() -> _ModelFamilies:
-    model = ["model_name"]
+    model = ["model_name", "engine"]
     usage = "KV memory in use, 1 is all of it."
     return (
         GaugeMetricFamily("vllm:num_requests_running", "Requests in the engine's batches.", labels=model),
         GaugeMetricFamily("vllm:num_requests_waiting", "Requests that wait.", labels=model),
+        GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests that wait: capacity is for room in a batch, deferred for the model to be resident.",
+            labels=[*model, "reason"],
+        ),
         GaugeMetricFamily("vllm:kv_cache_usage_perc", usage, labels=model),
         GaugeMetricFamily(
             "vllm:gpu_cache_usage_perc", f"{usage} The name in older dashboards.", labels=model

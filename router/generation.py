@@ -26,6 +26,8 @@ class TextDelta:
         token_ids: the token that ended the choice is among them, its text is not in ``text``.
         logprobs: parallel to ``token_ids``; None where they were not asked for.
         finish_reason: ``stop`` or ``length`` in the choice's last delta.
+        stop_reason: beside it, the stop string or the token of ``stop_token_ids`` that ended the choice; None where
+            the model ended it, or its length.
         prompt_logprobs: of every token of the prompt, where they were asked for.
     """
 
@@ -35,6 +37,7 @@ class TextDelta:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class WholeChoice:
     logprobs: list[TokenLogprob] | None
     finish_reason: str
     prompt_logprobs: list[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
 
 
 class TextGeneration:
@@ -188,6 +192,7 @@ class _ChoiceText:
         self._include_stop = request.include_stop
         self._stops = StopStrings(request.stop, include=request.include_stop)
         self._min_tokens = request.sampling.min_tokens
+        self._stop_token_ids = request.sampling.stop_token_ids
         self._num_chars = len(self.prompt_text)  # decoded so far, held back or not
 
     def take(self, new: ChoiceTokens) -> TextDelta:
@@ -205,6 +210,8 @@ class _ChoiceText:
                 return delta
         if new.finish_reason is not None:
             self._finish(delta, new.finish_reason)
+            if delta.stop_reason is None and new.stop_token_id in self._stop_token_ids:
+                delta.stop_reason = new.stop_token_id
         return delta
 
     def _show(self, delta: TextDelta, text: str) -> bool:
@@ -217,6 +224,7 @@ class _ChoiceText:
         delta.text += shown
         if stopped:
             delta.finish_reason = FinishReason.STOP.value
+            delta.stop_reason = self._stops.found
             self.finished = True
         return stopped
 
@@ -263,4 +271,5 @@ def _join(index: int, parts: Sequence[TextDelta]) -> WholeChoice:
         logprobs=logprobs if asked else None,
         finish_reason=parts[-1].finish_reason or "",
         prompt_logprobs=parts[0].prompt_logprobs,
+        stop_reason=parts[-1].stop_reason,
     )

@@ -87,6 +87,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         await context.send_initial_metadata((("x-request-id", request_id),))
         try:
             await self._services.tenancy.tenant_of(api_key_of(metadata))
+            refuse_unknown_fields(request)
         except MooringError as error:
             await abort(context, error)
         return pb.ListModelsResponse(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from fastapi import APIRouter, Depends, Response
 from pydantic import Field
 
 from mooring.errors import InvalidRequestError
-from router.detokenizer import token_string
 from router.errors_http import ERROR_RESPONSES
 from router.http_openai import authenticate
 from router.intake import Intake
@@ -22,6 +21,13 @@ __all__ = ["DetokenizeRequest", "TokenizeApi", "TokenizeRequest"]
 
 class TokenizeRequest(ChatLayout):
     """The body of ``POST /tokenize``: ``prompt``, or ``messages`` for the model's chat template."""
+
+    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "chat_template": (),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "tools": ([],),
+    }
 
     model: str
     prompt: str | None = None
@@ -75,13 +81,12 @@ class TokenizeApi:
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """The tokens that a prompt becomes."""
         tokens = await self._intake.tokenize(body.model, body.either_prompt(), body.add_special_tokens)
-        strings = [token_string(raw) for raw in tokens.raw] if body.return_token_strs else None
         return _json(
             {
                 "count": len(tokens.ids),
                 "max_model_len": tokens.max_model_len,
                 "tokens": tokens.ids,
-                "token_strs": strings,
+                "token_strs": tokens.strings if body.return_token_strs else None,
             }
         )
 

@@ -22,7 +22,7 @@ from router.sampling_defaults import (
     wants_prompt_only,
 )
 from router.services import RouterServices
-from router.tokenizers import Prompt, TextModel, TextModels
+from router.tokenizers import ChatPrompt, Prompt, TextModel, TextModels
 
 __all__ = ["Intake", "Tokens", "request_id_from"]
 
@@ -35,12 +35,12 @@ class Tokens:
 
     Attributes:
         ids: of the tokens.
-        raw: the bytes of each.
+        strings: each as the vocabulary spells it (``Ġthe``).
         max_model_len: of the model, in tokens.
     """
 
     ids: tuple[int, ...]
-    raw: tuple[bytes, ...]
+    strings: tuple[str, ...]
     max_model_len: int
 
 
@@ -107,8 +107,12 @@ class Intake:
         """
         served = self._services.models.get(model)
         text_model = await self._text_models.get(served.folder)
-        [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens)
-        return Tokens(ids, tuple(map(text_model.tokens.token_bytes, ids)), served.max_model_len)
+        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens, param=param)
+        strings = (
+            text_model.tokens.text_token(token_id, skip_special_tokens=False) or "" for token_id in ids
+        )
+        return Tokens(ids, tuple(strings), served.max_model_len)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included.
@@ -127,7 +131,9 @@ class Intake:
         arrival_s = services.metrics.clock()
         served = services.models.get(model)
         text_model = await self._text_models.get(served.folder)
-        encoded = await self._text_models.encode(text_model, prompts, options.add_special_tokens)
+        encoded = await self._text_models.encode(
+            text_model, prompts, options.add_special_tokens, param=options.prompt_field
+        )
         requests = [
             self._request(
                 served,
@@ -165,6 +171,7 @@ class Intake:
             new_seed=secrets.randbits(64),
             config=self._services.config,
         )
+        text_model.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
         if options.bad_words:
             sampling = replace(sampling, bad_words_ids=text_model.bad_words_ids(options.bad_words))
         is_whole = len(prompt_ids) == len(all_ids)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from router.gauges import GaugeCollector, GaugeSource, ModelGauges
+from router.gauges import ENGINE, GaugeCollector, GaugeSource, ModelGauges
 from router.request import GenerationRequest
 
 __all__ = ["GaugeSource", "Metrics", "ModelGauges", "RequestMetrics"]
@@ -67,6 +67,12 @@ _REQUEST_HISTOGRAMS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
         _LATENCY_BUCKETS_S,
     ),
     ("num_prompt", "request_prompt_tokens", "Prompt tokens of a request.", _TOKEN_BUCKETS),
+    (
+        "num_computed",
+        "request_prefill_kv_computed_tokens",
+        "Prompt tokens of a request whose KV was computed.",
+        _TOKEN_BUCKETS,
+    ),
     ("num_output", "request_generation_tokens", "Output tokens of a choice.", _TOKEN_BUCKETS),
     (
         "max_output",
@@ -93,11 +99,13 @@ class _Series:
     decode: Histogram
     inference: Histogram
     num_prompt: Histogram
+    num_computed: Histogram
     num_output: Histogram
     max_output: Histogram
     n: Histogram
     max_tokens: Histogram
     prompt_tokens: Counter
+    computed_tokens: Counter
     generation_tokens: Counter
     success: dict[str, Counter]
 
@@ -113,13 +121,19 @@ class Metrics:
     def __init__(self, gauges: GaugeSource, *, clock: Callable[[], float] = time.monotonic) -> None:
         registry = self._registry = CollectorRegistry()
         self.clock = clock
-        labels = ["model_name", "tenant"]
+        labels = ["model_name", "engine", "tenant"]
         self._histograms = {
             attribute: Histogram(f"vllm:{name}", text, labels, buckets=buckets, registry=registry)
             for attribute, name, text, buckets in _REQUEST_HISTOGRAMS
         }
         self._prompt_tokens = Counter(
             "vllm:prompt_tokens", "Prompt tokens processed.", labels, registry=registry
+        )
+        self._prompt_tokens_by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens, by where their KV comes from.",
+            [*labels, "source"],
+            registry=registry,
         )
         self._generation_tokens = Counter(
             "vllm:generation_tokens", "Tokens generated.", labels, registry=registry
@@ -133,7 +147,7 @@ class Metrics:
         self._iteration_tokens = Histogram(
             "vllm:iteration_tokens_total",
             "Tokens of a step.",
-            ["model_name"],
+            ["model_name", "engine"],
             buckets=_ITERATION_BUCKETS,
             registry=registry,
         )
@@ -162,7 +176,7 @@ class Metrics:
 
     def observe_step(self, model: str, num_tokens: int) -> None:
         """Counts a step of the model's and its tokens, those of prompts with the first token after them."""
-        self._iteration_tokens.labels(model).observe(num_tokens)
+        self._iteration_tokens.labels(model, ENGINE).observe(num_tokens)
 
     def observe_transition(self, deployment: str, source: str, target: str, duration_s: float) -> None:
         """Counts a residency change of a deployment, from one residency to another."""
@@ -174,13 +188,13 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _make_series(self, model: str, tenant: str) -> _Series:
+        labels = (model, ENGINE, tenant)
         return _Series(
-            **{name: histogram.labels(model, tenant) for name, histogram in self._histograms.items()},
-            prompt_tokens=self._prompt_tokens.labels(model, tenant),
-            generation_tokens=self._generation_tokens.labels(model, tenant),
-            success={
-                reason: self._request_success.labels(model, tenant, reason) for reason in _FINISH_REASONS
-            },
+            **{name: histogram.labels(*labels) for name, histogram in self._histograms.items()},
+            prompt_tokens=self._prompt_tokens.labels(*labels),
+            computed_tokens=self._prompt_tokens_by_source.labels(*labels, "local_compute"),
+            generation_tokens=self._generation_tokens.labels(*labels),
+            success={reason: self._request_success.labels(*labels, reason) for reason in _FINISH_REASONS},
         )
 
 
@@ -211,6 +225,7 @@ class RequestMetrics:
             self._began_s = began_s
             series.ttft.observe(now_s - self._request.arrival_s)
             series.prompt_tokens.inc(len(self._request.prompt_ids))
+            series.computed_tokens.inc(len(self._request.prompt_ids))
         last_s = self._last_s.get(index)
         if last_s is not None:
             series.itl.observe(now_s - last_s)
@@ -239,6 +254,7 @@ class RequestMetrics:
         series.max_tokens.observe(request.sampling.max_tokens)
         if self._first_token_s is None:
             return
+        series.num_computed.observe(len(request.prompt_ids))
         series.decode.observe(self._last_token_s - self._first_token_s)
         if self._began_s is not None:
             series.queue.observe(self._began_s - request.arrival_s)

@@ -13,6 +13,7 @@ import orjson
 from router.detokenizer import token_string
 from router.generation import TextDelta, TokenLogprob, Usage, WholeChoice
 from router.models import ServedModel
+from router.prompt_view import logprobs_by_id
 from router.sse import event
 
 __all__ = ["AnswerFormat", "AnswerStyle", "ChatFormat", "CompletionFormat", "model_card"]
@@ -60,9 +61,8 @@ class AnswerFormat(ABC):
         self._style = style
         self._has_usage = style.include_usage or style.continuous_usage
         self._spell = _token_id_string if style.tokens_as_ids else _token_text
-        self._around_text: dict[
-            int, tuple[bytes, bytes]
-        ] = {}  # by choice: its plain events, but for the text
+        # By choice: what its plain events are, but for the text.
+        self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
     @property
     def wants_usage_so_far(self) -> bool:
@@ -126,7 +126,7 @@ class AnswerFormat(ABC):
         entries = choice.prompt_logprobs
         if entries is None or not self._style.prompt_logprobs:
             return {}
-        return {"prompt_logprobs": [_vllm_logprobs(entry) for entry in entries]}
+        return {"prompt_logprobs": [logprobs_by_id(entry) for entry in entries]}
 
     @abstractmethod
     def _delta(self, delta: TextDelta) -> dict[str, Any]: ...
@@ -148,6 +148,7 @@ class CompletionFormat(AnswerFormat):
             "text": delta.text,
             "logprobs": _completion_logprobs(delta.logprobs, self._spell),
             "finish_reason": delta.finish_reason,
+            **_stop_reason(delta),
         }
 
     def _whole_choice(self, choice: WholeChoice) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class CompletionFormat(AnswerFormat):
             "text": choice.text,
             "logprobs": _completion_logprobs(choice.logprobs, self._spell),
             "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
             **self._prompt_logprobs(choice),
         }
 
@@ -183,6 +185,7 @@ class ChatFormat(AnswerFormat):
             "delta": {"content": delta.text} if delta.text else {},
             "logprobs": _chat_logprobs(delta.logprobs, self._spell),
             "finish_reason": delta.finish_reason,
+            **_stop_reason(delta),
         }
 
     def _whole_choice(self, choice: WholeChoice) -> dict[str, Any]:
@@ -191,6 +194,7 @@ class ChatFormat(AnswerFormat):
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": _chat_logprobs(choice.logprobs, self._spell),
             "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
         }
 
 
@@ -214,6 +218,11 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def _stop_reason(delta: TextDelta) -> dict[str, Any]:
+    """vLLM's field, of a choice that has ended."""
+    return {} if delta.finish_reason is None else {"stop_reason": delta.stop_reason}
 
 
 def _token_text(_token_id: int, raw: bytes) -> str:
@@ -264,16 +273,3 @@ def _chat_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dic
 
 def _chat_token(token: str, raw: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(raw)}
-
-
-def _vllm_logprobs(entry: TokenLogprob) -> dict[str, Any] | None:
-    """Ranks count from 1; that of a token which is not among the likeliest is not known."""
-    if entry.logprob is None:
-        return None
-    ranked = {
-        str(token_id): {"logprob": logprob, "rank": rank, "decoded_token": token_string(raw)}
-        for rank, (token_id, raw, logprob) in enumerate(entry.top, start=1)
-    }
-    unranked = {"logprob": entry.logprob, "rank": None, "decoded_token": token_string(entry.raw)}
-    own = str(entry.token_id)
-    return {own: ranked.get(own, unranked)} | ranked

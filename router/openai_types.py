@@ -80,34 +80,43 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "watermarking": (False,),
     "web_search_options": (),
 }
-# Of an assistant's message, as OpenAI's clients send it back.
+# Of an assistant's message, as OpenAI's clients send it back; lm-eval's chat client says of each that it is text.
 _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
     "refusal": (),
     "tool_calls": ([],),
+    "type": ("text",),
 }
 _NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 
 
+# A conversation with tools has messages of these.
+_ROLES_OF_TOOLS = ("tool", "function")
+
+
 class RequestBody(BaseModel):
-    """Of any request: an unknown field is refused, and no value is converted."""
+    """Of any request: an unknown field is refused, and no value is converted. Fields of ``_neutral`` are not
+    served, and are taken where their value, one of those, asks for nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, raw: Any) -> Any:
+        return _without_neutral(raw, cls._neutral)
 
 
 class StreamOptions(RequestBody):
     """``include_usage``: one more chunk at the end, with the usage and no choices.
     ``continuous_usage_stats`` (vLLM's): every chunk says the usage so far."""
 
+    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL_IN_STREAM_OPTIONS
+
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, raw: Any) -> Any:
-        return _without_neutral(raw, _NEUTRAL_IN_STREAM_OPTIONS)
 
 
 class TextPart(RequestBody):
@@ -120,14 +129,19 @@ class TextPart(RequestBody):
 class ChatMessage(RequestBody):
     """One message. Parts are joined by newlines; ``developer`` is what OpenAI now calls ``system``."""
 
+    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL_IN_MESSAGE
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, raw: Any) -> Any:
-        return _without_neutral(raw, _NEUTRAL_IN_MESSAGE)
+    def _refuse_tools(cls, raw: Any) -> Any:
+        """Names the role itself, before the fields that only such a message has."""
+        if isinstance(raw, dict) and raw.get("role") in _ROLES_OF_TOOLS:
+            raise PydanticCustomError(UNSUPPORTED_VALUE, "{field}", {"field": "role"})
+        return raw
 
     def for_template(self) -> dict[str, str]:
         """The message as chat templates read it."""
@@ -172,11 +186,6 @@ class _SamplingBody(RequestBody):
     user: str | None = None
     safety_identifier: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, raw: Any) -> Any:
-        return _without_neutral(raw, cls._neutral)
-
     def style(self) -> AnswerStyle:
         """What the caller asked of the answer's form."""
         stream_options = self.stream_options or StreamOptions()
@@ -199,7 +208,10 @@ class _SamplingBody(RequestBody):
                 param="prompt_logprobs",
             )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return {name: getattr(self, name) for name in _COMMON_OPTIONS} | {
+        options = {name: getattr(self, name) for name in _COMMON_OPTIONS}
+        if self.top_p == 0:  # OpenAI's range begins there: no probability beyond the likeliest token's
+            options |= {"top_p": 1.0, "top_k": 1}
+        return options | {
             "stop": tuple(stop),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
             "bad_words": tuple(self.bad_words or ()),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from engines.api import FinishReason, TopLogprobs
 from mooring.errors import InternalError
-from router.detokenizer import Detokenizer, TokenTable
+from router.detokenizer import Detokenizer, TokenTable, token_string
 from router.request import ChoiceTokens, GenerationRequest
 
-__all__ = ["PromptView", "TokenLogprob", "spell_logprob"]
+__all__ = ["PromptView", "TokenLogprob", "logprobs_by_id", "spell_logprob"]
 
 _LOWEST_LOGPROB = -9999.0  # OpenAI's floor: JSON has no infinity
 
@@ -42,6 +43,20 @@ def spell_logprob(table: TokenTable, token_id: int, top: TopLogprobs, text_offse
     )
     logprob = max(top.logprob, _LOWEST_LOGPROB)
     return TokenLogprob(token_id, spell(token_id), logprob, text_offset, likeliest)
+
+
+def logprobs_by_id(entry: TokenLogprob) -> dict[str, Any] | None:
+    """One position as vLLM prints it: by token id, the token itself and then the likeliest ones; None where nothing
+    comes before it. Ranks count from 1; that of a token which is not among the likeliest is not known."""
+    if entry.logprob is None:
+        return None
+    ranked = {
+        str(token_id): {"logprob": logprob, "rank": rank, "decoded_token": token_string(raw)}
+        for rank, (token_id, raw, logprob) in enumerate(entry.top, start=1)
+    }
+    unranked = {"logprob": entry.logprob, "rank": None, "decoded_token": token_string(entry.raw)}
+    own = str(entry.token_id)
+    return {own: ranked.get(own, unranked)} | ranked
 
 
 class PromptView:

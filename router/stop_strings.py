@@ -17,6 +17,9 @@ class StopStrings:
     Args:
         stops: the stop strings, none of them empty.
         include: the stop string itself is let through.
+
+    Attributes:
+        found: the stop string that ended the text, once one did.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
@@ -24,6 +27,7 @@ class StopStrings:
         self._include = include
         self._longest_chars = max(map(len, self._stops), default=0)
         self._held = ""
+        self.found: str | None = None
 
     def feed(self, piece: str) -> tuple[str, bool]:
         """Takes the next piece; returns what may be shown, and whether a stop string was found (then
@@ -34,6 +38,7 @@ class StopStrings:
         match = self._first_match(text)
         if match is not None:
             start, end = match
+            self.found = text[start:end]
             self._held = ""
             return text[: end if self._include else start], True
         keep = self._num_held_chars(text)

@@ -57,7 +57,9 @@ class TextModel:
         self._chat_template = chat_template
         self.tokens = TokenTable(tokenizer)
 
-    def encode(self, prompt: Prompt, add_special_tokens: bool | None = None) -> tuple[int, ...]:
+    def encode(
+        self, prompt: Prompt, add_special_tokens: bool | None = None, *, param: str = "prompt"
+    ) -> tuple[int, ...]:
         """A prompt of any kind as token ids.
 
         A plain text gets what the tokenizer adds to one (usually the beginning-of-sequence); chat goes
@@ -65,28 +67,29 @@ class TextModel:
 
         Args:
             add_special_tokens: whether a text gets them after all, or chat as well; None is as said.
+            param: what the door calls the prompt, for errors.
 
         Raises:
             InvalidRequestError: the prompt cannot be turned into tokens of this model.
         """
         if isinstance(prompt, str):
-            return self._encode(prompt, add_special_tokens=add_special_tokens is not False, param="prompt")
+            return self._encode(prompt, add_special_tokens=add_special_tokens is not False, param=param)
         if isinstance(prompt, ChatPrompt):
             if self._chat_template is None:
                 raise InvalidRequestError(
                     "This model has no chat template: send a plain prompt to /v1/completions instead.",
-                    param="messages",
+                    param=param,
                 )
             if not prompt.messages:
-                raise InvalidRequestError("Send at least one message.", param="messages")
+                raise InvalidRequestError("Send at least one message.", param=param)
             text = self._chat_template.render(
                 prompt.messages,
                 add_generation_prompt=prompt.add_generation_prompt,
                 continue_final_message=prompt.continue_final_message,
                 variables=prompt.template_variables,
             )
-            return self._encode(text, add_special_tokens=bool(add_special_tokens), param="messages")
-        self._check_ids(prompt, param="prompt")
+            return self._encode(text, add_special_tokens=bool(add_special_tokens), param=param)
+        self.check_ids(prompt, param=param)
         return prompt
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -95,9 +98,17 @@ class TextModel:
         Raises:
             InvalidRequestError: one of them is none of this model's.
         """
-        self._check_ids(token_ids, param="tokens")
+        self.check_ids(token_ids, param="tokens")
         detokenizer = self.tokens.detokenizer(skip_special_tokens=False)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
+
+    def check_ids(self, token_ids: Sequence[int], *, param: str) -> None:
+        """Raises InvalidRequestError where one of them is none of this model's."""
+        for token_id in token_ids:
+            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
+                raise InvalidRequestError(
+                    f"Invalid '{param}': {token_id} is not a token id of this model.", param=param
+                )
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The ways to spell each word in tokens: as it is, and after a space."""
@@ -105,17 +116,13 @@ class TextModel:
         ids = (self._encode(text, add_special_tokens=False, param="bad_words") for text in spellings)
         return tuple(dict.fromkeys(each for each in ids if each))
 
-    def _check_ids(self, token_ids: Sequence[int], *, param: str) -> None:
-        for token_id in token_ids:
-            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
-                raise InvalidRequestError(f"{token_id} is not a token id of this model.", param=param)
-
     def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
-                "The text holds half of a surrogate pair, which is no character: send valid Unicode.",
+                f"Invalid '{param}': it holds half of a surrogate pair, which is no character: send valid "
+                f"Unicode.",
                 param=param,
             ) from error
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
@@ -139,19 +146,24 @@ class TextModels:
         return await self._loaded.get(folder)
 
     async def encode(
-        self, model: TextModel, prompts: Sequence[Prompt], add_special_tokens: bool | None = None
+        self,
+        model: TextModel,
+        prompts: Sequence[Prompt],
+        add_special_tokens: bool | None = None,
+        *,
+        param: str = "prompt",
     ) -> list[tuple[int, ...]]:
         """Prompts of any kind as token ids; long ones are worked on in a thread.
 
         Args:
-            add_special_tokens: as for ``TextModel.encode``.
+            add_special_tokens, param: as for ``TextModel.encode``.
 
         Raises:
             InvalidRequestError: a prompt cannot be turned into tokens of this model.
         """
 
         def encode() -> list[tuple[int, ...]]:
-            return [model.encode(prompt, add_special_tokens) for prompt in prompts]
+            return [model.encode(prompt, add_special_tokens, param=param) for prompt in prompts]
 
         if sum(map(_num_chars, prompts)) <= self._inline_text_chars:
             return encode()

@@ -157,7 +157,13 @@ def _refuse_foreign_page(headers: Headers) -> None:
         PermissionDeniedError: another site's page wants to connect.
     """
     origin = headers.get("origin")
-    if origin is not None and api_key_of(headers) is None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is None or api_key_of(headers) is not None:
+        return
+    try:
+        site = urlsplit(origin).netloc
+    except ValueError:  # no address at all
+        site = None
+    if site != headers.get("host"):
         raise PermissionDeniedError("Pages of other sites may not connect without a key.")
 
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.detokenizer import token_string
 from router.generation import TextDelta, TextGeneration, TokenLogprob, by_step
 from router.kserve.inputs import InferRequest
 from router.kserve.outputs import OUTPUTS
 from router.kserve.tensors import Tensor
+from router.prompt_view import logprobs_by_id
 
 __all__ = ["Answer", "answers_of"]
 
@@ -94,7 +94,7 @@ def _value(name: str, choice: _Choice) -> Any:
     if name == "num_output_tokens":
         return choice.num_tokens
     if name == "logprobs":
-        return json.dumps([_logprob(entry) for entry in choice.logprobs]).encode()
+        return json.dumps([logprobs_by_id(entry) for entry in choice.logprobs]).encode()
     return choice.cumulative_logprob
 
 
@@ -108,19 +108,6 @@ def _log_probs(choices: Sequence[_Choice]) -> Tensor:
     return Tensor("output_log_probs", "FP32", (len(choices), longest), values)
 
 
-def _logprob(entry: TokenLogprob) -> dict[str, Any]:
-    """One position as the vLLM backend writes it: by token id, the sampled token and the likeliest ones. The
-    rank of a sampled token that is none of those is not known."""
-    by_id: dict[str, Any] = {str(entry.token_id): _logprob_entry(_logprob_of(entry), None, entry.raw)}
-    for rank, (token_id, raw, logprob) in enumerate(entry.top, start=1):
-        by_id[str(token_id)] = _logprob_entry(logprob, rank, raw)
-    return by_id
-
-
 def _logprob_of(entry: TokenLogprob) -> float:
     assert entry.logprob is not None  # that is the first token of an echoed prompt, and no door echoes here
     return entry.logprob
-
-
-def _logprob_entry(logprob: float, rank: int | None, raw: bytes) -> dict[str, Any]:
-    return {"logprob": logprob, "rank": rank, "decoded_token": token_string(raw)}

@@ -35,6 +35,7 @@ class Field:
         datatypes: as a tensor; the first is the one that the metadata shows. Empty: it is no tensor, only a
             parameter.
         refused: nothing here serves it; only the values of ``neutral``, which ask for nothing, are taken.
+        skips_empty: empty texts of the list say nothing; TensorRT-LLM's clients send one where they want none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Field:
     datatypes: tuple[str, ...] = ()
     refused: bool = False
     neutral: tuple[Any, ...] = ()
+    skips_empty: bool = False
 
     @property
     def is_list(self) -> bool:
@@ -66,9 +68,9 @@ def _served() -> tuple[Field, ...]:
         Field("min_length", whole, "min_tokens", _INT),
         Field("num_return_sequences", whole, "n", _INT),
         Field("n", whole, "n"),
-        Field("stop_words", texts, "stop", ("BYTES",)),
+        Field("stop_words", texts, "stop", ("BYTES",), skips_empty=True),
         Field("stop", texts, "stop"),
-        Field("bad_words", texts, "bad_words", ("BYTES",)),
+        Field("bad_words", texts, "bad_words", ("BYTES",), skips_empty=True),
         Field("stop_token_ids", Kind.WHOLES, "stop_token_ids"),
         Field("end_id", whole, "end_id", _INT),
         Field("ignore_eos", flag, "ignore_eos"),
@@ -110,7 +112,7 @@ def _refused() -> tuple[Field, ...]:
         field("beam_width", Kind.WHOLE, *_INT, neutral=(1,)),
         # Of beams alone; TensorRT-LLM's clients send 1 always.
         field("length_penalty", Kind.NUMBER, "FP32", neutral=(0.0, 1.0)),
-        field("embedding_bias_words", Kind.TEXTS, "BYTES", neutral=((),)),
+        field("embedding_bias_words", Kind.TEXTS, "BYTES", neutral=((), ("",))),
         field("detokenize", Kind.FLAG, neutral=(True,)),
         field("spaces_between_special_tokens", Kind.FLAG, neutral=(True,)),
         field("best_of", Kind.WHOLE, neutral=(1,)),

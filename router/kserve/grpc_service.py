@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mooring.errors import InternalError, MooringError
@@ -31,11 +32,13 @@ _Call = Callable[["KServeService", Any, Context], Awaitable[Any]]
 
 
 def _guarded(call: _Call) -> _Call:
-    """Ends the call with the status of what went wrong."""
+    """Refuses a message of a newer protocol, and ends the call with the status of what went wrong."""
 
     @functools.wraps(call)
     async def guarded(self: KServeService, request: Any, context: Context) -> Any:
         try:
+            if isinstance(request, Message):  # the requests of a stream are looked at one by one
+                refuse_unknown_fields(request)
             return await call(self, request, context)
         except MooringError as error:
             await abort(context, error)
@@ -133,7 +136,6 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
         metadata = metadata_of(context)
         tenant = await self._tenant(context)
-        refuse_unknown_fields(request)
         model = self._kserve.model(request.model_name, request.model_version)
         answers = self._kserve.infer(
             model,

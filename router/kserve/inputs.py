@@ -135,6 +135,7 @@ def _request(
     if not _NEEDS_LOGPROBS.isdisjoint(outputs):
         values.setdefault("logprobs", 0)
     _end_at(values, values.pop("end_id", None))
+    _open_top_p(values)
     options = SamplingOptions(
         **values, default_max_tokens=DEFAULT_COMPLETION_TOKENS, prompt_field="text_input"
     )
@@ -155,9 +156,20 @@ def _end_at(values: dict[str, Any], end_id: int | None) -> None:
     """TensorRT-LLM's ``end_id`` ends the output in place of the model's own ids; -1 is no token at all."""
     if end_id is None:
         return
+    if end_id < -1:
+        raise _wrong("end_id", f"{end_id} is no token id; -1 is for none")
     values["ignore_eos"] = True
     if end_id != -1:
         values["stop_token_ids"] = (*values.get("stop_token_ids", ()), end_id)
+
+
+def _open_top_p(values: dict[str, Any]) -> None:
+    """TensorRT-LLM's ``top_p`` of 0 leaves the choice to ``top_k``, and is greedy where that is not set either;
+    its clients send 0 by default."""
+    if values.get("top_p") == 0:
+        values["top_p"] = 1.0
+        if values.get("top_k", 0) in (0, -1):
+            values["top_k"] = 1
 
 
 # Values -----------------------------------------------------------------------------------------------
@@ -197,6 +209,8 @@ def _text(name: str, raw: bytes) -> str:
 def _value(field: Field, raw: Any) -> Any:
     """A value of the field's kind; parameters may spell it as text."""
     kind = field.kind
+    if isinstance(raw, list) and len(raw) == 1 and not field.is_list:
+        raw = raw[0]  # Triton makes the same tensor of JSON's 7 and [7]
     value = _spelled(kind, raw) if isinstance(raw, str) else raw
     if kind is Kind.TEXT and isinstance(value, str):
         return value
@@ -206,10 +220,10 @@ def _value(field: Field, raw: Any) -> Any:
         return int(value)
     if kind is Kind.NUMBER and _is_number(value):
         return _as_float(field.name, value)
-    if kind is Kind.TEXTS and isinstance(value, str):
-        return (value,)
-    if kind is Kind.TEXTS and _all(value, lambda each: isinstance(each, str)):
-        return tuple(value)
+    if kind is Kind.TEXTS:
+        texts = [value] if isinstance(value, str) else value
+        if _all(texts, lambda each: isinstance(each, str)):
+            return tuple(text for text in texts if text or not field.skips_empty)
     if kind is Kind.WHOLES and _all(value, _is_whole):
         return tuple(int(each) for each in value)
     if kind is Kind.BIAS and isinstance(value, Mapping):

@@ -21,6 +21,7 @@ HEADER_LENGTH = "inference-header-content-length"
 """The header that says how long the JSON is, where bytes follow it."""
 
 _SHARED_MEMORY = "shared_memory_"
+_MAX_DIGITS = 20  # Python refuses to read numbers of thousands of digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def request_id_of(call: Mapping[str, Any]) -> str:
 def _num_json_bytes(body: bytes, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
-    if not (header_length.isascii() and header_length.isdecimal()) or int(header_length[:20]) > len(body):
+    is_number = header_length.isascii() and header_length.isdecimal() and len(header_length) <= _MAX_DIGITS
+    if not is_number or int(header_length) > len(body):
         raise InvalidRequestError(
             f"Invalid header '{HEADER_LENGTH}': it must be the number of bytes of the JSON in the body.",
             param=HEADER_LENGTH,

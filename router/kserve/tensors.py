@@ -32,6 +32,7 @@ DATATYPES = (*_FORMATS, "BYTES")
 """Every datatype of the protocol."""
 
 _MAX_DIMS = 16
+_MAX_DIM = (1 << 63) - 1  # the protocol's; JSON could name numbers that are too long to print
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,10 @@ def encode_values(datatype: str, values: Sequence[Any]) -> bytes:
 def _num_values(name: str, datatype: str, shape: Sequence[int]) -> int:
     if datatype not in DATATYPES:
         raise _error(name, f"there is no datatype {datatype!r}")
-    if len(shape) > _MAX_DIMS or any(dim < 0 for dim in shape):
-        raise _error(name, f"there is no shape {list(shape[:_MAX_DIMS])}")
+    if len(shape) > _MAX_DIMS or not all(0 <= dim <= _MAX_DIM for dim in shape):
+        raise _error(
+            name, f"a shape has at most {_MAX_DIMS} dimensions, and each is at least 0 and at most {_MAX_DIM}"
+        )
     return math.prod(shape)
 
 

@@ -117,6 +117,8 @@ def check_errors_are_the_packages_own_classes(server: Server) -> None:
 
 
 def check_a_timeout_ends_the_request_at_the_server_too(server: Server) -> None:
+    # The package reads parts of itself at its first call, which must not count.
+    client_of(server).completions.create(model="a", prompt="hello", max_tokens=1)
     hasty = client_of(server, timeout=0.3)
     started = time.monotonic()
     raised_by(

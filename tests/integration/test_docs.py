@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 
@@ -22,6 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 HTTP = (DOCS / "http.md").read_text()
 GRPC = (DOCS / "grpc.md").read_text()
 KSERVE = (DOCS / "kserve.md").read_text()
+METRICS = (DOCS / "metrics.md").read_text()
 CLIENTS = (DOCS / "clients.md").read_text()
 README = (DOCS.parent / "README.md").read_text()
 OTHER_CLIENTS = DOCS.parent / ".venv-clients" / "bin"  # `make test` makes it
@@ -108,14 +110,36 @@ def test_every_field_is_in_the_page_as_served_or_refused() -> None:
         assert f"`{name}`" in HTTP or f"`{name}." in HTTP, name
 
 
-def test_every_route_and_metric_is_in_the_page(server: RunningServer) -> None:
+def test_every_route_is_in_the_page(server: RunningServer) -> None:
     for path in server.client.get(f"{server.http_url}/openapi.json").json()["paths"]:
         short = path.removeprefix("/admin/v1").replace("{registration_id}", "{id}")
         assert re.search(rf"`[A-Z]+ {re.escape(short)}`", HTTP), path
+
+
+def test_the_page_of_metrics_has_each_with_its_kind_and_labels(server: RunningServer) -> None:
     server.client.post(
         f"{server.http_url}/v1/completions", json={"model": "smollm2", "prompt": "a", "max_tokens": 2}
     )
-    text = server.client.get(f"{server.http_url}/metrics").text
-    families = set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text, re.MULTILINE))
-    described = set(re.findall(r"`((?:vllm:|mooring_)\w+)`", HTTP))
-    assert {name for name in families if not name.endswith("_created")} == described
+    families = {
+        family.name + ("_total" if family.type == "counter" else ""): family
+        for family in text_string_to_metric_families(server.client.get(f"{server.http_url}/metrics").text)
+        if not family.name.endswith("_created")
+    }
+    described = {}
+    for section in METRICS.split("\n## ")[1:]:
+        common = re.findall(r"`(\w+)`", next(iter(re.findall(r"^Labels?: ([^.]*)", section, re.M)), ""))
+        for row in re.findall(r"^\| (`(?:vllm:|mooring_).*)", section, re.M):
+            names, rest = row.split(" | ", 1)
+            for name in re.findall(r"`([\w:]+)`", names):
+                described[name] = (common, rest)
+    assert families.keys() == described.keys()
+    for name, family in families.items():
+        common, rest = described[name]
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels, f"{name} shows nothing"
+        for label in labels - {*common}:
+            assert f"`{label}`" in rest, (name, label)
+        for label in common:
+            assert label in labels, (name, label)
+        if "the same under the name" not in rest:
+            assert family.type in rest, name

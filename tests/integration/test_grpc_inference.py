@@ -157,6 +157,11 @@ async def test_prompt_logprobs_alone(server: Server) -> None:
         ({"prompt": "hi", "top_p": 2.0}, "INVALID_ARGUMENT", "invalid_value", "top_p"),
         ({"prompt": "hi", "max_tokens": 99}, "INVALID_ARGUMENT", "context_length_exceeded", "max_tokens"),
         ({}, "INVALID_ARGUMENT", "invalid_value", "input"),
+        (
+            {"prompt_token_ids": pb.TokenIds(ids=[1 << 31])},
+            *("INVALID_ARGUMENT", "invalid_value", "prompt_token_ids"),
+        ),
+        ({"chat": pb.ChatMessages()}, "INVALID_ARGUMENT", "invalid_value", "chat"),
         ({"prompt": "full"}, "UNAVAILABLE", "server_overloaded", None),
         ({"prompt": "fail later"}, "UNAVAILABLE", "worker_lost", None),
         ({"prompt": "bug"}, "INTERNAL", "internal_error", None),
@@ -183,6 +188,15 @@ async def test_a_field_of_a_newer_protocol_is_refused(server: Server) -> None:
         async for _ in server.stub.Generate(request, timeout=10):
             pass
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_field_of_a_newer_protocol_is_refused_within_other_messages_too(server: Server) -> None:
+    message = pb.ChatMessage(role="user", content="hi").SerializeToString() + bytes([0xA0, 0x38, 1])
+    newer = pb.ChatMessage.FromString(message)
+    with pytest.raises(grpc.aio.AioRpcError, match="900 of ChatMessage") as caught:
+        await server.generate(chat=pb.ChatMessages(messages=[newer]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await server.generate(prompt="hi", logit_bias={5: 1.0})  # a map of plain values
 
 
 async def test_request_ids_travel_in_metadata(server: Server) -> None:

@@ -306,9 +306,9 @@ async def test_health_metrics_and_the_openapi_page(server: HttpDoor) -> None:
         page = (await http.get("/openapi.json")).json()
     assert metrics.headers["content-type"].startswith("text/plain")
     assert (
-        'vllm:request_success_total{finished_reason="stop",model_name="org/tiny",tenant="anonymous"} 1.0'
+        'vllm:request_success_total{engine="0",finished_reason="stop",model_name="org/tiny",tenant="anonymous"} 1.0'
         in metrics.text
     )
-    assert 'vllm:num_requests_running{model_name="org/tiny"} 1.0' in metrics.text
+    assert 'vllm:num_requests_running{engine="0",model_name="org/tiny"} 1.0' in metrics.text
     assert {"/v1/models", "/v1/completions", "/v1/chat/completions"} <= set(page["paths"])
     assert set(page["paths"]["/v1/completions"]["post"]["responses"]) == {"200", "4XX", "5XX"}

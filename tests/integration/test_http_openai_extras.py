@@ -245,6 +245,34 @@ async def test_what_reaches_the_engine(door: HttpDoor) -> None:
     assert list(request.prompt_ids) == ids_of("hello the")[-2:]
 
 
+@pytest.mark.parametrize(
+    ("fields", "finish_reason", "stop_reason"),
+    [
+        ({"stop": ["zzz", "re "]}, "stop", "re "),
+        ({"stop_token_ids": [END]}, "stop", END),
+        ({"stop": "!", "stop_token_ids": [END]}, "stop", "!"),
+        ({}, "stop", None),
+        ({"max_tokens": 1, "stop": "zzz"}, "length", None),
+    ],
+)
+async def test_what_ended_a_choice(
+    door: HttpDoor, fields: dict[str, Any], finish_reason: str, stop_reason: str | int | None
+) -> None:
+    fields = {"prompt": "hi", "max_tokens": 50, "n": 2, **fields}
+    for choice in (await complete(door, **fields))["choices"]:
+        assert (choice["finish_reason"], choice["stop_reason"]) == (finish_reason, stop_reason)
+    parts = [choice for chunk in await stream(door, **fields) for choice in chunk["choices"]]
+    last = [part for part in parts if part["finish_reason"]]
+    assert [part["stop_reason"] for part in last] == [stop_reason] * 2
+    assert not any("stop_reason" in part for part in parts if part not in last)
+
+
+async def test_a_top_p_of_0_is_the_likeliest_token_alone(door: HttpDoor) -> None:
+    await complete(door, prompt="hi", top_p=0, max_tokens=1)
+    sampling = door.source.requests[0].sampling
+    assert (sampling.top_p, sampling.top_k) == (1.0, 1)
+
+
 async def test_a_cut_prompt_leaves_room_for_the_output(door: HttpDoor) -> None:
     ids = [1] * 200
     body = await complete(door, prompt=ids, truncate_prompt_tokens=-1, max_tokens=6, echo=True)
@@ -280,6 +308,7 @@ async def test_what_of_the_end_is_text(door: HttpDoor, fields: dict[str, Any], t
         ("logit_bias", {"-1": 1}),
         ("logit_bias", {"1": 100.5}),
         ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("logit_bias", {"99999": 1}),
         ("bad_words", [""]),
         ("bad_words", ["a"] * 257),
         ("prompt_logprobs", -1),
@@ -339,13 +368,15 @@ async def test_tokenize_and_back(door: HttpDoor) -> None:
     made = (await post(door, "/tokenize", prompt="<|im_start|>é the", return_token_strs=True)).json()
     assert made["tokens"] == ids_of("<|im_start|>é the")
     assert (made["count"], made["max_model_len"]) == (len(made["tokens"]), 96)
-    assert [*made["token_strs"][:1], made["token_strs"][-1]] == ["<|im_start|>", " the"]
+    assert [*made["token_strs"][:1], made["token_strs"][-1]] == ["<|im_start|>", "Ġthe"]
     assert (await post(door, "/tokenize", prompt="the")).json()["token_strs"] is None
     back = await post(door, "/detokenize", tokens=made["tokens"])
     assert back.json() == {"prompt": "<|im_start|>é the"}
     messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     chat = (await post(door, "/tokenize", messages=messages, add_generation_prompt=False)).json()
     assert text_of(chat["tokens"]) == "<|im_start|>user\nhi<|im_end|>\n"
+    same = await post(door, "/tokenize", prompt="the", tools=None, chat_template=None, mm_processor_kwargs={})
+    assert same.json()["tokens"] == ids_of("the")
     assert not door.source.requests
 
 

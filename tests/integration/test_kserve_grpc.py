@@ -1,91 +1,28 @@
-"""The KServe v2 gRPC door, asked by Triton's own clients."""
+"""The KServe v2 gRPC door, asked by Triton's own clients; its streams are in ``test_kserve_grpc_streams``."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
-from support.kserve_doors import ADMIN_KEY, KServeDoor, kserve_door, tensor, text_inputs
-from support.router_doors import (
-    ScriptedStream,
-    Tenant,
-    byte_level_tokenizer,
-    one_token_a_step,
-    served_model,
-    write_model_folder,
-)
+from support.kserve_doors import ADMIN_KEY, tensor, text_inputs
+from support.kserve_grpc_script import ANSWER, ANSWER_IDS, TOKENIZER, running_grpc, stream
+from support.router_doors import Tenant, write_model_folder
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from mooring.errors import OverloadedError, WorkerLostError
-from router.request import GenerationRequest
-
 pytestmark = pytest.mark.integration
-
-TOKENIZER = byte_level_tokenizer()
-END = TOKENIZER.token_to_id("<|im_end|>")
-ANSWER = "hello 🦀!"
-ANSWER_IDS = [*TOKENIZER.encode(ANSWER, add_special_tokens=False).ids, END]
-
-
-def answer(request: GenerationRequest) -> ScriptedStream:
-    text = TOKENIZER.decode(list(request.prompt_ids))
-    steps = one_token_a_step(request, ANSWER_IDS, stop_token_id=END)
-    if "full" in text:
-        raise OverloadedError("The queue is full.", retry_after_s=2.5)
-    if "fail later" in text:
-        return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice.")])
-    if "bug" in text:
-        raise ZeroDivisionError("a bug")
-    return ScriptedStream(steps, pause_s=30 if "hang" in text else 0.02 if "slow" in text else 0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
-
-
-@contextlib.asynccontextmanager
-async def running(folder: Path, **options: Any) -> AsyncIterator[tuple[KServeDoor, Any]]:
-    models = [served_model("tiny", folder, max_model_len=96)]
-    async with (
-        kserve_door(answer, models, **options) as door,
-        triton_aio.InferenceServerClient(door.target) as client,
-    ):
-        yield door, client
-
-
-async def stream(
-    client: Any, *requests: dict[str, Any], timeout: float = 10, **call: Any
-) -> list[tuple[Any, Any]]:
-    """Sends these at once, half-closes, and gives (result, error) of every response."""
-
-    async def requests_of() -> AsyncIterator[dict[str, Any]]:
-        for request in requests:
-            yield {"model_name": "tiny", **request}
-
-    return [pair async for pair in client.stream_infer(requests_of(), stream_timeout=timeout, **call)]
-
-
-def texts(results: list[tuple[Any, Any]], request_id: str = "") -> list[str]:
-    return [
-        result.as_numpy("text_output")[0].decode()
-        for result, error in results
-        if error is None and result.get_response().id == request_id and result.get_response().outputs
-    ]
-
-
-def finals(results: list[tuple[Any, Any]]) -> list[bool]:
-    return [result.get_response().parameters["triton_final_response"].bool_param for result, _ in results]
 
 
 async def refused(awaitable: Any) -> InferenceServerException:
@@ -98,7 +35,7 @@ async def refused(awaitable: Any) -> InferenceServerException:
 
 
 async def test_one_answer_is_the_whole_text_and_begins_with_the_prompt_unless_excluded(folder: Path) -> None:
-    async with running(folder) as (door, client):
+    async with running_grpc(folder) as (door, client):
         result = await client.infer("tiny", text_inputs("say "), request_id="mine")
         assert result.as_numpy("text_output").tolist() == [f"say {ANSWER}".encode()]
         response = result.get_response()
@@ -129,7 +66,7 @@ async def test_inputs_reach_the_engine_as_tensors_parameters_and_json(folder: Pa
         tensor(names.get(name, name), kinds.get(name, "FP32"), [value]) for name, value in wanted.items()
     ]
     json_given = tensor("sampling_parameters", "BYTES", [json.dumps({**wanted, "stop": ["x", "yz"], "n": 1})])
-    async with running(folder) as (door, client):
+    async with running_grpc(folder) as (door, client):
         await client.infer("tiny", [text, stop, *given])
         await client.infer("tiny", [text, json_given])
         parameters = {**wanted, "stop": "x", "seed": str(wanted["seed"]), "top_k": "7"}
@@ -146,7 +83,7 @@ async def test_outputs_are_those_asked_for_by_flag_or_by_name(folder: Path) -> N
         for name in ("finish_reason", "num_input_tokens", "num_output_tokens", "log_probs", "logprobs")
     ]
     n = tensor("num_return_sequences", "INT32", [2])
-    async with running(folder) as (_, client):
+    async with running_grpc(folder) as (_, client):
         result = await client.infer("tiny", [*text_inputs("a"), *flags, n])
         num_tokens = len(ANSWER_IDS)
         assert result.as_numpy("finish_reason").tolist() == [b"stop", b"stop"]
@@ -178,7 +115,7 @@ INVALID = {
 
 @pytest.mark.parametrize("name", INVALID)
 async def test_a_wrong_input_is_invalid_argument_and_named(folder: Path, name: str) -> None:
-    async with running(folder) as (door, client):
+    async with running_grpc(folder) as (door, client):
         error = await refused(client.infer("tiny", [*text_inputs("a"), *INVALID[name]]))
         assert error.status() == "StatusCode.INVALID_ARGUMENT"
         assert name in error.message()
@@ -197,7 +134,7 @@ async def test_raw_and_typed_contents_are_both_taken_and_never_mixed(folder: Pat
         count.contents.int_contents.append(2)
         return made
 
-    async with running(folder) as (door, _), grpc.aio.insecure_channel(door.target) as channel:
+    async with running_grpc(folder) as (door, _), grpc.aio.insecure_channel(door.target) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         response = await stub.ModelInfer(request())
         assert response.raw_output_contents == [b"\x05\x00\x00\x00ahell"]
@@ -243,7 +180,7 @@ async def test_what_is_wrong_is_told_by_the_status(folder: Path) -> None:
         ({"inputs": text_inputs("hang"), "timeout": 50_000}, "DEADLINE_EXCEEDED", "timeout"),
         ({"inputs": text_inputs("hang"), "client_timeout": 0.1}, "DEADLINE_EXCEEDED", ""),
     ]
-    async with running(folder) as (door, client):
+    async with running_grpc(folder) as (door, client):
         for arguments, status, words in cases:
             error = await refused(
                 client.infer(**{"model_name": "tiny", "inputs": text_inputs("a"), **arguments})
@@ -258,114 +195,21 @@ async def test_what_is_wrong_is_told_by_the_status(folder: Path) -> None:
         assert statistics.inference_stats.success.count == 0
 
 
-# Streams ---------------------------------------------------------------------------------------------
-
-
-async def test_a_stream_has_an_answer_for_each_token_and_the_last_one_says_so(folder: Path) -> None:
-    async with running(folder) as (_, client):
-        results = await stream(client, {"inputs": text_inputs("a", stream=True), "request_id": "r"})
-        assert len(results) == len(ANSWER_IDS)
-        assert "".join(texts(results, "r")) == ANSWER
-        assert finals(results) == [False] * (len(results) - 1) + [True]
-
-        whole = await stream(client, {"inputs": text_inputs("a ")})
-        assert texts(whole) == [f"a {ANSWER}"]
-        assert finals(whole) == [True]
-
-
-@pytest.mark.parametrize("as_stream", [True, False])
-async def test_an_empty_final_answer_comes_where_it_was_asked_for(folder: Path, as_stream: bool) -> None:
-    def ask(target: str) -> list[tuple[Any, Any]]:
-        results: list[tuple[Any, Any]] = []
-        with triton.InferenceServerClient(target) as client:
-            client.start_stream(lambda result, error: results.append((result, error)), stream_timeout=10)
-            inputs = text_inputs("a", stream=as_stream)
-            client.async_stream_infer("tiny", inputs, request_id="r", enable_empty_final_response=True)
-            client.stop_stream()
-        return results
-
-    async with running(folder) as (door, _):
-        results = await asyncio.to_thread(ask, door.target)
-    assert len(results) == (len(ANSWER_IDS) if as_stream else 1) + 1
-    assert "".join(texts(results, "r")) == (ANSWER if as_stream else f"a{ANSWER}")
-    assert finals(results) == [False] * (len(results) - 1) + [True]
-    last = results[-1][0].get_response()
-    assert (last.id, last.model_name, list(last.outputs)) == ("r", "tiny", [])
-
-
-async def test_requests_of_a_stream_interleave_and_one_that_fails_leaves_the_others_alone(
-    folder: Path,
-) -> None:
-    async with running(folder) as (door, client):
-        results = await stream(
-            client,
-            {"inputs": text_inputs("slow", stream=True), "request_id": "1"},
-            {"inputs": text_inputs("fail later", stream=True), "request_id": "bad"},
-            {"inputs": text_inputs("slow", stream=True), "request_id": "2"},
-            {"inputs": text_inputs("bug", stream=True), "request_id": "bug"},
-            {"inputs": text_inputs("a"), "model_name": "none"},
-        )
-        errors = sorted(error.message() for _, error in results if error is not None)
-        assert [words in error for words, error in zip(("logged", "'none'", "died"), errors, strict=True)]
-        for request_id in "12":
-            assert "".join(texts(results, request_id)) == ANSWER
-        order = [result.get_response().id for result, error in results if error is None]
-        assert order.index("2") < len(order) - 1 - order[::-1].index("1"), "they interleave"
-        assert all(opened.closed.is_set() for opened in door.source.streams)
-
-
-async def test_an_error_in_a_stream_names_its_request(folder: Path) -> None:
-    async with running(folder) as (door, _), grpc.aio.insecure_channel(door.target) as channel:
+async def test_a_field_of_a_newer_protocol_is_refused_in_every_message(folder: Path) -> None:
+    newer = bytes([0xA0, 0x38, 1])  # (900 << 3 | varint) and its value
+    parameter = pb.InferParameter.FromString(pb.InferParameter(int64_param=3).SerializeToString() + newer)
+    tensor_of_it = pb.ModelInferRequest.InferInputTensor.FromString(newer)
+    async with running_grpc(folder) as (door, _), grpc.aio.insecure_channel(door.target) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        request = pb.ModelInferRequest(model_name="none", id="mine")
-        responses = [each async for each in stub.ModelStreamInfer(iter([request]))]
-        assert [each.infer_response.id for each in responses] == ["mine"]
-        assert "none" in responses[0].error_message
-
-        strict = stub.ModelStreamInfer(iter([request]), metadata=[("triton_grpc_error", "true")])
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await anext(aiter(strict))
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-@pytest.mark.parametrize("way", ["cancel", "deadline", "unary", "own timeout"])
-async def test_a_request_that_nobody_waits_for_frees_what_it_held(folder: Path, way: str) -> None:
-    async with running(folder) as (door, client):
-        given = {"model_name": "tiny", "inputs": text_inputs("hang", stream=True)}
-        if way == "unary":
-            task: asyncio.Task[Any] = asyncio.create_task(client.infer(**given))
-        else:
-            requests = [{**given, "timeout": 200_000}] if way == "own timeout" else [given, given]
-            limit = 0.3 if way == "deadline" else 10
-            task = asyncio.create_task(stream(client, *requests, timeout=limit))
-        async with asyncio.timeout(5):
-            while not door.source.streams:  # noqa: ASYNC110 - of a script that sets no event
-                await asyncio.sleep(0.01)
-            if way in ("cancel", "unary"):
-                task.cancel()
-            await asyncio.wait([task])
-            for opened in door.source.streams:
-                await opened.closed.wait()
-        if way == "deadline":
-            assert "StatusCode.DEADLINE_EXCEEDED" in str(task.exception())
-        if way == "own timeout":
-            [(_, error)] = task.result()
-            assert "timeout" in error.message()
-
-
-async def test_a_stream_stays_open_until_the_client_has_no_more_to_send(folder: Path) -> None:
-    more = asyncio.Event()
-
-    async def requests() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": "tiny", "inputs": text_inputs("a"), "request_id": "first"}
-        await more.wait()
-        yield {"model_name": "tiny", "inputs": text_inputs("a"), "request_id": "second"}
-
-    async with running(folder) as (_, client), asyncio.timeout(5):
-        responses = aiter(client.stream_infer(requests()))
-        assert (await anext(responses))[0].get_response().id == "first"
-        more.set()
-        assert [result.get_response().id async for result, _ in responses] == ["second"]
+        calls: list[Any] = [
+            stub.ModelInfer(pb.ModelInferRequest(model_name="tiny", inputs=[tensor_of_it])),
+            stub.ModelInfer(pb.ModelInferRequest(model_name="tiny", parameters={"max_tokens": parameter})),
+            stub.ModelConfig(pb.ModelConfigRequest.FromString(newer)),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError, match="900 of ") as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 # Who may -----------------------------------------------------------------------------------------------
@@ -376,7 +220,7 @@ async def test_keys_are_those_of_the_other_doors(folder: Path) -> None:
         return Tenant("acme") if key == "acme's" else None
 
     acme = {"authorization": "Bearer acme's"}
-    async with running(folder, authenticate=authenticate, allow_anonymous=False) as (door, client):
+    async with running_grpc(folder, authenticate=authenticate, allow_anonymous=False) as (door, client):
         assert await client.is_server_live()
         assert await client.is_server_ready()
         for call in (
@@ -405,7 +249,7 @@ async def test_keys_are_those_of_the_other_doors(folder: Path) -> None:
 
 
 async def test_statistics_count_what_was_inferred(folder: Path) -> None:
-    async with running(folder) as (_, client):
+    async with running_grpc(folder) as (_, client):
         before = (await client.get_inference_statistics()).model_stats
         assert [(each.name, each.version, each.last_inference) for each in before] == [("tiny", "1", 0)]
         for _ in range(3):

@@ -29,6 +29,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from mooring.doors import http_door
 from mooring.errors import WorkerLostError
+from mooring.http_connection import HttpLimits
 from router.config import RouterConfig
 from router.http_app import create_app
 from router.request import ChoiceTokens, GenerationRequest
@@ -105,7 +106,8 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
     source = ScriptedSource(answer)
     model = served_model("org/tiny", folder, max_model_len=96)
     given = services(source, [model], **options)
-    async with http_door(create_app(given), "127.0.0.1", 0, given.config.max_body_bytes) as url:
+    limits = HttpLimits(max_frame_bytes=given.config.max_body_bytes)
+    async with http_door(create_app(given), "127.0.0.1", 0, limits) as url:
         yield Server(url, source)
 
 

@@ -15,7 +15,7 @@ __all__ = ["messages"]
 MAX_DEPTH = 4
 MAX_ITEMS = 4
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-INTEGERS = {  # bits, signed
+INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1) | st.integers(0, 20),
     FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1) | st.integers(0, 20),
     FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1) | st.integers(0, 20),
@@ -31,7 +31,7 @@ OTHERS: Mapping[int, st.SearchStrategy[Any]] = {
 @st.composite
 def messages(
     draw: st.DrawFn, descriptor: Descriptor, likely: Mapping[str, st.SearchStrategy[Any]], depth: int = 0
-) -> Message:
+) -> Any:
     """Any message of a type, each of its fields left out or set.
 
     Args:
@@ -41,9 +41,7 @@ def messages(
     message: Any = message_factory.GetMessageClass(descriptor)()
     for field in descriptor.fields:
         wanted = field.name in likely
-        if depth >= MAX_DEPTH or not draw(
-            st.integers(0, 9).map(lambda roll, w=wanted: roll < (9 if w else 3))
-        ):
+        if depth >= MAX_DEPTH or draw(st.integers(0, 9)) >= (9 if wanted else 3):
             continue
         value = likely[field.name] if wanted and draw(st.integers(0, 4)) else _values(field, likely, depth)
         if _is_map(field):
@@ -57,9 +55,7 @@ def messages(
     return message
 
 
-def _values(
-    field: FieldDescriptor, likely: Mapping[str, st.SearchStrategy[Any]], depth: int
-) -> st.SearchStrategy[Any]:
+def _values(field: Any, likely: Mapping[str, st.SearchStrategy[Any]], depth: int) -> st.SearchStrategy[Any]:
     """Any value of a field's type, or of one element of it."""
     kind = field.cpp_type
     if kind == FieldDescriptor.CPPTYPE_MESSAGE:
@@ -68,17 +64,17 @@ def _values(
         return st.sampled_from([value.number for value in field.enum_type.values])
     if kind == FieldDescriptor.CPPTYPE_STRING:
         return st.binary(max_size=20) if field.type == FieldDescriptor.TYPE_BYTES else TEXTS
-    return INTEGERS.get(kind) or OTHERS[kind]
+    return INTEGERS[kind] if kind in INTEGERS else OTHERS[kind]
 
 
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
 def _fill_map(
     draw: st.DrawFn,
     message: Any,
-    field: FieldDescriptor,
+    field: Any,
     likely: Mapping[str, st.SearchStrategy[Any]],
     depth: int,
 ) -> None:

@@ -185,7 +185,7 @@ def services(
     """Real services around the scripted source."""
     config = config or RouterConfig()
     gauges = GaugeSource(
-        models=lambda: {model.name: ModelGauges(1, 2, 0.25) for model in models},
+        models=lambda: {model.name: ModelGauges(1, 0, 2, 0.25) for model in models},
         device_memory_bytes=lambda: {("cpu", "weights"): 4096},
     )
     return RouterServices(

@@ -11,7 +11,16 @@ import psutil
 
 from support.running_server import RunningServer
 
-__all__ = ["SLOW_STEP", "Stream", "check_all_gone", "check_idle", "complete", "family", "metric"]
+__all__ = [
+    "SLOW_STEP",
+    "Stream",
+    "check_all_gone",
+    "check_idle",
+    "check_no_fault",
+    "complete",
+    "family",
+    "metric",
+]
 
 SLOW_STEP = {"MOORING_NULL__STEP_TIME_S": "0.02"}
 
@@ -77,3 +86,9 @@ def check_idle(server: RunningServer, timeout_s: float = 5.0) -> None:
     while any(busy := {name: metric(server, name) for name in names}.values()):
         assert time.monotonic() < deadline, busy
         time.sleep(0.05)
+
+
+def check_no_fault(server: RunningServer) -> None:
+    """Nothing in the server's log is a bug."""
+    log = server.log()
+    assert "Traceback" not in log, log[log.index("Traceback") :]

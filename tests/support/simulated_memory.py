@@ -153,6 +153,7 @@ class SimulatedWorker:
         self.held: dict[str, _Held] = {}
         self.kv_bytes = PAGE
         self.kv_lease_bytes = PAGE
+        self.num_queued = 0  # as it says of each replica
         self.revision = 0
         self._random = random.Random(seed)
         self._kv_bytes_per_s = kv_pages_per_s * PAGE
@@ -271,9 +272,9 @@ class SimulatedWorker:
                 replica_id,
                 "resident" if held.resident else "warm",
                 held.weights_bytes if held.resident else 0,
-                0,
-                0,
-                0,
+                kv_bytes=0,
+                running=0,
+                waiting=self.num_queued,
             )
             for replica_id, held in self.held.items()
         )

@@ -14,8 +14,9 @@ def test_while_the_server_starts_an_unknown_name_may_still_come() -> None:
         directory.get("a")
     assert caught.value.retry_after_s == 1
     directory.complete()
-    with pytest.raises(ModelNotFoundError, match="'a' does not exist"):
+    with pytest.raises(ModelNotFoundError, match="'a' does not exist") as unknown:
         directory.get("a")
+    assert unknown.value.param == "model"
 
 
 def test_what_is_withheld_says_why_before_and_after_the_start() -> None:

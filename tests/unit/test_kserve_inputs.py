@@ -72,6 +72,36 @@ def test_end_id_takes_the_place_of_the_models_own(
     assert (options.stop_token_ids, options.ignore_eos) == (ids, ignores)
 
 
+@pytest.mark.parametrize("empty", ["", [""], []])
+def test_empty_words_say_nothing_as_tensorrt_llms_clients_send_them(empty: Any) -> None:
+    assert parsed(stop_words=empty, bad_words=empty, embedding_bias_words=empty).options == parsed().options
+    assert parsed(stop_words=["", "a"]).options.stop == ("a",)
+    assert parsed(stop=[""]).options.stop == ("",)  # vLLM's, which is refused further on
+
+
+def test_a_list_of_one_is_the_value_itself() -> None:
+    given: dict[str, Any] = {
+        "end_id": [7],
+        "pad_id": [7],
+        "max_tokens": [4],
+        "stream": [True],
+        "stop_token_ids": [1],
+    }
+    request = parsed(**given)
+    assert request.stream
+    assert (request.options.max_tokens, request.options.stop_token_ids) == (4, (1, 7))
+    with pytest.raises(InvalidRequestError, match="max_tokens"):
+        parsed(max_tokens=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "top_k"), [({}, 1), ({"top_k": 0}, 1), ({"top_k": -1}, 1), ({"top_k": 5}, 5)]
+)
+def test_top_p_of_0_leaves_the_choice_to_top_k(given: dict[str, Any], top_k: int) -> None:
+    options = parsed(top_p=0, **given).options
+    assert (options.top_p, options.top_k) == (1.0, top_k)
+
+
 def test_what_has_two_names_comes_once() -> None:
     assert parsed(min_length=3).options.min_tokens == 3
     for given in ({"seed": 1, "random_seed": 1}, {"stop": "a", "stop_words": ["b"]}):
@@ -104,6 +134,7 @@ def test_what_is_not_served_may_say_nothing(name: str, neutral: Any, other: Any)
     "given",
     [
         {"max_tokens": "many"},
+        {"end_id": -2},
         {"max_tokens": 1.5},
         {"max_tokens": True},
         {"top_p": "NaN or so"},

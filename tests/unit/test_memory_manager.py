@@ -403,6 +403,22 @@ async def test_a_worker_that_holds_other_bytes_than_promised_is_noticed() -> Non
 
 
 @virtually
+async def test_requests_that_no_batch_has_are_told_apart_at_the_next_poll() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        leases = [await h.manager.acquire("a") for _ in range(3)]
+        worker.num_queued = 2
+        await asyncio.sleep(1.1)
+        [shown] = h.manager.snapshot().deployments[0].replicas
+        assert (shown.num_active, shown.num_queued) == (3, 2)
+        for lease in leases:
+            lease.release()
+        [shown] = h.manager.snapshot().deployments[0].replicas
+        assert (shown.num_active, shown.num_queued) == (0, 0), "what has ended does not wait"
+
+
+@virtually
 async def test_a_worker_led_before_by_somebody_else_follows_us() -> None:
     async with house() as h:
         worker = SimulatedWorker(BUDGET)

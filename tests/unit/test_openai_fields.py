@@ -147,3 +147,18 @@ def test_tools_of_an_old_answer_are_refused_where_they_stand() -> None:
     error = refusal(ChatCompletionRequest, messages=[*_BASE[ChatCompletionRequest]["messages"], answer])
     assert error is not None
     assert (error.param, error.code) == ("messages[1].tool_calls", "unsupported_parameter")
+
+
+def test_a_message_of_a_tool_is_refused_by_its_role() -> None:
+    message = {"role": "tool", "tool_call_id": "1", "content": "x"}
+    error = refusal(ChatCompletionRequest, messages=[*_BASE[ChatCompletionRequest]["messages"], message])
+    assert error is not None
+    assert (error.param, error.code) == ("messages[1].role", "unsupported_parameter")
+
+
+def test_a_message_may_say_that_it_is_text() -> None:
+    message = {"type": "text", "role": "user", "content": "x"}  # as lm-eval's local-chat-completions does
+    assert refusal(ChatCompletionRequest, messages=[message]) is None
+    error = refusal(ChatCompletionRequest, messages=[{**message, "type": "image"}])
+    assert error is not None
+    assert (error.param, error.code) == ("messages[0].type", "unsupported_parameter")

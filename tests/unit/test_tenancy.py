@@ -127,17 +127,19 @@ async def test_a_failed_look_up_is_told_and_tried_again() -> None:
 
 
 def test_gauges_are_asked_for_at_the_scrape() -> None:
-    models = {"m": ModelGauges(1, 2, 0.5)}
+    models = {"m": ModelGauges(1, 2, 3, 0.5)}
     memory = {("cpu", "kv:m"): 10}
     metrics = Metrics(GaugeSource(models=lambda: models, device_memory_bytes=lambda: memory))
-    models["n"] = ModelGauges(3, 0, 0.0)
+    models["n"] = ModelGauges(3, 0, 0, 0.0)
     memory[("cpu", "kv:m")] = 20
     metrics.observe_transition("m", "warm", "resident", 0.004)
     text = metrics.expose().decode()
     for line in (
-        'vllm:num_requests_running{model_name="n"} 3.0',
-        'vllm:num_requests_waiting{model_name="m"} 2.0',
-        'vllm:kv_cache_usage_perc{model_name="m"} 0.5',
+        'vllm:num_requests_running{engine="0",model_name="n"} 3.0',
+        'vllm:num_requests_waiting{engine="0",model_name="m"} 5.0',
+        'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 2.0',
+        'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="deferred"} 3.0',
+        'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5',
         'mooring_device_memory_bytes{device="cpu",owner="kv:m"} 20.0',
         'mooring_residency_transitions_total{deployment="m",from="warm",to="resident"} 1.0',
         'mooring_residency_transition_seconds_count{deployment="m",from="warm",to="resident"} 1.0',

@@ -149,13 +149,13 @@ async def test_what_happened_is_measured_once() -> None:
     await made.aclose()
     text = measured.expose().decode()
     for line in (
-        'vllm:request_success_total{finished_reason="stop",model_name="m",tenant="anonymous"} 1.0',
-        'vllm:request_success_total{finished_reason="error",model_name="m",tenant="anonymous"} 1.0',
-        'vllm:generation_tokens_total{model_name="m",tenant="anonymous"} 4.0',
-        'vllm:prompt_tokens_total{model_name="m",tenant="anonymous"} 3.0',
-        'vllm:time_to_first_token_seconds_count{model_name="m",tenant="anonymous"} 1.0',
-        'vllm:inter_token_latency_seconds_count{model_name="m",tenant="anonymous"} 1.0',
-        'vllm:e2e_request_latency_seconds_count{model_name="m",tenant="anonymous"} 1.0',
+        'vllm:request_success_total{engine="0",finished_reason="stop",model_name="m",tenant="anonymous"} 1.0',
+        'vllm:request_success_total{engine="0",finished_reason="error",model_name="m",tenant="anonymous"} 1.0',
+        'vllm:generation_tokens_total{engine="0",model_name="m",tenant="anonymous"} 4.0',
+        'vllm:prompt_tokens_total{engine="0",model_name="m",tenant="anonymous"} 3.0',
+        'vllm:time_to_first_token_seconds_count{engine="0",model_name="m",tenant="anonymous"} 1.0',
+        'vllm:inter_token_latency_seconds_count{engine="0",model_name="m",tenant="anonymous"} 1.0',
+        'vllm:e2e_request_latency_seconds_count{engine="0",model_name="m",tenant="anonymous"} 1.0',
     ):
         assert line in text
 
@@ -169,10 +169,10 @@ async def test_what_the_client_cancelled_is_no_error() -> None:
     await made.aclose()
     counted = [line for line in measured.expose().decode().splitlines() if "request_success_total{" in line]
     assert sorted(counted) == [
-        'vllm:request_success_total{finished_reason="abort",model_name="m",tenant="anonymous"} 1.0',
-        'vllm:request_success_total{finished_reason="error",model_name="m",tenant="anonymous"} 0.0',
-        'vllm:request_success_total{finished_reason="length",model_name="m",tenant="anonymous"} 0.0',
-        'vllm:request_success_total{finished_reason="stop",model_name="m",tenant="anonymous"} 1.0',
+        'vllm:request_success_total{engine="0",finished_reason="abort",model_name="m",tenant="anonymous"} 1.0',
+        'vllm:request_success_total{engine="0",finished_reason="error",model_name="m",tenant="anonymous"} 0.0',
+        'vllm:request_success_total{engine="0",finished_reason="length",model_name="m",tenant="anonymous"} 0.0',
+        'vllm:request_success_total{engine="0",finished_reason="stop",model_name="m",tenant="anonymous"} 1.0',
     ]
 
 
