@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 __all__ = ["CopyCeiling", "PeakMemory", "ReadCeiling", "anonymous_bytes", "held_bytes"]
-
-_NUM_THREADS = 2
-_CHUNK_BYTES = 8 << 20
 
 
 class CopyCeiling:
@@ -31,9 +28,11 @@ class CopyCeiling:
 
     def measure(self) -> float:
         """Bytes per second."""
+        source, target = self._source.ctypes.data, self._target.ctypes.data
 
         def copy(start: int, stop: int) -> None:
-            np.copyto(self._target[start:stop], self._source[start:stop])
+            # The libc's own, which writes past the caches where so much is copied: numpy's is up to half slower.
+            ctypes.memmove(target + start, source + start, stop - start)
 
         return _rate(self._target.size, copy)
 
@@ -128,11 +127,12 @@ def _touched(num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 
 
 def _rate(num_bytes: int, work: Callable[[int, int], None]) -> float:
-    """Bytes per second of ``work(start, stop)`` over everything, in chunks that two threads take in turn."""
-    starts = range(0, num_bytes, _CHUNK_BYTES)
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        list(threads.map(lambda start: None, range(_NUM_THREADS)))  # threads start before the clock does
-        started_s = time.perf_counter()
-        for _ in threads.map(lambda start: work(start, min(start + _CHUNK_BYTES, num_bytes)), starts):
-            pass
-        return num_bytes / (time.perf_counter() - started_s)
+    """Bytes per second of ``work(start, stop)`` over everything, half of it on each of two threads."""
+    middle = num_bytes // 2
+    threads = [threading.Thread(target=work, args=half) for half in ((0, middle), (middle, num_bytes))]
+    started_s = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return num_bytes / (time.perf_counter() - started_s)
