@@ -14,6 +14,8 @@ __all__ = ["KvLease"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_DOUBLINGS = 9  # of the pause after failures: 5 s where the poll is 10 ms
+
 
 class KvLease:
     """Moves a worker's KV lease to where the planner aims.
@@ -37,6 +39,7 @@ class KvLease:
         self._owner = Owner("kv", port.worker_id)
         self._changed = asyncio.Event()
         self._revision = 0
+        self._num_failures = 0  # in a row
         self.target_bytes = 0
 
     @property
@@ -71,8 +74,9 @@ class KvLease:
             await self._changed.wait()
             self._changed.clear()
             while not await self._is_applied():  # noqa: ASYNC110
-                # A worker cannot call us when its sequences have let go of enough, so it is asked again.
-                await asyncio.sleep(self._poll_s)
+                # A worker cannot call us when its sequences have let go of enough, so it is asked again; one
+                # that fails every time must not be kept busy with it.
+                await asyncio.sleep(self._poll_s * 2 ** min(self._num_failures, _MAX_DOUBLINGS))
             self._on_applied()
 
     async def _is_applied(self) -> bool:
@@ -87,8 +91,10 @@ class KvLease:
         except WorkerLostError:
             raise
         except MooringError as error:
+            self._num_failures += 1
             logger.warning("worker %s did not take its KV lease: %s", self._port.worker_id, error)
             return False
+        self._num_failures = 0
         if status is not LeaseStatus.APPLIED or revision != self._revision:
             return False
         self._ledger.shrink(self._owner, target_bytes)
