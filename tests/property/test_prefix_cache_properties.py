@@ -61,6 +61,7 @@ class CacheTraffic(RuleBasedStateMachine):
         possible = self.cache.can_allocate(model, wanted)
         assert possible or not self.pool.can_allocate(model, wanted)
         assert self.cache.make_room(model, wanted) == possible
+        self._check_what_is_gone()  # before the new blocks stand where evicted ones stood
         for other, before in others.items():
             after = self.pool.usage(other)
             assert after.live_bytes == before.live_bytes
@@ -130,14 +131,12 @@ class CacheTraffic(RuleBasedStateMachine):
             return
         self.pool.check_integrity()
         self.cache.check_integrity()
+        self._check_what_is_gone()
         for place, users in self.users.items():
             offsets = np.array(sorted(users), np.int64)
             assert self.cache.num_users(*place, offsets).tolist() == [
                 users[offset] for offset in sorted(users)
             ]
-            # Only what has no user may have been given up.
-            gone = self.keys[place].keys() - self._stored(place).keys()
-            assert not {self.keys[place].pop(key) for key in gone} & users.keys()
         for model in self._loaded():
             usage = self.pool.usage(model)
             places = [
@@ -152,6 +151,12 @@ class CacheTraffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "arena"):
             self.arena.close()
+
+    def _check_what_is_gone(self) -> None:
+        """Only what has no user may have been given up."""
+        for place, users in self.users.items():
+            gone = self.keys[place].keys() - self._stored(place).keys()
+            assert not {self.keys[place].pop(key) for key in gone} & users.keys()
 
     def _loaded(self) -> set[str]:
         return {model for model, _ in self.users}
