@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import litellm
 from run_checks import Server, raised_by
 
