@@ -269,7 +269,9 @@ async def test_clients_that_vanish_leave_no_blocks(server: RunningServer) -> Non
         check_idle(server)
         assert await good.ask(PROMPTS[0]) == alone
     assert all(
-        replica["kv_bytes"] == 0 for each in server.status()["deployments"] for replica in each["replicas"]
+        replica["kv_live_bytes"] == 0
+        for each in server.status()["deployments"]
+        for replica in each["replicas"]
     )
     assert weights_of(server.status()) == before
     check_no_fault(server)
