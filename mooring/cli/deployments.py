@@ -37,6 +37,18 @@ Prefixes = Annotated[
     ),
 ]
 
+# Named as the policy's fields; the two sizes are apart, being text here and bytes there.
+_POLICY_OPTIONS = (
+    "enabled",
+    "pinned",
+    "priority",
+    "max_model_len",
+    "idle_timeout_s",
+    "min_replicas",
+    "max_replicas",
+    "prefix_cache",
+)
+
 
 @app.command("list")
 def list_deployments(context: typer.Context, json: Json = False) -> None:
@@ -85,18 +97,7 @@ def create(
     prefix_cache: Prefixes = None,
 ) -> None:
     """Deploy a registered model."""
-    policy = _policy(
-        enabled,
-        pinned,
-        priority,
-        max_model_len,
-        kv_guarantee,
-        kv_cap,
-        idle_timeout_s,
-        prefix_cache,
-        min_replicas,
-        max_replicas,
-    )
+    policy = _policy(context)
     context.obj.post("/deployments", {"name": name, "model": model, "version": version, "policy": policy})
     console().print(f"{name} is deployed.")
 
@@ -118,18 +119,7 @@ def update(
     prefix_cache: Prefixes = None,
 ) -> None:
     """Change how a deployment is treated."""
-    changes = _policy(
-        enabled,
-        pinned,
-        priority,
-        max_model_len,
-        kv_guarantee,
-        kv_cap,
-        idle_timeout_s,
-        prefix_cache,
-        min_replicas,
-        max_replicas,
-    )
+    changes = _policy(context)
     if version is not None:
         changes["version"] = version
     if not changes:
@@ -159,29 +149,11 @@ def wake(context: typer.Context, name: str) -> None:
     console().print(f"{name} is resident.")
 
 
-def _policy(
-    enabled: bool | None,
-    pinned: bool | None,
-    priority: int | None,
-    max_model_len: int | None,
-    kv_guarantee: str | None,
-    kv_cap: str | None,
-    idle_timeout_s: float | None,
-    prefix_cache: str | None,
-    min_replicas: int | None,
-    max_replicas: int | None,
-) -> dict[str, Any]:
-    given = {
-        "enabled": enabled,
-        "pinned": pinned,
-        "priority": priority,
-        "max_model_len": max_model_len,
-        "kv_guarantee_bytes": _size("--kv-guarantee", kv_guarantee),
-        "kv_cap_bytes": _size("--kv-cap", kv_cap),
-        "idle_timeout_s": idle_timeout_s,
-        "prefix_cache": prefix_cache,
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
+def _policy(context: typer.Context) -> dict[str, Any]:
+    """The options of ``create`` and ``update`` that are about policy and were given, as the admin API names them."""
+    given = {name: context.params[name] for name in _POLICY_OPTIONS} | {
+        "kv_guarantee_bytes": _size("--kv-guarantee", context.params["kv_guarantee"]),
+        "kv_cap_bytes": _size("--kv-cap", context.params["kv_cap"]),
     }
     return {key: value for key, value in given.items() if value is not None}
 
