@@ -63,7 +63,7 @@ from router.journal import Journal, JournalConfig
 from router.kserve.core import KServe
 from router.kserve.repository import DeploymentRepository
 from router.kserve.rest import create_kserve_routes
-from router.metrics import GaugeSource, Metrics, ModelGauges
+from router.metrics import Gauges, Metrics, ModelGauges
 from router.registrar import Registrar
 from router.services import RouterServices
 from router.tenancy import Tenancy
@@ -165,12 +165,7 @@ class Server:
         stack.push_async_callback(cache.close)
 
         directory = DeploymentDirectory()
-        gauges = GaugeSource(
-            lambda: _model_gauges(manager.snapshot()),
-            lambda: _device_memory(manager.snapshot()),
-            lambda: _kv_unused(manager.snapshot()),
-        )
-        metrics = Metrics(gauges)
+        metrics = Metrics(lambda: _gauges(manager.snapshot()))
         sink = partial(_note_residency, metrics)
         journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
         journal.start()
@@ -333,6 +328,10 @@ def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
     logger.debug(
         "%s: %s -> %s after %.3f s (%s)", event.replica_id, before, after, event.duration_s, event.reason
     )
+
+
+def _gauges(snapshot: Snapshot) -> Gauges:
+    return Gauges(_model_gauges(snapshot), _device_memory(snapshot), _kv_unused(snapshot))
 
 
 def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:

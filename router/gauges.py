@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["ENGINE", "GaugeCollector", "GaugeSource", "ModelGauges"]
+__all__ = ["ENGINE", "GaugeCollector", "Gauges", "ModelGauges"]
 
 ENGINE = "0"
 """The value of the label ``engine``: vLLM numbers its data-parallel engines, and its dashboards select by it."""
@@ -54,8 +54,8 @@ class ModelGauges:
 
 
 @dataclass(frozen=True, slots=True)
-class GaugeSource:
-    """Where present states are asked for at a scrape; all answer from memory.
+class Gauges:
+    """The present states at one moment.
 
     Attributes:
         models: by name.
@@ -63,25 +63,30 @@ class GaugeSource:
         kv_unused_bytes: committed KV memory that holds no token, by worker and kind.
     """
 
-    models: Callable[[], Mapping[str, ModelGauges]]
-    device_memory_bytes: Callable[[], Mapping[tuple[str, str], int]]
-    kv_unused_bytes: Callable[[], Mapping[tuple[str, str], int]] = dict
+    models: Mapping[str, ModelGauges] = field(default_factory=dict)
+    device_memory_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    kv_unused_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 class GaugeCollector(Collector):
-    """Asks for the present states at each scrape."""
+    """Asks for the present states once at each scrape.
 
-    def __init__(self, source: GaugeSource) -> None:
-        self._source = source
+    Args:
+        read: answers from memory.
+    """
+
+    def __init__(self, read: Callable[[], Gauges]) -> None:
+        self._read = read
 
     def describe(self) -> Iterable[Metric]:
         """Only names: registering must not ask parts of the server that do not run yet."""
         return (*_model_families(), _memory_family(), _unused_family())
 
     def collect(self) -> Iterator[Metric]:
+        present = self._read()
         families = _model_families()
         running, waiting, by_reason, usage, old_usage, preemptions, queries, hits, sleep = families
-        for name, gauges in self._source.models().items():
+        for name, gauges in present.models.items():
             model = [name, ENGINE]
             running.add_metric(model, gauges.num_requests_running)
             waiting.add_metric(model, gauges.num_requests_queued + gauges.num_requests_deferred)
@@ -92,16 +97,16 @@ class GaugeCollector(Collector):
             preemptions.add_metric(model, gauges.num_preemptions)
             queries.add_metric(model, gauges.prefix_query_tokens)
             hits.add_metric(model, gauges.prefix_hit_tokens)
-            present = _SLEEP_STATES[gauges.residency]
+            sleep_state = _SLEEP_STATES[gauges.residency]
             for state in sorted(set(_SLEEP_STATES.values())):
-                sleep.add_metric([*model, state], state == present)
+                sleep.add_metric([*model, state], state == sleep_state)
         yield from families
         memory = _memory_family()
-        for (device, owner), num_bytes in self._source.device_memory_bytes().items():
+        for (device, owner), num_bytes in present.device_memory_bytes.items():
             memory.add_metric([device, owner], num_bytes)
         yield memory
         unused = _unused_family()
-        for (worker, kind), num_bytes in self._source.kv_unused_bytes().items():
+        for (worker, kind), num_bytes in present.kv_unused_bytes.items():
             unused.add_metric([worker, kind], num_bytes)
         yield unused
 

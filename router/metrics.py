@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from router.gauges import ENGINE, GaugeCollector, GaugeSource, ModelGauges
+from router.gauges import ENGINE, GaugeCollector, Gauges, ModelGauges
 from router.request import GenerationRequest
 
-__all__ = ["GaugeSource", "Metrics", "ModelGauges", "RequestMetrics"]
+__all__ = ["Gauges", "Metrics", "ModelGauges", "RequestMetrics"]
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -114,11 +114,13 @@ class Metrics:
     """All instruments, in a registry of their own.
 
     Args:
-        gauges: the present states.
+        read_gauges: the present states; answers from memory.
         clock: seconds, monotonic; the clock of ``GenerationRequest.arrival_s``.
     """
 
-    def __init__(self, gauges: GaugeSource, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, read_gauges: Callable[[], Gauges], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         registry = self._registry = CollectorRegistry()
         self.clock = clock
         labels = ["model_name", "engine", "tenant"]
@@ -162,7 +164,7 @@ class Metrics:
             buckets=_TRANSITION_BUCKETS_S,
             registry=registry,
         )
-        registry.register(GaugeCollector(gauges))
+        registry.register(GaugeCollector(read_gauges))
         registry.register(_SecondName(self._histograms["itl"], "vllm:time_per_output_token_seconds"))
         self._series: dict[tuple[str, str], _Series] = {}
 

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from engines.api import FinishReason, SamplingParams, TopLogprobs
 from router.detokenizer import TokenTable
 from router.generation import TextDelta, TextGeneration
-from router.metrics import GaugeSource, Metrics
+from router.metrics import Gauges, Metrics
 from router.request import ChoiceTokens, GenerationRequest
 
 TOKENIZERS = {"byte-level": byte_level_tokenizer(), "byte-fallback": byte_fallback_tokenizer()}
 TABLES = {name: TokenTable(tokenizer) for name, tokenizer in TOKENIZERS.items()}
-METRICS = Metrics(GaugeSource(models=dict, device_memory_bytes=dict))
+METRICS = Metrics(Gauges)
 KINDS = pytest.mark.parametrize("kind", TOKENIZERS)
 IDS = st.lists(st.integers(0, 305), min_size=1, max_size=24)
 # Texts in which the stops below come about, cut into tokens in many ways.

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from engines.api import FinishReason, TopLogprobs
 from mooring.errors import ModelNotFoundError, MooringError
 from router.config import RouterConfig
-from router.metrics import GaugeSource, Metrics, ModelGauges
+from router.metrics import Gauges, Metrics, ModelGauges
 from router.models import ServedModel
 from router.request import ChoiceTokens, GenerationRequest
 from router.sampling_defaults import GenerationDefaults
@@ -184,15 +184,15 @@ def services(
 ) -> RouterServices:
     """Real services around the scripted source."""
     config = config or RouterConfig()
-    gauges = GaugeSource(
-        models=lambda: {model.name: ModelGauges(1, 0, 2, 0.25) for model in models},
-        device_memory_bytes=lambda: {("cpu", "weights"): 4096},
+    gauges = Gauges(
+        models={model.name: ModelGauges(1, 0, 2, 0.25) for model in models},
+        device_memory_bytes={("cpu", "weights"): 4096},
     )
     return RouterServices(
         tokens=source,
         models=Directory(models),
         tenancy=Tenancy(authenticate, allow_anonymous=allow_anonymous, config=config),
-        metrics=Metrics(gauges),
+        metrics=Metrics(lambda: gauges),
         is_ready=lambda: True,
         config=config,
     )

@@ -11,7 +11,7 @@ from support.router_doors import Tenant
 from model_registry.tenants import KEY_PREFIX
 from mooring.errors import AuthenticationError
 from router.config import RouterConfig
-from router.metrics import GaugeSource, Metrics, ModelGauges
+from router.metrics import Gauges, Metrics, ModelGauges
 from router.single_flight import SingleFlightCache
 from router.tenancy import ANONYMOUS, Tenancy, api_key_of
 
@@ -129,7 +129,7 @@ async def test_a_failed_look_up_is_told_and_tried_again() -> None:
 def test_gauges_are_asked_for_at_the_scrape() -> None:
     models = {"m": ModelGauges(1, 2, 3, 0.5)}
     memory = {("cpu", "kv:m"): 10}
-    metrics = Metrics(GaugeSource(models=lambda: models, device_memory_bytes=lambda: memory))
+    metrics = Metrics(lambda: Gauges(models, memory))
     models["n"] = ModelGauges(3, 0, 0, 0.0)
     memory[("cpu", "kv:m")] = 20
     metrics.observe_transition("m", "warm", "resident", 0.004)

@@ -17,7 +17,7 @@ from engines.api import FinishReason, SamplingParams, TopLogprobs
 from mooring.errors import ArtifactError, InternalError
 from router.detokenizer import TokenTable, token_string
 from router.generation import TextDelta, TextGeneration, Usage, by_step
-from router.metrics import GaugeSource, Metrics
+from router.metrics import Gauges, Metrics
 from router.request import ChoiceTokens, GenerationRequest
 
 TOKENIZER = byte_level_tokenizer()
@@ -35,7 +35,7 @@ def request_for(*, n: int = 1, stop: tuple[str, ...] = (), **sampling: object) -
 
 
 def metrics() -> Metrics:
-    return Metrics(GaugeSource(models=dict, device_memory_bytes=dict))
+    return Metrics(Gauges)
 
 
 def generation(

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engines.api import SamplingParams
-from router.metrics import GaugeSource, Metrics, ModelGauges
+from router.metrics import Gauges, Metrics, ModelGauges
 from router.request import GenerationRequest
 
 # Of the dashboards in vLLM's repository (examples/observability), but for what docs/metrics.md leaves out.
@@ -41,7 +41,7 @@ Samples = dict[str, list[dict[str, str]]]
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     """The labels of each series, by its name, once a request was served."""
-    metrics = Metrics(GaugeSource(lambda: {"m": ModelGauges(1, 2, 3, 0.5)}, dict), clock=lambda: 5.0)
+    metrics = Metrics(lambda: Gauges({"m": ModelGauges(1, 2, 3, 0.5)}), clock=lambda: 5.0)
     request = metrics.request(GenerationRequest("r", "m", (1, 2, 3), SamplingParams(), arrival_s=1.0))
     request.tokens(0, 1, began_s=2.0)
     request.tokens(0, 1)
