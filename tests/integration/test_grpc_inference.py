@@ -13,39 +13,18 @@ import grpc
 import pytest
 from support.router_doors import (
     ScriptedSource,
-    ScriptedStream,
     Tenant,
-    byte_level_tokenizer,
-    one_token_a_step,
     served_model,
     services,
     write_model_folder,
 )
+from support.scripted_answer import ANSWER, ANSWER_IDS, TOKENIZER, answer
 
-from mooring.errors import OverloadedError, WorkerLostError
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.grpc_inference import create_grpc_service
-from router.request import GenerationRequest
 
 pytestmark = pytest.mark.integration
-
-TOKENIZER = byte_level_tokenizer()
-END = TOKENIZER.token_to_id("<|im_end|>")
-ANSWER = "hello 🦀!"
-ANSWER_IDS = [*TOKENIZER.encode(ANSWER, add_special_tokens=False).ids, END]
-
-
-def answer(request: GenerationRequest) -> ScriptedStream:
-    text = TOKENIZER.decode(list(request.prompt_ids))
-    steps = one_token_a_step(request, ANSWER_IDS, stop_token_id=END)
-    if "full" in text:
-        raise OverloadedError("The queue is full.", retry_after_s=2.5)
-    if "fail later" in text:
-        return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice.")])
-    if "bug" in text:
-        raise ZeroDivisionError("a bug")
-    return ScriptedStream(steps, pause_s=30 if "hang" in text else 0)
 
 
 @dataclass

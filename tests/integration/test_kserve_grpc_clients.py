@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from support.kserve_doors import text_inputs
 from support.running_server import RunningServer
 from support.server_probes import SLOW_STEP
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.triton_calls import ClientCalls, aio_call, methods, sync_call
 from tritonclient.grpc import service_pb2
-from tritonclient.grpc.auth import BasicAuth
 from tritonclient.utils import InferenceServerException
 
 from mooring.v1 import inference_pb2 as native_pb
@@ -40,13 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-class Calls:
-    """One method for each of the client's, named after it. ``call`` makes the client's call, whichever of
-    the two clients it is."""
-
-    def __init__(self, server: RunningServer, call: Callable[..., Any]) -> None:
-        self.call = call
-        self.admin = {"authorization": f"Bearer {server.admin_key}"}
+class Calls(ClientCalls):
+    """What the sync and the aio client have alike."""
 
     def refused(self, status: str, words: str, *call: Any, **arguments: Any) -> None:
         with pytest.raises(InferenceServerException) as caught:
@@ -170,30 +164,12 @@ class Calls:
             "UNAVAILABLE", "does not support dynamic logging", "update_log_settings", {"log_info": True}
         )
 
-    # Of the client alone: they set headers on the calls that follow.
-
-    def register_plugin(self) -> None:
-        self.call("register_plugin", BasicAuth("name", "password"))
-        assert self.call("is_server_live")
-        self.call("unregister_plugin")
-
-    def plugin(self) -> None:
-        assert self.call("plugin") is None
-
-    def unregister_plugin(self) -> None:
-        self.call("register_plugin", BasicAuth("name", "password"))
-        self.call("unregister_plugin")
-        assert self.call("plugin") is None
-
-    def close(self) -> None:
-        self.call("close")
-
 
 class SyncCalls(Calls):
     """What only the sync client has."""
 
     def __init__(self, server: RunningServer, client: Any) -> None:
-        super().__init__(server, lambda name, *arguments, **named: getattr(client, name)(*arguments, **named))
+        super().__init__(server, sync_call(client))
 
     def async_infer(self) -> None:
         done = threading.Event()
@@ -235,11 +211,7 @@ class AioCalls(Calls):
     """What only the aio client has."""
 
     def __init__(self, server: RunningServer, client: Any, loop: asyncio.AbstractEventLoop) -> None:
-        def call(name: str, *arguments: Any, **named: Any) -> Any:
-            made = getattr(client, name)(*arguments, **named)
-            return loop.run_until_complete(asyncio.wait_for(made, 30)) if inspect.isawaitable(made) else made
-
-        super().__init__(server, call)
+        super().__init__(server, aio_call(client, loop))
         self.client, self.loop = client, loop
 
     def stream_infer(self) -> None:
@@ -253,10 +225,6 @@ class AioCalls(Calls):
         pieces = self.loop.run_until_complete(ask())
         assert len(pieces) == 6
         assert len("".join(pieces)) == 6
-
-
-def methods(client_class: type) -> list[str]:
-    return [name for name, _ in inspect.getmembers(client_class, callable) if not name.startswith("_")]
 
 
 def test_every_method_has_its_test() -> None:

@@ -11,8 +11,9 @@ import grpc
 import pytest
 import tritonclient.grpc as triton
 from support.kserve_doors import text_inputs
-from support.kserve_grpc_script import ANSWER, ANSWER_IDS, TOKENIZER, running_grpc, stream
+from support.kserve_grpc_script import running_grpc, stream
 from support.router_doors import write_model_folder
+from support.scripted_answer import ANSWER, ANSWER_IDS, TOKENIZER
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 

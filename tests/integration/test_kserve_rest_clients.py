@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
-from tritonclient.http.auth import BasicAuth
+from support.triton_calls import ClientCalls, aio_call, methods, sync_call
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.integration
@@ -39,13 +38,8 @@ def text_inputs(text: str, max_tokens: int) -> list[Any]:
     return [prompt, limit]
 
 
-class Calls:
-    """One method for each of the client's, named after it. ``call`` makes the client's call, whichever of
-    the two clients it is."""
-
-    def __init__(self, server: RunningServer, call: Callable[..., Any]) -> None:
-        self.call = call
-        self.admin = {"authorization": f"Bearer {server.admin_key}"}
+class Calls(ClientCalls):
+    """What the sync and the aio client have alike."""
 
     def refused(self, status: int, words: str, *call: Any, **arguments: Any) -> None:
         with pytest.raises(InferenceServerException) as caught:
@@ -173,30 +167,12 @@ class Calls:
         body = b'{"outputs": [{"name": "text_output", "datatype": "BYTES", "shape": [1], "data": ["hi"]}]}'
         assert self.call("parse_response_body", body).as_numpy("text_output").tolist() == ["hi"]
 
-    # Of the client alone: they set headers on the calls that follow.
-
-    def register_plugin(self) -> None:
-        self.call("register_plugin", BasicAuth("name", "password"))
-        assert self.call("is_server_live")
-        self.call("unregister_plugin")
-
-    def plugin(self) -> None:
-        assert self.call("plugin") is None
-
-    def unregister_plugin(self) -> None:
-        self.call("register_plugin", BasicAuth("name", "password"))
-        self.call("unregister_plugin")
-        assert self.call("plugin") is None
-
-    def close(self) -> None:
-        self.call("close")
-
 
 class SyncCalls(Calls):
     """What only the sync client has."""
 
     def __init__(self, server: RunningServer, client: Any) -> None:
-        super().__init__(server, lambda name, *arguments, **named: getattr(client, name)(*arguments, **named))
+        super().__init__(server, sync_call(client))
 
     def async_infer(self) -> None:
         asked = [self.call("async_infer", "org/a", text_inputs("x", 3), request_id=str(i)) for i in range(3)]
@@ -209,15 +185,7 @@ class AioCalls(Calls):
     """The same by the aio client."""
 
     def __init__(self, server: RunningServer, client: Any, loop: asyncio.AbstractEventLoop) -> None:
-        def call(name: str, *arguments: Any, **named: Any) -> Any:
-            made = getattr(client, name)(*arguments, **named)
-            return loop.run_until_complete(asyncio.wait_for(made, 30)) if inspect.isawaitable(made) else made
-
-        super().__init__(server, call)
-
-
-def methods(client_class: type) -> list[str]:
-    return [name for name, _ in inspect.getmembers(client_class, callable) if not name.startswith("_")]
+        super().__init__(server, aio_call(client, loop))
 
 
 def test_every_method_has_its_test() -> None:
