@@ -98,15 +98,15 @@ def _transitions(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str
     found = measure_transitions(model, load.transitions)
     report.text(
         f"## Wake and cold load\n\nOne model of {load.shape_name}'s shape in bf16, "
-        f"{format_bytes(model.num_bytes)}, in "
-        "an engine in this process, as a worker has it, that copies (`cpu_wake = copy`). `wake_share_of_copy`: the "
-        "rate of a wake over that of two threads that copy between touched buffers. `load_share_of_read`: the rate "
-        "from the packed file in the page cache to a resident replica, host copy included, over that of two threads "
-        "that read the file into a touched buffer; `host_cache_share_of_read` is its first half. "
-        "`load_peak_over_weights`: 1, and what a load into memory that was never touched holds at its worst beyond "
-        f"what it holds when it is done ({found.held_over_weights:.2f} times the weights: the host copy and the "
-        "device's are two on a CPU that copies), as a share of the weights; anonymous memory and memfds, by the "
-        "system's own count. `asleep_bytes`: device memory committed while it sleeps, beyond an empty engine's."
+        f"{format_bytes(model.num_bytes)}, in an engine in this process, as a worker has it. `wake_share_of_copy`: "
+        "the rate of a wake that copies, as on a GPU (`cpu_wake = copy`), over that of two threads that copy between "
+        "touched buffers. `load_share_of_read`: the rate from the packed file in the page cache to a resident "
+        "replica over that of two threads that read the file into a touched buffer, as a CPU loads: the host copy's "
+        "own pages become the device's. `copying_load_share_of_read`: the same with the second copy that "
+        "`cpu_wake = copy` makes. `load_peak_over_weights`: 1, and what a load into memory that was never touched "
+        "holds at its worst beyond what it holds when it is done, as a share of the weights; the worse of the two "
+        "kinds; anonymous memory and memfds, by the system's own count. `load_held_over_weights`: what is held when "
+        "it is done. `asleep_bytes`: device memory committed while it sleeps, beyond an empty engine's."
     )
     report.table(
         ["GB/s", *(str(number) for number in range(1, load.transitions + 1))],
@@ -117,7 +117,7 @@ def _transitions(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str
                 ("wake", found.wake_rates),
                 ("read, two threads", found.read_rates),
                 ("cold load", found.load_rates),
-                ("of it, to the host copy", found.host_cache_rates),
+                ("cold load that copies", found.copying_load_rates),
             )
         ],
     )

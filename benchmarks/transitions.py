@@ -6,7 +6,10 @@ import asyncio
 import os
 import statistics
 import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.memory_rates import CopyCeiling, PeakMemory, ReadCeiling
@@ -20,6 +23,9 @@ __all__ = ["Transitions", "measure_transitions"]
 
 _NAME = "model/0"
 
+CpuWake = Literal["remap", "copy"]
+_CPU_WAKES: tuple[CpuWake, ...] = ("remap", "copy")
+
 
 @dataclass(slots=True)
 class Transitions:
@@ -27,13 +33,13 @@ class Transitions:
 
     Attributes:
         copy_rates, read_rates: the machine's own: two threads, touched memory.
-        wake_rates: weights over the seconds of a wake.
-        load_rates: weights over the seconds from the packed file to a resident replica.
-        host_cache_rates: of the first part of that, up to the host copy.
+        wake_rates: weights over the seconds of a wake that copies.
+        load_rates: weights over the seconds from the packed file to a resident replica, as a CPU loads unless it
+            is told to copy.
+        copying_load_rates: the same with a copy from the host copy to the device.
         peak_over_weights: 1 and what a load held at its worst beyond what it holds when it is done, as a share of
-            the weights.
-        held_over_weights: what it holds when it is done: the host copy and the device's weights, where those
-            are two.
+            the weights; the worse of the two kinds of load.
+        held_over_weights: what a load holds when it is done: one copy of the weights on a CPU.
         asleep_bytes: device bytes that are committed while it sleeps, beyond those of an empty engine.
     """
 
@@ -41,7 +47,7 @@ class Transitions:
     read_rates: list[float] = field(default_factory=list)
     wake_rates: list[float] = field(default_factory=list)
     load_rates: list[float] = field(default_factory=list)
-    host_cache_rates: list[float] = field(default_factory=list)
+    copying_load_rates: list[float] = field(default_factory=list)
     peak_over_weights: float = 0.0
     held_over_weights: float = 0.0
     asleep_bytes: int = 0
@@ -51,8 +57,9 @@ class Transitions:
         return {
             "wake_share_of_copy": statistics.median(self.wake_rates) / copy,
             "load_share_of_read": statistics.median(self.load_rates) / read,
-            "host_cache_share_of_read": statistics.median(self.host_cache_rates) / read,
+            "copying_load_share_of_read": statistics.median(self.copying_load_rates) / read,
             "load_peak_over_weights": self.peak_over_weights,
+            "load_held_over_weights": self.held_over_weights,
             "asleep_bytes": self.asleep_bytes,
             "copy_gb_per_s": copy / 1e9,
             "read_gb_per_s": read / 1e9,
@@ -62,71 +69,84 @@ class Transitions:
 def measure_transitions(model: PackedModel, repeats: int) -> Transitions:
     """Interleaves everything ``repeats`` times, after one round that does not count."""
     found = Transitions()
-    _measure_peak(model, found)
+    for cpu_wake in _CPU_WAKES:
+        peak_over_weights, held_over_weights = _measure_peak(model, cpu_wake)
+        found.peak_over_weights = max(found.peak_over_weights, peak_over_weights)
+        if cpu_wake == "remap":
+            found.held_over_weights = held_over_weights
     copying, reading = CopyCeiling(model.num_bytes), ReadCeiling(model.weights_path)
-    engine = _engine(model)
+    engines = {cpu_wake: _engine(model, cpu_wake) for cpu_wake in _CPU_WAKES}
     try:
         for number in range(repeats + 1):
             round_ = found if number else Transitions()  # the first round touches pages
             round_.copy_rates.append(copying.measure())
             round_.read_rates.append(reading.measure())
-            asyncio.run(_measure_load_and_wake(engine, model, round_))
+            asyncio.run(_measure_round(engines, model, round_))
     finally:
-        engine.close()
+        for engine in engines.values():
+            engine.close()
     return found
 
 
-async def _measure_load_and_wake(engine: BareEngine, model: PackedModel, found: Transitions) -> None:
+async def _measure_round(
+    engines: Mapping[CpuWake, BareEngine], model: PackedModel, found: Transitions
+) -> None:
+    async with _loaded(engines["remap"], model) as rate:
+        found.load_rates.append(rate)
+    engine = engines["copy"]
     empty_bytes = engine.arena.committed_bytes
+    async with _loaded(engine, model) as rate:
+        found.copying_load_rates.append(rate)
+        engine.engine.sleep(_NAME)
+        found.asleep_bytes = max(found.asleep_bytes, engine.arena.committed_bytes - empty_bytes)
+        started_s = time.perf_counter()
+        engine.engine.wake(_NAME, model.weights_bytes)
+        found.wake_rates.append(model.num_bytes / (time.perf_counter() - started_s))
+
+
+@asynccontextmanager
+async def _loaded(engine: BareEngine, model: PackedModel) -> AsyncIterator[float]:
+    """The model, resident, and the rate at which it came, in bytes per second."""
     cache = HostCache(model.num_bytes)
     try:
         cache.expect(_artifact(model))
         await cache.wait_ready()  # as a server's is, some time after the model was deployed
         started_s = time.perf_counter()
         copy = await cache.get(_artifact(model))
-        in_host_cache_s = time.perf_counter()
         engine.load(_NAME, model, host_copy_fd=os.dup(copy.fd))
-        resident_s = time.perf_counter()
-        found.host_cache_rates.append(model.num_bytes / (in_host_cache_s - started_s))
-        found.load_rates.append(model.num_bytes / (resident_s - started_s))
-        engine.engine.sleep(_NAME)
-        found.asleep_bytes = max(found.asleep_bytes, engine.arena.committed_bytes - empty_bytes)
-        started_s = time.perf_counter()
-        engine.engine.wake(_NAME, model.weights_bytes)
-        found.wake_rates.append(model.num_bytes / (time.perf_counter() - started_s))
+        yield model.num_bytes / (time.perf_counter() - started_s)
         engine.engine.unload(_NAME)
         copy.release()
     finally:
         await cache.close()
 
 
-def _measure_peak(model: PackedModel, found: Transitions) -> None:
-    """Of a load into an arena whose pages were never touched."""
-    engine = _engine(model)
+def _measure_peak(model: PackedModel, cpu_wake: CpuWake) -> tuple[float, float]:
+    """Of a load into memory that was never touched: peak and end, over the weights."""
+    engine = _engine(model, cpu_wake)
 
-    async def load() -> None:
+    async def load() -> tuple[float, float]:
         cache = HostCache(model.num_bytes)
         with PeakMemory() as memory:
             copy = await cache.get(_artifact(model))
             engine.load(_NAME, model, host_copy_fd=os.dup(copy.fd))
         held_bytes = memory.after_bytes - memory.before_bytes
         beyond_bytes = max(0, memory.peak_bytes - memory.after_bytes)
-        found.peak_over_weights = 1 + beyond_bytes / model.num_bytes
-        found.held_over_weights = held_bytes / model.num_bytes
         engine.engine.unload(_NAME)
         copy.release()
         await cache.close()
+        return 1 + beyond_bytes / model.num_bytes, held_bytes / model.num_bytes
 
     try:
-        asyncio.run(load())
+        return asyncio.run(load())
     finally:
         engine.close()
 
 
-def _engine(model: PackedModel) -> BareEngine:
+def _engine(model: PackedModel, cpu_wake: CpuWake) -> BareEngine:
     capacity_bytes = model.weights_bytes + 16 * PAGE_BYTES
     arena = HostArena(capacity_bytes, stock_limit_bytes=capacity_bytes)
-    engine = BareEngine(arena, TorchEngineConfig(cpu_wake="copy"))  # as on a GPU; a remap copies nothing
+    engine = BareEngine(arena, TorchEngineConfig(cpu_wake=cpu_wake))
     engine.lease(8 * PAGE_BYTES)
     return engine
 

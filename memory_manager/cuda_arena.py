@@ -9,14 +9,14 @@ Nothing of CUDA is imported before the first ``CudaArena``: machines without a G
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memory_manager.arena import DEFAULT_STOCK_LIMIT_BYTES
+from memory_manager.cuda_context import CudaContext
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.paged_arena import PagedArena
-from mooring.errors import ConfigurationError, InsufficientMemoryError, InternalError
+from mooring.errors import ConfigurationError, InternalError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,9 @@ class CudaMemory:
 
     def __init__(self, device_index: int) -> None:
         self._index = device_index
-        self._driver = _Driver()
-        self._device = self._driver.call("cuDeviceGet", device_index)
-        # The context that torch uses too, so that addresses mean the same to both.
-        self._context = self._driver.call("cuDevicePrimaryCtxRetain", self._device)
+        self._context = CudaContext(device_index)
         self._handles: dict[int, Any] = {}
-        cuda = self._driver.types
+        cuda = self._context.types
         self._properties = cuda.CUmemAllocationProp()
         self._properties.type = cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         self._properties.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
@@ -47,21 +44,21 @@ class CudaMemory:
         self._access.location = self._properties.location
         self._access.flags = cuda.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
         smallest = cuda.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
-        granularity = self._call("cuMemGetAllocationGranularity", self._properties, smallest)
+        granularity = self._context.call("cuMemGetAllocationGranularity", self._properties, smallest)
         if PAGE_BYTES % granularity:
             raise ConfigurationError(f"GPU {device_index} has pages of {granularity} bytes, not {PAGE_BYTES}")
 
     def reserve(self, num_bytes: int) -> int:
-        return int(self._call("cuMemAddressReserve", num_bytes, PAGE_BYTES, 0, 0))
+        return int(self._context.call("cuMemAddressReserve", num_bytes, PAGE_BYTES, 0, 0))
 
     def unreserve(self, address: int, num_bytes: int) -> None:
-        self._call("cuMemAddressFree", address, num_bytes)
+        self._context.call("cuMemAddressFree", address, num_bytes)
 
     def create(self, first: int, num_pages: int) -> None:
         done = 0
         try:
             for page in range(first, first + num_pages):
-                self._handles[page] = self._call("cuMemCreate", PAGE_BYTES, self._properties, 0)
+                self._handles[page] = self._context.call("cuMemCreate", PAGE_BYTES, self._properties, 0)
                 done += 1
         except BaseException:  # all or nothing, whatever stopped it
             self.destroy(first, done)
@@ -69,23 +66,25 @@ class CudaMemory:
 
     def destroy(self, first: int, num_pages: int) -> None:
         for page in range(first, first + num_pages):
-            self._call("cuMemRelease", self._handles.pop(page))
+            self._context.call("cuMemRelease", self._handles.pop(page))
 
     def map(self, address: int, pages: Sequence[int]) -> None:
         mapped = 0
         try:
             for page in pages:
-                self._call("cuMemMap", address + mapped * PAGE_BYTES, PAGE_BYTES, 0, self._handles[page], 0)
+                self._context.call(
+                    "cuMemMap", address + mapped * PAGE_BYTES, PAGE_BYTES, 0, self._handles[page], 0
+                )
                 mapped += 1
             if mapped:
-                self._call("cuMemSetAccess", address, mapped * PAGE_BYTES, [self._access], 1)
+                self._context.call("cuMemSetAccess", address, mapped * PAGE_BYTES, [self._access], 1)
         except BaseException:  # the run is bare again, whatever stopped it
             self.unmap(address, mapped)
             raise
 
     def unmap(self, address: int, num_pages: int) -> None:
         if num_pages:
-            self._call("cuMemUnmap", address, num_pages * PAGE_BYTES)
+            self._context.call("cuMemUnmap", address, num_pages * PAGE_BYTES)
 
     def lend(self, address: int, num_bytes: int, descriptor: int) -> None:
         raise InternalError("a GPU has no host pages under its addresses")
@@ -99,12 +98,7 @@ class CudaMemory:
         return torch.as_tensor(_CudaBytes(address, num_bytes), device=device)
 
     def close(self) -> None:
-        self._driver.call("cuDevicePrimaryCtxRelease", self._device)
-
-    def _call(self, name: str, *arguments: object) -> Any:
-        """One driver call in our context, which each thread has to enter for itself."""
-        self._driver.call("cuCtxSetCurrent", self._context)
-        return self._driver.call(name, *arguments)
+        self._context.close()
 
 
 class CudaArena(PagedArena):
@@ -126,40 +120,6 @@ class CudaArena(PagedArena):
         ready_bytes: int = 0,
     ) -> None:
         super().__init__(CudaMemory(device_index), capacity_bytes, stock_limit_bytes, ready_bytes)
-
-
-class _Driver:
-    """The CUDA driver with every return code checked."""
-
-    def __init__(self) -> None:
-        try:
-            from cuda.bindings import driver
-        except ImportError as error:
-            raise ConfigurationError("a GPU needs cuda-bindings: pip install 'mooring[gpu]'") from error
-        self.types: types.ModuleType = driver
-        try:
-            self.call("cuInit", 0)
-        except RuntimeError as error:  # the bindings' own, when there is no libcuda to load
-            raise ConfigurationError(f"no NVIDIA driver on this machine: {error}") from error
-
-    def call(self, name: str, *arguments: object) -> Any:
-        """Calls ``name`` and returns its one result, or None where it has none.
-
-        Raises:
-            InsufficientMemoryError: the device has no more memory or addresses.
-            ConfigurationError: there is no such GPU.
-            InternalError: any other code; its name is in the message.
-        """
-        cuda = self.types
-        code, *results = getattr(cuda, name)(*arguments)
-        if code == cuda.CUresult.CUDA_SUCCESS:
-            return results[0] if results else None
-        message = f"{name}: {code.name}"
-        if code == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise InsufficientMemoryError(f"the GPU has no memory left ({message})")
-        if code in (cuda.CUresult.CUDA_ERROR_NO_DEVICE, cuda.CUresult.CUDA_ERROR_INVALID_DEVICE):
-            raise ConfigurationError(f"no such GPU ({message})")
-        raise InternalError(message)
 
 
 class _CudaBytes:

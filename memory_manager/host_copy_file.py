@@ -17,9 +17,11 @@ from memory_manager.ports import ArtifactRef
 from mooring.errors import ArtifactError, InsufficientMemoryError
 from mooring.units import format_bytes
 
-__all__ = ["HostCopyFile", "new_memfd", "open_artifact"]
+__all__ = ["HostCopyFile", "is_sealed", "new_memfd", "open_artifact"]
 
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+# With F_SEAL_WRITE the system before Linux 6.7 would refuse shared mappings, read-only ones too.
+_F_SEAL_FUTURE_WRITE = 0x10
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE
 
 
 def new_memfd(num_bytes: int) -> int:
@@ -27,6 +29,15 @@ def new_memfd(num_bytes: int) -> int:
     fd = os.memfd_create("mooring-host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, num_bytes)
     return fd
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether the system keeps a memfd as it is: memory that shrank under a step would kill the worker."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False  # not a memfd
+    return bool(seals & fcntl.F_SEAL_SHRINK and seals & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE))
 
 
 class HostCopyFile:

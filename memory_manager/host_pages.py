@@ -66,10 +66,10 @@ def unback(address: int, num_bytes: int) -> None:
 
 
 def map_file(address: int, num_bytes: int, fd: int, offset: int = 0, *, writable: bool) -> None:
-    """Puts bytes of a memfd under reserved addresses: shared where ``writable``; else private and read-only,
-    which the system grants for sealed memfds too."""
-    protection, flags = (_PROT_READ_WRITE, _MAP_SHARED) if writable else (_PROT_READ, _MAP_PRIVATE)
-    _mmap(address, num_bytes, protection, flags | _MAP_FIXED, fd, offset)
+    """Puts bytes of a file under reserved addresses. Shared, also where they are read only: pages of a private
+    mapping cannot be pinned without becoming copies."""
+    protection = _PROT_READ_WRITE if writable else _PROT_READ
+    _mmap(address, num_bytes, protection, _MAP_SHARED | _MAP_FIXED, fd, offset)
 
 
 def populate(address: int, num_bytes: int, *, writable: bool) -> None:

@@ -25,8 +25,8 @@ class TorchEngineConfig:
             deadlines.
         kv_swap_bytes: of host memory for the KV of preempted sequences, of all models; 0 computes it again always.
         num_threads: that torch computes with; None leaves torch's own choice.
-        num_copy_threads: that copy weights from the host copy.
-        copy_chunk_bytes: of one read of the host copy.
+        num_copy_threads: that copy weights from the host copy to a device that is the CPU.
+        copy_chunk_bytes: of one copy from the host copy to a GPU.
         cpu_wake: how weights come to a device that is the CPU: ``remap`` puts the host copy's own pages under
             the weights' addresses, which copies nothing and holds them once; ``copy`` copies, as on a GPU.
         ready_bytes: of physical memory that is made ahead of need, so that growth costs no step anything.

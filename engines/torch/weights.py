@@ -6,16 +6,16 @@ copy's own pages, put under the same addresses: no copy, and no second copy in m
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from engines.artifact import Manifest, TensorEntry
+from engines.torch.host_copy_view import HostCopyView
 from memory_manager.arena import Arena
+from memory_manager.host_copy_file import is_sealed
 from memory_manager.kv_spec import round_to_pages
 from mooring.errors import ArtifactError, InsufficientMemoryError
 from mooring.units import format_bytes
@@ -26,9 +26,8 @@ __all__ = ["WeightsRegion"]
 class WeightsRegion:
     """One address range for one packed artifact.
 
-    A host copy that is copied is read through its descriptor and not mapped, so its pages do not count twice
-    in the worker's resident memory. Tensors made over the range stay valid over release and restore; while it
-    is released nobody may touch them, and never may anybody write to them.
+    Tensors made over the range stay valid over release and restore; while it is released nobody may touch them,
+    and never may anybody write to them. For a GPU the host copy is pinned at the first restore and stays so.
 
     Args:
         num_bytes: size of the packed weights.
@@ -55,6 +54,7 @@ class WeightsRegion:
         self._range = arena.reserve(round_to_pages(num_bytes))
         self._memory = arena.tensor(self._range)
         self._may_borrow = may_borrow and not self._memory.is_cuda
+        self._pinned: HostCopyView | None = None
         self._committed = False
 
     @property
@@ -74,7 +74,7 @@ class WeightsRegion:
                 f"the weights need {format_bytes(self._range.num_bytes)} and "
                 f"{format_bytes(lease_bytes)} were leased to them"
             )
-        if self._may_borrow and _cannot_change(host_copy_fd):
+        if self._may_borrow and is_sealed(host_copy_fd):
             self._borrow(host_copy_fd)
             return
         self._arena.commit(self._range, 0, self._num_pages)
@@ -100,6 +100,9 @@ class WeightsRegion:
         """Gives pages and addresses back. The tensors are no memory any more."""
         self._committed = False
         self._arena.free_range(self._range)
+        if self._pinned is not None:
+            self._pinned.close()
+            self._pinned = None
 
     def tensors(self, manifest: Manifest) -> Mapping[str, Tensor]:
         """The manifest's tensors as views of the range.
@@ -125,10 +128,6 @@ class WeightsRegion:
             raise ArtifactError(f"the manifest's entry of tensor {name} is wrong: {entry}")
         return self._memory[entry.offset : entry.offset + entry.num_bytes].view(dtype).view(entry.shape)
 
-    def _chunks(self) -> list[tuple[int, int]]:
-        starts = range(0, self._num_bytes, self._chunk_bytes)
-        return [(start, min(start + self._chunk_bytes, self._num_bytes)) for start in starts]
-
     def _borrow(self, host_copy_fd: int) -> None:
         found_bytes = os.fstat(host_copy_fd).st_size
         if found_bytes < self._num_bytes:
@@ -137,44 +136,15 @@ class WeightsRegion:
         self._committed = True
 
     def _copy_to_host(self, host_copy_fd: int) -> None:
-        memory = self._memory.numpy().data
-
-        def copy(chunk: tuple[int, int]) -> None:
-            _read_exactly(host_copy_fd, memory[chunk[0] : chunk[1]], chunk[0])
-
-        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="weights-copy") as threads:
-            for _ in threads.map(copy, self._chunks()):
-                pass
+        # Mapped for the time of the copy only: its pages would count twice in the worker's resident memory.
+        view = HostCopyView(host_copy_fd, self._num_bytes)
+        try:
+            view.copy_to_host(self._memory, self._num_threads)
+        finally:
+            view.close()
 
     def _copy_to_cuda(self, host_copy_fd: int) -> None:
-        """Through two pinned buffers, one filled while the other is on its way, on a stream of its own."""
-        device = self._memory.device
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        buffers = [torch.empty(self._chunk_bytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        copied = [torch.cuda.Event() for _ in buffers]  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            for i, (start, end) in enumerate(self._chunks()):
-                buffer, done = buffers[i % 2][: end - start], copied[i % 2]
-                done.synchronize()  # returns at once on an event that was never recorded
-                _read_exactly(host_copy_fd, buffer.numpy().data, start)
-                self._memory[start:end].copy_(buffer, non_blocking=True)
-                done.record(stream)
-        stream.synchronize()
-
-
-def _cannot_change(fd: int) -> bool:
-    """Whether the kernel keeps a memfd as it is: memory that shrank under a step would kill the worker."""
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals
-    except OSError:
-        return False  # not a memfd
-
-
-def _read_exactly(fd: int, target: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(target):
-        num_read = os.preadv(fd, [target[done:]], offset + done)
-        if num_read == 0:
-            raise ArtifactError(f"the host copy ends at byte {offset + done}: the packed artifact is longer")
-        done += num_read
+        if self._pinned is None:
+            self._pinned = HostCopyView(host_copy_fd, self._num_bytes)
+            self._pinned.pin(self._memory.device.index)
+        self._pinned.copy_to_cuda(self._memory, self._chunk_bytes)

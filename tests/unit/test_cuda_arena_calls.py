@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import enum
 import itertools
+import os
 import sys
 import types
 
 import pytest
+import torch
 
+from engines.torch.host_copy_view import HostCopyView
 from memory_manager.cuda_arena import CudaArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from mooring.errors import ConfigurationError, InsufficientMemoryError, InternalError
@@ -35,6 +38,7 @@ class Driver(types.ModuleType):
     """``cuda.bindings.driver`` with one GPU of ``num_pages`` pages."""
 
     CUresult = CUresult
+    CU_MEMHOSTREGISTER_READ_ONLY = 8
 
     def __init__(self, num_pages: int) -> None:
         super().__init__("cuda.bindings.driver")
@@ -45,6 +49,8 @@ class Driver(types.ModuleType):
         self.mapped: dict[int, int] = {}  # address of a page -> handle
         self.readable: set[int] = set()
         self.contexts = 0
+        self.pinned: dict[int, int] = {}
+        self.refuses_to_pin = False
         self._numbers = itertools.count(1)
         location = types.SimpleNamespace
         self.CUmemAllocationProp = lambda: types.SimpleNamespace(location=location())
@@ -121,6 +127,15 @@ class Driver(types.ModuleType):
             self.readable.discard(page)
         return (OK,)
 
+    def cuMemHostRegister(self, address: int, size: int, flags: int) -> tuple[CUresult]:
+        if self.refuses_to_pin or flags != self.CU_MEMHOSTREGISTER_READ_ONLY or address in self.pinned:
+            return (INVALID,)
+        self.pinned[address] = size
+        return (OK,)
+
+    def cuMemHostUnregister(self, address: int) -> tuple[CUresult]:
+        return (OK if self.pinned.pop(address, None) else INVALID,)
+
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
@@ -181,3 +196,22 @@ def test_machines_that_cannot_are_the_operators_to_mend(driver: Driver) -> None:
     driver.granularity = 32 * PAGE
     with pytest.raises(ConfigurationError, match="pages of"):
         CudaArena(PAGE)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_host_copy_is_pinned_until_it_is_closed(
+    refuses: bool, driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.refuses_to_pin = refuses
+    fd = os.memfd_create("host-copy")
+    os.write(fd, b"x" * 5_000)
+    view = HostCopyView(fd, 5_000)
+    os.close(fd)  # the mapping keeps the memory
+    view.pin(0)
+    assert list(driver.pinned.values()) == ([] if refuses else [5_000])
+    assert ("is not pinned, so wakes are slower" in caplog.text) == refuses
+    copied = torch.zeros(PAGE, dtype=torch.uint8)
+    view.copy_to_host(copied, 3)
+    assert copied.numpy().tobytes() == b"x" * 5_000 + bytes(PAGE - 5_000)
+    view.close()
+    assert (driver.pinned, driver.contexts) == ({}, 0)

@@ -1,0 +1,102 @@
+"""A host copy under addresses of this process: what weights are copied from.
+
+Read through its descriptor it would come at the rate of the system's own copying, which is about half of
+what the memory can do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from memory_manager import host_pages
+from memory_manager.cuda_context import CudaContext
+from memory_manager.kv_spec import round_to_pages
+from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError
+from mooring.units import format_bytes
+
+__all__ = ["HostCopyView"]
+
+log = logging.getLogger(__name__)
+
+
+class HostCopyView:
+    """The first bytes of a host copy, to be read only.
+
+    Args:
+        host_copy_fd: a memfd that keeps its size.
+
+    Raises:
+        ArtifactError: it is shorter.
+        InsufficientMemoryError: there are no addresses or page tables for it.
+    """
+
+    def __init__(self, host_copy_fd: int, num_bytes: int) -> None:
+        found_bytes = os.fstat(host_copy_fd).st_size
+        if found_bytes < num_bytes:
+            raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
+        self._num_bytes = num_bytes
+        self._context: CudaContext | None = None
+        self._address = host_pages.reserve(round_to_pages(num_bytes))
+        try:
+            host_pages.map_file(self._address, num_bytes, host_copy_fd, writable=False)
+            host_pages.populate(self._address, num_bytes, writable=False)
+        except BaseException:  # whatever stopped it, the addresses go back
+            self.close()
+            raise
+
+    def pin(self, device_index: int) -> None:
+        """Keeps the bytes where they are, so that a GPU fetches them itself, at the rate of its link. Where the
+        driver refuses, it is said in the log, and the driver copies them piece by piece."""
+        context = CudaContext(device_index)
+        try:
+            flags = context.types.CU_MEMHOSTREGISTER_READ_ONLY
+            context.call("cuMemHostRegister", self._address, self._num_bytes, flags)
+        except (InsufficientMemoryError, InternalError) as error:
+            context.close()
+            size = format_bytes(self._num_bytes)
+            log.warning("a host copy of %s is not pinned, so wakes are slower: %s", size, error.message)
+            return
+        self._context = context
+
+    def copy_to_host(self, target: Tensor, num_threads: int) -> None:
+        """Copies everything to the start of ``target``, uint8, in host memory.
+
+        Each thread copies one large piece: only then does the C library write past the caches, without which
+        every line of the target is fetched before it is overwritten.
+        """
+        address, piece_bytes = target.data_ptr(), -(-self._num_bytes // num_threads)
+
+        def copy(start: int) -> None:
+            length = min(piece_bytes, self._num_bytes - start)
+            ctypes.memmove(address + start, self._address + start, length)
+
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="weights-copy") as threads:
+            for _ in threads.map(copy, range(0, self._num_bytes, piece_bytes)):
+                pass
+
+    def copy_to_cuda(self, target: Tensor, chunk_bytes: int) -> None:
+        """Copies everything to the start of ``target``, uint8, on a stream of its own, in chunks between which a
+        step's own small copies find their way."""
+        source = torch.frombuffer(
+            (ctypes.c_uint8 * self._num_bytes).from_address(self._address), dtype=torch.uint8
+        )
+        stream = torch.cuda.Stream(target.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for start in range(0, self._num_bytes, chunk_bytes):
+                stop = min(start + chunk_bytes, self._num_bytes)
+                target[start:stop].copy_(source[start:stop], non_blocking=True)
+        stream.synchronize()
+
+    def close(self) -> None:
+        """Gives the addresses back, when nothing is copied any more."""
+        if self._context is not None:
+            self._context.call("cuMemHostUnregister", self._address)
+            self._context.close()
+            self._context = None
+        host_pages.unreserve(self._address, round_to_pages(self._num_bytes))
