@@ -248,9 +248,9 @@ class Engine(Protocol):
     """An engine inside its worker process.
 
     Threads: ``step``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
-    ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on; they touch
-    what the step thread reads only in a final, atomic attach. ``sleep`` and ``unload`` are called on the
-    step thread, between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
+    ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on; what they bring
+    takes part from the step thread's next call on. ``sleep`` and ``unload`` are called on the step thread,
+    between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
     """
 
     def capabilities(self) -> Capabilities: ...

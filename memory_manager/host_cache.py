@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from memory_manager.background import stand_back
 from memory_manager.host_copy_file import HostCopyFile, new_memfd, open_artifact
 from memory_manager.host_spare import HostSpare
 from memory_manager.kv_spec import PAGE_BYTES
@@ -84,7 +85,7 @@ class HostCache:
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
         self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
-        self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="host-cache")
+        self._readers = ThreadPoolExecutor(num_readers, "host-cache", initializer=stand_back)
         self._closed = False
 
     @property

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from memory_manager import host_pages
+from memory_manager.background import stand_back
 from memory_manager.host_copy_file import new_memfd
 from memory_manager.kv_spec import PAGE_BYTES
 from mooring.errors import InsufficientMemoryError
@@ -25,7 +26,7 @@ class HostSpare:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="host-spare")
+        self._thread = ThreadPoolExecutor(1, "host-spare", initializer=stand_back)
         self._fd: int | None = None
         self._enough = threading.Event()
         self._touching: Future[int] | None = None

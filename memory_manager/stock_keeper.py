@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from memory_manager.background import stand_back
 from mooring.errors import InsufficientMemoryError
 
 __all__ = ["StockKeeper"]
@@ -41,6 +42,7 @@ class StockKeeper:
         self._thread.join()
 
     def _run(self) -> None:
+        stand_back()
         while True:
             self._low.wait()
             self._low.clear()

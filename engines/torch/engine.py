@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -52,32 +51,11 @@ class _Place:
     num_turns_waited: int = 0
 
 
-class _Gate:
-    """A lock that a waiting load gets before the next step, however quickly steps follow each other.
-
-    Plain locks are not fair: the step thread would take it again before the waiting thread woke. Whoever
-    wants it queues at the door, and the holder has to queue there as well when it comes back.
-    """
-
-    def __init__(self) -> None:
-        self._door = threading.Lock()
-        self._room = threading.Lock()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._door:
-            self._room.acquire()
-        try:
-            yield
-        finally:
-            self._room.release()
-
-
 class TorchEngine:
     """``engines.api.Engine`` over one arena and one KV pool.
 
     Threads are those of the protocol, and the residency verbs of one replica come one at a time. ``load`` and
-    ``wake`` copy without any lock; attaching their result waits for the step under way and no longer.
+    ``wake`` wait for no step: what they brought is let in by the step thread's next call, whichever it is.
 
     Args:
         config: of the engine.
@@ -95,7 +73,7 @@ class TorchEngine:
         self._cache = PrefixCache(self._pool)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._lease = KVLease()
-        self._gate = _Gate()
+        self._arrived: deque[Replica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
         self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
         self._num_submitted = 0
@@ -121,41 +99,33 @@ class TorchEngine:
             os.close(host_copy_fd)
             raise
         try:
-            replica.restore(spec.weights_lease_bytes)
-            with self._gate():
-                replica.attach(self._cache, self._swap_space)
-                self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
+            replica.restore(spec.weights_lease_bytes, self._cache, self._swap_space)
         except BaseException:  # the same for all that it holds by now
             replica.close()
             raise
+        self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
+        self._arrived.append(replica)
         return replica.weights_bytes
 
     def unload(self, replica_id: str) -> None:
         place = self._places.get(replica_id)
         if place is None:
             return
-        with self._gate():
-            self._detach(place.replica)
-            del self._places[replica_id]
-            place.replica.close()
+        self._detach(place.replica)
+        del self._places[replica_id]
+        place.replica.close()
 
     def sleep(self, replica_id: str) -> int:
         replica = self._place(replica_id).replica
-        with self._gate():
-            self._detach(replica)
-            return replica.release()
+        self._detach(replica)
+        return replica.release()
 
     def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
         """See the protocol. Where it fails the replica stays warm."""
         replica = self._place(replica_id).replica
-        if replica.runner is None:
-            replica.restore(weights_lease_bytes)
-            try:
-                with self._gate():
-                    replica.attach(self._cache, self._swap_space)
-            except BaseException:  # whatever stopped it, the pages go back
-                replica.release()
-                raise
+        if not replica.weights_bytes:
+            replica.restore(weights_lease_bytes, self._cache, self._swap_space)
+            self._arrived.append(replica)
         return replica.weights_bytes
 
     def close(self) -> None:
@@ -167,6 +137,7 @@ class TorchEngine:
     # Sequences -------------------------------------------------------------------------------------
 
     def submit(self, request: SequenceRequest) -> None:
+        self._let_in()
         place = self._places.get(request.replica_id)
         if place is None or place.replica.runner is None:
             end = error_end(request.sequence_id, _asleep(request.replica_id))
@@ -185,37 +156,39 @@ class TorchEngine:
         )
 
     def step(self) -> list[StepOutput]:
-        with self._gate(), torch.inference_mode():
+        self._let_in()
+        with torch.inference_mode():
             number = self._steps_total + 1
             ended, self._ended = self._ended, {}
             stepped = self._step_next(number)
-            outputs = [] if stepped is None else [stepped]
-            for runner in self._runners():
-                if runner.has_ended:
-                    ended.setdefault(runner.replica_id, []).extend(runner.take_ended())
-            outputs.extend(StepOutput(name, number, finished=ends) for name, ends in ended.items())
-            return outputs
+        outputs = [] if stepped is None else [stepped]
+        for runner in self._runners():
+            if runner.has_ended:
+                ended.setdefault(runner.replica_id, []).extend(runner.take_ended())
+        outputs.extend(StepOutput(name, number, finished=ends) for name, ends in ended.items())
+        return outputs
 
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         refused = self._lease.accept(kv_bytes, revision)
         if refused is not None:
             return refused
-        with self._gate():
-            if self._kv_memory.is_cuda:
-                # A prefill chunk that drew no token may still be writing to pages that are unmapped here.
-                torch.cuda.synchronize(self._kv_memory.device)
-            self._pool.set_limit(kv_bytes)
-            while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
-                pass
-            return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED
+        self._let_in()
+        if self._kv_memory.is_cuda:
+            # A prefill chunk that drew no token may still be writing to pages that are unmapped here.
+            torch.cuda.synchronize(self._kv_memory.device)
+        self._pool.set_limit(kv_bytes)
+        while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
+            pass
+        return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED
 
     def set_memory_limit(self, num_bytes: int) -> int:
         return self._arena.set_limit(num_bytes)
 
     def stats(self) -> WorkerStats:
         """For the step thread, like ``step``."""
+        self._let_in()
         return WorkerStats(
-            # A copy, because a load on another thread may attach its replica meanwhile.
+            # A copy, because a load on another thread may add its replica meanwhile.
             replicas=tuple(place.replica.stats(self._pool) for place in list(self._places.values())),
             kv_lease_bytes=self._lease.num_bytes,
             kv_lease_revision=self._lease.revision,
@@ -236,6 +209,7 @@ class TorchEngine:
         Raises:
             InternalError, AssertionError: a bug of ours.
         """
+        self._let_in()
         self._pool.check_integrity()
         self._cache.check_integrity()
         for runner in self._runners():
@@ -261,7 +235,12 @@ class TorchEngine:
             raise NotFoundError(f"no replica {replica_id} is loaded here")
         return place
 
+    def _let_in(self) -> None:
+        while self._arrived:
+            self._arrived.popleft().attach(self._cache)
+
     def _detach(self, replica: Replica) -> None:
+        self._let_in()
         ended = replica.detach(self._cache, _asleep(replica.replica_id))
         if ended:
             self._ended.setdefault(replica.replica_id, []).extend(ended)
@@ -270,7 +249,7 @@ class TorchEngine:
         """Steps the first in the order of turns that can run; None where none can."""
         busy = {
             replica_id: (place, runner)
-            for replica_id, place in self._places.items()
+            for replica_id, place in list(self._places.items())
             if (runner := place.replica.runner) is not None and runner.has_sequences
         }
         turns = [

@@ -89,6 +89,7 @@ class Replica:
             kv_bytes=kv_bytes if spec.kv_cap_bytes is None else min(kv_bytes, spec.kv_cap_bytes),
         )
         self.runner: SequenceRunner | None = None
+        self._next_runner: SequenceRunner | None = None
 
     @property
     def replica_id(self) -> str:
@@ -99,33 +100,36 @@ class Replica:
         """Device bytes that the weights hold now."""
         return self._weights.committed_bytes
 
-    def restore(self, weights_lease_bytes: int) -> None:
-        """Brings the weights onto the device; all or nothing.
+    def restore(self, weights_lease_bytes: int, cache: PrefixCache, swap_space: SwapSpace) -> None:
+        """Brings the weights onto the device and makes ready for ``attach``; all or nothing.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the weights, or the arena has no more.
             ArtifactError: the host copy is not what the manifest says.
         """
         self._weights.restore(self._host_copy_fd, weights_lease_bytes)
+        try:
+            self._next_runner = SequenceRunner(
+                self.replica_id,
+                partial(self._model.forward, kv=self._kv),
+                self._model.logits,
+                limits=self._limits,
+                eos_ids=self._model_config.eos_token_ids,
+                cache=cache,
+                swap=KVSwap(self._kv, swap_space),
+                artifact=self._artifact,
+                device=self._device,
+                config=self._engine_config,
+                counters=self._counters,
+            )
+        except BaseException:  # whatever stopped it, the pages go back
+            self._weights.release()
+            raise
 
-    def attach(self, cache: PrefixCache, swap_space: SwapSpace) -> None:
-        """Lets sequences in. The weights are on the device."""
-        spec = self._spec
-        runner = SequenceRunner(
-            self.replica_id,
-            partial(self._model.forward, kv=self._kv),
-            self._model.logits,
-            limits=self._limits,
-            eos_ids=self._model_config.eos_token_ids,
-            cache=cache,
-            swap=KVSwap(self._kv, swap_space),
-            artifact=self._artifact,
-            device=self._device,
-            config=self._engine_config,
-            counters=self._counters,
-        )
-        cache.add_model(self.replica_id, self._groups, spec.kv_guarantee_bytes, spec.kv_cap_bytes)
-        self.runner = runner
+    def attach(self, cache: PrefixCache) -> None:
+        """Lets sequences in, after ``restore``."""
+        cache.add_model(self.replica_id, self._groups, self._spec.kv_guarantee_bytes, self._spec.kv_cap_bytes)
+        self.runner, self._next_runner = self._next_runner, None
 
     def detach(self, cache: PrefixCache, error: MooringError) -> list[Finished]:
         """Ends all sequences with ``error``, drops what is stored and leaves the pool; returns their ends."""

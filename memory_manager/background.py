@@ -1,0 +1,17 @@
+"""Work that must not be felt by what serves: threads that stand back."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["stand_back"]
+
+_NICENESS = 8  # about a sixth of a core's time against a thread that computes, and all of an idle core's
+
+
+def stand_back() -> None:
+    """Lowers the priority of the calling thread for good; on Linux each thread has its own.
+
+    On a CPU device the steps of resident models need the very cores that read, touch and copy memory for others.
+    """
+    os.nice(_NICENESS)
