@@ -55,8 +55,8 @@ class ResidencyLoad:
     handover_bytes: int = 2 * GIB
     num_requests: int = 48
     repeats: int = 5
-    neighbour_repeats: int = 10
-    stream_tokens: int = 256
+    neighbour_repeats: int = 16
+    stream_tokens: int = 112
     max_model_len: int = 512
     num_threads: int | None = None
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ClientConfig", "NullEngineConfig", "ServiceConfig", "SupervisorConfig", "WorkerSpec"]
+__all__ = [
+    "CPU_STEP_NICENESS",
+    "ClientConfig",
+    "NullEngineConfig",
+    "ServiceConfig",
+    "SupervisorConfig",
+    "WorkerSpec",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,12 @@ class ClientConfig:
     usage_timeout_s: float = 60.0
 
 
+# Where the device is the cores themselves, a step that shares them evenly with what carries tokens out, or with the
+# copy of a wake, has one of its threads wait for the other most of the time: both take far longer. So these go
+# first; they are short.
+CPU_STEP_NICENESS = 5
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """How a worker serves.
@@ -72,11 +85,13 @@ class ServiceConfig:
         descriptor_timeout_s: how long Load waits for the host copy that it names.
         max_concurrent_loads: loads and wakes that copy at once; each of them may use several threads.
         cancel_grace_s: what streams still have to say at a shutdown is given this long to leave.
+        step_niceness: added to the step thread's; see ``CPU_STEP_NICENESS``.
     """
 
     descriptor_timeout_s: float = 10.0
     max_concurrent_loads: int = 2
     cancel_grace_s: float = 1.0
+    step_niceness: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,8 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         self._descriptors = descriptors
         self._config = config
         self._clock = clock
-        self._steps = StepThread(engine, asyncio.get_running_loop(), self._deliver, on_failure)
+        loop = asyncio.get_running_loop()
+        self._steps = StepThread(engine, loop, self._deliver, on_failure, config.step_niceness)
         self._copiers = ThreadPoolExecutor(config.max_concurrent_loads, thread_name_prefix="engine-copy")
         self._streams: dict[int, _RouterStream] = {}
         self._num_streams = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -40,6 +41,7 @@ class StepThread:
         engine: owned by the thread from ``start`` on.
         deliver: called on ``loop`` with what each step produced, in order.
         on_failure: called on ``loop`` when the engine raised; no step follows.
+        niceness: added to the thread's own, and so to that of the threads which it computes with.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class StepThread:
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[list[StepOutput]], None],
         on_failure: Callable[[BaseException], None],
+        niceness: int = 0,
     ) -> None:
         self._engine = engine
+        self._niceness = niceness
         self._loop = loop
         self._deliver = deliver
         self._on_failure = on_failure
@@ -93,6 +97,7 @@ class StepThread:
         return future
 
     def _run(self) -> None:
+        os.nice(self._niceness)  # on Linux each thread has its own
         try:
             while self._run_commands():
                 self._step()

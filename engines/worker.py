@@ -32,7 +32,7 @@ import grpc.aio
 import uvloop
 
 from engines.api import Engine
-from engines.config import NullEngineConfig, ServiceConfig
+from engines.config import CPU_STEP_NICENESS, NullEngineConfig, ServiceConfig
 from engines.descriptors import DescriptorReceiver
 from engines.service import EngineService
 from engines.wire import CHANNEL_OPTIONS
@@ -189,7 +189,9 @@ def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFac
     except ConfigurationError as error:
         logger.error("%s", error.message)
         return 2
-    return uvloop.run(_serve(options, engine, ServiceConfig()))
+    on_cpu = options.device.partition(":")[0] == "cpu"
+    config = ServiceConfig(step_niceness=CPU_STEP_NICENESS if on_cpu else 0)
+    return uvloop.run(_serve(options, engine, config))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 
 __all__ = ["stand_back"]
 
-_NICENESS = 8  # about a sixth of a core's time against a thread that computes, and all of an idle core's
+_NICENESS = 19  # what idle cores have to spare, and a few percent of busy ones
 
 
 def stand_back() -> None:

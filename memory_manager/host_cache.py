@@ -73,10 +73,11 @@ class HostCache:
 
     Args:
         budget_bytes: most host memory for copies, those being read and the spare included.
-        num_readers: chunks read at once, over all artifacts.
+        num_readers: chunks read at once, over all artifacts. By default two, and on larger machines up to eight:
+            more than there are idle cores only disturbs the busy ones.
     """
 
-    def __init__(self, budget_bytes: int, num_readers: int = 4) -> None:
+    def __init__(self, budget_bytes: int, num_readers: int | None = None) -> None:
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
         self._expected: dict[str, int] = {}
@@ -85,6 +86,8 @@ class HostCache:
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
         self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
+        if num_readers is None:
+            num_readers = min(max(2, (os.cpu_count() or 1) // 2), 8)
         self._readers = ThreadPoolExecutor(num_readers, "host-cache", initializer=stand_back)
         self._closed = False
 

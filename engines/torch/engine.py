@@ -99,7 +99,8 @@ class TorchEngine:
             os.close(host_copy_fd)
             raise
         try:
-            replica.restore(spec.weights_lease_bytes, self._cache, self._swap_space)
+            # Somebody waited for storage already: the copy may take a little longer, and neighbours feel less.
+            replica.restore(spec.weights_lease_bytes, self._cache, self._swap_space, urgent=False)
         except BaseException:  # the same for all that it holds by now
             replica.close()
             raise
@@ -124,7 +125,7 @@ class TorchEngine:
         """See the protocol. Where it fails the replica stays warm."""
         replica = self._place(replica_id).replica
         if not replica.weights_bytes:
-            replica.restore(weights_lease_bytes, self._cache, self._swap_space)
+            replica.restore(weights_lease_bytes, self._cache, self._swap_space, urgent=True)
             self._arrived.append(replica)
         return replica.weights_bytes
 

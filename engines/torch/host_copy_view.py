@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memory_manager import host_pages
+from memory_manager.background import stand_back
 from memory_manager.cuda_context import CudaContext
 from memory_manager.kv_spec import round_to_pages
 from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError
@@ -64,8 +65,11 @@ class HostCopyView:
             return
         self._context = context
 
-    def copy_to_host(self, target: Tensor, num_threads: int) -> None:
+    def copy_to_host(self, target: Tensor, num_threads: int, *, urgent: bool = True) -> None:
         """Copies everything to the start of ``target``, uint8, in host memory.
+
+        Args:
+            urgent: False leaves the cores to steps first.
 
         Each thread copies one large piece: only then does the C library write past the caches, without which
         every line of the target is fetched before it is overwritten.
@@ -76,7 +80,9 @@ class HostCopyView:
             length = min(piece_bytes, self._num_bytes - start)
             ctypes.memmove(address + start, self._address + start, length)
 
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="weights-copy") as threads:
+        with ThreadPoolExecutor(
+            num_threads, "weights-copy", initializer=None if urgent else stand_back
+        ) as threads:
             for _ in threads.map(copy, range(0, self._num_bytes, piece_bytes)):
                 pass
 

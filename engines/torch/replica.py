@@ -100,14 +100,19 @@ class Replica:
         """Device bytes that the weights hold now."""
         return self._weights.committed_bytes
 
-    def restore(self, weights_lease_bytes: int, cache: PrefixCache, swap_space: SwapSpace) -> None:
+    def restore(
+        self, weights_lease_bytes: int, cache: PrefixCache, swap_space: SwapSpace, *, urgent: bool
+    ) -> None:
         """Brings the weights onto the device and makes ready for ``attach``; all or nothing.
+
+        Args:
+            urgent: False leaves a CPU device's cores to steps first.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the weights, or the arena has no more.
             ArtifactError: the host copy is not what the manifest says.
         """
-        self._weights.restore(self._host_copy_fd, weights_lease_bytes)
+        self._weights.restore(self._host_copy_fd, weights_lease_bytes, urgent=urgent)
         try:
             self._next_runner = SequenceRunner(
                 self.replica_id,

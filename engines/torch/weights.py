@@ -62,8 +62,11 @@ class WeightsRegion:
         """Device bytes held now: whole pages, or none."""
         return self._range.num_bytes if self._committed else 0
 
-    def restore(self, host_copy_fd: int, lease_bytes: int) -> None:
+    def restore(self, host_copy_fd: int, lease_bytes: int, *, urgent: bool = True) -> None:
         """Brings the weights; all or nothing.
+
+        Args:
+            urgent: False leaves a CPU device's cores to steps first.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more.
@@ -83,7 +86,7 @@ class WeightsRegion:
             if self._memory.is_cuda:
                 self._copy_to_cuda(host_copy_fd)
             else:
-                self._copy_to_host(host_copy_fd)
+                self._copy_to_host(host_copy_fd, urgent)
         except BaseException:  # whatever stopped it, the pages go back
             self.release()
             raise
@@ -135,11 +138,11 @@ class WeightsRegion:
         self._arena.lend(self._range, host_copy_fd, self._num_bytes)
         self._committed = True
 
-    def _copy_to_host(self, host_copy_fd: int) -> None:
+    def _copy_to_host(self, host_copy_fd: int, urgent: bool) -> None:
         # Mapped for the time of the copy only: its pages would count twice in the worker's resident memory.
         view = HostCopyView(host_copy_fd, self._num_bytes)
         try:
-            view.copy_to_host(self._memory, self._num_threads)
+            view.copy_to_host(self._memory, self._num_threads, urgent=urgent)
         finally:
             view.close()
 
