@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 __all__ = ["stand_back"]
 
-_NICENESS = 19  # what idle cores have to spare, and a few percent of busy ones
-
 
 def stand_back() -> None:
-    """Lowers the priority of the calling thread for good; on Linux each thread has its own.
+    """Leaves the cores to others first, for good; on Linux each thread has its own scheduling policy.
 
     On a CPU device the steps of resident models need the very cores that read, touch and copy memory for others.
+    What steps leave idle, between their parallel parts above all, is enough for these.
     """
-    os.nice(_NICENESS)
+    with contextlib.suppress(PermissionError):  # a sandbox may refuse it: then it is felt
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
