@@ -14,5 +14,5 @@ def stand_back() -> None:
     On a CPU device the steps of resident models need the very cores that read, touch and copy memory for others.
     What steps leave idle, between their parallel parts above all, is enough for these.
     """
-    with contextlib.suppress(PermissionError):  # a sandbox may refuse it: then it is felt
+    with contextlib.suppress(OSError):  # a sandbox may refuse it, or not know the policy: then it is felt
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
