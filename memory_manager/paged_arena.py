@@ -172,6 +172,7 @@ class PagedArena:
             self._require_room(len(span))
             while len(self._stock) + len(self._hollow) < len(span):
                 self._returned.wait()  # another thread is giving pages back just now
+                self._require_room(len(span))  # and a third may have taken them
             pages = [heapq.heappop(self._stock) for _ in range(min(len(span), len(self._stock)))]
             fresh = [heapq.heappop(self._hollow) for _ in range(len(span) - len(pages))]
             self._num_committed += len(span)

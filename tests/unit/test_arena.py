@@ -286,6 +286,36 @@ def test_a_commit_waits_for_pages_that_are_just_leaving() -> None:
     arena.close()
 
 
+def test_a_commit_whose_pages_a_third_thread_took_meanwhile_is_refused_and_does_not_hang() -> None:
+    memory = _SlowMemory(3 * PAGE)
+    arena = PagedArena(memory, 3 * PAGE, 0)
+    first, second, third = (arena.reserve(3 * PAGE) for _ in range(3))
+    arena.commit(first, 0, 2)
+    releasing = threading.Thread(target=arena.release, args=(first, 0, 2), daemon=True)
+    releasing.start()
+    assert memory.leaving.wait(timeout=30)
+    refused: list[InsufficientMemoryError] = []
+
+    def commit() -> None:
+        try:
+            arena.commit(second, 0, 3)
+        except InsufficientMemoryError as error:
+            refused.append(error)
+
+    committing = threading.Thread(target=commit, daemon=True)
+    committing.start()
+    committing.join(timeout=0.05)
+    assert committing.is_alive()
+    arena.commit(third, 0, 1)
+    memory.may_leave.set()
+    for thread in (committing, releasing):
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+    assert len(refused) == 1
+    assert arena.committed_bytes == PAGE
+    arena.close()
+
+
 def test_no_address_space_is_an_error_of_ours_not_a_crash() -> None:
     arena = HostArena(PAGE)
     with pytest.raises(InsufficientMemoryError, match="mmap"):
