@@ -5,6 +5,7 @@ On a GPU the buffers are pinned and copies run on a stream of their own, so that
 
 from __future__ import annotations
 
+import logging
 import mmap
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,11 @@ from torch import Tensor
 from engines.torch.kv_view import KVCacheView
 from engines.torch.prefix import Prefix
 from mooring.errors import InternalError
+from mooring.units import format_bytes
 
 __all__ = ["CopyRates", "KVSwap", "RunningRate", "SwapSpace", "SwappedKV", "copy_is_quicker"]
+
+log = logging.getLogger(__name__)
 
 _NEWEST_SHARE = 0.2
 
@@ -111,14 +115,20 @@ class SwapSpace:
         self.stream = _stream_of(device)
 
     def buffer(self, num_bytes: int) -> Tensor | None:
-        """uint8 [num_bytes], or None where there is no room for it. ``give_back`` ends its use."""
+        """uint8 [num_bytes], or None where there is no room for it, or the system has no more. ``give_back`` ends
+        its use."""
         if num_bytes > self.num_bytes - self.used_bytes:
             return None
+        try:
+            if self.stream is not None:
+                buffer = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            else:  # a mapping of its own leaves with its tensor; the heap might keep it
+                buffer = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+        except (OSError, RuntimeError) as error:  # mmap's and torch's, in this order
+            log.warning("no host memory for %s of swapped KV: %s", format_bytes(num_bytes), error)
+            return None
         self.used_bytes += num_bytes
-        if self.stream is not None:
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-        # A mapping of its own leaves with its tensor; the heap might keep it.
-        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+        return buffer
 
     def give_back(self, num_bytes: int) -> None:
         if num_bytes > self.used_bytes:

@@ -63,3 +63,9 @@ def test_host_memory_is_counted_and_bounded() -> None:
     with pytest.raises(InternalError):
         space.give_back(1)
     assert SwapSpace(0, torch.device("cpu")).buffer(1) is None
+
+
+def test_a_system_without_memory_is_no_room_and_counts_nothing() -> None:
+    space = SwapSpace(1 << 62, torch.device("cpu"))
+    assert space.buffer(1 << 60) is None
+    assert space.used_bytes == 0
