@@ -19,17 +19,47 @@ __all__ = ["HostSpare"]
 log = logging.getLogger(__name__)
 
 
+class _Touching:
+    """One memfd that is being made physical, by a descriptor of its own: whoever ends it waits for nothing.
+
+    That thread stands back, so where the cores are busy one page may take it long, and the event loop is what
+    would wait.
+    """
+
+    def __init__(self, fd: int, num_bytes: int) -> None:
+        self._fd = os.dup(fd)
+        self._num_bytes = num_bytes
+        self._enough = threading.Event()
+        self.done_bytes = 0
+
+    def stop(self) -> None:
+        """After the page that is being made."""
+        self._enough.set()
+
+    def run(self) -> None:
+        try:
+            while self.done_bytes < self._num_bytes and not self._enough.is_set():
+                length = min(PAGE_BYTES, self._num_bytes - self.done_bytes)
+                host_pages.touch(self._fd, self.done_bytes, length)
+                self.done_bytes += length
+        except (InsufficientMemoryError, OSError) as error:
+            if not self._enough.is_set():  # else it was cut or sealed under the last page
+                log.info("no host memory is made ready beyond %s: %s", format_bytes(self.done_bytes), error)
+        finally:
+            os.close(self._fd)
+
+
 class HostSpare:
     """At most one memfd, made physical page by page on a thread of its own.
 
-    Not thread-safe but for that: its owner calls it from one thread.
+    Not thread-safe but for that: its owner calls it from one thread, and only ``wait`` and ``close`` wait.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "host-spare", initializer=stand_back)
         self._fd: int | None = None
-        self._enough = threading.Event()
-        self._touching: Future[int] | None = None
+        self._touching: _Touching | None = None
+        self._touched: Future[None] | None = None
         self.num_bytes = 0
 
     def make(self, num_bytes: int) -> None:
@@ -38,50 +68,44 @@ class HostSpare:
         if num_bytes <= 0:
             return
         self._fd, self.num_bytes = new_memfd(num_bytes), num_bytes
-        self._enough = threading.Event()
-        self._touching = self._thread.submit(_touch, self._fd, num_bytes, self._enough)
+        self._touching = _Touching(self._fd, num_bytes)
+        self._touched = self._thread.submit(self._touching.run)
 
     def take(self, num_bytes: int) -> tuple[int, int] | None:
         """A memfd of exactly that size, which is the caller's now, and how many of its first bytes are physical;
         None where the spare is too small."""
-        if self._fd is None or num_bytes > self.num_bytes:
+        if num_bytes > self.num_bytes:
             return None
-        physical_bytes = self._stop()
-        fd, self._fd, self.num_bytes = self._fd, None, 0
+        ended = self._end()
+        if ended is None:
+            return None
+        fd, physical_bytes = ended
         os.ftruncate(fd, num_bytes)
         return fd, min(physical_bytes, num_bytes)
 
     def give_back(self) -> int:
-        """Returns the bytes that it held, or was about to."""
+        """Returns the bytes that it held, or was about to; a page that is just being made follows the others."""
         held_bytes = self.num_bytes
-        if self._fd is not None:
-            self._stop()
-            os.close(self._fd)
-            self._fd, self.num_bytes = None, 0
+        ended = self._end()
+        if ended is not None:
+            os.close(ended[0])
         return held_bytes
 
-    def wait(self) -> int:
-        """Until all of it is physical, or the system had no more, or it was stopped; returns the bytes."""
-        return 0 if self._touching is None else self._touching.result()
+    def wait(self) -> None:
+        """Until all of it is physical, or the system had no more, or it was ended."""
+        if self._touched is not None:
+            self._touched.result()
 
     def close(self) -> None:
         self.give_back()
         self._thread.shutdown()
 
-    def _stop(self) -> int:
-        self._enough.set()
-        physical_bytes = self.wait()  # for the page that is being made
-        self._touching = None
-        return physical_bytes
-
-
-def _touch(fd: int, num_bytes: int, enough: threading.Event) -> int:
-    done = 0
-    try:
-        while done < num_bytes and not enough.is_set():
-            length = min(PAGE_BYTES, num_bytes - done)
-            host_pages.touch(fd, done, length)
-            done += length
-    except InsufficientMemoryError as error:
-        log.info("no host memory is made ready beyond %s: %s", format_bytes(done), error.message)
-    return done
+    def _end(self) -> tuple[int, int] | None:
+        """The memfd, the caller's now, and how many of its first bytes are physical; None where there is none."""
+        if self._fd is None or self._touching is None:
+            return None
+        self._touching.stop()
+        fd, physical_bytes = self._fd, self._touching.done_bytes
+        self._fd = self._touching = None
+        self.num_bytes = 0
+        return fd, physical_bytes

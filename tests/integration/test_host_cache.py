@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from support.open_files import open_files
 
 from memory_manager.host_cache import HostCache
+from memory_manager.host_spare import HostSpare
 from memory_manager.ports import ArtifactRef
 from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
 from mooring.units import MIB
@@ -259,3 +262,23 @@ async def test_the_spare_is_given_back_where_memory_is_short(tmp_path: Path) -> 
     cache.allow_spare(True)
     assert cache.spare_bytes == 0
     await cache.close()
+
+
+def test_nobody_waits_for_the_thread_that_makes_the_spare() -> None:
+    spare, before = HostSpare(), open_files()
+    busy = threading.Event()
+    spare._thread.submit(busy.wait, 30)  # as where the cores are busy: it stands back
+    started_s = time.monotonic()
+    spare.make(4 * MIB)
+    spare.make(6 * MIB)
+    taken = spare.take(5 * MIB)
+    assert taken is not None
+    spare.make(2 * MIB)
+    assert spare.give_back() == 2 * MIB
+    assert time.monotonic() - started_s < 10
+    assert taken[1] == 0
+    assert os.fstat(taken[0]).st_size == 5 * MIB
+    os.close(taken[0])
+    busy.set()
+    spare.close()
+    assert open_files() <= before
