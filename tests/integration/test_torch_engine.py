@@ -178,7 +178,7 @@ def test_cancel_frees_blocks_at_once_and_is_reported_by_the_next_step() -> None:
     with engine_driver(max_running_sequences=2) as driver:
         driver.load(tiny_model("llama"))
         for sequence_id in (1, 2, 3):
-            driver.submit(sequence_id, prompt_of(30, seed=1), max_tokens=100)
+            driver.submit(sequence_id, prompt_of(30, seed=sequence_id), max_tokens=100)
         for _ in range(5):
             driver.step()
         before = driver.engine.stats().replicas[0]
@@ -256,6 +256,7 @@ def test_a_failing_forward_ends_its_own_sequences_alone(monkeypatch: pytest.Monk
     with engine_driver() as driver:
         driver.load(broken, "broken")
         driver.load(healthy, "healthy")
+        driver.engine.check_integrity()  # as any call of the step thread, it lets in what was loaded
         runner = driver.engine._places["broken"].replica.runner
         assert runner is not None
         forward = runner._forward
