@@ -53,10 +53,16 @@ class PrefixCache:
     """Gives out the blocks of a ``KVPool``, whose users it counts; who has blocks has them from here.
 
     Args:
-        pool: that only this object allocates from and frees to.
+        pool: that only this object allocates from, frees to and sets the limit of.
+
+    Attributes:
+        revision: counts what may have made room for a sequence that found none, or more of its blocks found:
+            blocks that were freed or stored, models that left, limits. As long as it stays, asking again for
+            the same is in vain.
     """
 
     def __init__(self, pool: KVPool) -> None:
+        self.revision = 0
         self._pool = pool
         self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
 
@@ -73,6 +79,12 @@ class PrefixCache:
             self._give_up(model_id, group, np.array(list(stored.idle), np.int64))
         self._pool.remove_model(model_id)
         del self._stored[model_id]
+        self.revision += 1
+
+    def set_limit(self, num_bytes: int) -> None:
+        """As in ``KVPool``; ``shrink`` gives up what is idle and too much."""
+        self._pool.set_limit(num_bytes)
+        self.revision += 1
 
     # Blocks for one user ---------------------------------------------------------------------------
 
@@ -109,6 +121,11 @@ class PrefixCache:
     def free(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Takes one user from each of these blocks. Those that are stored become idle with their last one, the
         later of them first to be given up; the others go back to the pool."""
+        self.unuse(model_id, group, offsets)
+        self.revision += 1
+
+    def unuse(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """The same for what was taken a moment ago and not used: nothing has changed since."""
         stored = self._stored[model_id][group]
         if not stored.num_users:
             self._pool.free(model_id, group, offsets)
@@ -153,6 +170,7 @@ class PrefixCache:
         """Stores full, computed blocks in use. Where a key is stored already, its block stays the one that is
         found, and the new one remains its user's own."""
         stored = self._stored[model_id][group]
+        self.revision += 1
         for key, offset in zip(keys, offsets.tolist(), strict=True):
             if key not in stored.offset_of and offset not in stored.key_of:
                 stored.offset_of[key] = offset

@@ -49,6 +49,11 @@ class BlockTables:
         self._next_stored_at = np.full(num_slots, _NEVER)  # computed tokens with which another block is full
 
     @property
+    def revision(self) -> int:
+        """See ``PrefixCache``."""
+        return self._cache.revision
+
+    @property
     def live_bytes(self) -> int:
         """Of all blocks in the tables, each counted once."""
         return sum(
@@ -102,8 +107,9 @@ class BlockTables:
             self._cache.use(self._model_id, g, offsets[offsets != 0])
 
     def unclaim(self, prefix: Prefix) -> None:
+        """Takes ``claim`` back, and what ``prepare`` took for gaps."""
         for g, offsets in enumerate(prefix.offsets):
-            self._free(g, offsets[offsets != 0])
+            self._cache.unuse(self._model_id, g, offsets[offsets != 0])
 
     def can_admit(self, prefix: Prefix, num_tokens: int, num_after_chunk: int, margin_blocks: int) -> bool:
         """Whether there is room for a new sequence, idle blocks given up, with blocks to spare.

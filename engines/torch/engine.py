@@ -177,7 +177,7 @@ class TorchEngine:
         if self._kv_memory.is_cuda:
             # A prefill chunk that drew no token may still be writing to pages that are unmapped here.
             torch.cuda.synchronize(self._kv_memory.device)
-        self._pool.set_limit(kv_bytes)
+        self._cache.set_limit(kv_bytes)
         while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
             pass
         return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED

@@ -6,7 +6,8 @@ tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024). A step is planned in thi
 1. every running decode, one token each;
 2. chunks of the running prefills in what the budget leaves, the most urgent first;
 3. blocks for both; where there is no room, the least urgent sequence is preempted and 1 is done again;
-4. new sequences from the queue, as long as budget, slots and blocks last.
+4. new sequences from the queue, as long as budget, slots and blocks last. One that begins as another does whose
+   prefill is in this step (the choices of one request) waits for the next, and finds what that one computed.
 
 A preempted sequence loses its blocks and keeps its tokens. When it is readmitted it computes those again whose
 KV is neither stored still nor in host memory.
@@ -14,8 +15,9 @@ KV is neither stored still nor in host memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,14 @@ class StepPlan:
     @property
     def num_new_tokens(self) -> int:
         return int(self.num_new.sum())
+
+
+class _Refusal(NamedTuple):
+    """There was no room for this sequence, and as long as the rest stays there is none."""
+
+    pending: PendingSequence
+    revision: int
+    num_running: int
 
 
 class Scheduler:
@@ -80,6 +90,7 @@ class Scheduler:
         self._admit = admit
         self._preempt = preempt
         self._ended_for_good = ended_for_good
+        self._refused: _Refusal | None = None
 
     def plan(self) -> StepPlan | None:
         """The next step, its blocks taken; None when nothing can run now."""
@@ -154,22 +165,50 @@ class Scheduler:
         budget = self._max_tokens - plan.num_new_tokens
         slots: list[int] = []
         chunks: list[int] = []
+        coming: set[bytes] = set()
+        if len(self._waiting):
+            prefills = slice(plan.num_decodes, None)
+            for slot, num_new in zip(
+                plan.slots[prefills].tolist(), plan.num_new[prefills].tolist(), strict=True
+            ):
+                coming.update(self._keys_coming(slot, num_new))
         while budget > 0 and self._table.has_free_slot:
-            chunk = self._admit_next(budget)
+            chunk = self._admit_next(budget, coming)
             if chunk is None:
                 break
             slot, num_new = chunk
             slots.append(slot)
             chunks.append(num_new)
+            coming.update(self._keys_coming(slot, num_new))
             budget -= num_new
         return _joined(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
 
-    def _admit_next(self, budget: int) -> tuple[int, int] | None:
-        """Slot and first chunk of the next in the queue; None where there is none or no room for it."""
+    def _keys_coming(self, slot: int, num_new: int) -> list[bytes]:
+        """Of the first group's blocks that a sequence has filled after this step and shares."""
+        keys = self._table.keys_of(slot)
+        if keys is None:
+            return []
+        computed, size = int(self._table.num_computed[slot]), self._blocks.groups[0].block_tokens
+        return keys.keys(0, self._table.token_ids[slot], computed // size, (computed + num_new) // size)
+
+    def _next_key(self, pending: PendingSequence, prefix: Prefix) -> bytes | None:
+        """Of the first group's first block after the prefix; None where it would have to be computed anyway."""
+        size = self._blocks.groups[0].block_tokens
+        column = prefix.num_tokens // size
+        if pending.keys is None or (column + 1) * size > pending.max_prefix_tokens:
+            return None
+        return pending.keys.keys(0, pending.token_ids, column, column + 1)[0]
+
+    def _admit_next(self, budget: int, coming: Set[bytes]) -> tuple[int, int] | None:
+        """Slot and first chunk of the next in the queue; None where there is none or no room for it, or where
+        what it would compute first is among what is ``coming``: it finds that in the next step."""
         pending = self._waiting.peek()
-        if pending is None:
+        if pending is None or self._refused == self._refusal(pending):
             return None
         prefix = self._find(pending)
+        if self._next_key(pending, prefix) in coming:
+            self._blocks.unclaim(prefix)
+            return None
         chunk = self._first_chunk(pending, prefix, budget)
         if chunk is None and not len(self._table):
             # What was found may lie on more pages than the guarantee covers; one that runs alone fits without it.
@@ -179,6 +218,8 @@ class Scheduler:
         num_tokens = len(pending.token_ids)
         if chunk is None or not self._blocks.prepare(prefix, num_tokens, prefix.num_tokens + chunk):
             self._blocks.unclaim(prefix)
+            # Where the device has less memory than the lease says, nothing here tells when it has more.
+            self._refused = self._refusal(pending) if chunk is None else None
             return None
         self._waiting.remove(pending.request.sequence_id)
         slot = self._admit(pending, prefix)
@@ -186,6 +227,9 @@ class Scheduler:
             self._preempt(slot)  # the device has less memory than the lease says
             return None
         return slot, chunk
+
+    def _refusal(self, pending: PendingSequence) -> _Refusal:
+        return _Refusal(pending, self._blocks.revision, len(self._table))
 
     def _first_chunk(self, pending: PendingSequence, prefix: Prefix, budget: int) -> int | None:
         """How many tokens after the prefix are computed first; None where there is no room."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
 from engines.torch.swap import CopyRates, SwapSpace
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
+from memory_manager.prefix_cache import PrefixCache
 
 BLOCK = 16
 
@@ -117,6 +120,51 @@ def test_idle_blocks_go_before_anything_is_preempted_the_longest_idle_first() ->
         driver.submit(7, prompt_of(239, seed=0), max_tokens=1)
         driver.run()
         assert driver.cached_tokens[7] == 0
+
+
+def test_what_waits_for_room_is_looked_up_again_only_after_something_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lookups = 0
+    find = PrefixCache.find
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal lookups
+        lookups += 1
+        return find(*arguments)
+
+    monkeypatch.setattr(PrefixCache, "find", counted)
+    with engine_driver(lease_pages=4) as driver:
+        driver.load(tiny_model("llama"), max_model_len=240)
+        for sequence_id in range(8):  # five of them fill what there is
+            driver.submit(sequence_id, prompt_of(200, seed=sequence_id), max_tokens=40)
+        while len(driver.tokens[4]) < 2:
+            driver.step()
+        assert replica(driver).waiting > 0
+        before, first_step = lookups, driver.engine.stats().steps_total
+        while not driver.finished:
+            driver.step()
+        num_steps = driver.engine.stats().steps_total - first_step
+        assert num_steps > 20
+        assert lookups - before < num_steps / 2  # a block is stored every 16 tokens of each of five
+        driver.run()
+        assert len(driver.finished) == 8
+
+
+def test_one_of_several_that_begin_alike_computes_for_all_of_them() -> None:
+    with engine_driver(max_tokens_per_step=256) as driver:
+        driver.load(tiny_model("llama"))
+        for choice in range(4):
+            driver.submit(choice, prompt_of(60))
+        driver.submit(4, prompt_of(60), cache_scope=b"another tenant")
+        driver.step()
+        assert sorted(driver.tokens) == [0]
+        driver.step()
+        assert driver.cached_tokens == {0: 0, 1: 48, 2: 48, 3: 48, 4: 0}
+        driver.run()
+        assert (
+            driver.tokens[0] == driver.tokens[1] == driver.tokens[2] == driver.tokens[3] == driver.tokens[4]
+        )
 
 
 def test_another_models_idle_blocks_are_given_up_down_to_its_guarantee() -> None:
