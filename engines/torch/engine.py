@@ -175,8 +175,9 @@ class TorchEngine:
             return refused
         self._let_in()
         if self._kv_memory.is_cuda:
-            # A prefill chunk that drew no token may still be writing to pages that are unmapped here.
-            torch.cuda.synchronize(self._kv_memory.device)
+            # A prefill chunk that drew no token may still be writing to pages that are unmapped here. Steps alone
+            # are waited for: a wake that copies on its own stream would hold up every model.
+            torch.cuda.current_stream(self._kv_memory.device).synchronize()
         self._cache.set_limit(kv_bytes)
         while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
             pass

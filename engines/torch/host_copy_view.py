@@ -93,11 +93,13 @@ class HostCopyView:
             (ctypes.c_uint8 * self._num_bytes).from_address(self._address), dtype=torch.uint8
         )
         stream = torch.cuda.Stream(target.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            for start in range(0, self._num_bytes, chunk_bytes):
-                stop = min(start + chunk_bytes, self._num_bytes)
-                target[start:stop].copy_(source[start:stop], non_blocking=True)
-        stream.synchronize()
+        try:
+            with torch.cuda.stream(stream):
+                for start in range(0, self._num_bytes, chunk_bytes):
+                    stop = min(start + chunk_bytes, self._num_bytes)
+                    target[start:stop].copy_(source[start:stop], non_blocking=True)
+        finally:
+            stream.synchronize()  # also where a chunk failed: the pages under the others are given back next
 
     def close(self) -> None:
         """Gives the addresses back, when nothing is copied any more."""

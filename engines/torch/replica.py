@@ -147,8 +147,8 @@ class Replica:
 
     def release(self) -> int:
         """Takes the weights off the device, which no step touches any more; returns the bytes."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._device.type == "cuda":  # for steps, not for a wake that copies on its own stream
+            torch.cuda.current_stream(self._device).synchronize()
         return self._weights.release()
 
     def close(self) -> None:

@@ -218,8 +218,9 @@ class KVSwap:
                 swapped.contents.append(_as_blocks(part, len(contents), self._kv.dtype))
                 swapped.contents[-1].copy_(contents, non_blocking=True)
             end.record(stream)
-        # The next step may write to these blocks: not before they were gathered. The long copy runs beside it.
-        torch.cuda.current_stream(device).wait_event(begin)
+        # These blocks are others' now, and where the lease shrinks their pages are unmapped: not before they were
+        # gathered. The long copy runs beside the next step.
+        begin.synchronize()
         swapped.copied = (begin, end)
 
     def copy_in(self, swapped: SwappedKV, prefix: Prefix) -> None:
