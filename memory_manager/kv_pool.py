@@ -91,6 +91,7 @@ class KVPool:
         self._bare = list(range(1, self._num_pages))  # heap
         self._models: dict[str, _ModelBlocks] = {}
         self._clock = itertools.count()
+        self._is_short = False  # the last growth failed
 
     @property
     def address_range(self) -> AddressRange:
@@ -311,7 +312,10 @@ class KVPool:
                 self._arena.commit(self._range, first, length)
                 done += length
         except InsufficientMemoryError as error:
-            log.warning("the KV pool is within its lease and cannot grow: %s", error.message)
+            if not self._is_short:  # asked for at every step: said once
+                log.warning("the KV pool is within its lease and cannot grow: %s", error.message)
+        if pages:
+            self._is_short = done < len(pages)
         # Popped from the end by the next allocations, in ascending order.
         self._free.extend(reversed(pages[:done]))
         for page in pages[done:]:

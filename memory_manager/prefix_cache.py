@@ -111,10 +111,12 @@ class PrefixCache:
 
         Returns:
             Granule offsets int64 ``[num_blocks]``; None where there is no room that ``make_room`` has not
-            made, or where the device has less memory than was leased and no idle page could stand in.
+            made, or where the device has less memory than was leased and no idle blocks could stand in.
         """
         offsets = self._pool.allocate(model_id, group, num_blocks)
-        if offsets is None and self._give_up_pages(num_blocks, model_id):
+        if offsets is None and (
+            self._give_up_pages(num_blocks, model_id) or self._give_up_in_place(model_id, group, num_blocks)
+        ):
             offsets = self._pool.allocate(model_id, group, num_blocks)
         return offsets
 
@@ -214,6 +216,15 @@ class PrefixCache:
         for model_id, group, offsets in chosen:
             self._give_up(model_id, group, offsets)
         return bool(chosen)
+
+    def _give_up_in_place(self, model_id: str, group: int, num_blocks: int) -> bool:
+        """Makes room for so many blocks of one group in the pages that it has; False where that is not enough."""
+        wanted = [num_blocks if g == group else 0 for g in range(len(self._stored[model_id]))]
+        short = self._pool.blocks_short(model_id, wanted)
+        if not 0 < short[group] <= len(self._stored[model_id][group].idle):
+            return False
+        self._give_up_blocks(model_id, short)
+        return True
 
     def _give_up_blocks(self, model_id: str, num_blocks: Sequence[int]) -> None:
         num_given_up = 0

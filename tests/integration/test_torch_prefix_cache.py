@@ -167,6 +167,23 @@ def test_one_of_several_that_begin_alike_computes_for_all_of_them() -> None:
         )
 
 
+def test_sequences_end_where_the_device_has_less_memory_than_the_lease(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with engine_driver() as driver:
+        driver.load(tiny_model("llama"), max_model_len=240)
+        arena = driver.engine._arena
+        num_free = (arena.capacity_bytes - arena.committed_bytes) // PAGE_BYTES
+        others = arena.reserve(num_free * PAGE_BYTES)
+        arena.commit(others, 0, num_free - 1)
+        for sequence_id in range(4):  # one page holds one of them, and idle blocks of another
+            driver.submit(sequence_id, prompt_of(150, seed=sequence_id), max_tokens=60)
+        driver.run(max_steps=500)
+        assert len(driver.finished) == 4
+        assert sum("cannot grow" in record.message for record in caplog.records) == 1
+        arena.free_range(others)
+
+
 def test_another_models_idle_blocks_are_given_up_down_to_its_guarantee() -> None:
     with engine_driver(lease_pages=6) as driver:
         driver.load(tiny_model("llama"), "a", max_model_len=64)  # a guarantee of one page
