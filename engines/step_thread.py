@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -28,9 +27,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _MAX_STEPS_AHEAD = 2
-# A step that gave nothing and took no time ran nothing: its sequences wait for memory. Asking again at once
-# would be a busy loop; a command (a larger lease, a cancel) ends the pause early.
-_EMPTY_STEP_S = 2e-4
+# A step that gave nothing ran nothing: its sequences wait for memory. Asking again at once would be a busy loop;
+# a command (a larger lease, a cancel) ends the pause early.
 _PAUSE_S = 2e-3
 
 
@@ -119,13 +117,12 @@ class StepThread:
     def _step(self) -> None:
         if not self._engine.has_work():
             return
-        started_s = time.perf_counter()
         outputs = self._engine.step()
         if outputs:
             self._ahead.acquire()
             if not self._stopping:
                 self._loop.call_soon_threadsafe(self._deliver_on_loop, outputs)
-        elif time.perf_counter() - started_s < _EMPTY_STEP_S:
+        else:
             with self._wake:
                 if not self._commands and not self._stopping:
                     self._wake.wait(_PAUSE_S)

@@ -33,7 +33,10 @@ class Recording(NullEngine):
         self.threads.add(threading.current_thread().name)
         if self.broken:
             raise RuntimeError("out of order")
-        return [] if self.waits_for_memory else super().step()
+        if self.waits_for_memory:
+            time.sleep(0.5e-3)  # to find that out takes its time
+            return []
+        return super().step()
 
 
 class Rig:
@@ -92,7 +95,7 @@ async def test_sequences_that_wait_for_memory_cost_no_busy_loop() -> None:
     rig.engine.waits_for_memory = True
     rig.thread.post(lambda: None)
     await asyncio.sleep(0.2)
-    assert 10 < rig.engine.num_questions < 500
+    assert 10 < rig.engine.num_questions < 250  # two a step
     assert rig.thread.stop(1)
 
 
