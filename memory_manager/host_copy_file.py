@@ -55,13 +55,14 @@ class HostCopyFile:
         self._ref = ref
         self._fd = fd
         self._physical_bytes = physical_bytes
-        self._num_bytes = round_to_pages(ref.num_bytes)
+        self._num_bytes = 0  # mapped
         try:
-            self._address = host_pages.reserve(self._num_bytes)
+            self._address = host_pages.reserve(round_to_pages(ref.num_bytes))
+            self._num_bytes = round_to_pages(ref.num_bytes)
             host_pages.map_file(self._address, ref.num_bytes, fd, writable=True)
             host_pages.populate(self._address, physical_bytes, writable=True)
-        except BaseException:  # whatever stopped it, the descriptor goes
-            os.close(fd)
+        except BaseException:  # whatever stopped it, the descriptor goes, and a mapping would keep its memory
+            self.abandon()
             raise
 
     def fill(self, source: int, start: int, stop: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from support.open_files import open_files
 
 from memory_manager.host_cache import HostCache
+from memory_manager.host_copy_file import HostCopyFile, new_memfd
 from memory_manager.host_spare import HostSpare
 from memory_manager.ports import ArtifactRef
 from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
@@ -282,3 +283,11 @@ def test_nobody_waits_for_the_thread_that_makes_the_spare() -> None:
     busy.set()
     spare.close()
     assert open_files() <= before
+
+
+def test_a_copy_that_cannot_be_begun_leaves_neither_descriptor_nor_mapping(tmp_path: Path) -> None:
+    ref, before = artifact(tmp_path, "a", 2 * MIB), open_files()
+    with pytest.raises(InsufficientMemoryError):
+        HostCopyFile(ref, new_memfd(MIB), physical_bytes=2 * MIB)  # there is not as much as it should find
+    assert open_files() <= before
+    assert "mooring-host-copy" not in Path("/proc/self/maps").read_text()
