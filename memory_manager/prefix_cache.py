@@ -33,6 +33,7 @@ class _StoredBlocks:
     Attributes:
         offset_of, key_of: each other's inverse.
         num_users: by offset; 0 is idle.
+        shared: offsets with several users.
         idle: offsets, the longest idle first.
     """
 
@@ -40,6 +41,7 @@ class _StoredBlocks:
         self.offset_of: dict[bytes, int] = {}
         self.key_of: dict[int, bytes] = {}
         self.num_users: dict[int, int] = {}
+        self.shared: set[int] = set()
         self.idle: dict[int, None] = {}
 
     def forget(self, offsets: Sequence[int]) -> None:
@@ -140,7 +142,9 @@ class PrefixCache:
                 unstored.append(offset)
                 continue
             stored.num_users[offset] = num_users - 1
-            if num_users == 1:
+            if num_users == 2:
+                stored.shared.remove(offset)
+            elif num_users == 1:
                 idle.append(offset)
                 stored.idle[offset] = None
         if idle:
@@ -162,7 +166,9 @@ class PrefixCache:
         for offset in offsets.tolist():
             num_users = stored.num_users[offset]
             stored.num_users[offset] = num_users + 1
-            if num_users == 0:
+            if num_users == 1:
+                stored.shared.add(offset)
+            elif num_users == 0:
                 idle.append(offset)
                 del stored.idle[offset]
         if idle:
@@ -184,6 +190,10 @@ class PrefixCache:
         num_users = self._stored[model_id][group].num_users
         return np.array([num_users.get(offset, 1) for offset in offsets.tolist()], np.int64)
 
+    def shared(self, model_id: str, group: int) -> NDArray[np.int64]:
+        """The blocks that have several users."""
+        return np.array(list(self._stored[model_id][group].shared), np.int64)
+
     def shrink(self) -> bool:
         """Gives up idle pages while the pool is over its limit; False where there was none to give up."""
         return self._give_up_pages(self._pool.pages_over_limit, None)
@@ -204,6 +214,12 @@ class PrefixCache:
                 if unused != stored.idle.keys() or min(stored.num_users.values(), default=0) < 0:
                     raise InternalError(
                         f"group {group} of {model_id}: idle blocks are not those without users"
+                    )
+                if stored.shared != {
+                    offset for offset, num_users in stored.num_users.items() if num_users > 1
+                }:
+                    raise InternalError(
+                        f"group {group} of {model_id}: shared blocks are not those with several users"
                     )
                 idle_bytes += len(unused) * self._pool.group(model_id, group).block_bytes
             if idle_bytes != self._pool.usage(model_id).idle_bytes:

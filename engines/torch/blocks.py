@@ -230,11 +230,16 @@ class BlockTables:
             (num_computed // group.block_tokens + 1) * group.block_tokens for group in self.groups
         )
 
-    def num_unshared_tokens(self, slot: int, num_computed: int) -> int:
-        """Of the computed tokens, those in blocks that no other sequence uses; of the first group, for all."""
-        first, end = int(self._num_freed[0, slot]), -(-num_computed // self.groups[0].block_tokens)
-        num_users = self._cache.num_users(self._model_id, 0, self.tables[0][slot, first:end])
-        return num_computed - int((num_users > 1).sum()) * self.groups[0].block_tokens
+    def num_unshared_tokens(
+        self, slots: NDArray[np.int64], num_computed: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Of the computed tokens of these sequences, those in blocks that no other one uses; of the first group,
+        for all. All [S]."""
+        shared = self._cache.shared(self._model_id, 0)
+        if not len(shared):
+            return num_computed
+        num_shared: NDArray[np.int64] = np.isin(self.tables[0][slots], shared).sum(axis=1)
+        return num_computed - num_shared * self.groups[0].block_tokens
 
     def computed_blocks(self, slot: int, num_computed: int) -> Prefix:
         """The blocks of a row that hold anything."""

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import psutil
 import torch
@@ -272,14 +273,15 @@ class TorchEngine:
     def _preempt_one(self) -> bool:
         """Preempts the least urgent sequence of all models; False where none runs. A model's only one goes
         last: it is the one that the guarantee is meant for."""
-        urgency = [
-            (rank, i)
-            for i, runner in enumerate(self._runners())
-            if (rank := runner.preemptible()) is not None
+        candidates = [
+            (*least_urgent, runner)
+            for runner in self._runners()
+            if (least_urgent := runner.preemptible()) is not None
         ]
-        if not urgency:
+        if not candidates:
             return False
-        self._runners()[min(urgency)[1]].preempt_least_urgent()
+        _, slot, runner = min(candidates, key=itemgetter(0))
+        runner.preempt(slot)
         return True
 
 

@@ -206,20 +206,15 @@ class SequenceRunner:
         output.finished.extend(self.take_ended())
         return output
 
-    def preemptible(self) -> tuple[bool, int, int, int] | None:
-        """How urgent the least urgent running sequence is, for comparison with other models': whether it is
-        the model's only one, its priority, the tokens that it would compute again, and its arrival negated;
+    def preemptible(self) -> tuple[tuple[bool, int, int, int], int] | None:
+        """How urgent the least urgent running sequence is, for comparison with other models', and its slot: whether
+        it is the model's only one, its priority, the tokens that it would compute again, and its arrival negated;
         None if none runs."""
-        if not len(self._table):
-            return None
-        slot = self._scheduler.least_urgent()
         table = self._table
-        cost_tokens = self._blocks.num_unshared_tokens(slot, int(table.num_computed[slot]))
-        return len(table) == 1, int(table.priority[slot]), cost_tokens, -int(table.arrival[slot])
-
-    def preempt_least_urgent(self) -> None:
-        """Preempts the sequence that ``preemptible`` is about."""
-        self.preempt(self._scheduler.least_urgent())
+        if not len(table):
+            return None
+        slot, cost_tokens = self._scheduler.least_urgent()
+        return (len(table) == 1, int(table.priority[slot]), cost_tokens, -int(table.arrival[slot])), slot
 
     def preempt(self, slot: int) -> None:
         """Frees a running sequence's blocks and puts it back into the queue with all its tokens."""

@@ -100,9 +100,10 @@ class Scheduler:
             plan = self._with_admitted(plan)
         return plan if len(plan.slots) else None
 
-    def least_urgent(self) -> int:
-        """The slot to be preempted first: of the lowest priority the one that is cheapest to redo, which has
-        computed the fewest tokens that nobody else keeps; then the latest arrival.
+    def least_urgent(self) -> tuple[int, int]:
+        """The slot to be preempted first, and the tokens that would be computed again: of the lowest priority the
+        one that is cheapest to redo, which has computed the fewest tokens that nobody else keeps; then the latest
+        arrival.
 
         The earliest arrival of a priority is spared as long as others run with it. Whoever waits longest would
         otherwise be preempted again and again while it is still cheap, and might never end; so it always does.
@@ -112,10 +113,9 @@ class Scheduler:
         slots = slots[table.priority[slots] == table.priority[slots].min()]
         if len(slots) > 1:
             slots = np.delete(slots, table.arrival[slots].argmin())
-        costs = np.array(
-            [self._blocks.num_unshared_tokens(slot, int(table.num_computed[slot])) for slot in slots.tolist()]
-        )
-        return int(slots[np.lexsort((-table.arrival[slots], costs))[0]])
+        costs = self._blocks.num_unshared_tokens(slots, table.num_computed[slots])
+        first = np.lexsort((-table.arrival[slots], costs))[0]
+        return int(slots[first]), int(costs[first])
 
     def _plan_running(self) -> tuple[StepPlan, bool]:
         was_preempted = False
@@ -130,7 +130,7 @@ class Scheduler:
                 if self._ended_for_good(int(plan.slots[0])):
                     continue
             was_preempted = True
-            self._preempt(self.least_urgent())
+            self._preempt(self.least_urgent()[0])
 
     def _chunks_of_running(self) -> StepPlan:
         table = self._table
