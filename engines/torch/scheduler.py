@@ -15,7 +15,7 @@ KV is neither stored still nor in host memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ from engines.torch.sequences import SequenceTable
 from engines.torch.waiting import PendingSequence, WaitingQueue
 
 __all__ = ["Scheduler", "StepPlan"]
+
+_MOST_HELD_BACK = 8  # in one step: each was looked up in vain
 
 
 @dataclass(slots=True)
@@ -165,15 +167,18 @@ class Scheduler:
         budget = self._max_tokens - plan.num_new_tokens
         slots: list[int] = []
         chunks: list[int] = []
-        coming: set[bytes] = set()
-        if len(self._waiting):
-            prefills = slice(plan.num_decodes, None)
-            for slot, num_new in zip(
-                plan.slots[prefills].tolist(), plan.num_new[prefills].tolist(), strict=True
-            ):
-                coming.update(self._keys_coming(slot, num_new))
-        while budget > 0 and self._table.has_free_slot:
-            chunk = self._admit_next(budget, coming)
+        held_back: list[PendingSequence] = []
+        coming = self._keys_coming_of(plan) if len(self._waiting) else set()
+        while budget > 0 and self._table.has_free_slot and len(held_back) < _MOST_HELD_BACK:
+            pending = self._waiting.peek()
+            if pending is None or self._refused == self._refusal(pending):
+                break
+            prefix = self._find(pending)
+            if self._next_key(pending, prefix) in coming:
+                self._blocks.unclaim(prefix)
+                held_back.append(self._waiting.remove(pending.request.sequence_id))
+                continue
+            chunk = self._admit_next(pending, prefix, budget)
             if chunk is None:
                 break
             slot, num_new = chunk
@@ -181,7 +186,15 @@ class Scheduler:
             chunks.append(num_new)
             coming.update(self._keys_coming(slot, num_new))
             budget -= num_new
+        for pending in held_back:
+            self._waiting.push(pending)
         return _joined(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
+
+    def _keys_coming_of(self, plan: StepPlan) -> set[bytes]:
+        prefills = zip(
+            plan.slots[plan.num_decodes :].tolist(), plan.num_new[plan.num_decodes :].tolist(), strict=True
+        )
+        return {key for slot, num_new in prefills for key in self._keys_coming(slot, num_new)}
 
     def _keys_coming(self, slot: int, num_new: int) -> list[bytes]:
         """Of the first group's blocks that a sequence has filled after this step and shares."""
@@ -199,16 +212,12 @@ class Scheduler:
             return None
         return pending.keys.keys(0, pending.token_ids, column, column + 1)[0]
 
-    def _admit_next(self, budget: int, coming: Set[bytes]) -> tuple[int, int] | None:
-        """Slot and first chunk of the next in the queue; None where there is none or no room for it, or where
-        what it would compute first is among what is ``coming``: it finds that in the next step."""
-        pending = self._waiting.peek()
-        if pending is None or self._refused == self._refusal(pending):
-            return None
-        prefix = self._find(pending)
-        if self._next_key(pending, prefix) in coming:
-            self._blocks.unclaim(prefix)
-            return None
+    def _admit_next(self, pending: PendingSequence, prefix: Prefix, budget: int) -> tuple[int, int] | None:
+        """Slot and first chunk of the next in the queue; None where there is no room for it.
+
+        Args:
+            prefix: what was found for it, claimed.
+        """
         chunk = self._first_chunk(pending, prefix, budget)
         if chunk is None and not len(self._table):
             # What was found may lie on more pages than the guarantee covers; one that runs alone fits without it.
