@@ -139,7 +139,7 @@ class BareEngine:
         self.arena.close()
 
 
-_CACHE_CALLS = ("can_allocate", "make_room", "allocate", "free", "find", "use", "store")
+_CACHE_CALLS = ("can_allocate", "make_room", "allocate", "free", "find", "use", "unuse", "store", "shared")
 _POOL_CALLS = ("can_allocate", "allocate", "free", "set_limit")
 _ARENA_CALLS = ("commit", "release")
 
