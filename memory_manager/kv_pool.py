@@ -155,6 +155,14 @@ class KVPool:
         needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
         return needed - self._room(model_id, without_idle=True) if needed else 0
 
+    def pages_over_cap(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """Of the pages that are short, those that the model itself has to give up, because of its cap."""
+        model = self._models[model_id]
+        if model.cap_pages is None:
+            return 0
+        needed = sum(b.pages_needed(count) for b, count in zip(model.groups, num_blocks, strict=True))
+        return max(0, needed - max(0, model.cap_pages - model.held_pages)) if needed else 0
+
     def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
         """Whether there is room for so many blocks of each group, all together, every idle block staying."""
         return self.pages_short(model_id, num_blocks) <= 0
@@ -192,12 +200,15 @@ class KVPool:
         """Takes idle blocks up again."""
         self._models[model_id].groups[group].set_in_use(offsets)
 
-    def longest_idle(self, num_pages: int, wanted_by: str | None) -> list[tuple[str, int, NDArray[np.int64]]]:
+    def longest_idle(
+        self, num_pages: int, wanted_by: str | None, *, own: bool = False
+    ) -> list[tuple[str, int, NDArray[np.int64]]]:
         """The idle blocks of up to so many pages that have none in use, the longest so first over all models.
 
         Args:
             wanted_by: the model that wants the pages. Those that lie within another's guarantee would help
                 it nothing and are left out. None wants them whosever they are.
+            own: only that model's.
 
         Returns:
             Model, group and granule offsets int64 [n] of blocks, each group at most once.
@@ -207,13 +218,14 @@ class KVPool:
             if wanted_by in (None, name)
             else model.held_pages - model.guarantee_pages
             for name, model in self._models.items()
+            if name == wanted_by or not own
         }
         pages: dict[tuple[str, int], list[int]] = {}
         by_age = heapq.merge(
             *(
                 _by_age(name, g, blocks)
                 for name, model in self._models.items()
-                if spare[name] > 0
+                if spare.get(name, 0) > 0
                 for g, blocks in enumerate(model.groups)
             )
         )

@@ -104,7 +104,8 @@ class PrefixCache:
         if not self.can_allocate(model_id, num_blocks):
             return False
         while (num_pages := self._pool.pages_short(model_id, num_blocks)) > 0:
-            if not self._give_up_pages(num_pages, model_id):
+            num_own = self._pool.pages_over_cap(model_id, num_blocks)
+            if not self._give_up_pages(num_own or num_pages, model_id, own=num_own > 0):
                 self._give_up_blocks(model_id, self._pool.blocks_short(model_id, num_blocks))
         return True
 
@@ -227,8 +228,8 @@ class PrefixCache:
 
     # Giving up -------------------------------------------------------------------------------------
 
-    def _give_up_pages(self, num_pages: int, wanted_by: str | None) -> bool:
-        chosen = self._pool.longest_idle(num_pages, wanted_by)
+    def _give_up_pages(self, num_pages: int, wanted_by: str | None, *, own: bool = False) -> bool:
+        chosen = self._pool.longest_idle(num_pages, wanted_by, own=own)
         for model_id, group, offsets in chosen:
             self._give_up(model_id, group, offsets)
         return bool(chosen)

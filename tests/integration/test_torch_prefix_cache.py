@@ -200,6 +200,22 @@ def test_another_models_idle_blocks_are_given_up_down_to_its_guarantee() -> None
         assert 0 < a.kv_cached_bytes <= PAGE_BYTES
 
 
+def test_a_model_at_its_cap_gives_up_its_own_idle_blocks_and_not_those_of_others() -> None:
+    with engine_driver(lease_pages=12) as driver:
+        driver.load(tiny_model("llama"), "old", max_model_len=64)
+        driver.load(tiny_model("llama", seed=1), "capped", max_model_len=240, kv_cap_bytes=2 * PAGE_BYTES)
+        for sequence_id in range(20):
+            driver.submit(sequence_id, prompt_of(60, seed=sequence_id), "old", max_tokens=1)
+        driver.run()
+        before = replica(driver, "old")
+        assert before.kv_bytes > PAGE_BYTES
+        for sequence_id in range(20, 30):  # three of them fill its pages
+            driver.submit(sequence_id, prompt_of(230, seed=sequence_id), "capped", max_tokens=1)
+            driver.run()
+        assert replica(driver, "capped").kv_bytes <= 2 * PAGE_BYTES
+        assert replica(driver, "old").kv_cached_bytes == before.kv_cached_bytes
+
+
 def test_a_smaller_lease_takes_idle_blocks_and_no_sequence() -> None:
     with engine_driver(lease_pages=8) as driver:
         driver.load(tiny_model("llama"))
