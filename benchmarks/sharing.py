@@ -30,6 +30,8 @@ __all__ = ["SharingLoad", "main"]
 
 MODELS = ("popular", "middling", "rare")
 TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 20.0, 8.0
+_FIRST_LOAD_TIMES_ALONE = 3.0  # what one request after the other would do; batching does more
+_WELL_PAST_FULL = 0.75  # elastic's attainment at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
 
 Curves = dict[Policy, dict[float, Summary]]
@@ -126,10 +128,10 @@ class _Bench:
         return curve[load_per_s]
 
     def explore(self, first_load_per_s: float) -> None:
-        """Measures upwards until elastic misses half of its requests, then downwards until everything asked of
-        the curves is answered, or ``max_loads`` have been tried."""
+        """Measures upwards until elastic misses a quarter of its requests, then downwards until everything asked
+        of the curves is answered, or ``max_loads`` have been tried."""
         step, loads = self.load.load_step, [first_load_per_s]
-        while self._measure_all(loads[-1]) >= 0.5 and len(loads) < self.load.max_loads:
+        while self._measure_all(loads[-1]) >= _WELL_PAST_FULL and len(loads) < self.load.max_loads:
             loads.append(loads[-1] * step)
         lowest = first_load_per_s
         while not self._answered() and len(loads) < self.load.max_loads:
@@ -202,7 +204,7 @@ def main(
                     goal = _Goal.found(_alone(servers[Policy.ELASTIC], load))
                     _describe(report, arrangement, load, goal.targets)
                 bench = _Bench(load, servers, goal.targets, traces, show, {policy: {} for policy in Policy})
-                bench.explore(goal.alone_per_s)
+                bench.explore(_FIRST_LOAD_TIMES_ALONE * goal.alone_per_s)
             elastic, static, swap = (bench.curves[policy] for policy in Policy)
             found = compare(elastic, static, swap, load.trace.duration_s)
             suffix = "" if budget is Budget.ALL else f"_{budget.value}"
