@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.llama_cpp_peer import measure_peer
-from benchmarks.random_models import TINY_SHAPE, make_random_models
+from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models
 from benchmarks.replay import Summary, Targets, Timing, replay, summarize
 from benchmarks.report import Report
 from benchmarks.sharing_figures import FULL_GOAL, STATIC_GOAL, compare, highest_load
@@ -24,7 +24,6 @@ from benchmarks.sharing_policies import Arrangement, Budget, Policy, write_confi
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace, write_trace
 from mooring.units import format_bytes
 from ops.running_server import RunningServer
-from ops.samples.shapes import SHAPES
 
 __all__ = ["SharingLoad", "main"]
 
@@ -58,8 +57,8 @@ class SharingLoad:
     shape: dict[str, object]
     shape_name: str
     trace: TraceSpec
-    max_model_len: int = 256
-    num_sequences: int = 6
+    max_model_len: int = 288
+    num_sequences: int = 8
     load_step: float = 1.25
     max_loads: int = 12
     patience_s: float = 30.0
@@ -69,12 +68,12 @@ class SharingLoad:
 
     @classmethod
     def full(cls, duration_s: float, seed: int) -> SharingLoad:
-        """SmolLM2-135M's shape, minutes at each load."""
-        shape = SHAPES["SmolLM2-135M"]
+        """Models of 25 million parameters with a KV head for each query head, half a minute at each load."""
+        shape = {**SMALL_SHAPE, "num_key_value_heads": SMALL_SHAPE["num_attention_heads"]}
         trace = TraceSpec(
-            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 4.0, 12.0, (32, 160), (32, 96), seed
+            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (16, 96), (64, 192), seed
         )
-        return cls(shape, "SmolLM2-135M", trace)
+        return cls(shape, "25 million parameters and 18 KiB of KV a token", trace)
 
     @classmethod
     def quick(cls, seed: int) -> SharingLoad:
