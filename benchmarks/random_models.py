@@ -11,7 +11,7 @@ from ops.samples.random_weights import Precision, write_random_weights
 from ops.samples.shapes import SHAPES
 from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
 
-__all__ = ["TINY_SHAPE", "make_random_models"]
+__all__ = ["SMALL_SHAPE", "TINY_SHAPE", "make_random_models"]
 
 TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -27,6 +27,18 @@ TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
     }
 )
 """What ``--quick`` runs: KV of 4 KiB a token in bf16, weights of 2 MB, steps of a millisecond."""
+
+SMALL_SHAPE: Mapping[str, Any] = MappingProxyType(
+    {
+        **TINY_SHAPE,
+        "vocab_size": 8192,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+    }
+)
+"""25 million parameters: a step of a few milliseconds, which batching lengthens as little as it does on a GPU."""
 
 _TEXT = ("Prompts come as ids and answers are read as ids: what the ids say does not matter here. ",)
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.llama_cpp_peer import measure_peer
-from benchmarks.random_models import TINY_SHAPE, make_random_models
+from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models
 from benchmarks.replay import Summary, Targets, Timing, replay, summarize
 from benchmarks.report import Report
 from benchmarks.sharing_figures import FULL_GOAL, STATIC_GOAL, compare, highest_load
@@ -24,12 +24,13 @@ from benchmarks.sharing_policies import Arrangement, Budget, Policy, write_confi
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace, write_trace
 from mooring.units import format_bytes
 from ops.running_server import RunningServer
-from ops.samples.shapes import SHAPES
 
 __all__ = ["SharingLoad", "main"]
 
 MODELS = ("popular", "middling", "rare")
 TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 20.0, 8.0
+_FIRST_LOAD_TIMES_ALONE = 3.0  # what one request after the other would do; batching does more
+_WELL_PAST_FULL = 0.75  # elastic's attainment at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
 
 Curves = dict[Policy, dict[float, Summary]]
@@ -56,8 +57,8 @@ class SharingLoad:
     shape: dict[str, object]
     shape_name: str
     trace: TraceSpec
-    max_model_len: int = 256
-    num_sequences: int = 6
+    max_model_len: int = 288
+    num_sequences: int = 8
     load_step: float = 1.25
     max_loads: int = 12
     patience_s: float = 30.0
@@ -67,12 +68,12 @@ class SharingLoad:
 
     @classmethod
     def full(cls, duration_s: float, seed: int) -> SharingLoad:
-        """SmolLM2-135M's shape, minutes at each load."""
-        shape = SHAPES["SmolLM2-135M"]
+        """Models of 25 million parameters with a KV head for each query head, half a minute at each load."""
+        shape = {**SMALL_SHAPE, "num_key_value_heads": SMALL_SHAPE["num_attention_heads"]}
         trace = TraceSpec(
-            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 4.0, 12.0, (32, 160), (32, 96), seed
+            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (16, 96), (64, 192), seed
         )
-        return cls(shape, "SmolLM2-135M", trace)
+        return cls(shape, "25 million parameters and 18 KiB of KV a token", trace)
 
     @classmethod
     def quick(cls, seed: int) -> SharingLoad:
@@ -126,10 +127,10 @@ class _Bench:
         return curve[load_per_s]
 
     def explore(self, first_load_per_s: float) -> None:
-        """Measures upwards until elastic misses half of its requests, then downwards until everything asked of
-        the curves is answered, or ``max_loads`` have been tried."""
+        """Measures upwards until elastic misses a quarter of its requests, then downwards until everything asked
+        of the curves is answered, or ``max_loads`` have been tried."""
         step, loads = self.load.load_step, [first_load_per_s]
-        while self._measure_all(loads[-1]) >= 0.5 and len(loads) < self.load.max_loads:
+        while self._measure_all(loads[-1]) >= _WELL_PAST_FULL and len(loads) < self.load.max_loads:
             loads.append(loads[-1] * step)
         lowest = first_load_per_s
         while not self._answered() and len(loads) < self.load.max_loads:
@@ -202,7 +203,7 @@ def main(
                     goal = _Goal.found(_alone(servers[Policy.ELASTIC], load))
                     _describe(report, arrangement, load, goal.targets)
                 bench = _Bench(load, servers, goal.targets, traces, show, {policy: {} for policy in Policy})
-                bench.explore(goal.alone_per_s)
+                bench.explore(_FIRST_LOAD_TIMES_ALONE * goal.alone_per_s)
             elastic, static, swap = (bench.curves[policy] for policy in Policy)
             found = compare(elastic, static, swap, load.trace.duration_s)
             suffix = "" if budget is Budget.ALL else f"_{budget.value}"

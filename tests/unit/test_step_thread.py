@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class Recording(NullEngine):
 
 
 class Rig:
-    def __init__(self, deliver: Callable[[list[StepOutput]], None] | None = None) -> None:
+    def __init__(self, deliver: Callable[[list[StepOutput]], None] | None = None, niceness: int = 0) -> None:
         self.engine = Recording()
         self.engine.load(LoadSpec("m/0", b"{}", 100_000, 0), -1)
         self.outputs: list[StepOutput] = []
@@ -50,6 +51,7 @@ class Rig:
             asyncio.get_running_loop(),
             deliver or self.outputs.extend,
             self.failure.set_result,
+            niceness,
         )
         self.thread.start()
 
@@ -113,4 +115,14 @@ async def test_a_broken_engine_is_reported_once() -> None:
     rig.submit(5)
     async with asyncio.timeout(2):
         assert isinstance(await rig.failure, RuntimeError)
+    assert rig.thread.stop(1)
+
+
+async def test_its_niceness_is_its_own() -> None:
+    rig = Rig(niceness=3)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert (
+        await asyncio.wrap_future(rig.thread.call(lambda: os.getpriority(os.PRIO_PROCESS, 0))) == before + 3
+    )
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
     assert rig.thread.stop(1)
