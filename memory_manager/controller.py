@@ -187,6 +187,9 @@ class MemoryManager:
             if times >= self._config.wake_attempts:
                 self._moves.fail(replica, error)
                 return
+        elif replica.residency in ON_DEVICE:
+            # It had come well; that its worker would not let it go does not keep it from the next one.
+            replica.num_failures, replica.retry_at_s = 0, 0.0
         if replica.residency in ON_DEVICE:
             self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
 
@@ -208,7 +211,7 @@ class MemoryManager:
         deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
         deployment.stirred = self._has_moved = True
         if not spec.enabled:
-            deployment.fail_waiters(lambda: disabled(spec.name))
+            self._admission.refuse_waiters(deployment, lambda: disabled(spec.name))
         for replica in list(deployment.replicas):
             if replica.worker is not None and must_be_replaced(replica.spec, spec):
                 self._retire(replica)
@@ -229,7 +232,7 @@ class MemoryManager:
         """
         deployment = self._deployment(name)
         del self._deployments[name]
-        deployment.fail_waiters(lambda: not_found(name))
+        self._admission.refuse_waiters(deployment, lambda: not_found(name))
         self._expect_only(deployment.spec, None)
         for replica in list(deployment.replicas):
             self._retire(replica)

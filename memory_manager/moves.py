@@ -97,8 +97,15 @@ class Moves:
         """A replica that no worker knows is warm or cold as the host cache has it."""
         if replica.worker is None and replica.residency in (Residency.WARM, Residency.COLD):
             now = self.off_device(replica)
-            if now is not replica.residency:
-                self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
+            if now is replica.residency:
+                return
+            if now is Residency.COLD:
+                figures: Figures = {
+                    "host_copy_bytes": replica.spec.artifact.num_bytes,
+                    "unused_s": self._clock() - max(replica.last_used_s, replica.state.since_s),
+                }
+                self._reporter.of_replica(EventKind.DROP, replica, "host copy evicted", figures)
+            self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
 
     async def limit_memory(self, worker: Worker) -> None:
         """Tells a worker how much it should hold in all, now that the budget has changed."""
@@ -175,22 +182,37 @@ class Moves:
             try:
                 return await self._host_cache.get(replica.spec.artifact)
             except InsufficientMemoryError:
-                sleepers = [
-                    each
-                    for each in self._replicas()
-                    if each.residency is Residency.WARM and each.worker is not None and not each.in_flight
-                ]
+                sleepers = self.sleepers()
                 if not sleepers:
                     raise
-            sleeper = min(sleepers, key=lambda each: each.last_used_s)
-            if sleeper.worker is not None:
-                await self._forget_sleeper(sleeper, sleeper.worker)
+            reason = f"its host memory is wanted for {replica.spec.name}"
+            await self.forget_sleeper(*sleepers[0], reason, replica.spec.artifact.num_bytes)
 
-    async def _forget_sleeper(self, sleeper: Replica, worker: Worker) -> None:
+    def sleepers(self) -> list[tuple[Replica, Worker]]:
+        """Those whose host copies can go once their workers have forgotten them, the longest unused first. One
+        whose worker would not is left alone until it is to be asked again."""
+        now_s = self._clock()
+        found = [
+            (each, each.worker)
+            for each in self._replicas()
+            if each.residency is Residency.WARM
+            and each.worker is not None
+            and not each.in_flight
+            and each.retry_at_s <= now_s
+        ]
+        return sorted(found, key=lambda pair: pair[0].last_used_s)
+
+    async def forget_sleeper(self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int) -> None:
         """Makes its worker forget a sleeper, so that its host copy can be evicted."""
+        figures: Figures = {
+            "wanted_bytes": wanted_bytes,
+            "host_copy_bytes": sleeper.spec.artifact.num_bytes,
+            "unused_s": self._clock() - sleeper.last_used_s,
+        }
+        self._reporter.of_replica(EventKind.UNLOAD, sleeper, reason, figures)
         sleeper.in_flight = True
         try:
-            await self.unload(sleeper, worker, "its host memory is wanted")
+            await self.unload(sleeper, worker, reason)
         finally:
             # This task may be another worker's and be cancelled with that one.
             if sleeper.worker is worker:

@@ -1,0 +1,125 @@
+"""What goes wrong half way, and what the manager makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from support.simulated_house import house, virtually
+from support.simulated_memory import PAGE, VirtualTimeLoop, deployment
+
+from memory_manager.events import EventKind
+from memory_manager.inquiry import Verdict
+from memory_manager.plan_schedule import PlanSchedule
+from memory_manager.residency import Residency
+from mooring.errors import InternalError, ModelUnavailableError
+
+
+@virtually
+async def test_a_sleeper_that_its_worker_will_not_forget_is_not_asked_again_and_again() -> None:
+    async with house() as h:
+        h.cache.max_copies = 1
+        worker = h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name))
+        (await h.manager.acquire("a")).release()
+        await asyncio.sleep(3)
+        await h.manager.sleep("a")
+        worker.failing.add("unload")
+        with pytest.raises(ModelUnavailableError, match="host cache"):
+            await asyncio.wait_for(h.manager.acquire("b"), 5)
+        assert len([call for call in worker.calls if call == ("unload", "a/0")]) == 1
+        worker.failing.clear()
+        await asyncio.sleep(2)
+        (await h.manager.acquire("b")).release()
+        assert h.residency("a") is Residency.COLD
+
+
+@virtually
+async def test_a_model_that_its_worker_would_not_let_go_comes_back_at_once_with_the_next_worker() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a", idle_timeout_s=1))
+        (await h.manager.acquire("a")).release()
+        worker.failing.add("sleep")
+        await asyncio.sleep(60)
+        worker.die()
+        h.add_worker()
+        await asyncio.sleep(0.1)
+        began_s = asyncio.get_running_loop().time()
+        (await h.manager.acquire("a")).release()
+        assert asyncio.get_running_loop().time() - began_s < 1
+
+
+@virtually
+async def test_what_is_forgotten_for_its_host_memory_is_told() -> None:
+    async with house() as h:
+        h.cache.max_copies = 1
+        h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name))
+            (await h.manager.acquire(name)).release()
+            await asyncio.sleep(3)
+            await h.manager.sleep(name)
+        (forgotten,) = h.told(EventKind.UNLOAD, of="a")
+        assert "host memory" in forgotten.reason
+        (dropped,) = h.told(EventKind.DROP)
+        assert dropped.deployment == "a"
+
+
+@virtually
+async def test_those_who_waited_for_a_load_that_failed_are_told_as_refused() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        worker.failing.add("load")
+        waits = [asyncio.ensure_future(h.manager.acquire("a")) for _ in range(3)]
+        assert all(
+            isinstance(each, ModelUnavailableError)
+            for each in await asyncio.gather(*waits, return_exceptions=True)
+        )
+        (refused,) = h.told(EventKind.REFUSE)
+        assert refused.figures["num_refused"] == 3
+        worker.failing.clear()
+        h.manager.upsert_deployment(deployment("b"))
+        waiting = asyncio.ensure_future(h.manager.acquire("b"))
+        await asyncio.sleep(0)
+        h.manager.upsert_deployment(deployment("b", enabled=False))
+        with pytest.raises(ModelUnavailableError):
+            await waiting
+        assert h.told(EventKind.REFUSE)[-1].deployment == "b"
+
+
+@virtually
+async def test_why_a_model_cannot_come_is_said_as_it_is() -> None:
+    async with house() as h:
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name))
+        answer = h.manager.way_in("a")
+        assert (answer.verdict, "no worker" in answer.message) == (Verdict.BLOCKED, True)
+        h.add_worker()
+        h.manager.others.set_others("cpu", 25 * PAGE, "a test")
+        await asyncio.sleep(1)
+        answer = h.manager.way_in("a")
+        assert (answer.verdict, "other processes" in answer.message) == (Verdict.BLOCKED, True)
+        h.manager.others.set_others("cpu", 0, "gone")
+
+
+@virtually
+async def test_a_plan_that_could_not_be_made_is_made_again() -> None:
+    made = []
+
+    def make() -> None:
+        made.append(asyncio.get_running_loop().time())
+        if len(made) == 1:
+            raise InternalError("a bug")
+        schedule.after(math.inf)
+
+    schedule = PlanSchedule(make)
+    schedule.soon()
+    await asyncio.sleep(60)
+    assert made == [0.0, pytest.approx(1.0, abs=0.1)]
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    assert "a bug" in loop.errors.pop()
