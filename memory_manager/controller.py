@@ -115,7 +115,7 @@ class MemoryManager:
             self._execution,
             self._reporter,
             self._config.planner,
-            self._schedule.soon,
+            self._note_move,
         )
         self._stopping = False
 

@@ -78,6 +78,10 @@ class HostCopies(Protocol):
         """Whether memory may be made ready at all; returns the bytes that were given back."""
         ...
 
+    def give_up(self, num_bytes: int) -> int:
+        """Gives so much host memory back, as far as nobody holds it; returns the bytes."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Worker:

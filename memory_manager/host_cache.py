@@ -122,6 +122,17 @@ class HostCache:
         self._make_ready()
         return max(0, before_bytes - self._spare.num_bytes)
 
+    def give_up(self, num_bytes: int) -> int:
+        """Gives host memory back to the system: the spare first, then copies that nobody holds, the longest unused
+        first; returns the bytes, which are fewer where there are no more of those."""
+        given_bytes = self._spare.give_back()
+        for key in [key for key in self._copies if key not in self._holders]:
+            if given_bytes >= num_bytes:
+                break
+            given_bytes += self._copies[key].num_bytes
+            self._drop(key)
+        return given_bytes
+
     async def wait_ready(self) -> None:
         """Until the spare is physical; for measurements."""
         await asyncio.to_thread(self._spare.wait)

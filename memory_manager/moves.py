@@ -189,8 +189,8 @@ class Moves:
             await self.forget_sleeper(*sleepers[0], reason, replica.spec.artifact.num_bytes)
 
     def sleepers(self) -> list[tuple[Replica, Worker]]:
-        """Those whose host copies can go once their workers have forgotten them, the longest unused first. One
-        whose worker would not is left alone until it is to be asked again."""
+        """Those whose host copies can go once their workers have forgotten them, the longest unused first and those
+        that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
         now_s = self._clock()
         found = [
             (each, each.worker)
@@ -200,10 +200,14 @@ class Moves:
             and not each.in_flight
             and each.retry_at_s <= now_s
         ]
-        return sorted(found, key=lambda pair: pair[0].last_used_s)
+        return sorted(found, key=lambda pair: (bool(pair[0].deployment.waiters), pair[0].last_used_s))
 
     async def forget_sleeper(self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int) -> None:
-        """Makes its worker forget a sleeper, so that its host copy can be evicted."""
+        """Makes its worker forget a sleeper, so that its host copy can be evicted.
+
+        Args:
+            wanted_bytes: what it is to make room for.
+        """
         figures: Figures = {
             "wanted_bytes": wanted_bytes,
             "host_copy_bytes": sleeper.spec.artifact.num_bytes,
@@ -217,6 +221,12 @@ class Moves:
             # This task may be another worker's and be cancelled with that one.
             if sleeper.worker is worker:
                 sleeper.in_flight = False
+
+    async def give_up_sleeper(self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int) -> None:
+        """Makes its worker forget a sleeper, and gives its host copy back to the system."""
+        await self.forget_sleeper(sleeper, worker, reason, wanted_bytes)
+        if sleeper.worker is None:
+            self._host_cache.give_up(sleeper.spec.artifact.num_bytes)
 
     async def _arrive(
         self, replica: Replica, worker: Worker, held_bytes: int | MooringError, asleep_before: bool

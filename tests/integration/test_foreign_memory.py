@@ -101,6 +101,7 @@ class _Owner:
         self.arena = arena
         self.others_bytes = 0
         self.reasons: list[str] = []
+        self.wanted_of_copies: list[int] = []
 
     def budget_of(self, device: str) -> tuple[int, int]:
         return self.budget_bytes, 2 * PAGE
@@ -112,6 +113,9 @@ class _Owner:
         self.others_bytes = num_bytes
         self.reasons.append(reason)
         self.arena.set_limit(self.budget_bytes - num_bytes)
+
+    def give_up_copies(self, num_bytes: int) -> None:
+        self.wanted_of_copies.append(num_bytes)
 
 
 def reader_in(group: MemoryCgroup, tmp_path: Path) -> HostReader:
@@ -150,6 +154,27 @@ async def test_our_budget_makes_way_for_a_real_process_and_comes_back(tmp_path: 
         await watch.look()
         assert owner.others_bytes == 0
         assert len(owner.reasons) == 2
+    arena.close()
+
+
+async def test_host_copies_go_where_what_the_budget_gave_is_too_little(tmp_path: Path) -> None:
+    """A cgroup of 512 MiB, of which a process takes 500: we hold nothing that a smaller budget would free."""
+    config = ForeignConfig(margin_bytes=64 * MIB, step_bytes=8 * MIB)
+    arena = HostArena(128 * MIB)
+    owner = _Owner(128 * MIB, arena)
+    with memory_cgroup(512 * MIB) as group, process_in(group, HOG) as hog:
+        watch = ForeignWatch("cpu", reader_in(group, tmp_path), owner, config)
+        tell(hog, str(460 * MIB))
+        assert said(hog) == "holds"
+        await watch.look()
+        assert (owner.others_bytes > 0, owner.wanted_of_copies) == (True, []), "KV and models first"
+        await watch.look()
+        (wanted_bytes,) = owner.wanted_of_copies
+        assert 12 * MIB < wanted_bytes < 64 * MIB
+        tell(hog, "1")
+        assert said(hog) == "holds"
+        await watch.look()
+        assert len(owner.wanted_of_copies) == 1
     arena.close()
 
 

@@ -259,3 +259,21 @@ async def test_the_spare_is_given_back_where_memory_is_short(tmp_path: Path) -> 
     cache.allow_spare(True)
     assert cache.spare_bytes == 0
     await cache.close()
+
+
+async def test_memory_that_is_wanted_back_is_the_spare_then_copies_that_nobody_holds(tmp_path: Path) -> None:
+    cache = HostCache(40 * MIB)
+    old, held, new = (artifact(tmp_path, key, 4 * MIB) for key in ("old", "held", "new"))
+    for ref in (old, new):
+        (await cache.get(ref)).release()
+    kept = await cache.get(held)
+    cache.expect(artifact(tmp_path, "next", 2 * MIB))
+    assert cache.give_up(1) == 2 * MIB
+    assert cache.spare_bytes == 0
+    assert cache.give_up(3 * MIB) == 4 * MIB
+    assert [cache.contains(ref.key) for ref in (old, held, new)] == [False, True, True]
+    assert cache.give_up(100 * MIB) == 4 * MIB, "and no more than there is"
+    assert cache.used_bytes == held.num_bytes
+    assert read_all(kept.fd, held.num_bytes) == held.weights_path.read_bytes()
+    kept.release()
+    await cache.close()
