@@ -69,11 +69,7 @@ def _named_errors() -> Iterator[None]:
         raise ConflictError("someone else changed the same thing at this moment: try again") from error
     except (DataError, UnicodeEncodeError) as error:  # NUL, half a surrogate pair, a text too long
         raise InvalidRequestError("a value has characters or a length that cannot be kept") from error
-    except (
-        OperationalError,
-        InterfaceError,
-        TimeoutError,
-    ) as error:  # the last: no connection of the pool is free
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         logger.warning("the registry's database failed: %s", getattr(error, "orig", error))
         raise RegistryUnavailableError("the registry's database does not answer: try again") from error
 
