@@ -122,15 +122,15 @@ class Moves:
 
     # Bringing in.
 
-    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> Worker | None:
-        """Takes the ledger's lease and begins a load or wake; returns the worker that knew the replica.
+    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> int:
+        """Takes the ledger's lease and begins a load or wake; returns the lease that there was, of what a sleeper
+        kept on the device.
 
         Raises:
             InternalError: the ledger has no room, which the planner should have known.
         """
-        missing_bytes = replica.spec.weights_bytes
-        if replica.worker is worker:
-            missing_bytes -= replica.lease_bytes
+        kept_bytes = replica.lease_bytes
+        missing_bytes = replica.spec.weights_bytes - kept_bytes
         if not worker.ledger.grant(replica.owner, missing_bytes):
             raise InternalError(f"no room for the weights of {replica.replica_id}: {missing_bytes} bytes")
         if replica.num_failures:
@@ -142,34 +142,21 @@ class Moves:
             self.enter(replica, Residency.COLD, "tried again")
             if self.off_device(replica) is Residency.WARM:
                 self.enter(replica, Residency.WARM, "host copy kept")
-        previous, replica.worker = replica.worker, worker
+        replica.worker = worker
         replica.in_flight = True
         is_warm = replica.residency is Residency.WARM
         self.enter(replica, Residency.WAKING if is_warm else Residency.LOADING, reason)
-        return previous
+        return kept_bytes
 
-    async def load(self, replica: Replica, worker: Worker, previous: Worker | None) -> None:
-        """Brings a replica to a worker that does not know it. ``previous`` may still know it, and forgets."""
-        if previous is not None and previous is not worker:
-            await self._leave_worker(replica, previous, worker)
+    async def load(self, replica: Replica, worker: Worker) -> None:
+        """Brings a replica that no worker knows to one."""
         held_bytes = await attempt(self._load(replica, worker))
-        await self._arrive(replica, worker, held_bytes, asleep_before=False)
+        await self._arrive(replica, worker, held_bytes, None)
 
-    async def wake(self, replica: Replica, worker: Worker) -> None:
-        """Brings back a replica that sleeps in this worker."""
+    async def wake(self, replica: Replica, worker: Worker, kept_bytes: int) -> None:
+        """Brings back a replica that sleeps in this worker and kept so much on the device."""
         held_bytes = await attempt(worker.port.wake(replica.replica_id, replica.lease_bytes))
-        await self._arrive(replica, worker, held_bytes, asleep_before=True)
-
-    async def _leave_worker(self, replica: Replica, previous: Worker, worker: Worker) -> None:
-        answer = await attempt(previous.port.unload(replica.replica_id))
-        if isinstance(answer, WorkerLostError):
-            self._on_lost(previous)
-        elif isinstance(answer, MooringError):
-            logger.error("%s did not forget %s: %s", previous.worker_id, replica.replica_id, answer)
-        if previous.ledger is worker.ledger:
-            worker.ledger.shrink(replica.owner, replica.spec.weights_bytes)
-        else:
-            previous.ledger.release(replica.owner)
+        await self._arrive(replica, worker, held_bytes, kept_bytes)
 
     async def _load(self, replica: Replica, worker: Worker) -> int:
         if replica.host_copy is None:
@@ -229,13 +216,13 @@ class Moves:
             self._host_cache.give_up(sleeper.spec.artifact.num_bytes)
 
     async def _arrive(
-        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, asleep_before: bool
+        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, kept_bytes: int | None
     ) -> None:
-        """Ends a load or wake, well or badly."""
+        """Ends a load, or the wake of what kept so many bytes asleep, well or badly."""
         if isinstance(held_bytes, WorkerLostError):
             self._on_lost(worker)
         elif isinstance(held_bytes, MooringError):
-            await self._roll_back(replica, worker, held_bytes, asleep_before)
+            await self._roll_back(replica, worker, held_bytes, kept_bytes)
         else:
             worker.ledger.shrink(replica.owner, held_bytes)
             replica.in_flight = False
@@ -249,13 +236,14 @@ class Moves:
             self.enter(replica, Residency.RESIDENT, "ready")
 
     async def _roll_back(
-        self, replica: Replica, worker: Worker, error: MooringError, asleep_before: bool
+        self, replica: Replica, worker: Worker, error: MooringError, kept_bytes: int | None
     ) -> None:
         """Puts a replica back to where it came from, and its bytes back into the ledger."""
         self.count_failure(replica, error)
         retry = replica.residency is Residency.WAKING and replica.num_failures < self._config.wake_attempts
-        back_to_sleep = asleep_before and retry
-        undo = worker.port.sleep if back_to_sleep else worker.port.unload
+        if not retry:
+            kept_bytes = None  # it does not go back to sleep
+        undo = worker.port.unload if kept_bytes is None else worker.port.sleep
         answer = await attempt(undo(replica.replica_id))
         if isinstance(answer, WorkerLostError):
             self._on_lost(worker)
@@ -266,8 +254,8 @@ class Moves:
             logger.error("%s cannot undo the load of %s: %s", worker.worker_id, replica.replica_id, answer)
             self.fail(replica, error)
             return
-        worker.ledger.release(replica.owner)
-        if not back_to_sleep:
+        worker.ledger.shrink(replica.owner, kept_bytes or 0)
+        if kept_bytes is None:
             replica.forget_worker()
         if retry:
             self.enter(replica, self.off_device(replica), error.message)

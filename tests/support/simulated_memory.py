@@ -61,7 +61,7 @@ def run_virtually(main: Callable[[], Coroutine[Any, Any, T]], limit_s: float = 3
         loop = runner.get_loop()
         assert isinstance(loop, VirtualTimeLoop)
         result = runner.run(limited())
-        assert loop.errors == []
+        assert loop.errors == [], loop.errors
         return result
 
 
@@ -131,7 +131,8 @@ class _Held:
 class SimulatedWorker:
     """A worker with a device of ``budget_bytes``; ``violations`` tells when it held more.
 
-    Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``. Moves of replicas
+    Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``; asleep they keep
+    ``remains_pages`` of their weights, as captured graphs would. Moves of replicas
     fail at ``failure_rate``, calls named in ``failing`` always, having changed nothing; ``die()`` makes all
     calls, under way too, fail for ever.
     """
@@ -146,6 +147,7 @@ class SimulatedWorker:
         failure_rate: float = 0.0,
         copy_s: float = 0.1,
         kv_pages_per_s: float = 2000.0,
+        remains_pages: int = 0,
     ) -> None:
         self.worker_id = worker_id
         self.device = device
@@ -162,6 +164,7 @@ class SimulatedWorker:
         self.kv_lease_bytes = PAGE
         self.num_queued = 0  # as it says of each replica
         self.revision = 0
+        self._remains_bytes = remains_pages * PAGE
         self._random = random.Random(seed)
         self._kv_bytes_per_s = kv_pages_per_s * PAGE
         self._kv_at_s = 0.0
@@ -169,7 +172,10 @@ class SimulatedWorker:
 
     @property
     def weights_bytes(self) -> int:
-        return sum(each.weights_bytes for each in self.held.values() if each.resident)
+        return sum(map(self._held_bytes, self.held.values()))
+
+    def _held_bytes(self, held: _Held) -> int:
+        return held.weights_bytes if held.resident else min(self._remains_bytes, held.weights_bytes)
 
     def die(self) -> None:
         if self.alive:
@@ -233,9 +239,9 @@ class SimulatedWorker:
         held = self.held.get(replica_id)
         if held is None:
             raise ArtifactError(f"{replica_id} is not known here")
-        released_bytes = held.weights_bytes if held.resident else 0
+        before_bytes = self._held_bytes(held)
         held.resident = False
-        return released_bytes
+        return before_bytes - self._held_bytes(held)
 
     async def unload(self, replica_id: str) -> None:
         self.calls.append(("unload", replica_id))
@@ -278,7 +284,7 @@ class SimulatedWorker:
             ReplicaUsage(
                 replica_id,
                 "resident" if held.resident else "warm",
-                held.weights_bytes if held.resident else 0,
+                self._held_bytes(held),
                 kv_bytes=0,
                 running=0,
                 waiting=self.num_queued,
