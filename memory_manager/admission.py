@@ -77,14 +77,18 @@ class Admission:
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
-        deployment.refusal = message
-        if message:
-            spec = deployment.spec
-            figures = {
-                "weights_bytes": spec.weights_bytes,
-                "kv_guarantee_bytes": spec.kv_guarantee_bytes,
-            }
-            self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)
+        is_new, deployment.refusal = message and not deployment.refusal, message
+        if not message:
+            return
+        spec = deployment.spec
+        figures: Figures = {
+            "weights_bytes": spec.weights_bytes,
+            "kv_guarantee_bytes": spec.kv_guarantee_bytes,
+        }
+        if is_new and not deployment.waiters:  # a pinned one, which nobody has asked for
+            told: Figures = {"code": InsufficientMemoryError.code, "num_refused": 0, **figures}
+            self._reporter.of_deployment(EventKind.REFUSE, spec.name, message, told)
+        self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)
 
     def note_failure(self, replica: Replica, error: MooringError) -> None:
         """Those who wait hear of a failure once no replica is left that could serve them."""

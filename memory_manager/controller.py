@@ -219,7 +219,7 @@ class MemoryManager:
             replica.spec = spec
             replica.num_failures, replica.retry_at_s = 0, 0.0
         while len(deployment.replicas) > spec.max_replicas:
-            self._retire(max(deployment.replicas, key=lambda each: each.residency is not Residency.RESIDENT))
+            self._retire(deployment.least_replica())
         while len(deployment.replicas) < spec.max_replicas:
             self._add_replica(deployment)
         self._schedule.soon()

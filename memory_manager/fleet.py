@@ -263,6 +263,10 @@ class Deployment:
     def best_replica(self) -> Replica:
         return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.leases)))
 
+    def least_replica(self) -> Replica:
+        """The one whose going is missed least."""
+        return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.leases)))
+
     def demand(self) -> DemandView | None:
         if not self.waiters:
             return None

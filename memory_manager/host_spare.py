@@ -37,7 +37,12 @@ class HostSpare:
         self.give_back()
         if num_bytes <= 0:
             return
-        self._fd, self.num_bytes = new_memfd(num_bytes), num_bytes
+        try:
+            self._fd = new_memfd(num_bytes)
+        except OSError as error:  # no descriptor is left: it goes without
+            log.info("no host memory is made ready: %s", error)
+            return
+        self.num_bytes = num_bytes
         self._enough = threading.Event()
         self._touching = self._thread.submit(_touch, self._fd, num_bytes, self._enough)
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 
 import pytest
-from support.simulated_house import house, virtually
+from support.simulated_house import BUDGET, house, virtually
 from support.simulated_memory import PAGE, VirtualTimeLoop, deployment
 
 from memory_manager.events import EventKind
@@ -123,3 +123,19 @@ async def test_a_plan_that_could_not_be_made_is_made_again() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
     assert "a bug" in loop.errors.pop()
+
+
+@virtually
+async def test_a_pinned_model_that_can_never_fit_is_told_once_and_fewer_replicas_keep_the_best() -> None:
+    async with house(**{"cpu:0": BUDGET, "cpu:1": BUDGET}) as h:
+        h.manager.upsert_deployment(deployment("huge", weights_pages=40, pinned=True))
+        h.manager.upsert_deployment(deployment("a", max_replicas=2))
+        h.add_worker("cpu:0")
+        h.add_worker("cpu:1")
+        waiting = asyncio.ensure_future(h.manager.acquire("a"))
+        await asyncio.sleep(0.1)
+        assert h.residency("a") is Residency.LOADING
+        h.manager.upsert_deployment(deployment("a", max_replicas=1))
+        (await waiting).release()
+        assert len(h.told(EventKind.LOAD, of="a")) == 1, "the one on its way was not given up"
+        assert [e.figures["num_refused"] for e in h.told(EventKind.REFUSE, of="huge")] == [0]
