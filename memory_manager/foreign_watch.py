@@ -32,10 +32,6 @@ class BudgetOwner(Protocol):
         """Leaves that part of the budget to other processes; absolute."""
         ...
 
-    def give_up_copies(self, num_bytes: int) -> None:
-        """Gives so much host memory of copies of weights back to the system, as far as they are not in use."""
-        ...
-
 
 class ForeignWatch:
     """Reads one device again and again.
@@ -60,7 +56,6 @@ class ForeignWatch:
         self._clock = clock
         self._budget_bytes, floor_bytes = owner.budget_of(device)
         self._rule = ForeignRule(self._budget_bytes, floor_bytes, config)
-        self._was_short = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -78,8 +73,6 @@ class ForeignWatch:
             held_bytes = self._owner.held_bytes(self._device)
             room = room_bytes(memory, held_bytes, self._config.num_sharing)
             stalled_share = memory.stalled_share
-            if memory.kind == "cpu":
-                self._give_up_copies(memory.free_bytes)
         now_bytes = self._rule.observe(room, stalled_share, self._clock())
         if now_bytes == before_bytes:
             return
@@ -91,12 +84,3 @@ class ForeignWatch:
         log = logger.warning if now_bytes < before_bytes else logger.info
         log("%s", reason)
         self._owner.set_others(self._device, self._budget_bytes - now_bytes, reason)
-
-    def _give_up_copies(self, free_bytes: int) -> None:
-        """Host copies go where the host was short at the look before too: what KV and models gave was too little.
-        They are not counted on the device's budget, and a model that was put to sleep leaves its copy."""
-        shortage_bytes = self._config.margin_bytes - free_bytes
-        is_short = shortage_bytes > min(self._config.step_bytes, self._config.margin_bytes)
-        if is_short and self._was_short:
-            self._owner.give_up_copies(shortage_bytes // self._config.num_sharing)
-        self._was_short = is_short

@@ -16,6 +16,7 @@ from memory_manager.devices import DeviceMemory, HostReader
 from memory_manager.foreign import ForeignConfig
 from memory_manager.foreign_watch import ForeignWatch
 from memory_manager.host_arena import HostArena
+from memory_manager.host_watch import HostWatch
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from mooring.units import MIB
 
@@ -101,7 +102,6 @@ class _Owner:
         self.arena = arena
         self.others_bytes = 0
         self.reasons: list[str] = []
-        self.wanted_of_copies: list[int] = []
 
     def budget_of(self, device: str) -> tuple[int, int]:
         return self.budget_bytes, 2 * PAGE
@@ -113,9 +113,6 @@ class _Owner:
         self.others_bytes = num_bytes
         self.reasons.append(reason)
         self.arena.set_limit(self.budget_bytes - num_bytes)
-
-    def give_up_copies(self, num_bytes: int) -> None:
-        self.wanted_of_copies.append(num_bytes)
 
 
 def reader_in(group: MemoryCgroup, tmp_path: Path) -> HostReader:
@@ -157,25 +154,25 @@ async def test_our_budget_makes_way_for_a_real_process_and_comes_back(tmp_path: 
     arena.close()
 
 
-async def test_host_copies_go_where_what_the_budget_gave_is_too_little(tmp_path: Path) -> None:
-    """A cgroup of 512 MiB, of which a process takes 500: we hold nothing that a smaller budget would free."""
+async def test_host_copies_go_where_the_host_stays_short(tmp_path: Path) -> None:
+    """A cgroup of 512 MiB, of which a process takes 460."""
     config = ForeignConfig(margin_bytes=64 * MIB, step_bytes=8 * MIB)
-    arena = HostArena(128 * MIB)
-    owner = _Owner(128 * MIB, arena)
+    wanted_bytes: list[int] = []
     with memory_cgroup(512 * MIB) as group, process_in(group, HOG) as hog:
-        watch = ForeignWatch("cpu", reader_in(group, tmp_path), owner, config)
+        watch = HostWatch(reader_in(group, tmp_path), wanted_bytes.append, config)
+        await watch.look()
         tell(hog, str(460 * MIB))
         assert said(hog) == "holds"
         await watch.look()
-        assert (owner.others_bytes > 0, owner.wanted_of_copies) == (True, []), "KV and models first"
+        assert wanted_bytes == [], "KV and models first"
         await watch.look()
-        (wanted_bytes,) = owner.wanted_of_copies
-        assert 12 * MIB < wanted_bytes < 64 * MIB
+        assert len(wanted_bytes) == 1
+        assert 12 * MIB < wanted_bytes[0] < 64 * MIB
         tell(hog, "1")
         assert said(hog) == "holds"
         await watch.look()
-        assert len(owner.wanted_of_copies) == 1
-    arena.close()
+        await watch.look()
+        assert len(wanted_bytes) == 1
 
 
 class _Clock:
