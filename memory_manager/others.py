@@ -95,6 +95,7 @@ class Others:
             if given_bytes >= num_bytes:
                 break
             given_bytes += sleeper.spec.artifact.num_bytes
+            sleeper.in_flight = True  # from now on: a plan may come before the task
             self._execution.spawn(worker, self._moves.give_up_sleeper(sleeper, worker, reason, num_bytes))
         self._on_change()
 

@@ -161,3 +161,18 @@ async def test_a_worker_that_will_not_forget_a_sleeper_or_dies_over_it_keeps_not
         h.add_worker()
         for name in "ab":
             (await h.manager.acquire(name)).release()
+
+
+@virtually
+async def test_a_sleeper_that_gives_its_copy_up_is_not_woken_under_it() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        (await h.manager.acquire("a")).release()
+        await h.manager.sleep("a")
+        waiting = asyncio.ensure_future(h.manager.acquire("a"))
+        await asyncio.sleep(0)
+        h.manager.others.give_up_copies(PAGE)  # a plan is due already
+        (await waiting).release()
+        verbs = [verb for verb, name in worker.calls if name == "a/0"]
+        assert verbs == ["load", "sleep", "unload", "load"]
