@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from support.simulated_house import BUDGET, house, virtually
-from support.simulated_memory import PAGE, deployment
+from support.simulated_memory import PAGE, SimulatedWorker, deployment
 
 from memory_manager.events import EventKind
 from memory_manager.ledger import Ledger, Owner
+from memory_manager.ports import LeaseStatus
 from memory_manager.residency import Residency
 from mooring.errors import InternalError
 
@@ -163,16 +165,29 @@ async def test_a_worker_that_will_not_forget_a_sleeper_or_dies_over_it_keeps_not
             (await h.manager.acquire(name)).release()
 
 
+class _Pressed(SimulatedWorker):
+    """Calls ``press`` when its KV has shrunk: just before the plan that wakes what waited for that."""
+
+    press: Callable[[], None] | None = None
+
+    async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
+        status = await super().set_lease(kv_bytes, revision)
+        if self.press is not None and status is LeaseStatus.APPLIED:
+            asyncio.get_running_loop().call_soon(self.press)
+            self.press = None
+        return status
+
+
 @virtually
 async def test_a_sleeper_that_gives_its_copy_up_is_not_woken_under_it() -> None:
     async with house() as h:
-        worker = h.add_worker()
+        worker = _Pressed(BUDGET)
+        h.manager.add_worker(worker)
+        h.workers.append(worker)
         h.manager.upsert_deployment(deployment("a"))
         (await h.manager.acquire("a")).release()
         await h.manager.sleep("a")
-        waiting = asyncio.ensure_future(h.manager.acquire("a"))
-        await asyncio.sleep(0)
-        h.manager.others.give_up_copies(PAGE)  # a plan is due already
-        (await waiting).release()
-        verbs = [verb for verb, name in worker.calls if name == "a/0"]
-        assert verbs == ["load", "sleep", "unload", "load"]
+        await asyncio.sleep(1)
+        worker.press = lambda: h.manager.others.give_up_copies(PAGE)
+        (await h.manager.acquire("a")).release()
+        assert [verb for verb, name in worker.calls if name == "a/0"] == ["load", "sleep", "unload", "load"]
