@@ -100,6 +100,7 @@ class MemoryManager:
             self._reporter,
             self._lost,
             self._admission.note_failure,
+            lambda worker, step: self._execution.spawn(worker, step),
         )
         self._execution = Execution(
             self._moves, self._workers, self._replicas, self._reporter, self._note_move

@@ -97,7 +97,7 @@ class Execution:
         replica.in_flight = True
         return replica, worker
 
-    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a step as a task of the worker, cancelled when that is lost."""
         task = asyncio.get_running_loop().create_task(step)
         worker.tasks.add(task)
@@ -114,6 +114,7 @@ class Execution:
             self._on_change()
 
         task.add_done_callback(ended)
+        return task
 
     async def stop(self) -> None:
         """Cancels all tasks and waits for their ends."""

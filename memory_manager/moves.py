@@ -7,10 +7,11 @@ may be in use, never the other way round; they leave the ledger with the worker.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from memory_manager.config import ManagerConfig
 from memory_manager.events import EventKind, Reporter
@@ -47,6 +48,7 @@ class Moves:
         reporter: told how moves ended.
         on_lost: told when a worker turns out to be gone.
         on_failed: told when a replica has failed; its error goes to whoever waits.
+        spawn: runs a step as a task of a worker.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Moves:
         reporter: Reporter,
         on_lost: Callable[[Worker], None],
         on_failed: Callable[[Replica, MooringError], None],
+        spawn: Callable[[Worker, Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._host_cache = host_cache
         self._config = config
@@ -68,6 +71,7 @@ class Moves:
         self._reporter = reporter
         self._on_lost = on_lost
         self._on_failed = on_failed
+        self._spawn = spawn
 
     def enter(self, replica: Replica, after: Residency, reason: str) -> None:
         """Makes one transition, tells of it, and answers an operator who waits for it."""
@@ -173,7 +177,7 @@ class Moves:
                 if not sleepers:
                     raise
             reason = f"its host memory is wanted for {replica.spec.name}"
-            await self.forget_sleeper(*sleepers[0], reason, replica.spec.artifact.num_bytes)
+            await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, replica.spec.artifact.num_bytes)])
 
     def sleepers(self) -> list[tuple[Replica, Worker]]:
         """Those whose host copies can go once their workers have forgotten them, the longest unused first and those
@@ -189,12 +193,11 @@ class Moves:
         ]
         return sorted(found, key=lambda pair: (bool(pair[0].deployment.waiters), pair[0].last_used_s))
 
-    async def forget_sleeper(self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int) -> None:
-        """Makes its worker forget a sleeper, so that its host copy can be evicted.
-
-        Args:
-            wanted_bytes: what it is to make room for.
-        """
+    def forget_sleeper(
+        self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int
+    ) -> asyncio.Task[None]:
+        """Begins to make its worker forget a sleeper, so that its host copy can be evicted. A task of that worker:
+        it goes on where who wanted the memory, ``wanted_bytes`` of it, is gone meanwhile."""
         figures: Figures = {
             "wanted_bytes": wanted_bytes,
             "host_copy_bytes": sleeper.spec.artifact.num_bytes,
@@ -202,18 +205,7 @@ class Moves:
         }
         self._reporter.of_replica(EventKind.UNLOAD, sleeper, reason, figures)
         sleeper.in_flight = True
-        try:
-            await self.unload(sleeper, worker, reason)
-        finally:
-            # This task may be another worker's and be cancelled with that one.
-            if sleeper.worker is worker:
-                sleeper.in_flight = False
-
-    async def give_up_sleeper(self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int) -> None:
-        """Makes its worker forget a sleeper, and gives its host copy back to the system."""
-        await self.forget_sleeper(sleeper, worker, reason, wanted_bytes)
-        if sleeper.worker is None:
-            self._host_cache.give_up(sleeper.spec.artifact.num_bytes)
+        return self._spawn(worker, self.unload(sleeper, worker, reason))
 
     async def _arrive(
         self, replica: Replica, worker: Worker, held_bytes: int | MooringError, kept_bytes: int | None

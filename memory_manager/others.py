@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from memory_manager.config import PlannerConfig
 from memory_manager.events import EventKind, Reporter
@@ -94,10 +96,15 @@ class Others:
         for sleeper, worker in self._moves.sleepers():
             if given_bytes >= num_bytes:
                 break
-            given_bytes += sleeper.spec.artifact.num_bytes
-            sleeper.in_flight = True  # from now on: a plan may come before the task
-            self._execution.spawn(worker, self._moves.give_up_sleeper(sleeper, worker, reason, num_bytes))
+            num_copy_bytes = sleeper.spec.artifact.num_bytes
+            given_bytes += num_copy_bytes
+            forgetting = self._moves.forget_sleeper(sleeper, worker, reason, num_bytes)
+            forgetting.add_done_callback(partial(self._forgotten, num_copy_bytes))
         self._on_change()
+
+    def _forgotten(self, num_copy_bytes: int, task: asyncio.Task[None]) -> None:
+        """Gives back what nobody holds now: the sleeper's copy, unless its worker failed to forget it."""
+        self._host_cache.give_up(num_copy_bytes)
 
     def limit(self, worker: Worker) -> None:
         """Tells a worker what its device's budget leaves it, where others have a part of it."""

@@ -245,8 +245,15 @@ class SimulatedWorker:
 
     async def unload(self, replica_id: str) -> None:
         self.calls.append(("unload", replica_id))
-        await self._call("unload", replica_id, 0.001)
-        self.held.pop(replica_id, None)
+
+        async def forget() -> None:
+            await self._call("unload", replica_id, 0.001)
+            self.held.pop(replica_id, None)
+
+        # Another process goes on when its caller does not.
+        forgetting = asyncio.ensure_future(forget())
+        forgetting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.shield(forgetting)
 
     async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         self.calls.append(("set_lease", str(kv_bytes)))

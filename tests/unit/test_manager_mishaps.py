@@ -139,3 +139,26 @@ async def test_a_pinned_model_that_can_never_fit_is_told_once_and_fewer_replicas
         (await waiting).release()
         assert len(h.told(EventKind.LOAD, of="a")) == 1, "the one on its way was not given up"
         assert [e.figures["num_refused"] for e in h.told(EventKind.REFUSE, of="huge")] == [0]
+
+
+@virtually
+async def test_a_sleeper_goes_on_being_forgotten_when_the_worker_that_wanted_its_memory_dies() -> None:
+    async with house(**{"cpu:0": BUDGET, "cpu:1": BUDGET}) as h:
+        h.cache.max_copies = 1
+        first = h.add_worker("cpu:0")
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name))
+        (await h.manager.acquire("a")).release()
+        await h.manager.sleep("a")
+        h.manager.others.set_others("cpu:0", BUDGET - 5 * PAGE, "so that b goes to the other device")
+        await asyncio.sleep(1)
+        second = h.add_worker("cpu:1")
+        waiting = asyncio.ensure_future(h.manager.acquire("b"))
+        while ("unload", "a/0") not in first.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.0002)
+        second.die()
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        h.manager.others.set_others("cpu:0", 0, "gone")
+        (await h.manager.acquire("a")).release()
+        assert h.told(EventKind.FAILURE, of="a") == []
