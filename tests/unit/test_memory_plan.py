@@ -195,3 +195,4 @@ def test_whether_it_fits_is_what_the_ledger_would_say() -> None:
         sizes = {"reserve": 1, "weights": plan.weights_bytes, "kv": plan.kv_bytes + PAGE}
         granted = [ledger.grant(Owner("weights", name), num_bytes) for name, num_bytes in sizes.items()]
         assert all(granted) == plan.fits
+        assert not plan.fits or ledger.leased_bytes == plan.total_bytes
