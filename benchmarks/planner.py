@@ -50,6 +50,12 @@ class InstantHostCache:
     def contains(self, key: str) -> bool:
         return True
 
+    def can_hold(self, num_bytes: int) -> bool:
+        return True
+
+    def has_room(self, num_bytes: int) -> bool:
+        return True
+
     def expect(self, ref: ArtifactRef) -> None:
         """It is there already."""
 

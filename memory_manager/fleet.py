@@ -61,10 +61,19 @@ class HostCopies(Protocol):
     """The host cache, as far as it is needed here."""
 
     async def get(self, ref: ArtifactRef) -> HostCopy:
-        """Raises ``InsufficientMemoryError`` where all else in the cache is in use."""
+        """Raises ``InsufficientMemoryError`` where it is too large, where all else in the cache is in use, and where
+        the host has no memory."""
         ...
 
     def contains(self, key: str) -> bool: ...
+
+    def can_hold(self, num_bytes: int) -> bool:
+        """Whether its budget has so much at all."""
+        ...
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether its budget has so much beside what is in use."""
+        ...
 
     def expect(self, ref: ArtifactRef) -> None:
         """The artifact may be asked for, so memory can be made ready for it."""

@@ -105,6 +105,15 @@ class HostCache:
         """Whether a complete copy is here."""
         return key in self._copies
 
+    def can_hold(self, num_bytes: int) -> bool:
+        """Whether its budget has so much at all."""
+        return num_bytes <= self._budget_bytes
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether its budget has so much beside what is held or being read."""
+        unheld_bytes = sum(copy.num_bytes for key, copy in self._copies.items() if key not in self._holders)
+        return num_bytes <= self._budget_bytes - self._used_bytes + unheld_bytes
+
     def expect(self, ref: ArtifactRef) -> None:
         """The artifact may be asked for: room that nothing else needs is made ready for it."""
         self._expected[ref.key] = ref.num_bytes

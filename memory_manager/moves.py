@@ -169,15 +169,19 @@ class Moves:
 
     async def _host_copy(self, replica: Replica) -> HostCopy:
         """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
+        ref = replica.spec.artifact
         while True:
             try:
-                return await self._host_cache.get(replica.spec.artifact)
+                return await self._host_cache.get(ref)
             except InsufficientMemoryError:
-                sleepers = self.sleepers()
+                if self._host_cache.has_room(ref.num_bytes):  # it is the host that has no memory
+                    self._host_cache.give_up(ref.num_bytes)  # for the next attempt
+                    raise
+                sleepers = self.sleepers() if self._host_cache.can_hold(ref.num_bytes) else []
                 if not sleepers:
                     raise
             reason = f"its host memory is wanted for {replica.spec.name}"
-            await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, replica.spec.artifact.num_bytes)])
+            await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, ref.num_bytes)])
 
     def sleepers(self) -> list[tuple[Replica, Worker]]:
         """Those whose host copies can go once their workers have forgotten them, the longest unused first and those

@@ -267,6 +267,8 @@ async def test_memory_that_is_wanted_back_is_the_spare_then_copies_that_nobody_h
     for ref in (old, new):
         (await cache.get(ref)).release()
     kept = await cache.get(held)
+    assert (cache.can_hold(40 * MIB), cache.can_hold(40 * MIB + 1)) == (True, False)
+    assert (cache.has_room(36 * MIB), cache.has_room(36 * MIB + 1)) == (True, False)
     cache.expect(artifact(tmp_path, "next", 2 * MIB))
     assert cache.give_up(1) == 2 * MIB
     assert cache.spare_bytes == 0

@@ -78,16 +78,26 @@ class SimulatedCopy:
 
 @dataclass
 class SimulatedHostCache:
-    """Reads at ``read_s`` a copy; evicts unused copies where there are more than ``max_copies``."""
+    """Reads at ``read_s`` a copy; evicts unused copies where there are more than ``max_copies``. Copies of
+    ``too_large_bytes`` or more are never held; while ``starved`` the host has no memory for a new one."""
 
     max_copies: int = 1000
     read_s: float = 0.05
     broken: set[str] = field(default_factory=set)
+    too_large_bytes: int = 1 << 60
+    starved: bool = False
     pins: dict[str, int] = field(default_factory=dict)
     expected: set[str] = field(default_factory=set)
 
     def contains(self, key: str) -> bool:
         return key in self.pins
+
+    def can_hold(self, num_bytes: int) -> bool:
+        return num_bytes < self.too_large_bytes
+
+    def has_room(self, num_bytes: int) -> bool:
+        unused = sum(count == 0 for count in self.pins.values())
+        return self.can_hold(num_bytes) and len(self.pins) - unused < self.max_copies
 
     def expect(self, ref: ArtifactRef) -> None:
         self.expected.add(ref.key)
@@ -110,6 +120,8 @@ class SimulatedHostCache:
             await asyncio.sleep(self.read_s)
             if ref.key in self.broken:
                 raise ArtifactError(f"{ref.key} is corrupt")
+            if self.starved or not self.can_hold(ref.num_bytes):
+                raise InsufficientMemoryError(f"there is no host memory for {ref.key}")
         if ref.key not in self.pins:
             while len(self.pins) >= self.max_copies:
                 unused = [key for key, count in self.pins.items() if count == 0]

@@ -162,3 +162,25 @@ async def test_a_sleeper_goes_on_being_forgotten_when_the_worker_that_wanted_its
         h.manager.others.set_others("cpu:0", 0, "gone")
         (await h.manager.acquire("a")).release()
         assert h.told(EventKind.FAILURE, of="a") == []
+
+
+@virtually
+async def test_a_load_that_can_have_no_host_memory_costs_no_sleeper_its_copy() -> None:
+    async with house() as h:
+        h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name))
+        (await h.manager.acquire("a")).release()
+        await h.manager.sleep("a")
+        h.cache.too_large_bytes = 11 * PAGE
+        h.manager.upsert_deployment(deployment("large", weights_pages=11))
+        with pytest.raises(ModelUnavailableError, match="no host memory"):
+            await h.manager.acquire("large")
+        h.cache.starved = True
+        with pytest.raises(ModelUnavailableError, match="no host memory"):
+            await h.manager.acquire("b")
+        assert h.told(EventKind.UNLOAD, of="a") == []
+        assert h.residency("a") is Residency.WARM
+        h.cache.starved = False
+        await asyncio.sleep(2)
+        (await h.manager.acquire("b")).release()
