@@ -123,7 +123,16 @@ def watch_others(
         )
         for device, reader in readers.items()
     ]
-    return [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
+    tasks = [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
+    for task in tasks:
+        task.add_done_callback(_tell_end)
+    return tasks
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    """Only a bug of ours ends a watch before it is cancelled; it must not pass unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("other processes' memory is no longer watched", exc_info=error)
 
 
 def _has_gpu() -> bool:
