@@ -175,23 +175,21 @@ class MemoryManager:
             self._lost(worker)
 
     def _drop_from_lost(self, replica: Replica) -> None:
-        arriving = replica.residency in (Residency.LOADING, Residency.WAKING)
         replica.leases.clear()
         replica.in_flight = False
         replica.deployment.stirred = self._has_moved = True
-        replica.forget_worker()
-        if arriving:
+        error: WorkerLostError | None = None
+        if replica.residency in (Residency.LOADING, Residency.WAKING):
             # Perhaps it was this load that killed the worker; it must not do so for ever.
-            times = replica.num_failures + 1
-            error = WorkerLostError(f"the worker died {times} times while loading it")
+            error = WorkerLostError(f"the worker died {replica.num_failures + 1} times while loading it")
             self._moves.count_failure(replica, error)
-            if times >= self._config.wake_attempts:
-                self._moves.fail(replica, error)
-                return
         elif replica.residency in ON_DEVICE:
             # It had come well; that its worker would not let it go does not keep it from the next one.
             replica.num_failures, replica.retry_at_s = 0, 0.0
-        if replica.residency in ON_DEVICE:
+        replica.forget_worker()
+        if error is not None and replica.num_failures >= self._config.wake_attempts:
+            self._moves.fail(replica, error)
+        elif replica.residency in ON_DEVICE:
             self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
 
     # Deployments.

@@ -184,3 +184,17 @@ async def test_a_load_that_can_have_no_host_memory_costs_no_sleeper_its_copy() -
         h.cache.starved = False
         await asyncio.sleep(2)
         (await h.manager.acquire("b")).release()
+
+
+@virtually
+async def test_a_load_that_died_with_its_worker_is_told_with_that_worker() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        h.manager.upsert_deployment(deployment("a"))
+        waiting = asyncio.ensure_future(h.manager.acquire("a"))
+        await asyncio.sleep(0.1)
+        worker.die()
+        (failure,) = h.told(EventKind.FAILURE)
+        assert (failure.worker_id, failure.figures["while"]) == ("worker-cpu", "loading")
+        h.add_worker()
+        (await waiting).release()
