@@ -77,23 +77,39 @@ class Admission:
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
-        deployment.refusal = message
-        if message and deployment.waiters:
-            figures: Figures = {
-                "code": InsufficientMemoryError.code,
-                "num_refused": len(deployment.waiters),
-                "weights_bytes": deployment.spec.weights_bytes,
-                "kv_guarantee_bytes": deployment.spec.kv_guarantee_bytes,
-            }
-            self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, message, figures)
-            deployment.fail_waiters(lambda: InsufficientMemoryError(message))
+        is_new, deployment.refusal = message and not deployment.refusal, message
+        if not message:
+            return
+        spec = deployment.spec
+        figures: Figures = {
+            "weights_bytes": spec.weights_bytes,
+            "kv_guarantee_bytes": spec.kv_guarantee_bytes,
+        }
+        if is_new and not deployment.waiters:  # a pinned one, which nobody has asked for
+            told: Figures = {"code": InsufficientMemoryError.code, "num_refused": 0, **figures}
+            self._reporter.of_deployment(EventKind.REFUSE, spec.name, message, told)
+        self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)
 
     def note_failure(self, replica: Replica, error: MooringError) -> None:
         """Those who wait hear of a failure once no replica is left that could serve them."""
         deployment = replica.deployment
         if all(each.residency is Residency.FAILED for each in deployment.replicas):
             wait_s = max(0.0, replica.retry_at_s - self._clock())
-            deployment.fail_waiters(lambda: unavailable(replica.spec.name, error.message, wait_s))
+            self.refuse_waiters(
+                deployment,
+                lambda: unavailable(replica.spec.name, error.message, wait_s),
+                {"retry_in_s": wait_s},
+            )
+
+    def refuse_waiters(
+        self, deployment: Deployment, make_error: Callable[[], MooringError], figures: Figures | None = None
+    ) -> None:
+        """Refuses all who wait for a deployment, where any do, and tells of it."""
+        if deployment.waiters:
+            error = make_error()
+            told: Figures = {"code": error.code, "num_refused": len(deployment.waiters), **(figures or {})}
+            self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
+            deployment.fail_waiters(make_error)
 
     def _refused(self, deployment: Deployment, error: MooringError) -> MooringError:
         """The error that one request is refused with, told of."""

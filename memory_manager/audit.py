@@ -76,12 +76,14 @@ class Audit:
     def _note(self, replica: Replica, reported: ReplicaUsage) -> None:
         replica.kv_bytes = reported.kv_bytes
         replica.num_queued = reported.waiting
+        num_swapped = reported.cache.preemptions_by_swap_total - replica.cache.preemptions_by_swap_total
         replica.cache = reported.cache
         num_preempted = reported.preemptions_total - replica.preemptions_total
         replica.preemptions_total = reported.preemptions_total
         if num_preempted > 0:
             figures = {
                 "num_preempted": num_preempted,
+                "num_swapped": max(0, num_swapped),
                 "preemptions_total": reported.preemptions_total,
                 "kv_bytes": reported.kv_bytes,
                 "num_running": reported.running,

@@ -100,6 +100,7 @@ class MemoryManager:
             self._reporter,
             self._lost,
             self._admission.note_failure,
+            lambda worker, step: self._execution.spawn(worker, step),
         )
         self._execution = Execution(
             self._moves, self._workers, self._replicas, self._reporter, self._note_move
@@ -115,7 +116,7 @@ class MemoryManager:
             self._execution,
             self._reporter,
             self._config.planner,
-            self._schedule.soon,
+            self._note_move,
         )
         self._stopping = False
 
@@ -174,20 +175,21 @@ class MemoryManager:
             self._lost(worker)
 
     def _drop_from_lost(self, replica: Replica) -> None:
-        arriving = replica.residency in (Residency.LOADING, Residency.WAKING)
         replica.leases.clear()
         replica.in_flight = False
         replica.deployment.stirred = self._has_moved = True
-        replica.forget_worker()
-        if arriving:
+        error: WorkerLostError | None = None
+        if replica.residency in (Residency.LOADING, Residency.WAKING):
             # Perhaps it was this load that killed the worker; it must not do so for ever.
-            times = replica.num_failures + 1
-            error = WorkerLostError(f"the worker died {times} times while loading it")
+            error = WorkerLostError(f"the worker died {replica.num_failures + 1} times while loading it")
             self._moves.count_failure(replica, error)
-            if times >= self._config.wake_attempts:
-                self._moves.fail(replica, error)
-                return
-        if replica.residency in ON_DEVICE:
+        elif replica.residency in ON_DEVICE:
+            # It had come well; that its worker would not let it go does not keep it from the next one.
+            replica.num_failures, replica.retry_at_s = 0, 0.0
+        replica.forget_worker()
+        if error is not None and replica.num_failures >= self._config.wake_attempts:
+            self._moves.fail(replica, error)
+        elif replica.residency in ON_DEVICE:
             self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
 
     # Deployments.
@@ -208,7 +210,7 @@ class MemoryManager:
         deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
         deployment.stirred = self._has_moved = True
         if not spec.enabled:
-            deployment.fail_waiters(lambda: disabled(spec.name))
+            self._admission.refuse_waiters(deployment, lambda: disabled(spec.name))
         for replica in list(deployment.replicas):
             if replica.worker is not None and must_be_replaced(replica.spec, spec):
                 self._retire(replica)
@@ -216,7 +218,7 @@ class MemoryManager:
             replica.spec = spec
             replica.num_failures, replica.retry_at_s = 0, 0.0
         while len(deployment.replicas) > spec.max_replicas:
-            self._retire(max(deployment.replicas, key=lambda each: each.residency is not Residency.RESIDENT))
+            self._retire(deployment.least_replica())
         while len(deployment.replicas) < spec.max_replicas:
             self._add_replica(deployment)
         self._schedule.soon()
@@ -229,7 +231,7 @@ class MemoryManager:
         """
         deployment = self._deployment(name)
         del self._deployments[name]
-        deployment.fail_waiters(lambda: not_found(name))
+        self._admission.refuse_waiters(deployment, lambda: not_found(name))
         self._expect_only(deployment.spec, None)
         for replica in list(deployment.replicas):
             self._retire(replica)

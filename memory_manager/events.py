@@ -26,6 +26,7 @@ class EventKind(enum.Enum):
     EVICT = "evict"  # put to sleep to make room for another deployment
     SLEEP = "sleep"  # put to sleep for its own sake
     UNLOAD = "unload"  # its worker forgets it
+    DROP = "drop"  # its host copy is given up
     FAILURE = "failure"  # a move has failed
     RETRY = "retry"  # a move that failed is tried again
     REFUSE = "refuse"  # a request is refused

@@ -55,14 +55,14 @@ class Execution:
                 self._moves.enter(replica, Residency.RESIDENT, reason)
             case Load(replica_id, worker_id, reason):
                 replica, worker = self._replicas[replica_id], self._workers[worker_id]
-                previous = self._moves.begin_bringing(replica, worker, reason)
+                self._moves.begin_bringing(replica, worker, reason)
                 self._reporter.of_replica(EventKind.LOAD, replica, reason, action.figures)
-                self.spawn(worker, self._moves.load(replica, worker, previous))
+                self.spawn(worker, self._moves.load(replica, worker))
             case Wake(replica_id, reason):
                 replica, worker = self._with_worker(replica_id)
-                self._moves.begin_bringing(replica, worker, reason)
+                kept_bytes = self._moves.begin_bringing(replica, worker, reason)
                 self._reporter.of_replica(EventKind.WAKE, replica, reason, action.figures)
-                self.spawn(worker, self._moves.wake(replica, worker))
+                self.spawn(worker, self._moves.wake(replica, worker, kept_bytes))
             case Sleep(replica_id, reason):
                 kind = EventKind.EVICT if action.room_for else EventKind.SLEEP
                 replica, worker = self._leaving(replica_id, kind, action)
@@ -97,7 +97,7 @@ class Execution:
         replica.in_flight = True
         return replica, worker
 
-    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a step as a task of the worker, cancelled when that is lost."""
         task = asyncio.get_running_loop().create_task(step)
         worker.tasks.add(task)
@@ -114,6 +114,7 @@ class Execution:
             self._on_change()
 
         task.add_done_callback(ended)
+        return task
 
     async def stop(self) -> None:
         """Cancels all tasks and waits for their ends."""

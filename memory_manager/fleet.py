@@ -61,10 +61,19 @@ class HostCopies(Protocol):
     """The host cache, as far as it is needed here."""
 
     async def get(self, ref: ArtifactRef) -> HostCopy:
-        """Raises ``InsufficientMemoryError`` where all else in the cache is in use."""
+        """Raises ``InsufficientMemoryError`` where it is too large, where all else in the cache is in use, and where
+        the host has no memory."""
         ...
 
     def contains(self, key: str) -> bool: ...
+
+    def can_hold(self, num_bytes: int) -> bool:
+        """Whether its budget has so much at all."""
+        ...
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether its budget has so much beside what is in use."""
+        ...
 
     def expect(self, ref: ArtifactRef) -> None:
         """The artifact may be asked for, so memory can be made ready for it."""
@@ -76,6 +85,10 @@ class HostCopies(Protocol):
 
     def allow_spare(self, allowed: bool) -> int:
         """Whether memory may be made ready at all; returns the bytes that were given back."""
+        ...
+
+    def give_up(self, num_bytes: int) -> int:
+        """Gives so much host memory back, as far as nobody holds it; returns the bytes."""
         ...
 
 
@@ -258,6 +271,10 @@ class Deployment:
 
     def best_replica(self) -> Replica:
         return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.leases)))
+
+    def least_replica(self) -> Replica:
+        """The one whose going is missed least."""
+        return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.leases)))
 
     def demand(self) -> DemandView | None:
         if not self.waiters:

@@ -105,6 +105,15 @@ class HostCache:
         """Whether a complete copy is here."""
         return key in self._copies
 
+    def can_hold(self, num_bytes: int) -> bool:
+        """Whether its budget has so much at all."""
+        return num_bytes <= self._budget_bytes
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether its budget has so much beside what is held or being read."""
+        unheld_bytes = sum(copy.num_bytes for key, copy in self._copies.items() if key not in self._holders)
+        return num_bytes <= self._budget_bytes - self._used_bytes + unheld_bytes
+
     def expect(self, ref: ArtifactRef) -> None:
         """The artifact may be asked for: room that nothing else needs is made ready for it."""
         self._expected[ref.key] = ref.num_bytes
@@ -121,6 +130,17 @@ class HostCache:
         before_bytes = self._spare.num_bytes
         self._make_ready()
         return max(0, before_bytes - self._spare.num_bytes)
+
+    def give_up(self, num_bytes: int) -> int:
+        """Gives host memory back to the system: the spare first, then copies that nobody holds, the longest unused
+        first; returns the bytes, which are fewer where there are no more of those."""
+        given_bytes = self._spare.give_back()
+        for key in [key for key in self._copies if key not in self._holders]:
+            if given_bytes >= num_bytes:
+                break
+            given_bytes += self._copies[key].num_bytes
+            self._drop(key)
+        return given_bytes
 
     async def wait_ready(self) -> None:
         """Until the spare is physical; for measurements."""

@@ -67,7 +67,12 @@ class HostSpare:
         self.give_back()
         if num_bytes <= 0:
             return
-        self._fd, self.num_bytes = new_memfd(num_bytes), num_bytes
+        try:
+            self._fd = new_memfd(num_bytes)
+        except OSError as error:  # no descriptor is left: it goes without
+            log.info("no host memory is made ready: %s", error)
+            return
+        self.num_bytes = num_bytes
         self._touching = _Touching(self._fd, num_bytes)
         self._touched = self._thread.submit(self._touching.run)
 

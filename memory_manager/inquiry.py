@@ -83,7 +83,19 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
     wait_s = config.min_residency_s + config.drain_after_s + config.idle_grace_s
     if leaving := _departures(alone, plan(alone, now_s + wait_s, config), name):
         return WayIn(Verdict.WAITS, f"{need}: these would leave within {wait_s:g} s", leaving)
-    return WayIn(Verdict.BLOCKED, f"{need}: all that is there is pinned, or in use at a higher priority")
+    return WayIn(Verdict.BLOCKED, f"{need}: {_obstacle(state)}")
+
+
+def _obstacle(state: PlannerState) -> str:
+    """Why nothing comes in although everything fits on some device."""
+    if not state.workers:
+        return "there is no worker that takes orders"
+    claims = [
+        f"other processes have {format_bytes(each.others_bytes)} of {each.name}"
+        for each in state.devices
+        if each.others_bytes
+    ]
+    return "; ".join(["all that is there is pinned, or in use at a higher priority", *claims])
 
 
 def _fits(state: PlannerState, need_bytes: int, config: PlannerConfig) -> bool:

@@ -7,10 +7,11 @@ may be in use, never the other way round; they leave the ledger with the worker.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from memory_manager.config import ManagerConfig
 from memory_manager.events import EventKind, Reporter
@@ -47,6 +48,7 @@ class Moves:
         reporter: told how moves ended.
         on_lost: told when a worker turns out to be gone.
         on_failed: told when a replica has failed; its error goes to whoever waits.
+        spawn: runs a step as a task of a worker.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Moves:
         reporter: Reporter,
         on_lost: Callable[[Worker], None],
         on_failed: Callable[[Replica, MooringError], None],
+        spawn: Callable[[Worker, Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._host_cache = host_cache
         self._config = config
@@ -68,6 +71,7 @@ class Moves:
         self._reporter = reporter
         self._on_lost = on_lost
         self._on_failed = on_failed
+        self._spawn = spawn
 
     def enter(self, replica: Replica, after: Residency, reason: str) -> None:
         """Makes one transition, tells of it, and answers an operator who waits for it."""
@@ -97,8 +101,15 @@ class Moves:
         """A replica that no worker knows is warm or cold as the host cache has it."""
         if replica.worker is None and replica.residency in (Residency.WARM, Residency.COLD):
             now = self.off_device(replica)
-            if now is not replica.residency:
-                self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
+            if now is replica.residency:
+                return
+            if now is Residency.COLD:
+                figures: Figures = {
+                    "host_copy_bytes": replica.spec.artifact.num_bytes,
+                    "unused_s": self._clock() - max(replica.last_used_s, replica.state.since_s),
+                }
+                self._reporter.of_replica(EventKind.DROP, replica, "host copy evicted", figures)
+            self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
 
     async def limit_memory(self, worker: Worker) -> None:
         """Tells a worker how much it should hold in all, now that the budget has changed."""
@@ -115,15 +126,15 @@ class Moves:
 
     # Bringing in.
 
-    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> Worker | None:
-        """Takes the ledger's lease and begins a load or wake; returns the worker that knew the replica.
+    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> int:
+        """Takes the ledger's lease and begins a load or wake; returns the lease that there was, of what a sleeper
+        kept on the device.
 
         Raises:
             InternalError: the ledger has no room, which the planner should have known.
         """
-        missing_bytes = replica.spec.weights_bytes
-        if replica.worker is worker:
-            missing_bytes -= replica.lease_bytes
+        kept_bytes = replica.lease_bytes
+        missing_bytes = replica.spec.weights_bytes - kept_bytes
         if not worker.ledger.grant(replica.owner, missing_bytes):
             raise InternalError(f"no room for the weights of {replica.replica_id}: {missing_bytes} bytes")
         if replica.num_failures:
@@ -135,34 +146,21 @@ class Moves:
             self.enter(replica, Residency.COLD, "tried again")
             if self.off_device(replica) is Residency.WARM:
                 self.enter(replica, Residency.WARM, "host copy kept")
-        previous, replica.worker = replica.worker, worker
+        replica.worker = worker
         replica.in_flight = True
         is_warm = replica.residency is Residency.WARM
         self.enter(replica, Residency.WAKING if is_warm else Residency.LOADING, reason)
-        return previous
+        return kept_bytes
 
-    async def load(self, replica: Replica, worker: Worker, previous: Worker | None) -> None:
-        """Brings a replica to a worker that does not know it. ``previous`` may still know it, and forgets."""
-        if previous is not None and previous is not worker:
-            await self._leave_worker(replica, previous, worker)
+    async def load(self, replica: Replica, worker: Worker) -> None:
+        """Brings a replica that no worker knows to one."""
         held_bytes = await attempt(self._load(replica, worker))
-        await self._arrive(replica, worker, held_bytes, asleep_before=False)
+        await self._arrive(replica, worker, held_bytes, None)
 
-    async def wake(self, replica: Replica, worker: Worker) -> None:
-        """Brings back a replica that sleeps in this worker."""
+    async def wake(self, replica: Replica, worker: Worker, kept_bytes: int) -> None:
+        """Brings back a replica that sleeps in this worker and kept so much on the device."""
         held_bytes = await attempt(worker.port.wake(replica.replica_id, replica.lease_bytes))
-        await self._arrive(replica, worker, held_bytes, asleep_before=True)
-
-    async def _leave_worker(self, replica: Replica, previous: Worker, worker: Worker) -> None:
-        answer = await attempt(previous.port.unload(replica.replica_id))
-        if isinstance(answer, WorkerLostError):
-            self._on_lost(previous)
-        elif isinstance(answer, MooringError):
-            logger.error("%s did not forget %s: %s", previous.worker_id, replica.replica_id, answer)
-        if previous.ledger is worker.ledger:
-            worker.ledger.shrink(replica.owner, replica.spec.weights_bytes)
-        else:
-            previous.ledger.release(replica.owner)
+        await self._arrive(replica, worker, held_bytes, kept_bytes)
 
     async def _load(self, replica: Replica, worker: Worker) -> int:
         if replica.host_copy is None:
@@ -171,39 +169,56 @@ class Moves:
 
     async def _host_copy(self, replica: Replica) -> HostCopy:
         """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
+        ref = replica.spec.artifact
         while True:
             try:
-                return await self._host_cache.get(replica.spec.artifact)
+                return await self._host_cache.get(ref)
             except InsufficientMemoryError:
-                sleepers = [
-                    each
-                    for each in self._replicas()
-                    if each.residency is Residency.WARM and each.worker is not None and not each.in_flight
-                ]
+                if self._host_cache.has_room(ref.num_bytes):  # it is the host that has no memory
+                    self._host_cache.give_up(ref.num_bytes)  # for the next attempt
+                    raise
+                sleepers = self.sleepers() if self._host_cache.can_hold(ref.num_bytes) else []
                 if not sleepers:
                     raise
-            sleeper = min(sleepers, key=lambda each: each.last_used_s)
-            if sleeper.worker is not None:
-                await self._forget_sleeper(sleeper, sleeper.worker)
+            reason = f"its host memory is wanted for {replica.spec.name}"
+            await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, ref.num_bytes)])
 
-    async def _forget_sleeper(self, sleeper: Replica, worker: Worker) -> None:
-        """Makes its worker forget a sleeper, so that its host copy can be evicted."""
+    def sleepers(self) -> list[tuple[Replica, Worker]]:
+        """Those whose host copies can go once their workers have forgotten them, the longest unused first and those
+        that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
+        now_s = self._clock()
+        found = [
+            (each, each.worker)
+            for each in self._replicas()
+            if each.residency is Residency.WARM
+            and each.worker is not None
+            and not each.in_flight
+            and each.retry_at_s <= now_s
+        ]
+        return sorted(found, key=lambda pair: (bool(pair[0].deployment.waiters), pair[0].last_used_s))
+
+    def forget_sleeper(
+        self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int
+    ) -> asyncio.Task[None]:
+        """Begins to make its worker forget a sleeper, so that its host copy can be evicted. A task of that worker:
+        it goes on where who wanted the memory, ``wanted_bytes`` of it, is gone meanwhile."""
+        figures: Figures = {
+            "wanted_bytes": wanted_bytes,
+            "host_copy_bytes": sleeper.spec.artifact.num_bytes,
+            "unused_s": self._clock() - sleeper.last_used_s,
+        }
+        self._reporter.of_replica(EventKind.UNLOAD, sleeper, reason, figures)
         sleeper.in_flight = True
-        try:
-            await self.unload(sleeper, worker, "its host memory is wanted")
-        finally:
-            # This task may be another worker's and be cancelled with that one.
-            if sleeper.worker is worker:
-                sleeper.in_flight = False
+        return self._spawn(worker, self.unload(sleeper, worker, reason))
 
     async def _arrive(
-        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, asleep_before: bool
+        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, kept_bytes: int | None
     ) -> None:
-        """Ends a load or wake, well or badly."""
+        """Ends a load, or the wake of what kept so many bytes asleep, well or badly."""
         if isinstance(held_bytes, WorkerLostError):
             self._on_lost(worker)
         elif isinstance(held_bytes, MooringError):
-            await self._roll_back(replica, worker, held_bytes, asleep_before)
+            await self._roll_back(replica, worker, held_bytes, kept_bytes)
         else:
             worker.ledger.shrink(replica.owner, held_bytes)
             replica.in_flight = False
@@ -217,13 +232,14 @@ class Moves:
             self.enter(replica, Residency.RESIDENT, "ready")
 
     async def _roll_back(
-        self, replica: Replica, worker: Worker, error: MooringError, asleep_before: bool
+        self, replica: Replica, worker: Worker, error: MooringError, kept_bytes: int | None
     ) -> None:
         """Puts a replica back to where it came from, and its bytes back into the ledger."""
         self.count_failure(replica, error)
         retry = replica.residency is Residency.WAKING and replica.num_failures < self._config.wake_attempts
-        back_to_sleep = asleep_before and retry
-        undo = worker.port.sleep if back_to_sleep else worker.port.unload
+        if not retry:
+            kept_bytes = None  # it does not go back to sleep
+        undo = worker.port.unload if kept_bytes is None else worker.port.sleep
         answer = await attempt(undo(replica.replica_id))
         if isinstance(answer, WorkerLostError):
             self._on_lost(worker)
@@ -234,8 +250,8 @@ class Moves:
             logger.error("%s cannot undo the load of %s: %s", worker.worker_id, replica.replica_id, answer)
             self.fail(replica, error)
             return
-        worker.ledger.release(replica.owner)
-        if not back_to_sleep:
+        worker.ledger.shrink(replica.owner, kept_bytes or 0)
+        if kept_bytes is None:
             replica.forget_worker()
         if retry:
             self.enter(replica, self.off_device(replica), error.message)

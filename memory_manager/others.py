@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from memory_manager.config import PlannerConfig
 from memory_manager.events import EventKind, Reporter
@@ -11,6 +13,7 @@ from memory_manager.fleet import HostCopies, Replica, Worker
 from memory_manager.ledger import Ledger
 from memory_manager.moves import Moves
 from memory_manager.residency import Residency
+from mooring.units import format_bytes
 
 __all__ = ["Others"]
 
@@ -20,7 +23,7 @@ class Others:
 
     Args:
         ledgers, workers, replicas: the controller's own, by name and id.
-        replan: called when a claim has changed.
+        on_change: called when a claim has changed or host copies have gone.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Others:
         execution: Execution,
         reporter: Reporter,
         config: PlannerConfig,
-        replan: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         self._ledgers = ledgers
         self._workers = workers
@@ -43,7 +46,7 @@ class Others:
         self._execution = execution
         self._reporter = reporter
         self._config = config
-        self._replan = replan
+        self._on_change = on_change
 
     def budget_of(self, device: str) -> tuple[int, int]:
         """The configured budget of a device and the part of it that cannot be given up, in bytes."""
@@ -78,11 +81,30 @@ class Others:
         }
         self._reporter.of_device(EventKind.BUDGET, device, reason, figures)
         if device.startswith("cpu"):
-            self._host_cache.allow_spare(not any(each.claim_bytes for each in self._ledgers.values()))
+            on_cpu = [each for name, each in self._ledgers.items() if name.startswith("cpu")]
+            self._host_cache.allow_spare(not any(each.claim_bytes for each in on_cpu))
         for worker in self._workers.values():
             if worker.port.device == device:
                 self.limit(worker)
-        self._replan()
+        self._on_change()
+
+    def give_up_copies(self, num_bytes: int) -> None:
+        """Gives so much host memory of copies of weights back to the system: copies that no worker knows at once,
+        then those of sleepers, the longest unused first, which their workers are made to forget."""
+        given_bytes = self._host_cache.give_up(num_bytes)
+        reason = f"the host lacks {format_bytes(num_bytes)}"
+        for sleeper, worker in self._moves.sleepers():
+            if given_bytes >= num_bytes:
+                break
+            num_copy_bytes = sleeper.spec.artifact.num_bytes
+            given_bytes += num_copy_bytes
+            forgetting = self._moves.forget_sleeper(sleeper, worker, reason, num_bytes)
+            forgetting.add_done_callback(partial(self._forgotten, num_copy_bytes))
+        self._on_change()
+
+    def _forgotten(self, num_copy_bytes: int, task: asyncio.Task[None]) -> None:
+        """Gives back what nobody holds now: the sleeper's copy, unless its worker failed to forget it."""
+        self._host_cache.give_up(num_copy_bytes)
 
     def limit(self, worker: Worker) -> None:
         """Tells a worker what its device's budget leaves it, where others have a part of it."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 __all__ = ["PlanSchedule"]
 
+_RETRY_S = 1.0
+
 
 class PlanSchedule:
     """Calls ``make_plan`` on the running event loop."""
@@ -41,4 +43,7 @@ class PlanSchedule:
 
     def _run(self) -> None:
         self._soon = None
+        self.after(
+            _RETRY_S
+        )  # for a plan that cannot be made; one that is made says itself when the next is due
         self._make_plan()

@@ -152,7 +152,7 @@ Figures = Mapping[str, int | float | str]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bring a replica to a worker that does not know it."""
+    """Bring a replica that no worker knows to one."""
 
     replica_id: str
     worker_id: str

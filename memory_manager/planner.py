@@ -53,8 +53,8 @@ def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
 @dataclass(frozen=True, slots=True)
 class _Option:
     """One place for a want. ``rank``: 0 fits now, 1 will fit once what leaves has left, 2 needs
-    victims. ``moves``: the replica sleeps in another worker. ``weights_bytes``: still to be leased. ``load``:
-    requests that the worker serves."""
+    victims. ``moves``: the replica sleeps in another worker, which forgets it first. ``weights_bytes``: still
+    to be leased. ``load``: requests that the worker serves."""
 
     rank: int
     board: Board
@@ -258,7 +258,10 @@ class _Planning:
         best = min(options, key=lambda each: each.order)
         slot, worker_id = want.slot, best.worker.worker_id
         self._hosts[want.deployment.name].add(worker_id)
-        if best.rank == 0:
+        if best.moves and best.rank == 0:
+            # Where it sleeps it may hold something still, which must be free before it is leased anew.
+            self._actions.append(Unload(slot.replica_id, f"moves to {worker_id}", self._standing(slot)))
+        elif best.rank == 0:
             if best.board.bring(worker_id, best.weights_bytes, slot.kv_guarantee_bytes):
                 self._actions.append(self._arrival(want, best))
             return

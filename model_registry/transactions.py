@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from sqlalchemy import Engine, Select
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from model_registry.database import READ_ONLY
@@ -68,8 +69,8 @@ def _named_errors() -> Iterator[None]:
         raise ConflictError("someone else changed the same thing at this moment: try again") from error
     except (DataError, UnicodeEncodeError) as error:  # NUL, half a surrogate pair, a text too long
         raise InvalidRequestError("a value has characters or a length that cannot be kept") from error
-    except OperationalError as error:
-        logger.warning("the registry's database failed: %s", error.orig)
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        logger.warning("the registry's database failed: %s", getattr(error, "orig", error))
         raise RegistryUnavailableError("the registry's database does not answer: try again") from error
 
 

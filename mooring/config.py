@@ -145,7 +145,8 @@ class OthersSettings(_Section):
     watch: bool = Field(True, description="Whether devices are watched at all.")
     period_s: float = Field(0.5, gt=0, description="Time between two looks at a device.")
     margin: Bytes = Field(
-        256 << 20, description="Memory of a device that is left free for others to grow into."
+        256 << 20,
+        description="Memory of a device, and of the host, that is left free for others to grow into.",
     )
     grow_after_s: float = Field(
         5.0, ge=0, description="Others' memory must have been gone for so long before ours grows back."

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from memory_manager.config import DeviceBudget
 from memory_manager.devices import DeviceReader, HostReader, NvmlReader, Pids, default_budget_bytes
 from memory_manager.foreign import ForeignConfig
-from memory_manager.foreign_watch import BudgetOwner, ForeignWatch
+from memory_manager.foreign_watch import ForeignWatch
+from memory_manager.host_watch import HostWatch
+from memory_manager.others import Others
 from mooring.config import DeviceEntry, Settings
 from mooring.errors import ConfigurationError
 from mooring.units import GIB, format_bytes
@@ -96,14 +98,18 @@ def host_cache_budget_bytes(settings: Settings) -> int:
 
 
 def watch_others(
-    settings: Settings, readers: Mapping[str, DeviceReader], owner: BudgetOwner
+    settings: Settings, readers: Mapping[str, DeviceReader], owner: Others
 ) -> list[asyncio.Task[None]]:
-    """Begins to watch every device for other processes' memory; the tasks run until they are cancelled."""
+    """Begins to watch every device, and the host, for other processes' memory; the tasks run until they are
+    cancelled."""
     others = settings.others
     if not others.watch:
         return []
     num_on_cpu = sum(map(is_cpu, readers))
-    watches = [
+    host = next((reader for device, reader in readers.items() if is_cpu(device)), HostReader(set))
+    config = ForeignConfig(period_s=others.period_s, margin_bytes=others.margin)
+    watches: list[ForeignWatch | HostWatch] = [HostWatch(host, owner.give_up_copies, config)]
+    watches += [
         ForeignWatch(
             device,
             reader,
@@ -117,7 +123,16 @@ def watch_others(
         )
         for device, reader in readers.items()
     ]
-    return [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
+    tasks = [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
+    for task in tasks:
+        task.add_done_callback(_tell_end)
+    return tasks
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    """Only a bug of ours ends a watch before it is cancelled; it must not pass unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("other processes' memory is no longer watched", exc_info=error)
 
 
 def _has_gpu() -> bool:

@@ -200,6 +200,7 @@ def plan_memory(
     kv_bytes = sum(each.page_bytes for each in plans)
     kv_token_bytes = sum(each.token_bytes for each in plans)
     block_bytes = sum(each.block_bytes_total for each in plans)
+    reserve_bytes = round_to_pages(reserve_bytes)  # as the ledger takes it
     fixed_bytes = reserve_bytes + weights_page_bytes + PAGE_BYTES  # and the pool's null page
     room = None if device_bytes is None else device_bytes // PAGE_BYTES * PAGE_BYTES - fixed_bytes
     kv_of = partial(_kv_bytes, groups)

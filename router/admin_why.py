@@ -28,10 +28,11 @@ def create_why_routes(manager: MemoryManager, registrar: Registrar, journal: Jou
         in now."""
         decisions = [event_body(each) for each in await journal.events(NUM_DECISIONS, deployment=name)]
         snapshot = manager.snapshot()
+        reason = registrar.directory.reason(name)
         for status in snapshot.deployments:
             if status.name == name:
-                return _why(status, snapshot.at_s, _way_in(manager.way_in(name)), decisions)
-        reason = registrar.directory.reason(name)
+                way_in = _way_in(manager.way_in(name)) if reason is None else None
+                return _why(status, snapshot.at_s, reason or status.reason, way_in, decisions)
         if reason is None:
             raise ModelNotFoundError(f"there is no deployment {name!r} that is served", param="name")
         return types.WhyBody(
@@ -48,12 +49,16 @@ def create_why_routes(manager: MemoryManager, registrar: Registrar, journal: Jou
 
 
 def _why(
-    status: DeploymentStatus, now_s: float, way_in: types.WayInBody, decisions: list[types.EventBody]
+    status: DeploymentStatus,
+    now_s: float,
+    reason: str,
+    way_in: types.WayInBody | None,
+    decisions: list[types.EventBody],
 ) -> types.WhyBody:
     return types.WhyBody(
         name=status.name,
         residency=status.residency.value,
-        reason=status.reason or None,
+        reason=reason or None,
         num_waiting=status.num_waiting,
         replicas=[
             types.StandingBody(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from memory_manager.events import Event, EventKind
 from model_registry.records import EventRecord, NewEvent
 from model_registry.registry import Registry
-from mooring.errors import MooringError
+from mooring.errors import InvalidRequestError, MooringError
 
 __all__ = ["Journal", "JournalConfig"]
 
@@ -33,8 +33,8 @@ class JournalConfig:
     Attributes:
         max_kept: rows of the registry; the oldest go beyond.
         flush_s: how often what is new is written.
-        max_pending: events that wait for a database that does not answer; beyond, the oldest are lost, and the
-            log says how many.
+        max_pending: events that wait for a database that does not answer; at twice as many, or when a write has
+            failed, the oldest beyond are lost, and the log says how many.
         max_flush_s: longest pause between attempts while it does not.
     """
 
@@ -66,6 +66,7 @@ class Journal:
         self._pending: list[NewEvent] = []
         self._refusals: dict[tuple[str | None, object], int] = {}  # where they stand in ``_pending``
         self._writing = asyncio.Lock()
+        self._writes: set[asyncio.Task[bool]] = set()
         self._written = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._shut = False
@@ -98,12 +99,14 @@ class Journal:
             replica_id=event.replica_id,
             worker_id=event.worker_id,
             device=event.device,
-            reason=event.reason.replace("\0", "")[:_MAX_REASON_CHARS],
+            reason=_storable(event.reason),
             figures=event.figures,
         )
         if event.kind is EventKind.REFUSE and self._joins_another(new):
             return
         self._pending.append(new)
+        if len(self._pending) >= 2 * self._config.max_pending:
+            self._drop_oldest()
 
     async def events(
         self,
@@ -158,33 +161,46 @@ class Journal:
 
     async def _flush(self) -> bool:
         """Writes what is pending; False where the registry did not take it."""
+        # In a task of its own: who asked may be cancelled, and what was taken out must be written or put back.
+        write = asyncio.create_task(self._write())
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        return await asyncio.shield(write)
+
+    async def _write(self) -> bool:
         async with self._writing:
             batch, self._pending, self._refusals = self._pending, [], {}
             if not batch:
                 return True
             try:
-                # Shielded, since a write that goes on unseen would be made a second time.
-                await asyncio.shield(
-                    asyncio.to_thread(self._registry.add_events, batch, self._config.max_kept)
-                )
+                await asyncio.to_thread(self._registry.add_events, batch, self._config.max_kept)
+            except (
+                InvalidRequestError
+            ) as error:  # it would be no better the next time, and hold up all others
+                logger.error("%d events are lost: %s", len(batch), error.message)
             except MooringError:  # the registry has logged why
-                self._put_back(batch)
+                self._pending, self._refusals = batch + self._pending, {}
+                self._drop_oldest()
                 return False
         self._tell()
         return True
 
-    def _put_back(self, batch: list[NewEvent]) -> None:
-        pending = batch + self._pending
-        num_lost = max(0, len(pending) - self._config.max_pending)
-        if num_lost:
+    def _drop_oldest(self) -> None:
+        num_lost = len(self._pending) - self._config.max_pending
+        if num_lost > 0:
             logger.warning("%d events are lost: the registry does not answer", num_lost)
-        self._pending, self._refusals = pending[num_lost:], {}
+            self._pending, self._refusals = self._pending[num_lost:], {}
 
     def _tell(self) -> None:
         written, self._written = self._written, asyncio.Event()
         written.set()
         if self._shut:
             self._written.set()
+
+
+def _storable(text: str) -> str:
+    """A text without what no database takes: NUL, halves of surrogate pairs (undecodable names of files)."""
+    return text[:_MAX_REASON_CHARS].replace("\0", "").encode(errors="replace").decode()
 
 
 def _line(event: Event) -> str:

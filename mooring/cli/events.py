@@ -54,7 +54,7 @@ def _print_line(event: Mapping[str, Any], json: bool) -> None:
     if json:
         typer.echo(orjson.dumps(event).decode())
     else:
-        console().print(*(cell for cell in event_row(event) if cell), soft_wrap=True, markup=False)
+        console().print(*(cell for cell in event_row(event) if cell), soft_wrap=True)
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

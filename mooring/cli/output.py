@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import typer
@@ -16,8 +16,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.
 
 
 def console() -> Console:
-    """Where tables go: stdout."""
-    return Console(highlight=False)
+    """Where tables go: stdout. Text is shown as it is: a reason may hold anything, brackets too."""
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -28,7 +28,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
     """A table, or the sentence ``empty`` where there are no rows. Columns that end in ``#`` hold numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left")
+        justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"
+        table.add_column(column.removesuffix("#"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     console().print(table if table.row_count else empty)

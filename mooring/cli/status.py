@@ -57,7 +57,8 @@ def _print_rest(found: Mapping[str, Any]) -> None:
 
 def _print_why(why: Mapping[str, Any]) -> None:
     console().rule(why["name"], align="left")
-    console().print(f"{why['residency']}: {why['reason'] or 'as nothing has changed it'}")
+    waiting = f", {why['num_waiting']} requests wait" if why["num_waiting"] else ""
+    console().print(f"{why['residency']}: {why['reason'] or 'as nothing has changed it'}{waiting}")
     rows = [
         (r["id"], r["worker"], r["residency"], f"{r['for_s']:.1f} s", format_bytes(r["weights_bytes"]),
          format_bytes(r["kv_bytes"]), r["num_active"], r["reason"])

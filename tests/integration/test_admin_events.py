@@ -135,6 +135,10 @@ def test_why_a_model_is_where_it_is(server: RunningServer) -> None:
     there = server.admin("GET", "/deployments/a/why").json()
     assert (there["residency"], there["way_in"]["verdict"]) == ("resident", "there")
     assert server.admin("GET", "/deployments/nobody/why").status_code == 404
+    server.admin("PATCH", "/deployments/c", {"enabled": False})
+    off = server.admin("GET", "/deployments/c/why").json()
+    assert (off["reason"], off["way_in"]) == ("it is disabled", None)
+    server.admin("PATCH", "/deployments/c", {"enabled": True})
 
 
 def test_refusals_are_counted_in_one_event(server: RunningServer) -> None:

@@ -16,6 +16,7 @@ from memory_manager.devices import DeviceMemory, HostReader
 from memory_manager.foreign import ForeignConfig
 from memory_manager.foreign_watch import ForeignWatch
 from memory_manager.host_arena import HostArena
+from memory_manager.host_watch import HostWatch
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from mooring.units import MIB
 
@@ -151,6 +152,27 @@ async def test_our_budget_makes_way_for_a_real_process_and_comes_back(tmp_path: 
         assert owner.others_bytes == 0
         assert len(owner.reasons) == 2
     arena.close()
+
+
+async def test_host_copies_go_where_the_host_stays_short(tmp_path: Path) -> None:
+    """A cgroup of 512 MiB, of which a process takes 460."""
+    config = ForeignConfig(margin_bytes=64 * MIB, step_bytes=8 * MIB)
+    wanted_bytes: list[int] = []
+    with memory_cgroup(512 * MIB) as group, process_in(group, HOG) as hog:
+        watch = HostWatch(reader_in(group, tmp_path), wanted_bytes.append, config)
+        await watch.look()
+        tell(hog, str(460 * MIB))
+        assert said(hog) == "holds"
+        await watch.look()
+        assert wanted_bytes == [], "KV and models first"
+        await watch.look()
+        assert len(wanted_bytes) == 1
+        assert 12 * MIB < wanted_bytes[0] < 64 * MIB
+        tell(hog, "1")
+        assert said(hog) == "holds"
+        await watch.look()
+        await watch.look()
+        assert len(wanted_bytes) == 1
 
 
 class _Clock:

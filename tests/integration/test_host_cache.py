@@ -291,3 +291,23 @@ def test_a_copy_that_cannot_be_begun_leaves_neither_descriptor_nor_mapping(tmp_p
         HostCopyFile(ref, new_memfd(MIB), physical_bytes=2 * MIB)  # there is not as much as it should find
     assert open_files() <= before
     assert "mooring-host-copy" not in Path("/proc/self/maps").read_text()
+
+
+async def test_memory_that_is_wanted_back_is_the_spare_then_copies_that_nobody_holds(tmp_path: Path) -> None:
+    cache = HostCache(40 * MIB)
+    old, held, new = (artifact(tmp_path, key, 4 * MIB) for key in ("old", "held", "new"))
+    for ref in (old, new):
+        (await cache.get(ref)).release()
+    kept = await cache.get(held)
+    assert (cache.can_hold(40 * MIB), cache.can_hold(40 * MIB + 1)) == (True, False)
+    assert (cache.has_room(36 * MIB), cache.has_room(36 * MIB + 1)) == (True, False)
+    cache.expect(artifact(tmp_path, "next", 2 * MIB))
+    assert cache.give_up(1) == 2 * MIB
+    assert cache.spare_bytes == 0
+    assert cache.give_up(3 * MIB) == 4 * MIB
+    assert [cache.contains(ref.key) for ref in (old, held, new)] == [False, True, True]
+    assert cache.give_up(100 * MIB) == 4 * MIB, "and no more than there is"
+    assert cache.used_bytes == held.num_bytes
+    assert read_all(kept.fd, held.num_bytes) == held.weights_path.read_bytes()
+    kept.release()
+    await cache.close()

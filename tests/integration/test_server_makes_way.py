@@ -85,3 +85,38 @@ def test_a_server_makes_way_for_another_process_and_comes_back(tmp_path: Path) -
             assert server.status()["devices"][0]["owners"]["kv:null-0"] > 900 * MIB
             told = server.admin("GET", "/events?kind=budget").json()
             assert len(told["events"] if isinstance(told, dict) else told) >= 2
+
+
+def test_copies_of_sleeping_models_go_where_that_is_not_enough(tmp_path: Path) -> None:
+    """The null engine's KV is a number, so nothing but the host copy can really go."""
+    settings = tmp_path / "mooring.toml"
+    settings.write_text(CONFIG)
+    with memory_cgroup(GIB) as group:
+        join = ["sh", "-c", f'echo $$ > {group.procs_file} && exec "$@"', "sh"]
+        with RunningServer(
+            tmp_path / "data",
+            {"m": write_checkpoint(tmp_path / "m")},
+            ["--engine", "null", "--memory-budget", "64MiB", "--host-cache-budget", "64MiB"],
+            NULL_ENVIRONMENT,
+            settings,
+            through=join,
+        ) as server:
+
+            def residency() -> str:
+                (found,) = server.status()["deployments"]
+                return str(found["residency"])
+
+            assert complete(server) == 200
+            assert server.admin("POST", "/deployments/m/sleep").status_code == 204
+            assert residency() == "warm"
+            hog = fill(group, GIB - group.used_bytes - 20 * MIB)
+            try:
+                until(lambda: residency() == "cold")
+                (dropped,) = server.admin("GET", "/events?kind=drop").json()
+                assert dropped["figures"]["host_copy_bytes"] > 0
+                assert "the host lacks" in server.admin("GET", "/events?kind=unload").json()[0]["reason"]
+            finally:
+                hog.kill()
+                hog.wait()
+            until(lambda: others_bytes(server) == 0)
+            assert complete(server) == 200

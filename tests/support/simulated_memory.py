@@ -61,7 +61,7 @@ def run_virtually(main: Callable[[], Coroutine[Any, Any, T]], limit_s: float = 3
         loop = runner.get_loop()
         assert isinstance(loop, VirtualTimeLoop)
         result = runner.run(limited())
-        assert loop.errors == []
+        assert loop.errors == [], loop.errors
         return result
 
 
@@ -78,16 +78,26 @@ class SimulatedCopy:
 
 @dataclass
 class SimulatedHostCache:
-    """Reads at ``read_s`` a copy; evicts unused copies where there are more than ``max_copies``."""
+    """Reads at ``read_s`` a copy; evicts unused copies where there are more than ``max_copies``. Copies of
+    ``too_large_bytes`` or more are never held; while ``starved`` the host has no memory for a new one."""
 
     max_copies: int = 1000
     read_s: float = 0.05
     broken: set[str] = field(default_factory=set)
+    too_large_bytes: int = 1 << 60
+    starved: bool = False
     pins: dict[str, int] = field(default_factory=dict)
     expected: set[str] = field(default_factory=set)
 
     def contains(self, key: str) -> bool:
         return key in self.pins
+
+    def can_hold(self, num_bytes: int) -> bool:
+        return num_bytes < self.too_large_bytes
+
+    def has_room(self, num_bytes: int) -> bool:
+        unused = sum(count == 0 for count in self.pins.values())
+        return self.can_hold(num_bytes) and len(self.pins) - unused < self.max_copies
 
     def expect(self, ref: ArtifactRef) -> None:
         self.expected.add(ref.key)
@@ -98,11 +108,20 @@ class SimulatedHostCache:
     def allow_spare(self, allowed: bool) -> int:
         return 0
 
+    def give_up(self, num_bytes: int) -> int:
+        """A copy is taken for ten pages, as ``deployment`` makes them."""
+        unused = [key for key, count in self.pins.items() if count == 0][: -(-num_bytes // (10 * PAGE))]
+        for key in unused:
+            del self.pins[key]
+        return len(unused) * 10 * PAGE
+
     async def get(self, ref: ArtifactRef) -> SimulatedCopy:
         if ref.key not in self.pins:
             await asyncio.sleep(self.read_s)
             if ref.key in self.broken:
                 raise ArtifactError(f"{ref.key} is corrupt")
+            if self.starved or not self.can_hold(ref.num_bytes):
+                raise InsufficientMemoryError(f"there is no host memory for {ref.key}")
         if ref.key not in self.pins:
             while len(self.pins) >= self.max_copies:
                 unused = [key for key, count in self.pins.items() if count == 0]
@@ -124,7 +143,8 @@ class _Held:
 class SimulatedWorker:
     """A worker with a device of ``budget_bytes``; ``violations`` tells when it held more.
 
-    Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``. Moves of replicas
+    Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``; asleep they keep
+    ``remains_pages`` of their weights, as captured graphs would. Moves of replicas
     fail at ``failure_rate``, calls named in ``failing`` always, having changed nothing; ``die()`` makes all
     calls, under way too, fail for ever.
     """
@@ -139,6 +159,7 @@ class SimulatedWorker:
         failure_rate: float = 0.0,
         copy_s: float = 0.1,
         kv_pages_per_s: float = 2000.0,
+        remains_pages: int = 0,
     ) -> None:
         self.worker_id = worker_id
         self.device = device
@@ -155,6 +176,7 @@ class SimulatedWorker:
         self.kv_lease_bytes = PAGE
         self.num_queued = 0  # as it says of each replica
         self.revision = 0
+        self._remains_bytes = remains_pages * PAGE
         self._random = random.Random(seed)
         self._kv_bytes_per_s = kv_pages_per_s * PAGE
         self._kv_at_s = 0.0
@@ -162,7 +184,10 @@ class SimulatedWorker:
 
     @property
     def weights_bytes(self) -> int:
-        return sum(each.weights_bytes for each in self.held.values() if each.resident)
+        return sum(map(self._held_bytes, self.held.values()))
+
+    def _held_bytes(self, held: _Held) -> int:
+        return held.weights_bytes if held.resident else min(self._remains_bytes, held.weights_bytes)
 
     def die(self) -> None:
         if self.alive:
@@ -226,14 +251,21 @@ class SimulatedWorker:
         held = self.held.get(replica_id)
         if held is None:
             raise ArtifactError(f"{replica_id} is not known here")
-        released_bytes = held.weights_bytes if held.resident else 0
+        before_bytes = self._held_bytes(held)
         held.resident = False
-        return released_bytes
+        return before_bytes - self._held_bytes(held)
 
     async def unload(self, replica_id: str) -> None:
         self.calls.append(("unload", replica_id))
-        await self._call("unload", replica_id, 0.001)
-        self.held.pop(replica_id, None)
+
+        async def forget() -> None:
+            await self._call("unload", replica_id, 0.001)
+            self.held.pop(replica_id, None)
+
+        # Another process goes on when its caller does not.
+        forgetting = asyncio.ensure_future(forget())
+        forgetting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.shield(forgetting)
 
     async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         self.calls.append(("set_lease", str(kv_bytes)))
@@ -271,7 +303,7 @@ class SimulatedWorker:
             ReplicaUsage(
                 replica_id,
                 "resident" if held.resident else "warm",
-                held.weights_bytes if held.resident else 0,
+                self._held_bytes(held),
                 kv_bytes=0,
                 running=0,
                 waiting=self.num_queued,

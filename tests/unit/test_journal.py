@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +112,7 @@ async def test_events_wait_for_a_database_that_is_away(
             await asyncio.sleep(0.01)
     await journal.stop()
     assert [each.figures["bytes"] for each in registry.list_events(10)] == [9, 8, 7, 6]
-    assert "6 events are lost" in caplog.text
+    assert sum(map(int, re.findall(r"(\d+) events are lost", caplog.text))) == 6
 
 
 async def test_the_log_has_reason_and_figures(registry: Flaky, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,3 +123,61 @@ async def test_the_log_has_reason_and_figures(registry: Flaky, caplog: pytest.Lo
     first, second = caplog.records
     assert (first.levelname, first.message) == ("WARNING", "failure a/0: corrupt [retry_in_s=0.1235]")
     assert (second.levelname, second.message) == ("DEBUG", "kv_lease w: KV grows")
+
+
+class Slow(Flaky):
+    """A registry whose writes are held up until they are let go."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def add_events(self, events: Sequence[NewEvent], max_kept: int) -> None:
+        self.began.set()
+        assert self.go_on.wait(10)
+        super().add_events(events, max_kept)
+
+
+async def test_who_gives_up_asking_takes_no_events_along(tmp_path: Path) -> None:
+    registry = Slow(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    journal = Journal(registry, CONFIG)
+    journal.note(load(1))
+    asking = asyncio.ensure_future(journal.events(10))
+    await asyncio.to_thread(registry.began.wait, 10)
+    asking.cancel()
+    await asyncio.wait([asking])
+    registry.away = True  # for the write that goes on unseen
+    registry.go_on.set()
+    later = asyncio.ensure_future(journal.events(10))
+    await asyncio.sleep(0.1)
+    registry.away = False
+    await later
+    assert [each.reason for each in await journal.events(10)] == ["number 1"]
+
+
+async def test_events_do_not_pile_up_behind_a_write_that_hangs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Slow(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    journal = Journal(registry, CONFIG)
+    journal.start()
+    journal.note(load(0))
+    await asyncio.to_thread(registry.began.wait, 10)
+    for number in range(1, 1000):
+        journal.note(load(number))
+    registry.go_on.set()
+    found = await journal.events(100)
+    await journal.stop()
+    assert [each.figures["bytes"] for each in found[:4]] == [999, 998, 997, 996]
+    assert len(found) <= 1 + 2 * CONFIG.max_pending
+    assert "events are lost" in caplog.text
+
+
+async def test_an_event_that_cannot_be_kept_holds_up_no_other(registry: Flaky) -> None:
+    journal = Journal(registry, CONFIG)
+    journal.note(Event(0.0, EventKind.FAILURE, "no file m\udce4rz.bin\0", "a"))
+    assert [each.reason for each in await journal.events(10)] == ["no file m?rz.bin"]
+    journal.note(Event(0.0, EventKind.FAILURE, "x", "m\udce4rz"))
+    await journal.events(10)
+    journal.note(load(1))
+    assert [each.reason for each in await journal.events(1)] == ["number 1"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
+from memory_manager.ledger import Ledger, Owner
 from mooring.errors import ConfigurationError, InvalidRequestError
 from mooring.units import GIB, KIB, MIB
 from ops.memory_plan import (
@@ -184,3 +185,14 @@ def test_this_machine_is_a_device_too() -> None:
     plan = json.loads(done.stdout)
     assert plan["device_bytes"] > 128 * MIB
     assert plan["reserve_bytes"] == 0
+
+
+def test_whether_it_fits_is_what_the_ledger_would_say() -> None:
+    needed_bytes = planned("llama-3-8b", 64, 1, reserve_bytes=1).total_bytes
+    for device_bytes in (needed_bytes - 1, needed_bytes, needed_bytes + PAGE - 1):
+        plan = planned("llama-3-8b", 64, 1, reserve_bytes=1, device_bytes=device_bytes)
+        ledger = Ledger("cpu", device_bytes)
+        sizes = {"reserve": 1, "weights": plan.weights_bytes, "kv": plan.kv_bytes + PAGE}
+        granted = [ledger.grant(Owner("weights", name), num_bytes) for name, num_bytes in sizes.items()]
+        assert all(granted) == plan.fits
+        assert not plan.fits or ledger.leased_bytes == plan.total_bytes

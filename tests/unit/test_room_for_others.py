@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from support.simulated_house import BUDGET, house, virtually
-from support.simulated_memory import PAGE, deployment
+from support.simulated_memory import PAGE, SimulatedWorker, deployment
 
 from memory_manager.events import EventKind
 from memory_manager.ledger import Ledger, Owner
+from memory_manager.ports import LeaseStatus
 from memory_manager.residency import Residency
 from mooring.errors import InternalError
 
@@ -111,3 +113,81 @@ async def test_a_busy_model_is_drained_and_a_new_worker_knows_the_limit() -> Non
         await asyncio.sleep(1)
         assert ("set_memory_limit", str(5 * PAGE)) in again.calls
         h.manager.others.set_others("cpu", 0, "gone again")
+
+
+@virtually
+async def test_host_copies_go_where_the_host_is_short_the_longest_unused_first() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        for name in "abc":
+            h.manager.upsert_deployment(deployment(name))
+            (await h.manager.acquire(name)).release()
+            await asyncio.sleep(3)
+        for name in "ab":
+            await h.manager.sleep(name)
+        h.manager.others.give_up_copies(3 * PAGE)
+        await asyncio.sleep(1)
+        assert [h.residency(name) for name in "abc"] == [Residency.COLD, Residency.WARM, Residency.RESIDENT]
+        assert "a/0" not in worker.held
+        (told,) = h.told(EventKind.DROP)
+        assert told.deployment == "a"
+        h.manager.others.give_up_copies(99 * PAGE)
+        await asyncio.sleep(1)
+        assert [h.residency(name) for name in "abc"] == [Residency.COLD, Residency.COLD, Residency.RESIDENT]
+        (await h.manager.acquire("a")).release()
+
+
+@virtually
+async def test_a_worker_that_will_not_forget_a_sleeper_or_dies_over_it_keeps_nothing() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name))
+            (await h.manager.acquire(name)).release()
+            await asyncio.sleep(3)
+            await h.manager.sleep(name)
+        worker.failing.add("unload")
+        h.manager.others.give_up_copies(PAGE)
+        await asyncio.sleep(0.1)
+        h.manager.others.give_up_copies(PAGE)
+        await asyncio.sleep(0.1)
+        assert [call for call in worker.calls if call[0] == "unload"] == [
+            ("unload", "a/0"),
+            ("unload", "b/1"),
+        ]
+        worker.failing.clear()
+        await asyncio.sleep(2)
+        h.manager.others.give_up_copies(PAGE)
+        await asyncio.sleep(0)
+        worker.die()
+        h.add_worker()
+        for name in "ab":
+            (await h.manager.acquire(name)).release()
+
+
+class _Pressed(SimulatedWorker):
+    """Calls ``press`` when its KV has shrunk: just before the plan that wakes what waited for that."""
+
+    press: Callable[[], None] | None = None
+
+    async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
+        status = await super().set_lease(kv_bytes, revision)
+        if self.press is not None and status is LeaseStatus.APPLIED:
+            asyncio.get_running_loop().call_soon(self.press)
+            self.press = None
+        return status
+
+
+@virtually
+async def test_a_sleeper_that_gives_its_copy_up_is_not_woken_under_it() -> None:
+    async with house() as h:
+        worker = _Pressed(BUDGET)
+        h.manager.add_worker(worker)
+        h.workers.append(worker)
+        h.manager.upsert_deployment(deployment("a"))
+        (await h.manager.acquire("a")).release()
+        await h.manager.sleep("a")
+        await asyncio.sleep(1)
+        worker.press = lambda: h.manager.others.give_up_copies(PAGE)
+        (await h.manager.acquire("a")).release()
+        assert [verb for verb, name in worker.calls if name == "a/0"] == ["load", "sleep", "unload", "load"]
