@@ -207,7 +207,8 @@ def _line(event: Event) -> str:
     about = event.replica_id or event.deployment or event.worker_id or event.device or "server"
     figures = " ".join(f"{name}={_short(value)}" for name, value in event.figures.items())
     line = f"{event.kind.value} {about}: {event.reason}" + (f" [{figures}]" if figures else "")
-    return line.encode(errors="backslashreplace").decode()  # a log in UTF-8 takes no halves of surrogate pairs
+    # A log in UTF-8 takes no halves of surrogate pairs.
+    return line.encode(errors="backslashreplace").decode()
 
 
 def _short(value: float | str) -> str:
