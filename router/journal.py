@@ -174,9 +174,8 @@ class Journal:
                 return True
             try:
                 await asyncio.to_thread(self._registry.add_events, batch, self._config.max_kept)
-            except (
-                InvalidRequestError
-            ) as error:  # it would be no better the next time, and hold up all others
+            except InvalidRequestError as error:
+                # It would be no better the next time, and hold up all others.
                 logger.error("%d events are lost: %s", len(batch), error.message)
             except MooringError:  # the registry has logged why
                 self._pending, self._refusals = batch + self._pending, {}
