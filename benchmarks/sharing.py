@@ -29,8 +29,8 @@ __all__ = ["SharingLoad", "main"]
 
 MODELS = ("popular", "middling", "rare")
 TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 20.0, 8.0
-_FIRST_LOAD_TIMES_ALONE = 3.0  # what one request after the other would do; batching does more
-_WELL_PAST_FULL = 0.75  # elastic's attainment at which its curve ends
+_FIRST_LOAD_TIMES_ALONE = 2.4  # what one request after the other would do; batching does more
+_WELL_PAST_FULL = 0.85  # elastic's attainment at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
 
 Curves = dict[Policy, dict[float, Summary]]
@@ -57,12 +57,12 @@ class SharingLoad:
     shape: dict[str, object]
     shape_name: str
     trace: TraceSpec
-    max_model_len: int = 288
+    max_model_len: int = 224
     num_sequences: int = 8
     load_step: float = 1.25
-    max_loads: int = 12
+    max_loads: int = 8
     patience_s: float = 30.0
-    num_alone: int = 12
+    num_alone: int = 6
     budgets: tuple[Budget, ...] = tuple(Budget)
     num_threads: int | None = None
 
@@ -71,7 +71,7 @@ class SharingLoad:
         """Models of 25 million parameters with a KV head for each query head, half a minute at each load."""
         shape = {**SMALL_SHAPE, "num_key_value_heads": SMALL_SHAPE["num_attention_heads"]}
         trace = TraceSpec(
-            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (16, 96), (64, 192), seed
+            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (32, 64), (96, 160), seed
         )
         return cls(shape, "25 million parameters and 18 KiB of KV a token", trace)
 
@@ -127,7 +127,7 @@ class _Bench:
         return curve[load_per_s]
 
     def explore(self, first_load_per_s: float) -> None:
-        """Measures upwards until elastic misses a quarter of its requests, then downwards until everything asked
+        """Measures upwards until elastic is well past its limit, then downwards until everything asked
         of the curves is answered, or ``max_loads`` have been tried."""
         step, loads = self.load.load_step, [first_load_per_s]
         while self._measure_all(loads[-1]) >= _WELL_PAST_FULL and len(loads) < self.load.max_loads:
@@ -136,7 +136,8 @@ class _Bench:
         while not self._answered() and len(loads) < self.load.max_loads:
             lowest /= step
             loads.append(lowest)
-            self._measure_all(lowest)
+            for policy in (Policy.ELASTIC, Policy.STATIC):
+                self.measure(policy, lowest)
         at_99 = highest_load(self.curves[Policy.ELASTIC], FULL_GOAL)
         if at_99 is not None:
             self.measure(Policy.SWAP, at_99)
