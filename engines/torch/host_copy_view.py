@@ -21,9 +21,16 @@ from memory_manager.kv_spec import round_to_pages
 from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
 
-__all__ = ["HostCopyView"]
+__all__ = ["HostCopyView", "require_bytes"]
 
 log = logging.getLogger(__name__)
+
+
+def require_bytes(host_copy_fd: int, num_bytes: int) -> None:
+    """Raises ``ArtifactError`` where a host copy is shorter: what is mapped beyond its end kills who reads it."""
+    found_bytes = os.fstat(host_copy_fd).st_size
+    if found_bytes < num_bytes:
+        raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
 
 
 class HostCopyView:
@@ -38,9 +45,7 @@ class HostCopyView:
     """
 
     def __init__(self, host_copy_fd: int, num_bytes: int) -> None:
-        found_bytes = os.fstat(host_copy_fd).st_size
-        if found_bytes < num_bytes:
-            raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
+        require_bytes(host_copy_fd, num_bytes)
         self._num_bytes = num_bytes
         self._context: CudaContext | None = None
         self._address = host_pages.reserve(round_to_pages(num_bytes))

@@ -6,14 +6,13 @@ copy's own pages, put under the same addresses: no copy, and no second copy in m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from engines.artifact import Manifest, TensorEntry
-from engines.torch.host_copy_view import HostCopyView
+from engines.torch.host_copy_view import HostCopyView, require_bytes
 from memory_manager.arena import Arena
 from memory_manager.host_copy_file import is_sealed
 from memory_manager.kv_spec import round_to_pages
@@ -132,9 +131,7 @@ class WeightsRegion:
         return self._memory[entry.offset : entry.offset + entry.num_bytes].view(dtype).view(entry.shape)
 
     def _borrow(self, host_copy_fd: int) -> None:
-        found_bytes = os.fstat(host_copy_fd).st_size
-        if found_bytes < self._num_bytes:
-            raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
+        require_bytes(host_copy_fd, self._num_bytes)
         self._arena.lend(self._range, host_copy_fd, self._num_bytes)
         self._committed = True
 
