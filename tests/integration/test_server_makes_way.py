@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,32 @@ grow_after_s = 0.5
 """
 
 
-def fill(group: MemoryCgroup, num_bytes: int) -> subprocess.Popen[str]:
+@contextmanager
+def filled(group: MemoryCgroup, num_bytes: int) -> Iterator[None]:
+    """Another process in the group holds so much."""
     command = [sys.executable, "-c", HOG, str(group.procs_file), str(num_bytes)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "holds\n"
-    return process
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "holds\n"
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def server_in(group: MemoryCgroup, folder: Path, memory_budget: str) -> Iterator[RunningServer]:
+    settings = folder / "mooring.toml"
+    settings.write_text(CONFIG)
+    with RunningServer(
+        folder / "data",
+        {"m": write_checkpoint(folder / "m")},
+        ["--engine", "null", "--memory-budget", memory_budget, "--host-cache-budget", "64MiB"],
+        NULL_ENVIRONMENT,
+        settings,
+        through=["sh", "-c", f'echo $$ > {group.procs_file} && exec "$@"', "sh"],
+    ) as server:
+        yield server
 
 
 def others_bytes(server: RunningServer) -> int:
@@ -58,65 +79,35 @@ def complete(server: RunningServer) -> int:
 
 
 def test_a_server_makes_way_for_another_process_and_comes_back(tmp_path: Path) -> None:
-    settings = tmp_path / "mooring.toml"
-    settings.write_text(CONFIG)
-    with memory_cgroup(2 * GIB) as group:
-        join = ["sh", "-c", f'echo $$ > {group.procs_file} && exec "$@"', "sh"]
-        with RunningServer(
-            tmp_path / "data",
-            {"m": write_checkpoint(tmp_path / "m")},
-            ["--engine", "null", "--memory-budget", "1GiB", "--host-cache-budget", "64MiB"],
-            NULL_ENVIRONMENT,
-            settings,
-            through=join,
-        ) as server:
+    with memory_cgroup(2 * GIB) as group, server_in(group, tmp_path, "1GiB") as server:
+        assert complete(server) == 200
+        assert others_bytes(server) == 0
+        with filled(group, 1500 * MIB):
+            until(lambda: others_bytes(server) > 0)
+            until(lambda: others_bytes(server) >= GIB - (2 * GIB - group.used_bytes))
             assert complete(server) == 200
-            assert others_bytes(server) == 0
-            hog = fill(group, 1500 * MIB)
-            try:
-                until(lambda: others_bytes(server) > 0)
-                until(lambda: others_bytes(server) >= GIB - (2 * GIB - group.used_bytes))
-                assert complete(server) == 200
-            finally:
-                hog.kill()
-                hog.wait()
-            until(lambda: others_bytes(server) == 0)
-            assert complete(server) == 200
-            assert server.status()["devices"][0]["owners"]["kv:null-0"] > 900 * MIB
-            told = server.admin("GET", "/events?kind=budget").json()
-            assert len(told["events"] if isinstance(told, dict) else told) >= 2
+        until(lambda: others_bytes(server) == 0)
+        assert complete(server) == 200
+        assert server.status()["devices"][0]["owners"]["kv:null-0"] > 900 * MIB
+        told = server.admin("GET", "/events?kind=budget").json()
+        assert len(told["events"] if isinstance(told, dict) else told) >= 2
 
 
 def test_copies_of_sleeping_models_go_where_that_is_not_enough(tmp_path: Path) -> None:
     """The null engine's KV is a number, so nothing but the host copy can really go."""
-    settings = tmp_path / "mooring.toml"
-    settings.write_text(CONFIG)
-    with memory_cgroup(GIB) as group:
-        join = ["sh", "-c", f'echo $$ > {group.procs_file} && exec "$@"', "sh"]
-        with RunningServer(
-            tmp_path / "data",
-            {"m": write_checkpoint(tmp_path / "m")},
-            ["--engine", "null", "--memory-budget", "64MiB", "--host-cache-budget", "64MiB"],
-            NULL_ENVIRONMENT,
-            settings,
-            through=join,
-        ) as server:
+    with memory_cgroup(GIB) as group, server_in(group, tmp_path, "64MiB") as server:
 
-            def residency() -> str:
-                (found,) = server.status()["deployments"]
-                return str(found["residency"])
+        def residency() -> str:
+            (found,) = server.status()["deployments"]
+            return str(found["residency"])
 
-            assert complete(server) == 200
-            assert server.admin("POST", "/deployments/m/sleep").status_code == 204
-            assert residency() == "warm"
-            hog = fill(group, GIB - group.used_bytes - 20 * MIB)
-            try:
-                until(lambda: residency() == "cold")
-                (dropped,) = server.admin("GET", "/events?kind=drop").json()
-                assert dropped["figures"]["host_copy_bytes"] > 0
-                assert "the host lacks" in server.admin("GET", "/events?kind=unload").json()[0]["reason"]
-            finally:
-                hog.kill()
-                hog.wait()
-            until(lambda: others_bytes(server) == 0)
-            assert complete(server) == 200
+        assert complete(server) == 200
+        assert server.admin("POST", "/deployments/m/sleep").status_code == 204
+        assert residency() == "warm"
+        with filled(group, GIB - group.used_bytes - 20 * MIB):
+            until(lambda: residency() == "cold")
+            (dropped,) = server.admin("GET", "/events?kind=drop").json()
+            assert dropped["figures"]["host_copy_bytes"] > 0
+            assert "the host lacks" in server.admin("GET", "/events?kind=unload").json()[0]["reason"]
+        until(lambda: others_bytes(server) == 0)
+        assert complete(server) == 200
