@@ -27,6 +27,7 @@ from benchmarks.soak_books import count_mismatches, growth_share
 from benchmarks.soak_disturbances import Disturbances, Guest
 from benchmarks.streams import Agreement, Outcome, Stream, compare, draw_streams, run_stream, run_streams
 from engines.torch.config import ModelConfig, describe, kv_groups
+from memory_manager.devices import HostReader
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 from mooring.errors import MooringError
 from mooring.units import MIB, format_bytes
@@ -264,7 +265,8 @@ def _write_config(scratch: Path, folders: Mapping[str, Path], load: SoakLoad) ->
     max_model_len = 64 + load.max_tokens
     weights_bytes = round_to_pages(description.weights_bytes("fp32")) + PAGE_BYTES
     budget_bytes = int(BUDGET_IN_MODELS * weights_bytes) + 6 * kv_bytes_for_tokens(groups, max_model_len)
-    free_bytes = psutil.virtual_memory().available
+    memory = HostReader(set).read()  # as the server will
+    free_bytes = 0 if memory is None else memory.free_bytes
     margin_bytes = max(0, free_bytes - budget_bytes - load.slack_bytes)
     lines = [
         'dtype = "float32"',
