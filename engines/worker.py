@@ -24,6 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,17 @@ def build_engine(options: WorkerOptions, engines: Mapping[str, EngineFactory]) -
         raise ConfigurationError(f"engine {options.engine} refuses its settings: {error}") from error
 
 
+def build_engine_aside(options: WorkerOptions, engines: Mapping[str, EngineFactory]) -> Engine:
+    """``build_engine`` on a thread that ends with it.
+
+    A thread that computes in parallel keeps OpenMP's helpers as long as it lives. Where helpers of others make the
+    process's threads more than the cores, the step's no longer spin for its next parallel part but sleep, and a
+    small model's step takes twice as long.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build_engine, options, engines).result()
+
+
 def _die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
@@ -185,7 +197,7 @@ def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFac
         level=logging.INFO, format=f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s"
     )
     try:
-        engine = build_engine(options, engines)
+        engine = build_engine_aside(options, engines)
     except ConfigurationError as error:
         logger.error("%s", error.message)
         return 2
