@@ -28,7 +28,7 @@ from ops.running_server import RunningServer
 __all__ = ["SharingLoad", "main"]
 
 MODELS = ("popular", "middling", "rare")
-TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 20.0, 8.0
+TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 10.0, 8.0
 _FIRST_LOAD_TIMES_ALONE = 2.4  # what one request after the other would do; batching does more
 _WELL_PAST_FULL = 0.85  # elastic's attainment at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
@@ -58,8 +58,8 @@ class SharingLoad:
     shape_name: str
     trace: TraceSpec
     max_model_len: int = 224
-    num_sequences: int = 8
-    load_step: float = 1.25
+    num_sequences: int = 12
+    load_step: float = 1.15
     max_loads: int = 8
     patience_s: float = 30.0
     num_alone: int = 6

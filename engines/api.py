@@ -231,6 +231,7 @@ class WorkerStats:
         kv_swapped_bytes: of host memory that the KV of preempted sequences takes.
         ready_bytes: of device memory that it keeps for nobody yet.
         fragmentation: of its KV.
+        kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 where none does.
     """
 
     replicas: tuple[ReplicaStats, ...]
@@ -242,6 +243,7 @@ class WorkerStats:
     kv_swapped_bytes: int = 0
     ready_bytes: int = 0
     fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    kv_wanted_bytes: int = 0
 
 
 class Engine(Protocol):

@@ -262,6 +262,7 @@ class WorkerClient:
             kv_lease_revision=stats.kv_lease_revision,
             ready_bytes=stats.ready_bytes,
             fragmentation=stats.fragmentation,
+            kv_wanted_bytes=stats.kv_wanted_bytes,
         )
 
     async def _call(self, method: Callable[..., Awaitable[Any]], request: Message, **options: Any) -> Any:

@@ -250,6 +250,7 @@ def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
         kv_swapped_bytes=stats.kv_swapped_bytes,
         ready_bytes=stats.ready_bytes,
         fragmentation=pb.KvFragmentation(**dataclasses.asdict(stats.fragmentation)),
+        kv_wanted_bytes=stats.kv_wanted_bytes,
     )
 
 
@@ -287,6 +288,7 @@ def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
             tail_bytes=message.fragmentation.tail_bytes,
             unfilled_bytes=message.fragmentation.unfilled_bytes,
         ),
+        kv_wanted_bytes=message.kv_wanted_bytes,
     )
 
 

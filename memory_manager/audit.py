@@ -28,6 +28,8 @@ class Audit:
     Args:
         replicas: the controller's own, by id.
         poll_s: how often each worker is asked.
+        clock: as the manager's.
+        replan: asks for a new plan.
         reporter: told of preemptions.
         on_lost: told when a worker turns out to be gone.
 
@@ -39,11 +41,15 @@ class Audit:
         self,
         replicas: Mapping[str, Replica],
         poll_s: float,
+        clock: Callable[[], float],
+        replan: Callable[[], None],
         reporter: Reporter,
         on_lost: Callable[[Worker], None],
     ) -> None:
         self._replicas = replicas
         self._poll_s = poll_s
+        self._clock = clock
+        self._replan = replan
         self._reporter = reporter
         self._on_lost = on_lost
         self.num_mismatches = 0
@@ -60,6 +66,7 @@ class Audit:
             if isinstance(usage, MooringError):
                 logger.warning("worker %s does not tell its usage: %s", worker.worker_id, usage)
                 continue
+            self._note_kv_wanted(worker, usage.kv_wanted_bytes)
             worker.kv_bytes = usage.kv_bytes_committed
             worker.ready_bytes = usage.ready_bytes
             worker.fragmentation = usage.fragmentation
@@ -91,6 +98,13 @@ class Audit:
             }
             reason = f"{num_preempted} sequences gave up their KV blocks: KV was short"
             self._reporter.of_replica(EventKind.PREEMPT, replica, reason, figures)
+
+    def _note_kv_wanted(self, worker: Worker, num_bytes: int) -> None:
+        if num_bytes and not worker.kv_wanted_bytes:
+            worker.kv_wanted_since_s = self._clock()
+        if num_bytes or worker.kv_wanted_bytes:
+            self._replan()
+        worker.kv_wanted_bytes = num_bytes
 
     def _settled(self, worker: Worker) -> Settled:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from memory_manager.config import PlannerConfig
@@ -50,6 +51,23 @@ class Board:
     def spare_bytes(self) -> int:
         """Room once all that leaves has left and all that waits for that has come."""
         return self.room_bytes - self._after_bytes
+
+    @property
+    def kv_short_bytes(self) -> int:
+        """KV that sequences wait for and nobody frees yet. Whoever waits for a place of its weights goes first."""
+        if self._awaits_room:
+            return 0
+        wanted_bytes = sum(
+            max(0, each.kv_wanted_bytes - self._kv_floor_bytes[each.worker_id]) for each in self._workers
+        )
+        return max(0, wanted_bytes - self.spare_bytes)
+
+    @property
+    def kv_wanted_since_s(self) -> float:
+        """Since when sequences wait for KV; ``inf`` where none does."""
+        return min(
+            (each.kv_wanted_since_s for each in self._workers if each.kv_wanted_bytes), default=math.inf
+        )
 
     def fits_now(self, need_bytes: int) -> bool:
         return self._now_bytes + need_bytes <= self.room_bytes and need_bytes <= self.spare_bytes

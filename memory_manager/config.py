@@ -97,7 +97,7 @@ class ManagerConfig:
         planner: its policy.
         max_waiting_per_deployment: acquires that may wait for one deployment; further ones are refused.
         lease_poll_s: how often a deferred KV lease is asked about.
-        usage_poll_s: how often the workers' own figures are compared with the ledger.
+        usage_poll_s: how often the workers are asked what they hold and what they wait for.
         retry_s: first wait after a failed load, wake or sleep; doubles with each failure in a row.
         max_retry_s: longest such wait.
         wake_attempts: failed wakes in a row after which the replica is failed rather than tried again.
@@ -108,7 +108,7 @@ class ManagerConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     max_waiting_per_deployment: int = 1024
     lease_poll_s: float = 0.01
-    usage_poll_s: float = 1.0
+    usage_poll_s: float = 0.2
     retry_s: float = 1.0
     max_retry_s: float = 60.0
     wake_attempts: int = 3

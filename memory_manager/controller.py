@@ -105,7 +105,14 @@ class MemoryManager:
         self._execution = Execution(
             self._moves, self._workers, self._replicas, self._reporter, self._note_move
         )
-        self._audit = Audit(self._replicas, self._config.usage_poll_s, self._reporter, self._lost)
+        self._audit = Audit(
+            self._replicas,
+            self._config.usage_poll_s,
+            clock,
+            self._schedule.soon,
+            self._reporter,
+            self._lost,
+        )
         self._has_moved = False
         self.others = Others(
             self._ledgers,

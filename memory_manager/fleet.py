@@ -102,6 +102,8 @@ class Worker:
         kv_bytes: that it held at the last poll.
         ready_bytes: of memory that it kept ready for later then.
         fragmentation: of its KV then.
+        kv_wanted_bytes, kv_wanted_since_s: the KV lease under which none of its sequences would have waited then, 0
+            where none did, and since when some have.
     """
 
     port: WorkerPort
@@ -111,6 +113,8 @@ class Worker:
     kv_bytes: int = 0
     ready_bytes: int = 0
     fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    kv_wanted_bytes: int = 0
+    kv_wanted_since_s: float = 0.0
 
     @property
     def worker_id(self) -> str:

@@ -19,7 +19,14 @@ from typing import Literal
 
 from mooring.units import MIB
 
-__all__ = ["PAGE_BYTES", "KVGroup", "choose_block_tokens", "kv_bytes_for_tokens", "round_to_pages"]
+__all__ = [
+    "PAGE_BYTES",
+    "KVGroup",
+    "block_bytes_for_tokens",
+    "choose_block_tokens",
+    "kv_bytes_for_tokens",
+    "round_to_pages",
+]
 
 PAGE_BYTES = 2 * MIB
 
@@ -103,6 +110,11 @@ def choose_block_tokens(bytes_per_token: int, preferred: int = 16) -> int:
     if lost(preferred) * 8 <= PAGE_BYTES:
         return preferred
     return min((64, 32, 16, 8, 4, 2, 1), key=lambda tokens: (lost(tokens), -tokens))
+
+
+def block_bytes_for_tokens(groups: Sequence[KVGroup], num_tokens: int) -> int:
+    """Bytes of the blocks that one sequence of ``num_tokens`` holds, which share pages with others'."""
+    return sum(group.blocks_for_tokens(num_tokens) * group.block_bytes for group in groups)
 
 
 def kv_bytes_for_tokens(groups: Sequence[KVGroup], num_tokens: int) -> int:

@@ -114,13 +114,21 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """One worker. ``kv_lease_bytes`` is what the ledger promises it, ``kv_target_bytes`` what it was last
-    told to keep to; the lease is the larger until the worker has obeyed."""
+    """One worker.
+
+    Attributes:
+        kv_lease_bytes: what the ledger promises it.
+        kv_target_bytes: what it was last told to keep to; the lease is the larger until the worker has obeyed.
+        kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 where none does.
+        kv_wanted_since_s: since when some do.
+    """
 
     worker_id: str
     device: str
     kv_lease_bytes: int = 0
     kv_target_bytes: int = 0
+    kv_wanted_bytes: int = 0
+    kv_wanted_since_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

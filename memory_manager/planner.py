@@ -6,8 +6,9 @@ that loads holds its lease already), and what must wait for something is left to
 1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
 2. Deployments that want a replica are taken in order of priority, then deadline. One that fits is brought
    in; one that does not asks the cheapest replicas to make room, and comes in when they are gone.
-3. Draining replicas that no one needs gone any more are resumed.
-4. What is left over is KV, divided between the workers of the device.
+3. Where sequences wait for KV, idle replicas are put to sleep for it.
+4. Draining replicas that no one needs gone any more are resumed.
+5. What is left over is KV, divided between the workers of the device.
 
 Invariant, per device: leases of weights + KV guarantees of the replicas there + reserve <= budget. So a KV
 lease can always shrink to the guarantees, and admitted requests can always finish.
@@ -124,6 +125,7 @@ class _Planning:
         self._make_room_for_others()
         for want in sorted(self._wants(refused), key=lambda each: each.order):
             self._place(want)
+        self._make_room_for_kv()
         self._resume()
         leases = (lease for board in self._boards.values() for lease in board.kv_leases())
         return Plan((*leases, *self._actions), refused, self._next_at_s)
@@ -216,14 +218,7 @@ class _Planning:
             shortage_bytes = -board.spare_bytes
             if shortage_bytes <= 0:
                 continue
-            candidates = [
-                candidate
-                for replica in self._residents[device]
-                if not replica.retired
-                and replica.replica_id not in self._leaving
-                and (candidate := self._judge_for_others(replica)) is not None
-                and self._at(candidate.eligible_at_s)
-            ]
+            candidates = self._candidates_for_others(device)
             victims = choose(candidates, shortage_bytes)
             for victim in candidates if victims is None else victims:
                 reason = (
@@ -231,6 +226,17 @@ class _Planning:
                     f"{format_bytes(shortage_bytes)} are missing"
                 )
                 self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
+
+    def _candidates_for_others(self, device: str) -> list[Candidate]:
+        """Replicas that may make room now, for what is no replica."""
+        return [
+            candidate
+            for replica in self._residents[device]
+            if not replica.retired
+            and replica.replica_id not in self._leaving
+            and (candidate := self._judge_for_others(replica)) is not None
+            and self._at(candidate.eligible_at_s)
+        ]
 
     def _judge_for_others(self, replica: ReplicaView) -> Candidate | None:
         """Nothing of ours is more urgent than memory that is another's."""
@@ -335,7 +341,40 @@ class _Planning:
             config=self._config,
         )
 
-    # 3. Replicas that may stay after all.
+    # 3. Room for KV.
+
+    def _make_room_for_kv(self) -> None:
+        """Idle replicas leave where sequences wait for KV: the cheapest, as many as are needed, or else all that may.
+
+        Each only once the wait has lasted as long as it is expected to cost to bring that one back, so that both
+        together are at most twice what foresight would pay (Karlin et al., Competitive Snoopy Caching, 1988).
+        """
+        for device, board in self._boards.items():
+            short_bytes, since_s = board.kv_short_bytes, board.kv_wanted_since_s
+            if not short_bytes:
+                continue
+            candidates = [
+                candidate
+                for candidate in self._candidates_for_others(device)
+                if candidate.rank == 1
+                and self._may_idle_away(candidate.replica.deployment)
+                and self._at(since_s + candidate.value_s)
+            ]
+            victims = choose(candidates, short_bytes)
+            for victim in candidates if victims is None else victims:
+                reason = (
+                    f"idle, worth {victim.value_s:.3g} s; sequences have waited {self._now_s - since_s:.2f} s for "
+                    f"{format_bytes(short_bytes)} of KV"
+                )
+                figures = {"kv_short_bytes": short_bytes, "value_s": victim.value_s}
+                self._leave(victim.replica, reason, figures)
+
+    def _may_idle_away(self, name: str) -> bool:
+        """Whether nothing would bring a replica of it back at once."""
+        deployment = self._deployments[name]
+        return deployment.demand is None and not num_kept(deployment)
+
+    # 4. Replicas that may stay after all.
 
     def _resume(self) -> None:
         for replica in self._state.replicas:

@@ -129,14 +129,19 @@ class KvFragmentation:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUsage:
-    """Device bytes one worker holds, as it reports them. ``ready_bytes``: of memory that it holds for nobody, so
-    that what grows need not wait for it."""
+    """Device bytes one worker holds, as it reports them.
+
+    Attributes:
+        ready_bytes: of memory that it holds for nobody, so that what grows need not wait for it.
+        kv_wanted_bytes: the KV lease under which no sequence would wait for KV; 0 where none does.
+    """
 
     replicas: tuple[ReplicaUsage, ...]
     kv_bytes_committed: int
     kv_lease_revision: int
     ready_bytes: int = 0
     fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    kv_wanted_bytes: int = 0
 
 
 class WorkerPort(Protocol):

@@ -52,7 +52,14 @@ def planner_state(
             for each in ledgers.values()
         ),
         workers=tuple(
-            WorkerView(each.worker_id, each.port.device, each.kv.lease_bytes, each.kv.target_bytes)
+            WorkerView(
+                each.worker_id,
+                each.port.device,
+                each.kv.lease_bytes,
+                each.kv.target_bytes,
+                each.kv_wanted_bytes,
+                each.kv_wanted_since_s,
+            )
             for each in workers.values()
         ),
         deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),

@@ -30,7 +30,7 @@ from engines.torch.swap import SwapSpace
 from engines.torch.turns import Turn, order_of_turns
 from memory_manager.arena import Arena
 from memory_manager.kv_pool import KVPool
-from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.ports import LeaseStatus
 from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import ModelUnavailableError, NotFoundError
@@ -204,6 +204,7 @@ class TorchEngine:
                 unfilled_bytes=sum(runner.unfilled_kv_bytes for runner in self._runners()),
             ),
             kv_swapped_bytes=self._swap_space.used_bytes,
+            kv_wanted_bytes=self._kv_wanted_bytes(),
         )
 
     def check_integrity(self) -> None:
@@ -247,6 +248,10 @@ class TorchEngine:
         ended = replica.detach(self._cache, _asleep(replica.replica_id))
         if ended:
             self._ended.setdefault(replica.replica_id, []).extend(ended)
+
+    def _kv_wanted_bytes(self) -> int:
+        waiting_bytes = sum(runner.kv_wanted_bytes for runner in self._runners())
+        return round_to_pages(self._lease.num_bytes + waiting_bytes) if waiting_bytes else 0
 
     def _step_next(self, number: int) -> StepOutput | None:
         """Steps the first in the order of turns that can run; None where none can."""

@@ -139,6 +139,15 @@ class SequenceRunner:
         slots = self._table.active_slots()
         return self._blocks.unfilled_bytes(slots, self._table.num_computed[slots])
 
+    @property
+    def kv_wanted_bytes(self) -> int:
+        """Of blocks that the sequences which wait would take, as long as they may become, within the model's cap; 0
+        while none waits for want of KV."""
+        if not self._scheduler.is_short_of_kv:
+            return 0
+        wanted_bytes = sum(map(self._limits.most_block_bytes, (each.request for each in self._waiting)))
+        return min(wanted_bytes, max(0, self._limits.kv_bytes - self.live_kv_bytes))
+
     def earliest_deadline_s(self) -> float:
         """Of all sequences without a first token; ``inf`` if none has one."""
         return min(self._waiting.earliest_deadline_s(), self._table.earliest_deadline_s())

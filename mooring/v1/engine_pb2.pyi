@@ -386,7 +386,7 @@ class KvFragmentation(_message.Message):
     def __init__(self, free_bytes: _Optional[int] = ..., vacant_bytes: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., unfilled_bytes: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes", "kv_swapped_bytes", "ready_bytes", "fragmentation")
+    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes", "kv_swapped_bytes", "ready_bytes", "fragmentation", "kv_wanted_bytes")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +396,7 @@ class StatsResponse(_message.Message):
     KV_SWAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     READY_BYTES_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTATION_FIELD_NUMBER: _ClassVar[int]
+    KV_WANTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStats]
     kv_lease_bytes: int
     kv_lease_revision: int
@@ -405,4 +406,5 @@ class StatsResponse(_message.Message):
     kv_swapped_bytes: int
     ready_bytes: int
     fragmentation: KvFragmentation
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KvFragmentation, _Mapping]] = ...) -> None: ...
+    kv_wanted_bytes: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KvFragmentation, _Mapping]] = ..., kv_wanted_bytes: _Optional[int] = ...) -> None: ...

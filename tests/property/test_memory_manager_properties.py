@@ -49,7 +49,7 @@ requests = st.builds(
 disturbances = st.builds(
     Disturbance,
     after_s=st.floats(0, 20),
-    kind=st.sampled_from(["die", "sleep", "replace", "policy", "hold", "remove", "others", "copies"]),
+    kind=st.sampled_from(["die", "sleep", "replace", "policy", "hold", "remove", "others", "copies", "kv"]),
     name=st.sampled_from(NAMES),
 )
 models = st.fixed_dictionaries(
@@ -161,6 +161,11 @@ class World:
                     await asyncio.sleep(0.9)
             case "copies":
                 self.manager.others.give_up_copies(10 * PAGE)
+            case "kv":
+                for wanted_pages in (1000, 20, 0):
+                    for worker in self.workers.values():
+                        worker.kv_wanted_bytes = wanted_pages * PAGE
+                    await asyncio.sleep(0.9)
             case "replace":
                 specs[name]["weights_pages"] = max(1, specs[name]["weights_pages"] - 1)
                 self.manager.upsert_deployment(deployment(name, **specs[name]))

@@ -175,6 +175,7 @@ class SimulatedWorker:
         self.kv_bytes = PAGE
         self.kv_lease_bytes = PAGE
         self.num_queued = 0  # as it says of each replica
+        self.kv_wanted_bytes = 0  # as it says
         self.revision = 0
         self._remains_bytes = remains_pages * PAGE
         self._random = random.Random(seed)
@@ -310,7 +311,7 @@ class SimulatedWorker:
             )
             for replica_id, held in self.held.items()
         )
-        return WorkerUsage(replicas, self.kv_bytes, self.revision)
+        return WorkerUsage(replicas, self.kv_bytes, self.revision, kv_wanted_bytes=self.kv_wanted_bytes)
 
 
 def deployment(name: str, weights_pages: int = 10, kv_pages: int = 2, **policy: Any) -> DeploymentSpec:

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.simulated_house import BUDGET, House, house, virtually
+from support.simulated_house import BUDGET, CONFIG, House, house, virtually
 from support.simulated_memory import PAGE, SimulatedWorker, deployment
 
 from memory_manager.config import DeviceBudget, PlannerConfig
@@ -397,7 +397,7 @@ async def test_a_worker_that_holds_other_bytes_than_promised_is_noticed() -> Non
     assert h.manager.snapshot().num_ledger_mismatches == 0
     next(iter(worker.held.values())).weights_bytes += PAGE
     worker.kv_bytes += PAGE
-    await asyncio.sleep(1.1)
+    await asyncio.sleep(CONFIG.usage_poll_s + 0.01)
     assert h.manager.snapshot().num_ledger_mismatches == 2
     await h.manager.stop()
 
