@@ -57,8 +57,8 @@ class SharingLoad:
     shape: dict[str, object]
     shape_name: str
     trace: TraceSpec
-    max_model_len: int = 224
-    num_sequences: int = 12
+    max_model_len: int = 320
+    num_sequences: int = 10
     load_step: float = 1.15
     max_loads: int = 8
     patience_s: float = 30.0
@@ -71,7 +71,7 @@ class SharingLoad:
         """Models of 25 million parameters with a KV head for each query head, half a minute at each load."""
         shape = {**SMALL_SHAPE, "num_key_value_heads": SMALL_SHAPE["num_attention_heads"]}
         trace = TraceSpec(
-            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (32, 64), (96, 160), seed
+            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (32, 64), (128, 256), seed
         )
         return cls(shape, "25 million parameters and 18 KiB of KV a token", trace)
 
