@@ -27,6 +27,7 @@ from memory_manager.eviction import Candidate, choose, footprint_bytes, judge
 from memory_manager.fitting import refusals
 from memory_manager.plan_types import (
     Action,
+    DeploymentView,
     Drain,
     Figures,
     Load,
@@ -166,11 +167,15 @@ class _Planning:
             return None
         if not self._at(max(replica.last_used_s, replica.since_s) + timeout_s):
             return None
+        return None if self._is_expected(deployment) else f"idle for {timeout_s:g} s"
+
+    def _is_expected(self, deployment: DeploymentView) -> bool:
+        """Whether its rhythm would have it woken at once."""
         window = deployment.next_arrival
-        if window is not None and wake_at_s(window, deployment.reload_s, self._config) <= self._now_s:
-            self._at(math.nextafter(window.latest_s, math.inf))  # it would be woken again at once
-            return None
-        return f"idle for {timeout_s:g} s"
+        if window is None or wake_at_s(window, deployment.reload_s, self._config) > self._now_s:
+            return False
+        self._at(math.nextafter(window.latest_s, math.inf))
+        return True
 
     def _leave(
         self,
@@ -372,7 +377,8 @@ class _Planning:
     def _may_idle_away(self, name: str) -> bool:
         """Whether nothing would bring a replica of it back at once."""
         deployment = self._deployments[name]
-        return deployment.demand is None and not num_kept(deployment)
+        wanted = deployment.demand is not None or num_kept(deployment) or deployment.wanted_replicas > 1
+        return not wanted and not self._is_expected(deployment)
 
     # 4. Replicas that may stay after all.
 

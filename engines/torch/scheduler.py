@@ -96,9 +96,8 @@ class Scheduler:
 
     @property
     def is_short_of_kv(self) -> bool:
-        """Whether the next of the queue found no room, and none has come since."""
-        pending = self._waiting.peek()
-        return pending is not None and self._refused == self._refusal(pending)
+        """Whether the next of the queue has found no room so far."""
+        return self._refused is not None and self._refused.pending is self._waiting.peek()
 
     def plan(self) -> StepPlan | None:
         """The next step, its blocks taken; None when nothing can run now."""
@@ -177,7 +176,7 @@ class Scheduler:
         coming = self._keys_coming_of(plan) if len(self._waiting) else set()
         while budget > 0 and self._table.has_free_slot and len(held_back) < _MOST_HELD_BACK:
             pending = self._waiting.peek()
-            if pending is None or self.is_short_of_kv:
+            if pending is None or self._refused == self._refusal(pending):
                 break
             prefix = self._find(pending)
             if self._next_key(pending, prefix) in coming:

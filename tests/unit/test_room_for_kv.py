@@ -10,6 +10,7 @@ from support.simulated_house import House, house, virtually
 from support.simulated_memory import PAGE, deployment
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
+from memory_manager.arrivals import ArrivalWindow
 from memory_manager.config import PlannerConfig
 from memory_manager.events import EventKind
 from memory_manager.kv_spec import PAGE_BYTES
@@ -97,6 +98,8 @@ def test_as_many_leave_as_are_needed_the_cheapest_first() -> None:
         {"pinned": True},
         {"min_replicas": 1},
         {"demand": DemandView(1, NOW, NOW + 1, 0)},
+        {"max_replicas": 2, "wanted_replicas": 2},
+        {"next_arrival": ArrivalWindow(NOW + 0.2, NOW + 5)},
         {"priority": 5},  # worth 32 seconds of another's wait
     ],
 )
