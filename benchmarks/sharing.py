@@ -58,7 +58,7 @@ class SharingLoad:
     shape_name: str
     trace: TraceSpec
     max_model_len: int = 320
-    num_sequences: int = 10
+    num_sequences: int = 8
     load_step: float = 1.15
     max_loads: int = 8
     patience_s: float = 30.0
