@@ -102,9 +102,9 @@ class Audit:
     def _note_kv_wanted(self, worker: Worker, num_bytes: int) -> None:
         if num_bytes and not worker.kv_wanted_bytes:
             worker.kv_wanted_since_s = self._clock()
-        if num_bytes or worker.kv_wanted_bytes:
+        if num_bytes != worker.kv_wanted_bytes:
+            worker.kv_wanted_bytes = num_bytes
             self._replan()
-        worker.kv_wanted_bytes = num_bytes
 
     def _settled(self, worker: Worker) -> Settled:
         return {

@@ -60,7 +60,7 @@ class Board:
         wanted_bytes = sum(
             max(0, each.kv_wanted_bytes - self._kv_floor_bytes[each.worker_id]) for each in self._workers
         )
-        return max(0, wanted_bytes - self.spare_bytes)
+        return max(0, wanted_bytes - max(0, self.spare_bytes))
 
     @property
     def kv_wanted_since_s(self) -> float:

@@ -14,6 +14,7 @@ from memory_manager.residency import ON_DEVICE, Residency
 __all__ = [
     "Candidate",
     "choose",
+    "choose_what_there_is",
     "footprint_bytes",
     "in_priority",
     "judge",
@@ -121,6 +122,12 @@ def judge(
         return None
     eligible_at_s = max(settled_s, demand_since_s + config.drain_after_s, replica.retry_at_s)
     return Candidate(replica, 2, value, eligible_at_s)
+
+
+def choose_what_there_is(candidates: Sequence[Candidate], shortage_bytes: int) -> Sequence[Candidate]:
+    """As ``choose``, or all of them: some of it is better than nothing."""
+    chosen = choose(candidates, shortage_bytes)
+    return candidates if chosen is None else chosen
 
 
 def choose(candidates: Sequence[Candidate], shortage_bytes: int) -> tuple[Candidate, ...] | None:

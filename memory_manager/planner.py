@@ -17,13 +17,14 @@ lease can always shrink to the guarantees, and admitted requests can always fini
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from memory_manager.arrivals import wake_at_s
 from memory_manager.board import Board
 from memory_manager.config import PlannerConfig
-from memory_manager.eviction import Candidate, choose, footprint_bytes, judge
+from memory_manager.eviction import Candidate, choose, choose_what_there_is, footprint_bytes, judge
 from memory_manager.fitting import refusals
 from memory_manager.plan_types import (
     Action,
@@ -223,28 +224,30 @@ class _Planning:
             shortage_bytes = -board.spare_bytes
             if shortage_bytes <= 0:
                 continue
-            candidates = self._candidates_for_others(device)
-            victims = choose(candidates, shortage_bytes)
-            for victim in candidates if victims is None else victims:
+            candidates = [
+                each
+                for each in self._candidates(device, self._judge_for_others)
+                if self._at(each.eligible_at_s)
+            ]
+            for victim in choose_what_there_is(candidates, shortage_bytes):
                 reason = (
                     f"other processes want {format_bytes(self._others_bytes[device])} of {device}; "
                     f"{format_bytes(shortage_bytes)} are missing"
                 )
                 self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
 
-    def _candidates_for_others(self, device: str) -> list[Candidate]:
-        """Replicas that may make room now, for what is no replica."""
+    def _candidates(self, device: str, judged: Callable[[ReplicaView], Candidate | None]) -> list[Candidate]:
+        """Replicas of a device that might make room, at once or later, and do not leave yet."""
         return [
             candidate
             for replica in self._residents[device]
             if not replica.retired
             and replica.replica_id not in self._leaving
-            and (candidate := self._judge_for_others(replica)) is not None
-            and self._at(candidate.eligible_at_s)
+            and (candidate := judged(replica)) is not None
         ]
 
     def _judge_for_others(self, replica: ReplicaView) -> Candidate | None:
-        """Nothing of ours is more urgent than memory that is another's."""
+        """As a candidate for what is no replica. Nothing of ours is more urgent than memory that is another's."""
         return judge(
             replica,
             self._deployments[replica.deployment],
@@ -317,13 +320,7 @@ class _Planning:
         board = self._boards[device]
         if board.closed or want.displaces is Displaces.NOBODY:
             return None
-        candidates = [
-            candidate
-            for replica in self._residents[device]
-            if not replica.retired
-            and replica.replica_id not in self._leaving
-            and (candidate := self._judge(want, replica)) is not None
-        ]
+        candidates = self._candidates(device, partial(self._judge, want))
         now = [each for each in candidates if each.eligible_at_s <= self._now_s]
         victims = choose(now, shortage_bytes)
         if want.displaces is Displaces.WORTH_LESS:
@@ -359,14 +356,13 @@ class _Planning:
             if not short_bytes:
                 continue
             candidates = [
-                candidate
-                for candidate in self._candidates_for_others(device)
-                if candidate.rank == 1
-                and self._may_idle_away(candidate.replica.deployment)
-                and self._at(since_s + candidate.value_s)
+                each
+                for each in self._candidates(device, self._judge_for_others)
+                if each.rank == 1
+                and self._may_idle_away(each.replica.deployment)
+                and self._at(max(each.eligible_at_s, since_s + each.value_s))
             ]
-            victims = choose(candidates, short_bytes)
-            for victim in candidates if victims is None else victims:
+            for victim in choose_what_there_is(candidates, short_bytes):
                 reason = (
                     f"idle, worth {victim.value_s:.3g} s; sequences have waited {self._now_s - since_s:.2f} s for "
                     f"{format_bytes(short_bytes)} of KV"
