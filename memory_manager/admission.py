@@ -77,18 +77,17 @@ class Admission:
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
-        is_new, deployment.refusal = message and not deployment.refusal, message
+        is_new, deployment.refusal = not deployment.refusal, message
         if not message:
             return
-        spec = deployment.spec
         figures: Figures = {
-            "weights_bytes": spec.weights_bytes,
-            "kv_guarantee_bytes": spec.kv_guarantee_bytes,
+            "weights_bytes": deployment.spec.weights_bytes,
+            "kv_guarantee_bytes": deployment.spec.kv_guarantee_bytes,
         }
-        if is_new and not deployment.waiters:  # a pinned one, which nobody has asked for
-            told: Figures = {"code": InsufficientMemoryError.code, "num_refused": 0, **figures}
-            self._reporter.of_deployment(EventKind.REFUSE, spec.name, message, told)
-        self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)
+        if deployment.waiters:
+            self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)
+        elif is_new:  # a pinned one, which nobody has asked for
+            self._tell_refused(deployment, InsufficientMemoryError(message), 0, figures)
 
     def note_failure(self, replica: Replica, error: MooringError) -> None:
         """Those who wait hear of a failure once no replica is left that could serve them."""
@@ -106,16 +105,19 @@ class Admission:
     ) -> None:
         """Refuses all who wait for a deployment, where any do, and tells of it."""
         if deployment.waiters:
-            error = make_error()
-            told: Figures = {"code": error.code, "num_refused": len(deployment.waiters), **(figures or {})}
-            self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
+            self._tell_refused(deployment, make_error(), len(deployment.waiters), figures or {})
             deployment.fail_waiters(make_error)
 
     def _refused(self, deployment: Deployment, error: MooringError) -> MooringError:
         """The error that one request is refused with, told of."""
-        figures: Figures = {"code": error.code, "num_refused": 1, "num_waiting": len(deployment.waiters)}
-        self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, figures)
+        self._tell_refused(deployment, error, 1, {"num_waiting": len(deployment.waiters)})
         return error
+
+    def _tell_refused(
+        self, deployment: Deployment, error: MooringError, num_refused: int, figures: Figures
+    ) -> None:
+        told: Figures = {"code": error.code, "num_refused": num_refused, **figures}
+        self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
 
     def _lease(self, replica: Replica) -> ReplicaLease:
         assert replica.worker is not None, "a resident replica has a worker"
