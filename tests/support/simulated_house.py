@@ -11,7 +11,7 @@ from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
 from memory_manager.controller import MemoryManager
 from memory_manager.events import Event, EventKind
 from memory_manager.residency import Residency, ResidencyEvent
-from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, run_virtually
+from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, deployment, run_virtually
 
 CONFIG = ManagerConfig(
     planner=PlannerConfig(min_residency_s=2, drain_after_s=0.5, idle_grace_s=0.1),
@@ -50,6 +50,11 @@ class House:
         self.manager.add_worker(worker)
         self.workers.append(worker)
         return worker
+
+    async def bring_in(self, name: str, **policy: Any) -> None:
+        """Deploys a model and makes it resident; nothing uses it."""
+        self.manager.upsert_deployment(deployment(name, **policy))
+        (await self.manager.acquire(name)).release()
 
     def residency(self, name: str) -> Residency:
         return next(each.residency for each in self.manager.snapshot().deployments if each.name == name)

@@ -52,8 +52,7 @@ async def test_kv_leases_and_workers_are_told() -> None:
     async with house() as h:
         worker = h.add_worker()
         await asyncio.sleep(0.1)
-        h.manager.upsert_deployment(deployment("a"))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a")
         sizes = [int(e.figures["after_bytes"]) // PAGE for e in h.told(EventKind.KV_LEASE)]
         assert sizes == [30, 20]
         worker.die()
@@ -136,8 +135,7 @@ async def test_preemptions_are_told_as_the_worker_counts_them() -> None:
     h = House()
     worker = Preempting(BUDGET)
     h.manager.add_worker(worker)
-    h.manager.upsert_deployment(deployment("a"))
-    (await h.manager.acquire("a")).release()
+    await h.bring_in("a")
     await asyncio.sleep(2)
     worker.preemptions_total = 3
     await asyncio.sleep(2)

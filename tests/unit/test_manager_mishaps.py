@@ -40,8 +40,7 @@ async def test_a_sleeper_that_its_worker_will_not_forget_is_not_asked_again_and_
 async def test_a_model_that_its_worker_would_not_let_go_comes_back_at_once_with_the_next_worker() -> None:
     async with house() as h:
         worker = h.add_worker()
-        h.manager.upsert_deployment(deployment("a", idle_timeout_s=1))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a", idle_timeout_s=1)
         worker.failing.add("sleep")
         await asyncio.sleep(60)
         worker.die()
@@ -58,8 +57,7 @@ async def test_what_is_forgotten_for_its_host_memory_is_told() -> None:
         h.cache.max_copies = 1
         h.add_worker()
         for name in "ab":
-            h.manager.upsert_deployment(deployment(name))
-            (await h.manager.acquire(name)).release()
+            await h.bring_in(name)
             await asyncio.sleep(3)
             await h.manager.sleep(name)
         (forgotten,) = h.told(EventKind.UNLOAD, of="a")

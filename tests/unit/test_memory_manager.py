@@ -221,8 +221,7 @@ async def test_a_failed_load_is_told_to_who_waits_and_tried_again_after_a_growin
 async def test_a_failed_wake_rolls_back_and_is_tried_again_for_who_waits() -> None:
     async with house() as h:
         worker = h.add_worker()
-        h.manager.upsert_deployment(deployment("a"))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a")
         await h.manager.sleep("a")
         worker.failing.add("wake")
         wait = asyncio.ensure_future(h.manager.acquire("a"))
@@ -237,8 +236,7 @@ async def test_a_failed_wake_rolls_back_and_is_tried_again_for_who_waits() -> No
 async def test_a_wake_that_keeps_failing_becomes_a_load() -> None:
     async with house() as h:
         worker = h.add_worker()
-        h.manager.upsert_deployment(deployment("a"))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a")
         await h.manager.sleep("a")
         worker.failing.add("wake")
         with pytest.raises(ModelUnavailableError, match="wake of a/0 failed") as error:
@@ -350,8 +348,7 @@ async def test_a_host_cache_full_of_sleepers_gives_up_the_least_recently_used() 
         h.cache.max_copies = 2
         h.add_worker()
         for name in "abc":
-            h.manager.upsert_deployment(deployment(name))
-            (await h.manager.acquire(name)).release()
+            await h.bring_in(name)
             await asyncio.sleep(3)
             await h.manager.sleep(name)
         assert [h.residency(name) for name in "abc"] == [Residency.COLD, Residency.WARM, Residency.WARM]
@@ -375,8 +372,7 @@ async def test_a_replica_on_each_of_two_devices_and_requests_spread_over_them() 
 async def test_a_sleeper_moves_to_a_device_with_room() -> None:
     async with house(**{"cpu": BUDGET, "cuda:0": BUDGET}) as h:
         first = h.add_worker("cpu")
-        h.manager.upsert_deployment(deployment("a"))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a")
         await h.manager.sleep("a")
         h.manager.upsert_deployment(deployment("b", weights_pages=20, pinned=True))
         await asyncio.sleep(1)
@@ -391,8 +387,7 @@ async def test_a_sleeper_moves_to_a_device_with_room() -> None:
 async def test_a_worker_that_holds_other_bytes_than_promised_is_noticed() -> None:
     h = House()
     worker = h.add_worker()
-    h.manager.upsert_deployment(deployment("a"))
-    (await h.manager.acquire("a")).release()
+    await h.bring_in("a")
     await asyncio.sleep(3)
     assert h.manager.snapshot().num_ledger_mismatches == 0
     next(iter(worker.held.values())).weights_bytes += PAGE

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.simulated_house import House, house, virtually
-from support.simulated_memory import PAGE, deployment
+from support.simulated_house import house, virtually
+from support.simulated_memory import PAGE
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
 from memory_manager.arrivals import ArrivalWindow
@@ -114,17 +114,12 @@ def test_a_model_that_waits_for_its_place_comes_before_kv() -> None:
     assert sleep.room_for == "big"
 
 
-async def _resident(h: House, *names: str) -> None:
-    for name in names:
-        h.manager.upsert_deployment(deployment(name))
-        (await h.manager.acquire(name)).release()
-
-
 @virtually
 async def test_a_worker_that_waits_for_kv_gets_that_of_a_model_that_sleeps_for_it() -> None:
     async with house(cpu=40 * PAGE) as h:
         worker = h.add_worker(budget_bytes=40 * PAGE)
-        await _resident(h, "busy", "idle")
+        for name in ("busy", "idle"):
+            await h.bring_in(name)
         lease = await h.manager.acquire("busy")
         await asyncio.sleep(1)
         worker.kv_wanted_bytes = 25 * PAGE

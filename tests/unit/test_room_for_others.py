@@ -39,8 +39,7 @@ def test_a_claim_is_filled_by_what_comes_free_and_never_by_what_is_leased() -> N
 async def test_kv_gives_way_before_any_model_sleeps() -> None:
     async with house() as h:
         worker = h.add_worker()
-        h.manager.upsert_deployment(deployment("a"))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a")
         h.manager.others.set_others("cpu", 15 * PAGE, "a test")
         await asyncio.sleep(2)
         assert h.residency("a") is Residency.RESIDENT
@@ -59,8 +58,7 @@ async def test_the_idle_model_that_is_worth_least_sleeps_for_the_rest() -> None:
     async with house() as h:
         h.add_worker()
         h.manager.upsert_deployment(deployment("busy"))
-        h.manager.upsert_deployment(deployment("idle"))
-        (await h.manager.acquire("idle")).release()
+        await h.bring_in("idle")
         for _ in range(20):
             (await h.manager.acquire("busy")).release()
         h.manager.others.set_others("cpu", 10 * PAGE, "a test")
@@ -120,8 +118,7 @@ async def test_host_copies_go_where_the_host_is_short_the_longest_unused_first()
     async with house() as h:
         worker = h.add_worker()
         for name in "abc":
-            h.manager.upsert_deployment(deployment(name))
-            (await h.manager.acquire(name)).release()
+            await h.bring_in(name)
             await asyncio.sleep(3)
         for name in "ab":
             await h.manager.sleep(name)
@@ -142,8 +139,7 @@ async def test_a_worker_that_will_not_forget_a_sleeper_or_dies_over_it_keeps_not
     async with house() as h:
         worker = h.add_worker()
         for name in "ab":
-            h.manager.upsert_deployment(deployment(name))
-            (await h.manager.acquire(name)).release()
+            await h.bring_in(name)
             await asyncio.sleep(3)
             await h.manager.sleep(name)
         worker.failing.add("unload")
@@ -184,8 +180,7 @@ async def test_a_sleeper_that_gives_its_copy_up_is_not_woken_under_it() -> None:
         worker = _Pressed(BUDGET)
         h.manager.add_worker(worker)
         h.workers.append(worker)
-        h.manager.upsert_deployment(deployment("a"))
-        (await h.manager.acquire("a")).release()
+        await h.bring_in("a")
         await h.manager.sleep("a")
         await asyncio.sleep(1)
         worker.press = lambda: h.manager.others.give_up_copies(PAGE)
