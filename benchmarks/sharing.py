@@ -68,7 +68,7 @@ class SharingLoad:
 
     @classmethod
     def full(cls, duration_s: float, seed: int) -> SharingLoad:
-        """Models of 25 million parameters with a KV head for each query head, half a minute at each load."""
+        """Models of 25 million parameters with a KV head for each query head."""
         shape = {**SMALL_SHAPE, "num_key_value_heads": SMALL_SHAPE["num_attention_heads"]}
         trace = TraceSpec(
             MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (32, 64), (128, 256), seed

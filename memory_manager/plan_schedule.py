@@ -43,7 +43,6 @@ class PlanSchedule:
 
     def _run(self) -> None:
         self._soon = None
-        self.after(
-            _RETRY_S
-        )  # for a plan that cannot be made; one that is made says itself when the next is due
+        # For a plan that cannot be made; one that is made says itself when the next is due.
+        self.after(_RETRY_S)
         self._make_plan()

@@ -145,7 +145,7 @@ class SequenceRunner:
         while none waits for want of KV."""
         if not self._scheduler.is_short_of_kv:
             return 0
-        wanted_bytes = sum(map(self._limits.most_block_bytes, (each.request for each in self._waiting)))
+        wanted_bytes = sum(self._limits.most_block_bytes(each.request) for each in self._waiting)
         return min(wanted_bytes, max(0, self._limits.kv_bytes - self.live_kv_bytes))
 
     def earliest_deadline_s(self) -> float:

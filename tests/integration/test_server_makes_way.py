@@ -89,8 +89,7 @@ def test_a_server_makes_way_for_another_process_and_comes_back(tmp_path: Path) -
         until(lambda: others_bytes(server) == 0)
         assert complete(server) == 200
         assert server.status()["devices"][0]["owners"]["kv:null-0"] > 900 * MIB
-        told = server.admin("GET", "/events?kind=budget").json()
-        assert len(told["events"] if isinstance(told, dict) else told) >= 2
+        assert len(server.admin("GET", "/events?kind=budget").json()) >= 2
 
 
 def test_copies_of_sleeping_models_go_where_that_is_not_enough(tmp_path: Path) -> None:
