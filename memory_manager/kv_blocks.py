@@ -7,6 +7,8 @@ whole by giving up its idle blocks.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -19,6 +21,8 @@ from memory_manager.kv_spec import PAGE_BYTES, KVGroup
 from mooring.errors import InternalError
 
 __all__ = ["GroupBlocks"]
+
+_MOST_EXAMINED = 1024  # pages, in half a millisecond
 
 
 class GroupBlocks:
@@ -64,6 +68,16 @@ class GroupBlocks:
     def num_live(self) -> int:
         """Blocks in use."""
         return self.num_pages * self._blocks_per_page - self.num_free - self.num_idle
+
+    @property
+    def num_pages_in_use(self) -> int:
+        """Pages that hold any."""
+        return self.num_pages - len(self._idle_pages)
+
+    @property
+    def fewest_pages(self) -> int:
+        """Pages that its blocks in use would fill."""
+        return self._pages_for(self.num_live)
 
     def pages_needed(self, num_blocks: int) -> int:
         """New pages without which ``num_blocks`` more do not fit."""
@@ -138,6 +152,61 @@ class GroupBlocks:
             ],
             np.int64,
         )
+
+    # Moving ----------------------------------------------------------------------------------------
+
+    def sparsest_pages(self, num_pages: int) -> list[tuple[int, int]]:
+        """Up to so many pages whose blocks in use would all fit into its other pages that have any, as a pair with
+        how many each has: the sparsest first, of as many as can be looked at without holding up a step."""
+        num_pages = min(num_pages, self.num_pages_in_use - self.fewest_pages)
+        if num_pages <= 0:
+            return []
+        examined = islice(
+            (page for page in self._free_slots if page not in self._idle_pages),
+            max(num_pages, _MOST_EXAMINED),
+        )
+        return heapq.nsmallest(num_pages, ((self._num_live_in(page), page) for page in examined))
+
+    def in_the_way(self, pages: Sequence[int]) -> tuple[NDArray[np.int64], set[int], int]:
+        """What has to be given up before the blocks in use of these pages can move to the others that have any.
+
+        Returns:
+            Granule offsets int64 [n] of idle blocks of these pages; those of the other pages; and how many of
+            the latter must go for want of free slots.
+        """
+        leaving = {page for page in pages if page in self._idle_slots}
+        beside = self._idle_slots.keys() - leaving - self._idle_pages.keys()
+        num_live = sum(self._num_live_in(page) for page in pages)
+        num_free = self.num_free - sum(
+            self._free_slots[page].bit_count() for page in itertools.chain(pages, self._idle_pages)
+        )
+        return (
+            self.idle_offsets(list(leaving)),
+            set(self.idle_offsets(list(beside)).tolist()),
+            max(0, num_live - num_free),
+        )
+
+    def take_elsewhere(self, pages: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The blocks in use of these pages, which have no idle ones, and as many new ones of other pages; both
+        granule offsets int64 [n]."""
+        free = {page: self._free_slots[page].bit_count() for page in pages}
+        for page, num_free in free.items():
+            self._refile(page, num_free, 0)
+        start = self._granules_per_page
+        sources = [
+            page * start + slot * self._granules_per_block
+            for page in pages
+            for slot in _bits(self._all_slots & ~self._free_slots[page])
+        ]
+        destinations = self.take(len(sources))
+        for page, num_free in free.items():
+            self._refile(page, 0, num_free)
+        return np.array(sources, np.int64), destinations
+
+    def _num_live_in(self, page: int) -> int:
+        return self._blocks_per_page - (self._free_slots[page] | self._idle_slots.get(page, 0)).bit_count()
+
+    # Places ----------------------------------------------------------------------------------------
 
     def _places(self, offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Page and slot of each block."""

@@ -12,7 +12,8 @@ Between models a page only changes lists. Only ``set_limit`` and growth towards 
 mapping.
 
 A group fills its fullest page first, so that its blocks gather in few pages and the others empty: one
-live block pins a whole page (the fault of layouts that spread a sequence over many pages).
+live block pins a whole page (the fault of layouts that spread a sequence over many pages). Where that is not
+enough, a group's blocks are moved from its sparsest pages into the gaps of the others.
 
 Blocks that nobody uses may be kept for what they hold (``memory_manager.prefix_cache``): they are idle, and
 count as held until they are given up.
@@ -22,6 +23,7 @@ Threads: the step thread's alone.
 
 from __future__ import annotations
 
+import enum
 import heapq
 import itertools
 import logging
@@ -66,7 +68,23 @@ class _ModelBlocks(NamedTuple):
 
     @property
     def num_idle_pages(self) -> int:
-        return sum(len(blocks.idle_pages) for blocks in self.groups)
+        return self.held_pages - self.pages_in_use
+
+    @property
+    def pages_in_use(self) -> int:
+        return sum(blocks.num_pages_in_use for blocks in self.groups)
+
+    @property
+    def fewest_pages(self) -> int:
+        return sum(blocks.fewest_pages for blocks in self.groups)
+
+
+class _Keeps(enum.Enum):
+    """What of its pages a model is counted with."""
+
+    ALL_PAGES = enum.auto()
+    PAGES_IN_USE = enum.auto()
+    FEWEST_PAGES = enum.auto()
 
 
 class KVPool:
@@ -153,7 +171,13 @@ class KVPool:
         """The same, if every idle block of every model were given up."""
         pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
         needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
-        return needed - self._room(model_id, without_idle=True) if needed else 0
+        return needed - self._room(model_id, _Keeps.PAGES_IN_USE) if needed else 0
+
+    def pages_short_without_gaps(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """The same, if moreover the other models' blocks were moved into as few pages as hold them."""
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
+        return needed - self._room(model_id, _Keeps.FEWEST_PAGES) if needed else 0
 
     def pages_over_cap(self, model_id: str, num_blocks: Sequence[int]) -> int:
         """Of the pages that are short, those that the model itself has to give up, because of its cap."""
@@ -241,9 +265,41 @@ class KVPool:
             for (name, g), chosen in pages.items()
         ]
 
-    def group(self, model_id: str, group: int) -> KVGroup:
-        """As ``add_model`` was given it."""
-        return self._models[model_id].groups[group].group
+    def sparsest(self, num_pages: int, wanted_by: str | None) -> list[tuple[str, int, list[int]]]:
+        """Up to so many pages whose blocks in use would fit into others of their groups, those with the fewest
+        first over all models.
+
+        Args:
+            wanted_by: the model that wants the pages: its own stay, and those that lie within others' guarantees.
+                None wants them whosever they are.
+
+        Returns:
+            Model, group and pages, each group at most once.
+        """
+        spare = {
+            name: model.pages_in_use - (0 if wanted_by is None else model.guarantee_pages)
+            for name, model in self._models.items()
+            if name != wanted_by
+        }
+        candidates = sorted(
+            (num_live, name, g, page)
+            for name in spare
+            for g, blocks in enumerate(self._models[name].groups)
+            for num_live, page in blocks.sparsest_pages(num_pages)
+        )
+        chosen: dict[tuple[str, int], list[int]] = {}
+        for _, name, g, page in candidates:
+            if num_pages <= 0:
+                break
+            if spare[name] > 0:
+                spare[name] -= 1
+                num_pages -= 1
+                chosen.setdefault((name, g), []).append(page)
+        return [(name, g, pages) for (name, g), pages in chosen.items()]
+
+    def blocks_of(self, model_id: str, group: int) -> GroupBlocks:
+        """The books of one group, for what concerns no page of others."""
+        return self._models[model_id].groups[group]
 
     def blocks_short(self, model_id: str, num_blocks: Sequence[int]) -> list[int]:
         """By group, how many of so many blocks do not fit into the pages that the model holds."""
@@ -296,19 +352,20 @@ class KVPool:
     def _committed_pages(self) -> int:
         return self._num_pages - len(self._bare)
 
-    def _room(self, model_id: str, *, without_idle: bool = False) -> int:
+    def _room(self, model_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
         """Pages that the model may take now, below zero where that many must come free first: what stays
         free must cover the others' guarantees.
 
         Args:
-            without_idle: as if every idle page were given up.
+            keeps: what each model is left with; the model itself at least its pages in use.
         """
         promised = held = 0
         for name, other in self._models.items():
-            pages = other.held_pages - (other.num_idle_pages if without_idle else 0)
+            pages = other.held_pages if keeps is _Keeps.ALL_PAGES else other.pages_in_use
             if name == model_id:
                 held = pages
             else:
+                pages = other.fewest_pages if keeps is _Keeps.FEWEST_PAGES else pages
                 promised += max(pages, other.guarantee_pages)
         room = self._limit_pages - 1 - held - promised
         cap_pages = self._models[model_id].cap_pages

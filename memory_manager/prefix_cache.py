@@ -9,12 +9,15 @@ whole pages first, those that have been idle for the longest over all models, si
 where no page can be had, single blocks of the very group that is short. A model's idle blocks within its own
 guarantee are given up for itself alone, because nobody else may have the pages.
 
+Where all idle blocks together would not be enough, the blocks of other models are moved out of their sparsest
+pages: a copy of less than a page for each page that comes free, which is cheaper than to preempt anybody.
+
 Threads: the step thread's alone, like the pool's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -24,7 +27,11 @@ from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import KVGroup
 from mooring.errors import InternalError
 
-__all__ = ["PrefixCache"]
+__all__ = ["MoveBlocks", "PrefixCache"]
+
+MoveBlocks = Callable[[int, NDArray[np.int64], NDArray[np.int64]], None]
+"""Copies what blocks of a group hold to other blocks, and has all who use the old ones use the new: group, old and
+new granule offsets, int64 [n] each."""
 
 
 class _StoredBlocks:
@@ -43,6 +50,18 @@ class _StoredBlocks:
         self.num_users: dict[int, int] = {}
         self.shared: set[int] = set()
         self.idle: dict[int, None] = {}
+
+    def move(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Blocks in use are elsewhere now; those that are not stored are nothing to this object."""
+        for source, destination in zip(sources, destinations, strict=True):
+            key = self.key_of.pop(source, None)
+            if key is not None:
+                self.key_of[destination] = key
+                self.offset_of[key] = destination
+                self.num_users[destination] = self.num_users.pop(source)
+                if source in self.shared:
+                    self.shared.remove(source)
+                    self.shared.add(destination)
 
     def forget(self, offsets: Sequence[int]) -> None:
         for offset in offsets:
@@ -67,24 +86,35 @@ class PrefixCache:
         self.revision = 0
         self._pool = pool
         self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
+        self._move: dict[str, MoveBlocks] = {}
 
     def add_model(
-        self, model_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
+        self,
+        model_id: str,
+        groups: Sequence[KVGroup],
+        guarantee_bytes: int,
+        cap_bytes: int | None,
+        move: MoveBlocks,
     ) -> None:
-        """As in ``KVPool``."""
+        """As in ``KVPool``.
+
+        Args:
+            move: called while another model asks for room, or the pool for less of it.
+        """
         self._pool.add_model(model_id, groups, guarantee_bytes, cap_bytes)
         self._stored[model_id] = tuple(_StoredBlocks() for _ in groups)
+        self._move[model_id] = move
 
     def remove_model(self, model_id: str) -> None:
         """Ends a model's share, and gives up what is stored for it; none of its blocks has a user."""
         for group, stored in enumerate(self._stored[model_id]):
             self._give_up(model_id, group, np.array(list(stored.idle), np.int64))
         self._pool.remove_model(model_id)
-        del self._stored[model_id]
+        del self._stored[model_id], self._move[model_id]
         self.revision += 1
 
     def set_limit(self, num_bytes: int) -> None:
-        """As in ``KVPool``; ``shrink`` gives up what is idle and too much."""
+        """As in ``KVPool``; ``shrink`` then frees what can be freed."""
         self._pool.set_limit(num_bytes)
         self.revision += 1
 
@@ -96,13 +126,17 @@ class PrefixCache:
         return (
             pool.pages_short(model_id, num_blocks) <= 0
             or pool.pages_short_without_idle(model_id, num_blocks) <= 0
+            or pool.pages_short_without_gaps(model_id, num_blocks) <= 0
         )
 
     def make_room(self, model_id: str, num_blocks: Sequence[int]) -> bool:
-        """Gives up idle blocks until so many of each group can be allocated, one group after the other;
-        False, and nothing given up, where that would not be enough."""
+        """Gives up idle blocks, and moves others', until so many of each group can be allocated, one group after
+        the other; False, and nothing changed, where that would not be enough."""
+        if self._pool.pages_short(model_id, num_blocks) <= 0:
+            return True
         if not self.can_allocate(model_id, num_blocks):
             return False
+        self._empty_pages(self._pool.pages_short_without_idle(model_id, num_blocks), model_id)
         while (num_pages := self._pool.pages_short(model_id, num_blocks)) > 0:
             num_own = self._pool.pages_over_cap(model_id, num_blocks)
             if not self._give_up_pages(num_own or num_pages, model_id, own=num_own > 0):
@@ -196,8 +230,10 @@ class PrefixCache:
         return np.array(list(self._stored[model_id][group].shared), np.int64)
 
     def shrink(self) -> bool:
-        """Gives up idle pages while the pool is over its limit; False where there was none to give up."""
-        return self._give_up_pages(self._pool.pages_over_limit, None)
+        """Gives up idle pages while the pool is over its limit, or moves blocks out of others; False where there
+        was none to be had."""
+        num_pages = self._pool.pages_over_limit
+        return self._give_up_pages(num_pages, None) or self._empty_pages(num_pages, None)
 
     def check_integrity(self) -> None:
         """Every stored block has one key, and is idle exactly where it has no user.
@@ -222,7 +258,7 @@ class PrefixCache:
                     raise InternalError(
                         f"group {group} of {model_id}: shared blocks are not those with several users"
                     )
-                idle_bytes += len(unused) * self._pool.group(model_id, group).block_bytes
+                idle_bytes += len(unused) * self._pool.blocks_of(model_id, group).group.block_bytes
             if idle_bytes != self._pool.usage(model_id).idle_bytes:
                 raise InternalError(f"{model_id}: the pool does not know the idle blocks")
 
@@ -232,6 +268,22 @@ class PrefixCache:
         chosen = self._pool.longest_idle(num_pages, wanted_by, own=own)
         for model_id, group, offsets in chosen:
             self._give_up(model_id, group, offsets)
+        return bool(chosen)
+
+    def _empty_pages(self, num_pages: int, wanted_by: str | None) -> bool:
+        """Moves blocks in use until so many more pages are free, as far as that can be; False where none is."""
+        chosen = self._pool.sparsest(num_pages, wanted_by) if num_pages > 0 else []
+        for model_id, group, pages in chosen:
+            blocks = self._pool.blocks_of(model_id, group)
+            idle_within, idle_beside, num_too_many = blocks.in_the_way(pages)
+            self._give_up(model_id, group, idle_within)
+            stored = self._stored[model_id][group]
+            oldest = islice((offset for offset in stored.idle if offset in idle_beside), num_too_many)
+            self._give_up(model_id, group, np.array(list(oldest), np.int64))
+            sources, destinations = blocks.take_elsewhere(pages)
+            self._move[model_id](group, sources, destinations)
+            stored.move(sources.tolist(), destinations.tolist())
+            self._pool.free(model_id, group, sources)
         return bool(chosen)
 
     def _give_up_in_place(self, model_id: str, group: int, num_blocks: int) -> bool:

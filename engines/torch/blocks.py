@@ -230,6 +230,14 @@ class BlockTables:
             (num_computed // group.block_tokens + 1) * group.block_tokens for group in self.groups
         )
 
+    def moved(self, g: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
+        """Blocks of a group, int64 [n] each, are elsewhere now."""
+        order = sources.argsort()
+        table = self.tables[g]
+        rows, columns = np.nonzero(np.isin(table, sources))
+        old = table[rows, columns]
+        table[rows, columns] = destinations[order][np.searchsorted(sources[order], old)]
+
     def num_unshared_tokens(
         self, slots: NDArray[np.int64], num_computed: NDArray[np.int64]
     ) -> NDArray[np.int64]:

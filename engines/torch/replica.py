@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterable
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.api import Finished, LoadSpec, ReplicaStats
@@ -133,8 +135,12 @@ class Replica:
 
     def attach(self, cache: PrefixCache) -> None:
         """Lets sequences in, after ``restore``."""
-        cache.add_model(self.replica_id, self._groups, self._spec.kv_guarantee_bytes, self._spec.kv_cap_bytes)
         self.runner, self._next_runner = self._next_runner, None
+        assert self.runner is not None, "restore has made it"
+        move = partial(_move_blocks, self._kv, self.runner, self._device)
+        cache.add_model(
+            self.replica_id, self._groups, self._spec.kv_guarantee_bytes, self._spec.kv_cap_bytes, move
+        )
 
     def detach(self, cache: PrefixCache, error: MooringError) -> list[Finished]:
         """Ends all sequences with ``error``, drops what is stored and leaves the pool; returns their ends."""
@@ -175,6 +181,22 @@ class Replica:
             prompt_tokens_total=self._counters.prompt_tokens,
             generation_tokens_total=self._counters.generation_tokens,
         )
+
+
+def _move_blocks(
+    kv: KVCacheView,
+    runner: SequenceRunner,
+    device: torch.device,
+    group: int,
+    sources: NDArray[np.int64],
+    destinations: NDArray[np.int64],
+) -> None:
+    """``memory_manager.prefix_cache.MoveBlocks`` of one model."""
+    contents = kv.copy_out(group, torch.from_numpy(sources).to(device))
+    kv.copy_in(group, torch.from_numpy(destinations).to(device), contents)
+    if device.type == "cuda":  # the pages may be unmapped next
+        torch.cuda.current_stream(device).synchronize()
+    runner.moved(group, sources, destinations)
 
 
 def _one_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

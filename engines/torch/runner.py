@@ -234,6 +234,10 @@ class SequenceRunner:
         pending.swapped = swapped
         self._waiting.push(pending)
 
+    def moved(self, group: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
+        """What these blocks held is in the others now. Between steps, or in one of another model."""
+        self._blocks.moved(group, sources, destinations)
+
     def drain(self, error: MooringError) -> list[Finished]:
         """Ends all sequences and frees all blocks; returns every end not reported yet."""
         self._fail(self._table.active_slots(), error)

@@ -15,6 +15,7 @@ from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, en
 from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, ReplicaStats
 from engines.torch.replica import Replica
 from memory_manager.kv_pool import KVPool
+from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
 from mooring.errors import ArtifactError, InsufficientMemoryError, NotFoundError
 
@@ -475,3 +476,29 @@ def test_stats_while_another_replica_is_attached(monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(Replica, "stats", stats)
         assert [replica.replica_id for replica in driver.engine.stats().replicas] == ["a"]
+
+
+def test_blocks_are_moved_together_for_a_model_that_is_short_of_pages() -> None:
+    spread, short = tiny_model("llama"), tiny_model("qwen3")
+    prompts = {i: prompt_of(200, seed=i) for i in range(6)}
+    with engine_driver(lease_pages=4) as driver:
+        driver.load(spread, "spread")
+        driver.load(short, "short")
+        for i in range(4):  # 13 blocks each, of 21 to a page
+            driver.submit(i, prompts[i], "spread", cache_scope=None, max_tokens=40)
+        while not driver.tokens[3]:
+            driver.step()
+        driver.engine.cancel([0, 2])
+        driver.step()
+        assert driver.engine.stats().replicas[0].kv_bytes == 3 * PAGE_BYTES
+        for i in (4, 5):
+            driver.submit(i, prompts[i], "short", cache_scope=None, max_tokens=20)
+        while not driver.tokens[5]:
+            driver.step()
+        stats = {replica.replica_id: replica for replica in driver.engine.stats().replicas}
+        assert stats["spread"].kv_bytes == stats["short"].kv_bytes == 2 * PAGE_BYTES
+        assert stats["spread"].running == stats["short"].running == 2
+        driver.run()
+        assert not any(replica.preemptions_total for replica in driver.engine.stats().replicas)
+        assert_greedy(spread, driver, {i: prompts[i] for i in (1, 3)}, 40)
+        assert_greedy(short, driver, {i: prompts[i] for i in (4, 5)}, 20)

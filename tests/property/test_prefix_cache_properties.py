@@ -1,14 +1,16 @@
-"""Stored blocks under random traffic of several models: every block has the users that it was given, room is made
-exactly where it can be, and nothing within another's guarantee is touched."""
+"""Stored blocks under random traffic of several models: every block has the users that it was given, wherever it is
+moved, room is made exactly where it can be, and nothing within another's guarantee is touched."""
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
 
 from memory_manager.host_arena import HostArena
 from memory_manager.kv_pool import KVPool
@@ -36,14 +38,19 @@ class CacheTraffic(RuleBasedStateMachine):
         self.users: dict[tuple[str, int], Counter[int]] = {}
         self.keys: dict[tuple[str, int], dict[bytes, int]] = {}  # stored, as far as nobody gave it up
         self.num_keys = 0
-        self.pool.set_limit((NUM_PAGES - 4) * PAGE)
+        self.limit = NUM_PAGES // 2
+        self.pool.set_limit(self.limit * PAGE)
 
     @rule(model=models)
     def add_or_remove(self, model: str) -> None:
         if (model, 0) not in self.users:
             cap = CAPS[model]
             self.cache.add_model(
-                model, GROUPS[model], GUARANTEES[model] * PAGE, None if cap is None else cap * PAGE
+                model,
+                GROUPS[model],
+                GUARANTEES[model] * PAGE,
+                None if cap is None else cap * PAGE,
+                partial(self._move, model),
             )
             for group in range(len(GROUPS[model])):
                 self.users[model, group], self.keys[model, group] = Counter(), {}
@@ -53,12 +60,13 @@ class CacheTraffic(RuleBasedStateMachine):
                 del self.users[model, group], self.keys[model, group]
 
     @precondition(lambda self: self.users)
-    @rule(data=st.data(), counts=st.lists(st.integers(0, 20), min_size=2, max_size=2))
+    @rule(data=st.data(), counts=st.lists(st.integers(0, 20) | st.integers(20, 60), min_size=2, max_size=2))
     def allocate(self, data: st.DataObject, counts: list[int]) -> None:
         model = data.draw(st.sampled_from(sorted({model for model, _ in self.users})))
         wanted = counts[: len(GROUPS[model])]
         others = {other: self.pool.usage(other) for other in self._loaded() - {model}}
         possible = self.cache.can_allocate(model, wanted)
+        assert possible == self._fits(model, wanted)
         assert possible or not self.pool.can_allocate(model, wanted)
         assert self.cache.make_room(model, wanted) == possible
         self._check_what_is_gone()  # before the new blocks stand where evicted ones stood
@@ -117,6 +125,15 @@ class CacheTraffic(RuleBasedStateMachine):
             self.cache.free(*place, np.array(chosen, np.int64))
             self.users[place] -= Counter(chosen)
 
+    @precondition(lambda self: self.users)
+    @rule(data=st.data(), step=st.integers(1, 4))
+    def free_every_so_many(self, data: st.DataObject, step: int) -> None:
+        """Leaves gaps in every page."""
+        place = data.draw(st.sampled_from(sorted(self.users)))
+        chosen = sorted(self.users[place])[::step]
+        self.cache.free(*place, np.array(chosen, np.int64))
+        self.users[place] -= Counter(chosen)
+
     @rule(num_pages=st.integers(1, NUM_PAGES))
     def set_limit(self, num_pages: int) -> None:
         within = self.pool.set_limit(num_pages * PAGE)
@@ -124,6 +141,11 @@ class CacheTraffic(RuleBasedStateMachine):
         while not within and self.cache.shrink():
             within = self.pool.pages_over_limit == 0
         assert live == {model: self.pool.usage(model).live_bytes for model in self._loaded()}
+        self.limit = num_pages
+        if not within:
+            assert sum(self.pool.usage(model).held_bytes for model in self._loaded()) == PAGE * sum(
+                self._fewest_pages(model) for model in self._loaded()
+            )
 
     @invariant()
     def the_books_add_up(self) -> None:
@@ -158,6 +180,46 @@ class CacheTraffic(RuleBasedStateMachine):
             gone = self.keys[place].keys() - self._stored(place).keys()
             assert not {self.keys[place].pop(key) for key in gone} & users.keys()
 
+    def _move(
+        self, model: str, group: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]
+    ) -> None:
+        """Sources are in use; destinations are nobody's, and lie in pages that stay."""
+        users, keys = self.users[model, group], self.keys[model, group]
+        moves = dict(zip(sources.tolist(), destinations.tolist(), strict=True))
+        granules = PAGE // GROUPS[model][group].granule_bytes
+        assert len(set(moves.values())) == len(moves)
+        assert moves.keys() <= users.keys()
+        assert not set(moves.values()) & users.keys()
+        assert not {each // granules for each in moves} & {each // granules for each in moves.values()}
+        stays = self._stored((model, group)).keys()  # told before the cache itself knows of the move
+        for key in keys.keys() - stays:
+            del keys[key]
+        for source, destination in moves.items():
+            users[destination] = users.pop(source)
+        keys |= {key: moves[offset] for key, offset in keys.items() if offset in moves}
+
+    def _fits(self, model: str, wanted: list[int]) -> bool:
+        """Whether so many blocks have room beside what is in use, the others' in as few pages as hold it."""
+        in_use = needed = 0
+        for (name, index), users in self.users.items():
+            if name == model:
+                group = GROUPS[model][index]
+                pages = len({offset * group.granule_bytes // PAGE for offset in users})
+                spare = pages * group.blocks_per_page - len(users)
+                in_use += pages
+                needed += -(-max(0, wanted[index] - spare) // group.blocks_per_page)
+        promised = sum(max(self._fewest_pages(o), GUARANTEES[o]) for o in self._loaded() - {model})
+        room = self.limit - 1 - in_use - promised
+        cap = CAPS[model]
+        return not needed or needed <= (room if cap is None else min(room, cap - in_use))
+
+    def _fewest_pages(self, model: str) -> int:
+        return sum(
+            -(-len(users) // GROUPS[name][index].blocks_per_page)
+            for (name, index), users in self.users.items()
+            if name == model
+        )
+
     def _loaded(self) -> set[str]:
         return {model for model, _ in self.users}
 
@@ -169,4 +231,4 @@ class CacheTraffic(RuleBasedStateMachine):
 
 
 TestCacheTraffic = CacheTraffic.TestCase
-TestCacheTraffic.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestCacheTraffic.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
