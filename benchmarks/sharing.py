@@ -29,7 +29,7 @@ __all__ = ["SharingLoad", "main"]
 
 MODELS = ("popular", "middling", "rare")
 TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 10.0, 8.0
-_FIRST_LOAD_TIMES_ALONE = 2.4  # what one request after the other would do; batching does more
+_FIRST_LOAD_TIMES_ALONE = 2.4  # what one request after the other would do, where all fit; batching does more
 _WELL_PAST_FULL = 0.85  # elastic's attainment at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
 
@@ -58,7 +58,7 @@ class SharingLoad:
     shape_name: str
     trace: TraceSpec
     max_model_len: int = 320
-    num_sequences: int = 8
+    num_sequences: int = 10
     load_step: float = 1.15
     max_loads: int = 8
     patience_s: float = 30.0
@@ -71,7 +71,7 @@ class SharingLoad:
         """Models of 25 million parameters with a KV head for each query head."""
         shape = {**SMALL_SHAPE, "num_key_value_heads": SMALL_SHAPE["num_attention_heads"]}
         trace = TraceSpec(
-            MODELS, 1.0, duration_s, shape["vocab_size"], 1.0, 2.5, 3.0, (32, 64), (128, 256), seed
+            MODELS, 1.0, duration_s, shape["vocab_size"], 0.7, 1.0, 1.0, (32, 64), (128, 256), seed
         )
         return cls(shape, "25 million parameters and 18 KiB of KV a token", trace)
 
@@ -204,7 +204,8 @@ def main(
                     goal = _Goal.found(_alone(servers[Policy.ELASTIC], load))
                     _describe(report, arrangement, load, goal.targets)
                 bench = _Bench(load, servers, goal.targets, traces, show, {policy: {} for policy in Policy})
-                bench.explore(_FIRST_LOAD_TIMES_ALONE * goal.alone_per_s)
+                fit = arrangement.num_models(budget) / len(load.trace.models)
+                bench.explore(_FIRST_LOAD_TIMES_ALONE * fit * goal.alone_per_s)
             elastic, static, swap = (bench.curves[policy] for policy in Policy)
             found = compare(elastic, static, swap, load.trace.duration_s)
             suffix = "" if budget is Budget.ALL else f"_{budget.value}"
