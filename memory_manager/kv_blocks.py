@@ -187,9 +187,11 @@ class GroupBlocks:
         )
 
     def take_elsewhere(self, pages: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The blocks in use of these pages, which have no idle ones, and as many new ones of other pages; both
-        granule offsets int64 [n]."""
-        free = {page: self._free_slots[page].bit_count() for page in pages}
+        """The blocks in use of these pages, which have no idle ones, and as many new ones of other pages with any;
+        both granule offsets int64 [n]."""
+        # Idle pages are hidden too: whoever makes room counts them as given up.
+        hidden = itertools.chain(pages, self._idle_pages)
+        free = {page: self._free_slots[page].bit_count() for page in hidden}
         for page, num_free in free.items():
             self._refile(page, num_free, 0)
         start = self._granules_per_page

@@ -116,6 +116,18 @@ def test_idle_blocks_make_way_for_those_that_move_the_longest_idle_first(house: 
     assert house.cache.shared("a", 0).tolist() == destinations[:1]
 
 
+def test_nothing_moves_into_a_page_that_will_be_given_up(house: House) -> None:
+    house.add()
+    left = house.spread([0, 1, 2], [0, 1, 2], [0])
+    house.cache.store("a", 0, [b"0", b"1", b"2"], left[:3])
+    house.cache.free("a", 0, left[:3])  # the first page is idle now, and has a free place
+    assert house.cache.make_room("b", [3])
+    ((sources, destinations),) = house.moves
+    assert sources == [left[6]]
+    assert destinations == [left[5] + left[1] - left[0]]
+    assert house.cache.allocate("b", 0, 3) is not None
+
+
 def test_a_smaller_lease_gathers_what_is_spread(house: House) -> None:
     house.add()
     house.spread([0], [0], [0], [0])
