@@ -8,10 +8,9 @@ whole by giving up its idle blocks.
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from types import MappingProxyType
 
 import numpy as np
@@ -142,16 +141,9 @@ class GroupBlocks:
             self._idle_pages.pop(page, None)
         self.num_idle -= len(offsets)
 
-    def idle_offsets(self, pages: Sequence[int]) -> NDArray[np.int64]:
+    def idle_offsets(self, pages: Iterable[int]) -> NDArray[np.int64]:
         """Granule offsets of the idle blocks of these pages."""
-        return np.array(
-            [
-                page * self._granules_per_page + slot * self._granules_per_block
-                for page in pages
-                for slot in _bits(self._idle_slots[page])
-            ],
-            np.int64,
-        )
+        return self._offsets((page, self._idle_slots.get(page, 0)) for page in pages)
 
     # Moving ----------------------------------------------------------------------------------------
 
@@ -174,15 +166,14 @@ class GroupBlocks:
             Granule offsets int64 [n] of idle blocks of these pages; those of the other pages; and how many of
             the latter must go for want of free slots.
         """
-        leaving = {page for page in pages if page in self._idle_slots}
-        beside = self._idle_slots.keys() - leaving - self._idle_pages.keys()
+        beside = self._idle_slots.keys() - set(pages) - self._idle_pages.keys()
         num_live = sum(self._num_live_in(page) for page in pages)
         num_free = self.num_free - sum(
-            self._free_slots[page].bit_count() for page in itertools.chain(pages, self._idle_pages)
+            self._free_slots[page].bit_count() for page in chain(pages, self._idle_pages)
         )
         return (
-            self.idle_offsets(list(leaving)),
-            set(self.idle_offsets(list(beside)).tolist()),
+            self.idle_offsets(pages),
+            set(self.idle_offsets(beside).tolist()),
             max(0, num_live - num_free),
         )
 
@@ -190,20 +181,14 @@ class GroupBlocks:
         """The blocks in use of these pages, which have no idle ones, and as many new ones of other pages with any;
         both granule offsets int64 [n]."""
         # Idle pages are hidden too: whoever makes room counts them as given up.
-        hidden = itertools.chain(pages, self._idle_pages)
-        free = {page: self._free_slots[page].bit_count() for page in hidden}
+        free = {page: self._free_slots[page].bit_count() for page in chain(pages, self._idle_pages)}
         for page, num_free in free.items():
             self._refile(page, num_free, 0)
-        start = self._granules_per_page
-        sources = [
-            page * start + slot * self._granules_per_block
-            for page in pages
-            for slot in _bits(self._all_slots & ~self._free_slots[page])
-        ]
+        sources = self._offsets((page, self._all_slots & ~self._free_slots[page]) for page in pages)
         destinations = self.take(len(sources))
         for page, num_free in free.items():
             self._refile(page, 0, num_free)
-        return np.array(sources, np.int64), destinations
+        return sources, destinations
 
     def _num_live_in(self, page: int) -> int:
         return self._blocks_per_page - (self._free_slots[page] | self._idle_slots.get(page, 0)).bit_count()
@@ -217,6 +202,17 @@ class GroupBlocks:
         if rest.any() or (slots >= self._blocks_per_page).any():
             raise InternalError(f"not offsets of blocks: {offsets}")
         return zip(pages.tolist(), slots.tolist(), strict=True)
+
+    def _offsets(self, slots: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+        """Granule offsets int64 [n] of the slots whose bits are set, page by page."""
+        return np.array(
+            [
+                page * self._granules_per_page + slot * self._granules_per_block
+                for page, mask in slots
+                for slot in _bits(mask)
+            ],
+            np.int64,
+        )
 
     def _is_not_in_use(self, page: int, slot: int) -> bool:
         not_held = self._all_slots

@@ -27,7 +27,7 @@ import enum
 import heapq
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -169,15 +169,16 @@ class KVPool:
 
     def pages_short_without_idle(self, model_id: str, num_blocks: Sequence[int]) -> int:
         """The same, if every idle block of every model were given up."""
-        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
-        needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
-        return needed - self._room(model_id, _Keeps.PAGES_IN_USE) if needed else 0
+        return self._pages_short_where(model_id, num_blocks, _Keeps.PAGES_IN_USE)
 
     def pages_short_without_gaps(self, model_id: str, num_blocks: Sequence[int]) -> int:
         """The same, if moreover the other models' blocks were moved into as few pages as hold them."""
+        return self._pages_short_where(model_id, num_blocks, _Keeps.FEWEST_PAGES)
+
+    def _pages_short_where(self, model_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
         pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
         needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
-        return needed - self._room(model_id, _Keeps.FEWEST_PAGES) if needed else 0
+        return needed - self._room(model_id, keeps) if needed else 0
 
     def pages_over_cap(self, model_id: str, num_blocks: Sequence[int]) -> int:
         """Of the pages that are short, those that the model itself has to give up, because of its cap."""
@@ -244,7 +245,6 @@ class KVPool:
             for name, model in self._models.items()
             if name == wanted_by or not own
         }
-        pages: dict[tuple[str, int], list[int]] = {}
         by_age = heapq.merge(
             *(
                 _by_age(name, g, blocks)
@@ -253,16 +253,9 @@ class KVPool:
                 for g, blocks in enumerate(model.groups)
             )
         )
-        for _, name, g, page in by_age:
-            if num_pages <= 0:
-                break
-            if spare[name] > 0:
-                spare[name] -= 1
-                num_pages -= 1
-                pages.setdefault((name, g), []).append(page)
         return [
-            (name, g, self._models[name].groups[g].idle_offsets(chosen))
-            for (name, g), chosen in pages.items()
+            (name, g, self._models[name].groups[g].idle_offsets(pages))
+            for name, g, pages in _first_pages(by_age, num_pages, spare)
         ]
 
     def sparsest(self, num_pages: int, wanted_by: str | None) -> list[tuple[str, int, list[int]]]:
@@ -287,15 +280,7 @@ class KVPool:
             for g, blocks in enumerate(self._models[name].groups)
             for num_live, page in blocks.sparsest_pages(num_pages)
         )
-        chosen: dict[tuple[str, int], list[int]] = {}
-        for _, name, g, page in candidates:
-            if num_pages <= 0:
-                break
-            if spare[name] > 0:
-                spare[name] -= 1
-                num_pages -= 1
-                chosen.setdefault((name, g), []).append(page)
-        return [(name, g, pages) for (name, g), pages in chosen.items()]
+        return _first_pages(candidates, num_pages, spare)
 
     def blocks_of(self, model_id: str, group: int) -> GroupBlocks:
         """The books of one group, for what concerns no page of others."""
@@ -399,6 +384,25 @@ class KVPool:
             self._arena.release(self._range, first, length)
         for page in leaving:
             heapq.heappush(self._bare, page)
+
+
+def _first_pages(
+    ordered: Iterable[tuple[int, str, int, int]], num_pages: int, spare: dict[str, int]
+) -> list[tuple[str, int, list[int]]]:
+    """The first so many pages, of no model more than it can spare; model, group and pages, each group once.
+
+    Args:
+        ordered: rank, model, group and page.
+    """
+    chosen: dict[tuple[str, int], list[int]] = {}
+    for _, name, g, page in ordered:
+        if num_pages <= 0:
+            break
+        if spare[name] > 0:
+            spare[name] -= 1
+            num_pages -= 1
+            chosen.setdefault((name, g), []).append(page)
+    return [(name, g, pages) for (name, g), pages in chosen.items()]
 
 
 def _by_age(model_id: str, group: int, blocks: GroupBlocks) -> Iterator[tuple[int, str, int, int]]:

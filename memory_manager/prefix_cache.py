@@ -10,7 +10,7 @@ where no page can be had, single blocks of the very group that is short. A model
 guarantee are given up for itself alone, because nobody else may have the pages.
 
 Where all idle blocks together would not be enough, the blocks of other models are moved out of their sparsest
-pages: a copy of less than a page for each page that comes free, which is cheaper than to preempt anybody.
+pages: a copy of at most a page for each page that comes free, which is cheaper than to preempt anybody.
 
 Threads: the step thread's alone, like the pool's.
 """

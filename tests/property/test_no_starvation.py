@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from support.kv_moves import move_nothing
 
 from engines.api import SamplingParams, SequenceRequest
 from engines.torch.counters import RunnerCounters
@@ -30,17 +29,13 @@ NUM_PAGES = 3
 CPU = torch.device("cpu")
 
 
-def nothing_to_move(group: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
-    raise AssertionError("a model alone moves none of its blocks")
-
-
 @contextmanager
 def runner_without_a_model() -> Iterator[SequenceRunner]:
     arena = HostArena((NUM_PAGES + 1) * PAGE_BYTES)
     pool = KVPool(arena, (NUM_PAGES + 1) * PAGE_BYTES)
     pool.set_limit((NUM_PAGES + 1) * PAGE_BYTES)
     cache = PrefixCache(pool)
-    cache.add_model("m", (GROUP,), 2 * PAGE_BYTES, None, nothing_to_move)
+    cache.add_model("m", (GROUP,), 2 * PAGE_BYTES, None, move_nothing)
     view = KVCacheView(arena.tensor(pool.address_range), (GROUP,), torch.float32, 1, PAGE_BYTES // 32 // 8)
     yield SequenceRunner(
         "m",

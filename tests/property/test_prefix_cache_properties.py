@@ -4,6 +4,7 @@ moved, room is made exactly where it can be, and nothing within another's guaran
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
 from functools import partial
 
 import numpy as np
@@ -199,19 +200,28 @@ class CacheTraffic(RuleBasedStateMachine):
         keys |= {key: moves[offset] for key, offset in keys.items() if offset in moves}
 
     def _fits(self, model: str, wanted: list[int]) -> bool:
-        """Whether so many blocks have room beside what is in use, the others' in as few pages as hold it."""
+        """Whether so many blocks have room in pages that the model holds, or beside what is in use, the others' in
+        as few pages as hold it."""
         in_use = needed = 0
+        fits_in_place = True
         for (name, index), users in self.users.items():
             if name == model:
-                group = GROUPS[model][index]
-                pages = len({offset * group.granule_bytes // PAGE for offset in users})
-                spare = pages * group.blocks_per_page - len(users)
-                in_use += pages
-                needed += -(-max(0, wanted[index] - spare) // group.blocks_per_page)
+                kept = users.keys() | set(self._stored((name, index)).values())
+                fits_in_place &= wanted[index] <= self._spare(model, index, kept)
+                in_use += len(self._pages(model, index, users))
+                short = max(0, wanted[index] - self._spare(model, index, users))
+                needed += -(-short // GROUPS[model][index].blocks_per_page)
         promised = sum(max(self._fewest_pages(o), GUARANTEES[o]) for o in self._loaded() - {model})
         room = self.limit - 1 - in_use - promised
         cap = CAPS[model]
-        return not needed or needed <= (room if cap is None else min(room, cap - in_use))
+        return fits_in_place or not needed or needed <= (room if cap is None else min(room, cap - in_use))
+
+    def _spare(self, model: str, index: int, offsets: Collection[int]) -> int:
+        """Slots of the pages of these blocks that are no block's of them."""
+        return len(self._pages(model, index, offsets)) * GROUPS[model][index].blocks_per_page - len(offsets)
+
+    def _pages(self, model: str, index: int, offsets: Iterable[int]) -> set[int]:
+        return {offset * GROUPS[model][index].granule_bytes // PAGE for offset in offsets}
 
     def _fewest_pages(self, model: str) -> int:
         return sum(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from support.kv_moves import move_nothing
 
 from engines.torch.blocks import BlockTables
 from engines.torch.prefix import Prefix
@@ -36,13 +36,9 @@ def pool() -> Iterator[KVPool]:
 @pytest.fixture
 def cache(pool: KVPool) -> Iterator[PrefixCache]:
     cache = PrefixCache(pool)
-    cache.add_model("m", (FULL, WINDOW), 0, None, move)
+    cache.add_model("m", (FULL, WINDOW), 0, None, move_nothing)
     yield cache
     cache.check_integrity()
-
-
-def move(group: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
-    raise AssertionError("a model alone moves none of its blocks")
 
 
 @pytest.fixture
