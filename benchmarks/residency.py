@@ -25,7 +25,7 @@ from benchmarks.neighbours import FIRST, SECOND, SERVING, measure_neighbours, wr
 from benchmarks.planner import measure as measure_planner
 from benchmarks.random_models import TINY_SHAPE, make_random_models
 from benchmarks.report import Report
-from benchmarks.transitions import Transitions, measure_transitions
+from benchmarks.transitions import Transitions, measure_transitions_as_worker
 from mooring.units import GIB, MIB, format_bytes
 from ops.running_server import RunningServer
 from ops.samples.shapes import SHAPES
@@ -95,10 +95,10 @@ def main(
 
 def _transitions(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str, float]:
     model = pack_random(scratch, "model", shape(load.shape_name), "bf16", 0)
-    found = measure_transitions(model, load.transitions)
+    found = measure_transitions_as_worker(model, load.transitions)
     report.text(
         f"## Wake and cold load\n\nOne model of {load.shape_name}'s shape in bf16, "
-        f"{format_bytes(model.num_bytes)}, in an engine in this process, as a worker has it. `wake_share_of_copy`: "
+        f"{format_bytes(model.num_bytes)}, in an engine in a process like a worker's. `wake_share_of_copy`: "
         "the rate of a wake that copies, as on a GPU (`cpu_wake = copy`), over that of two threads that copy between "
         "touched buffers. `load_share_of_read`: the rate from the packed file in the page cache to a resident "
         "replica over that of two threads that read the file into a touched buffer, as a CPU loads: the host copy's "

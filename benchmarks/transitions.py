@@ -1,25 +1,28 @@
-"""Wakes and cold loads of one model in this process, against what the machine's memory can do in the same run."""
+"""Wakes and cold loads of one model in one process, against what the machine's memory can do in the same run."""
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.memory_rates import CopyCeiling, PeakMemory, ReadCeiling
+from engines.supervisor import WORKER_ENVIRONMENT
 from engines.torch.engine_config import TorchEngineConfig
 from memory_manager.host_arena import HostArena
 from memory_manager.host_cache import HostCache
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
 
-__all__ = ["Transitions", "measure_transitions"]
+__all__ = ["Transitions", "measure_transitions", "measure_transitions_as_worker"]
 
 _NAME = "model/0"
 
@@ -64,6 +67,21 @@ class Transitions:
             "copy_gb_per_s": copy / 1e9,
             "read_gb_per_s": read / 1e9,
         }
+
+
+def measure_transitions_as_worker(model: PackedModel, repeats: int) -> Transitions:
+    """``measure_transitions`` in a process with a worker's settings of the C library and of OpenMP."""
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+            return worker.submit(measure_transitions, model, repeats).result()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def measure_transitions(model: PackedModel, repeats: int) -> Transitions:

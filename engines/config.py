@@ -71,9 +71,8 @@ class ClientConfig:
     usage_timeout_s: float = 60.0
 
 
-# Where the device is the cores themselves, a step that shares them evenly with what carries tokens out, or with the
-# copy of a wake, has one of its threads wait for the other most of the time: both take far longer. So these go
-# first; they are short.
+# Where the device is the cores themselves, a step that shares them evenly with what carries tokens out has one of its
+# threads wait for the other most of the time: both take far longer. So that goes first; it is short.
 CPU_STEP_NICENESS = 5
 
 

@@ -26,8 +26,9 @@ from engines.client import StepSink, WorkerClient
 from engines.config import ClientConfig, SupervisorConfig, WorkerSpec
 from engines.descriptors import DescriptorSender, open_channel
 from mooring.errors import ConfigurationError, MooringError, WorkerLostError
+from mooring.units import MIB
 
-__all__ = ["Supervisor", "WorkerState", "WorkerStatus", "restart_pause_s"]
+__all__ = ["WORKER_ENVIRONMENT", "Supervisor", "WorkerState", "WorkerStatus", "restart_pause_s"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,13 @@ logger = logging.getLogger(__name__)
 # beside anything else that wants a core (the server itself, its clients) a step takes ten times as long, waiting
 # for a thread that is not running. So many turns (a quarter of a millisecond to one) bridge the gaps inside a step
 # and little more: with fewer, a thread sleeps in the longer gaps, and to wake it costs more than the gap.
-_WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
+#
+# From so many bytes on the C library copies past the caches, without which every line of the target is fetched
+# before it is overwritten. By default only from a large part of the last cache on, and weights are copied in pieces.
+WORKER_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "20000",
+    "GLIBC_TUNABLES": f"glibc.cpu.x86_non_temporal_threshold={4 * MIB}",
+}
 
 _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path, less its final NUL
 
@@ -291,7 +298,7 @@ async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subproces
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             start_new_session=True,  # uvloop knows no process_group
-            env={**_WORKER_ENVIRONMENT, **os.environ},
+            env={**WORKER_ENVIRONMENT, **os.environ},
         )
     except BaseException:
         ours.close()

@@ -11,7 +11,7 @@ __all__ = ["stand_back"]
 def stand_back() -> None:
     """Leaves the cores to others first, for good; on Linux each thread has its own scheduling policy.
 
-    On a CPU device the steps of resident models need the very cores that read, touch and copy memory for others.
+    On a CPU device the steps of resident models need the very cores that read and touch memory for others.
     What steps leave idle, between their parallel parts above all, is enough for these.
     """
     with contextlib.suppress(OSError):  # a sandbox may refuse it, or not know the policy: then it is felt

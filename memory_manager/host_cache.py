@@ -5,8 +5,9 @@ it, or maps it, so a worker that dies loses device state only, and a sleeping mo
 storage.
 
 Its memory leaves only when the last descriptor closes, so a copy stays while anybody to whom it was given
-has not released it; of the others the least recently used is evicted first. Room that is left is used for
-a spare: memory touched in the background, of the size of the largest artifact that may be read next.
+has not released it; of the others the least recently used is evicted first, and what is read in its place is
+read into its memory. Room that is left is used for a spare: memory touched in the background, of the size
+of the largest artifact that may be read next.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from memory_manager.background import stand_back
-from memory_manager.host_copy_file import HostCopyFile, new_memfd, open_artifact
+from memory_manager.host_copy_file import (
+    HostCopyFile,
+    is_ours_alone,
+    new_memfd,
+    open_artifact,
+    open_to_read,
+    refit,
+)
 from memory_manager.host_spare import HostSpare
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
@@ -37,8 +46,7 @@ class HostCopy:
     """Packed weights in host memory, kept there until released.
 
     Attributes:
-        fd: a sealed memfd, the cache's own: send it, never close it. Readers use ``pread`` or a private
-            mapping.
+        fd: a sealed memfd, open to be read only, the cache's own: send it, never close it.
         seconds: what reading it from storage took.
     """
 
@@ -59,9 +67,15 @@ class HostCopy:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A complete copy, as the cache keeps it."""
+    """A complete copy, as the cache keeps it.
+
+    Attributes:
+        fd: what others get.
+        own_fd: what the cache writes to.
+    """
 
     fd: int
+    own_fd: int
     num_bytes: int
     seconds: float
 
@@ -84,6 +98,7 @@ class HostCache:
         self._spare = HostSpare()
         self._may_spare = True
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
+        self._evicted: dict[str, tuple[int, int]] = {}  # descriptor and bytes, for who is to be read
         self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
         if num_readers is None:
@@ -194,15 +209,18 @@ class HostCache:
             return copy
         task = self._reading.get(ref.key)
         if task is None:
-            self._make_room(ref)
+            memory = self._make_room(ref)
+            if memory is not None:
+                self._evicted[ref.key] = memory
             self._used_bytes += ref.num_bytes
             task = asyncio.create_task(self._read(ref), name=f"read {ref.key}")
             self._reading[ref.key] = task
             task.add_done_callback(lambda ended: self._read_ended(ref, ended))
         return await asyncio.shield(task)
 
-    def _make_room(self, ref: ArtifactRef) -> None:
-        """Evicts until ``ref`` fits, or nothing at all where it cannot."""
+    def _make_room(self, ref: ArtifactRef) -> tuple[int, int] | None:
+        """Evicts until ``ref`` fits, or nothing at all where it cannot; returns the largest memory that was evicted,
+        which is the caller's now."""
         size = format_bytes(ref.num_bytes)
         budget = format_bytes(self._budget_bytes)
         if ref.num_bytes > self._budget_bytes:
@@ -222,17 +240,25 @@ class HostCache:
                 f"{ref.key} needs {size} of host memory and the host cache's {budget} are in use: "
                 "raise its budget or unload a model"
             )
-        for key in victims:
-            self._drop(key)
+        memories = sorted((self._evict(key) for key in victims), key=itemgetter(1))
+        for fd, _ in memories[:-1]:
+            os.close(fd)
+        return memories[-1] if memories else None
 
     def _memory_for(self, ref: ArtifactRef) -> tuple[int, int]:
         """A memfd for it, whose bytes are counted already, and how many of them are physical."""
-        spare = self._spare.take(ref.num_bytes)
-        if spare is not None:
-            return spare
+        memory = None
+        if ref.key in self._evicted:
+            fd, physical_bytes = self._evicted.pop(ref.key)
+            if is_ours_alone(fd):
+                memory = fd, refit(fd, physical_bytes, ref.num_bytes)
+            else:
+                os.close(fd)
+        if memory is None:
+            memory = self._spare.take(ref.num_bytes)
         if self._used_bytes + self._spare.num_bytes > self._budget_bytes:
             self._spare.give_back()
-        return new_memfd(ref.num_bytes), 0
+        return memory or (new_memfd(ref.num_bytes), 0)
 
     def _make_ready(self) -> None:
         """Keeps a spare for the largest artifact that is expected, not here, and fits beside what is."""
@@ -268,23 +294,31 @@ class HostCache:
             errors = [result for result in results if result is not None]
             if errors:
                 raise errors[0]
-            fd = file.seal()
+            own_fd = file.seal()
+            fd = open_to_read(own_fd)
         except BaseException:  # nothing of a failed or cancelled read stays
             file.abandon()
             raise
-        stored = _Stored(fd, ref.num_bytes, time.monotonic() - started_s)
+        stored = _Stored(fd, own_fd, ref.num_bytes, time.monotonic() - started_s)
         self._copies[ref.key] = stored
         return stored
 
     def _read_ended(self, ref: ArtifactRef, task: asyncio.Task[_Stored]) -> None:
         """Runs before any caller wakes; also for a task that was cancelled before it began."""
         del self._reading[ref.key]
+        if ref.key in self._evicted:
+            os.close(self._evicted.pop(ref.key)[0])
         # Asking for the error marks it as seen even where every caller was cancelled.
         if task.cancelled() or task.exception() is not None:
             self._used_bytes -= ref.num_bytes
         self._make_ready()
 
     def _drop(self, key: str) -> None:
+        os.close(self._evict(key)[0])
+
+    def _evict(self, key: str) -> tuple[int, int]:
+        """Forgets a copy; returns its memory, the caller's now, and how much that is."""
         copy = self._copies.pop(key)
         os.close(copy.fd)
         self._used_bytes -= copy.num_bytes
+        return copy.own_fd, copy.num_bytes

@@ -2,6 +2,9 @@
 
 The file is read straight into place: the system copies each byte once, from its page cache into pages that
 were touched before, so a second copy of the weights exists at no moment.
+
+Others are given the memfd to read. Once nobody has it any more, and the system itself says so, it may be filled with
+something else: to touch fresh pages takes several times as long as to read into these.
 """
 
 from __future__ import annotations
@@ -17,27 +20,73 @@ from memory_manager.ports import ArtifactRef
 from mooring.errors import ArtifactError, InsufficientMemoryError
 from mooring.units import format_bytes
 
-__all__ = ["HostCopyFile", "is_sealed", "new_memfd", "open_artifact"]
+__all__ = [
+    "HostCopyFile",
+    "is_ours_alone",
+    "is_sealed",
+    "new_memfd",
+    "open_artifact",
+    "open_to_read",
+    "refit",
+]
 
-# With F_SEAL_WRITE the system before Linux 6.7 would refuse shared mappings, read-only ones too.
-_F_SEAL_FUTURE_WRITE = 0x10
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE
+_READ_BYTES = 1 << 20  # at once: the system leaves a core to a step that wants it only in between
 
 
 def new_memfd(num_bytes: int) -> int:
     """A memfd of that size without memory behind it yet, which can be sealed."""
-    fd = os.memfd_create("mooring-host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    created = os.memfd_create("mooring-host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fd = _open_again(created, os.O_RDWR)  # who has this one open is counted, unlike the first
+    finally:
+        os.close(created)
     os.ftruncate(fd, num_bytes)
     return fd
 
 
+def open_to_read(fd: int) -> int:
+    """The same memfd for those who may only read it."""
+    return _open_again(fd, os.O_RDONLY)
+
+
 def is_sealed(fd: int) -> bool:
-    """Whether the system keeps a memfd as it is: memory that shrank under a step would kill the worker."""
+    """Whether a memfd cannot shrink: memory that shrank under a step would kill the worker."""
     try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
     except OSError:
         return False  # not a memfd
-    return bool(seals & fcntl.F_SEAL_SHRINK and seals & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE))
+
+
+def is_ours_alone(fd: int) -> bool:
+    """Whether nobody but us has a memfd open or mapped, in whatever process, or on its way there; ``fd`` is the only
+    one of ours. The system gives a lease for writing to nobody else (fcntl(2))."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:  # somebody has it; or the system knows no leases, and it counts as somebody's
+        return False
+    return True
+
+
+def refit(fd: int, physical_bytes: int, num_bytes: int) -> int:
+    """Makes a memfd that was filled before have at least so many bytes, and no memory beyond them.
+
+    Args:
+        physical_bytes: how many of its first bytes are physical, and no others.
+
+    Returns:
+        How many are now, in whole pages; or all.
+    """
+    kept_bytes = round_to_pages(num_bytes)
+    if physical_bytes > kept_bytes:
+        host_pages.punch_hole(fd, kept_bytes, physical_bytes - kept_bytes)
+    if os.fstat(fd).st_size < num_bytes:
+        os.ftruncate(fd, num_bytes)
+    return min(physical_bytes - physical_bytes % PAGE_BYTES, num_bytes)
+
+
+def _open_again(fd: int, flags: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
 
 
 class HostCopyFile:
@@ -85,9 +134,9 @@ class HostCopyFile:
             done += length
 
     def seal(self) -> int:
-        """Ends the filling; returns the descriptor, of which nobody can change a byte any more."""
+        """Ends the filling; returns the descriptor, whose memory nobody can take away any more."""
         self._unmap()
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return self._fd
 
     def abandon(self) -> None:
@@ -113,7 +162,7 @@ class HostCopyFile:
         done = 0
         while done < len(target):
             try:
-                num_read = os.preadv(source, [target[done:]], offset + done)
+                num_read = os.preadv(source, [target[done : done + _READ_BYTES]], offset + done)
             except OSError as error:
                 raise _unreadable(self._ref.weights_path, error) from error
             if num_read == 0:

@@ -21,6 +21,7 @@ from engines.api import (
     StepOutput,
     WorkerStats,
 )
+from engines.torch.core_turns import CoreTurns
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.lease import KVLease
 from engines.torch.replica import Replica
@@ -36,6 +37,12 @@ from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import ModelUnavailableError, NotFoundError
 
 __all__ = ["TorchEngine", "TorchEngineConfig"]
+
+
+# Of the time of a step, between two of them. Somebody waits for a wake, and it is short; who waits for a load has
+# waited for storage already, so that copy may take a little longer, and neighbours feel less.
+_WAKE_CORE_SHARE = 0.75
+_LOAD_CORE_SHARE = 0.15
 
 
 @dataclass(slots=True)
@@ -73,6 +80,7 @@ class TorchEngine:
         self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
         self._cache = PrefixCache(self._pool)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
+        self._core_turns = CoreTurns()
         self._lease = KVLease()
         self._arrived: deque[Replica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
@@ -95,13 +103,16 @@ class TorchEngine:
             os.close(host_copy_fd)
             return self.wake(spec.replica_id, spec.weights_lease_bytes)
         try:
-            replica = Replica(spec, host_copy_fd, self._arena, self._kv_memory, self._config)
+            replica = Replica(
+                spec, host_copy_fd, self._arena, self._kv_memory, self._core_turns, self._config
+            )
         except BaseException:  # whatever stopped it, the descriptor goes back
             os.close(host_copy_fd)
             raise
         try:
-            # Somebody waited for storage already: the copy may take a little longer, and neighbours feel less.
-            replica.restore(spec.weights_lease_bytes, self._cache, self._swap_space, urgent=False)
+            replica.restore(
+                spec.weights_lease_bytes, self._cache, self._swap_space, core_share=_LOAD_CORE_SHARE
+            )
         except BaseException:  # the same for all that it holds by now
             replica.close()
             raise
@@ -126,7 +137,7 @@ class TorchEngine:
         """See the protocol. Where it fails the replica stays warm."""
         replica = self._place(replica_id).replica
         if not replica.weights_bytes:
-            replica.restore(weights_lease_bytes, self._cache, self._swap_space, urgent=True)
+            replica.restore(weights_lease_bytes, self._cache, self._swap_space, core_share=_WAKE_CORE_SHARE)
             self._arrived.append(replica)
         return replica.weights_bytes
 
@@ -159,7 +170,7 @@ class TorchEngine:
 
     def step(self) -> list[StepOutput]:
         self._let_in()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._core_turns.step():
             number = self._steps_total + 1
             ended, self._ended = self._ended, {}
             stepped = self._step_next(number)

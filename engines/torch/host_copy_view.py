@@ -6,16 +6,19 @@ what the memory can do.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from engines.torch.core_turns import CoreTurns
 from memory_manager import host_pages
-from memory_manager.background import stand_back
 from memory_manager.cuda_context import CudaContext
 from memory_manager.kv_spec import round_to_pages
 from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError
@@ -24,6 +27,8 @@ from mooring.units import format_bytes
 __all__ = ["HostCopyView", "require_bytes"]
 
 log = logging.getLogger(__name__)
+
+_PIECE_BYTES = 16 << 20  # copied by one thread without looking up, in 1.5 ms
 
 
 def require_bytes(host_copy_fd: int, num_bytes: int) -> None:
@@ -70,26 +75,30 @@ class HostCopyView:
             return
         self._context = context
 
-    def copy_to_host(self, target: Tensor, num_threads: int, *, urgent: bool = True) -> None:
+    def copy_to_host(self, target: Tensor, num_threads: int, turns: CoreTurns, share: float) -> None:
         """Copies everything to the start of ``target``, uint8, in host memory.
 
         Args:
-            urgent: False leaves the cores to steps first.
+            share: of the time of a step that each turn of the copy has, where there are steps.
 
-        Each thread copies one large piece: only then does the C library write past the caches, without which
+        Each thread copies large pieces: only then does the C library write past the caches, without which
         every line of the target is fetched before it is overwritten.
         """
-        address, piece_bytes = target.data_ptr(), -(-self._num_bytes // num_threads)
+        address = target.data_ptr()
+        starts = deque(range(0, self._num_bytes, _PIECE_BYTES))
 
-        def copy(start: int) -> None:
-            length = min(piece_bytes, self._num_bytes - start)
-            ctypes.memmove(address + start, self._address + start, length)
+        def copy(is_over: Callable[[], bool]) -> None:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                while not is_over():
+                    start = starts.popleft()
+                    length = min(_PIECE_BYTES, self._num_bytes - start)
+                    ctypes.memmove(address + start, self._address + start, length)
 
-        with ThreadPoolExecutor(
-            num_threads, "weights-copy", initializer=None if urgent else stand_back
-        ) as threads:
-            for _ in threads.map(copy, range(0, self._num_bytes, piece_bytes)):
-                pass
+        with ThreadPoolExecutor(num_threads, "weights-copy") as threads:
+            while starts:
+                with turns.copy(share) as is_over:
+                    for _ in threads.map(copy, [is_over] * num_threads):
+                        pass
 
     def copy_to_cuda(self, target: Tensor, chunk_bytes: int) -> None:
         """Copies everything to the start of ``target``, uint8, on a stream of its own, in chunks between which a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,7 @@ class TransformerModel:
         weights: by the packed names (``engines.torch.layout``), all of one dtype, on one device.
         kv: the cache it will run on, checked against the weights here so that a mismatch shows at load.
         workspace_bytes: bound of attention's gathered copies in one step.
+        give_way: called before each layer, for what may go between two of them.
 
     Raises:
         ArtifactError: a tensor is missing or of another shape.
@@ -58,6 +59,7 @@ class TransformerModel:
         weights: Mapping[str, Tensor],
         kv: KVCacheView | None = None,
         workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
         for name, packed in packed_tensors(config).items():
             found = tuple(weights[name].shape) if name in weights else None
@@ -67,6 +69,7 @@ class TransformerModel:
                 )
         self.config = config
         self._workspace_bytes = workspace_bytes
+        self._give_way = give_way
         self._embed = weights["embed"]
         self._final_norm = weights["final_norm"]
         self._lm_head = self._embed if config.tied_embeddings else weights["lm_head"]
@@ -88,6 +91,7 @@ class TransformerModel:
         attention = PagedAttention(batch, kv, self._workspace_bytes)
         rotation = Rotation(batch.positions, self._frequencies, self._embed.dtype)
         for i, layer in enumerate(self._layers):
+            self._give_way()
             hidden += self._attend(i, layer, hidden, attention, rotation)
             hidden += self._mlp(layer, hidden)
         return self._norm(hidden[batch.logits_rows], self._final_norm)

@@ -15,6 +15,7 @@ from torch import Tensor
 from engines.api import Finished, LoadSpec, ReplicaStats
 from engines.artifact import Manifest
 from engines.torch.config import ModelConfig, kv_groups
+from engines.torch.core_turns import CoreTurns
 from engines.torch.counters import RunnerCounters
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.kv_view import KVCacheView
@@ -48,7 +49,13 @@ class Replica:
     """
 
     def __init__(
-        self, spec: LoadSpec, host_copy_fd: int, arena: Arena, kv_memory: Tensor, config: TorchEngineConfig
+        self,
+        spec: LoadSpec,
+        host_copy_fd: int,
+        arena: Arena,
+        kv_memory: Tensor,
+        core_turns: CoreTurns,
+        config: TorchEngineConfig,
     ) -> None:
         manifest = Manifest.from_json(spec.manifest_json)
         if manifest.engine != "torch":
@@ -66,6 +73,7 @@ class Replica:
             manifest.num_bytes,
             copy_chunk_bytes=config.copy_chunk_bytes,
             num_copy_threads=config.num_copy_threads,
+            core_turns=core_turns,
             may_borrow=config.cpu_wake == "remap",
         )
         try:
@@ -79,7 +87,9 @@ class Replica:
                 self._model_config.num_kv_heads,
                 self._model_config.head_dim,
             )
-            self._model = TransformerModel(self._model_config, tensors, self._kv)
+            self._model = TransformerModel(
+                self._model_config, tensors, self._kv, give_way=core_turns.give_way
+            )
         except BaseException:  # whatever is wrong with the artifact, the addresses go back
             self._weights.close()
             raise
@@ -103,18 +113,18 @@ class Replica:
         return self._weights.committed_bytes
 
     def restore(
-        self, weights_lease_bytes: int, cache: PrefixCache, swap_space: SwapSpace, *, urgent: bool
+        self, weights_lease_bytes: int, cache: PrefixCache, swap_space: SwapSpace, *, core_share: float
     ) -> None:
         """Brings the weights onto the device and makes ready for ``attach``; all or nothing.
 
         Args:
-            urgent: False leaves a CPU device's cores to steps first.
+            core_share: see ``WeightsRegion.restore``.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the weights, or the arena has no more.
             ArtifactError: the host copy is not what the manifest says.
         """
-        self._weights.restore(self._host_copy_fd, weights_lease_bytes, urgent=urgent)
+        self._weights.restore(self._host_copy_fd, weights_lease_bytes, core_share=core_share)
         try:
             self._next_runner = SequenceRunner(
                 self.replica_id,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engines.artifact import Manifest, TensorEntry
+from engines.torch.core_turns import CoreTurns
 from engines.torch.host_copy_view import HostCopyView, require_bytes
 from memory_manager.arena import Arena
 from memory_manager.host_copy_file import is_sealed
@@ -31,6 +32,7 @@ class WeightsRegion:
     Args:
         num_bytes: size of the packed weights.
         copy_chunk_bytes, num_copy_threads: see ``TorchEngineConfig``.
+        core_turns: of a device that is the CPU.
         may_borrow: a sealed host copy in the memory of this very device is mapped and not copied.
 
     Raises:
@@ -44,12 +46,14 @@ class WeightsRegion:
         *,
         copy_chunk_bytes: int,
         num_copy_threads: int,
+        core_turns: CoreTurns,
         may_borrow: bool = False,
     ) -> None:
         self._arena = arena
         self._num_bytes = num_bytes
         self._chunk_bytes = copy_chunk_bytes
         self._num_threads = num_copy_threads
+        self._core_turns = core_turns
         self._range = arena.reserve(round_to_pages(num_bytes))
         self._memory = arena.tensor(self._range)
         self._may_borrow = may_borrow and not self._memory.is_cuda
@@ -61,11 +65,11 @@ class WeightsRegion:
         """Device bytes held now: whole pages, or none."""
         return self._range.num_bytes if self._committed else 0
 
-    def restore(self, host_copy_fd: int, lease_bytes: int, *, urgent: bool = True) -> None:
+    def restore(self, host_copy_fd: int, lease_bytes: int, *, core_share: float) -> None:
         """Brings the weights; all or nothing.
 
         Args:
-            urgent: False leaves a CPU device's cores to steps first.
+            core_share: of the time of a step that the copy has a CPU device's cores between two of them.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more.
@@ -85,7 +89,7 @@ class WeightsRegion:
             if self._memory.is_cuda:
                 self._copy_to_cuda(host_copy_fd)
             else:
-                self._copy_to_host(host_copy_fd, urgent)
+                self._copy_to_host(host_copy_fd, core_share)
         except BaseException:  # whatever stopped it, the pages go back
             self.release()
             raise
@@ -135,11 +139,11 @@ class WeightsRegion:
         self._arena.lend(self._range, host_copy_fd, self._num_bytes)
         self._committed = True
 
-    def _copy_to_host(self, host_copy_fd: int, urgent: bool) -> None:
+    def _copy_to_host(self, host_copy_fd: int, core_share: float) -> None:
         # Mapped for the time of the copy only: its pages would count twice in the worker's resident memory.
         view = HostCopyView(host_copy_fd, self._num_bytes)
         try:
-            view.copy_to_host(self._memory, self._num_threads, urgent=urgent)
+            view.copy_to_host(self._memory, self._num_threads, self._core_turns, core_share)
         finally:
             view.close()
 

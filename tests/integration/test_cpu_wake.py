@@ -10,19 +10,18 @@ from contextlib import contextmanager
 import pytest
 from support.torch_engines import engine_driver, tiny_model
 
+from engines.torch.core_turns import CoreTurns
 from engines.torch.weights import WeightsRegion
 from memory_manager.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from mooring.errors import ArtifactError, InsufficientMemoryError
-
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 def host_copy(content: bytes, *, sealed: bool = True) -> int:
     fd = os.memfd_create("host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, content)
     if sealed:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return fd
 
 
@@ -30,7 +29,12 @@ def host_copy(content: bytes, *, sealed: bool = True) -> int:
 def region(num_bytes: int, *, may_borrow: bool) -> Iterator[tuple[WeightsRegion, HostArena]]:
     arena = HostArena(8 * PAGE, stock_limit_bytes=8 * PAGE)
     weights = WeightsRegion(
-        arena, num_bytes, copy_chunk_bytes=PAGE, num_copy_threads=2, may_borrow=may_borrow
+        arena,
+        num_bytes,
+        copy_chunk_bytes=PAGE,
+        num_copy_threads=2,
+        core_turns=CoreTurns(),
+        may_borrow=may_borrow,
     )
     yield weights, arena
     weights.close()
@@ -47,7 +51,7 @@ def test_weights_come_whole_and_go_whole(may_borrow: bool, sealed: bool, own_pag
     fd = host_copy(content, sealed=sealed)
     with region(len(content), may_borrow=may_borrow) as (weights, arena):
         for _ in range(3):
-            weights.restore(fd, 3 * PAGE)
+            weights.restore(fd, 3 * PAGE, core_share=0.5)
             # The device's books show the same bytes either way; the memory behind them is the arena's or not.
             assert weights.committed_bytes == arena.committed_bytes == 3 * PAGE
             assert arena.allocated_bytes() == own_pages * PAGE
@@ -62,9 +66,9 @@ def test_what_is_short_is_refused_and_leaves_nothing(may_borrow: bool) -> None:
     fd = host_copy(b"x" * PAGE)
     with region(2 * PAGE, may_borrow=may_borrow) as (weights, arena):
         with pytest.raises(ArtifactError, match="the host copy ends at byte 2097152"):
-            weights.restore(fd, 2 * PAGE)
+            weights.restore(fd, 2 * PAGE, core_share=0.5)
         with pytest.raises(InsufficientMemoryError):
-            weights.restore(fd, PAGE)
+            weights.restore(fd, PAGE, core_share=0.5)
         assert arena.committed_bytes == weights.committed_bytes == 0
     os.close(fd)
 
@@ -73,7 +77,7 @@ def test_the_host_copy_outlives_whoever_maps_it() -> None:
     content = os.urandom(PAGE)
     fd = host_copy(content)
     with region(PAGE, may_borrow=True) as (weights, _):
-        weights.restore(fd, PAGE)
+        weights.restore(fd, PAGE, core_share=0.5)
     assert os.pread(fd, PAGE, 0) == content
     os.close(fd)
 

@@ -14,8 +14,9 @@ import pytest
 from support.open_files import open_files
 
 from memory_manager.host_cache import HostCache
-from memory_manager.host_copy_file import HostCopyFile, new_memfd
+from memory_manager.host_copy_file import HostCopyFile, is_sealed, new_memfd
 from memory_manager.host_spare import HostSpare
+from memory_manager.kv_spec import round_to_pages
 from memory_manager.ports import ArtifactRef
 from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
 from mooring.units import MIB
@@ -53,8 +54,9 @@ async def test_the_copy_is_the_file_whole_and_sealed(cache: HostCache, tmp_path:
         lambda: os.ftruncate(copy.fd, 1),
         lambda: mmap.mmap(copy.fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
     ):
-        with pytest.raises(PermissionError):
+        with pytest.raises(OSError, match=r"Bad file descriptor|Invalid argument|Permission denied"):
             tamper()
+    assert is_sealed(copy.fd)
 
 
 async def test_files_of_many_chunks_are_put_together_in_order(tmp_path: Path) -> None:
@@ -108,13 +110,13 @@ async def test_what_can_never_fit_says_so(cache: HostCache, tmp_path: Path) -> N
     assert cache.used_bytes == 0
 
 
-async def test_evicted_memory_really_leaves_the_machine(cache: HostCache, tmp_path: Path) -> None:
+async def test_memory_that_is_given_up_really_leaves_the_machine(cache: HostCache, tmp_path: Path) -> None:
     """The same file by another descriptor would keep it; the cache's own is the last one."""
     first = await cache.get(artifact(tmp_path, "first", 6 * MIB))
     inode = os.fstat(first.fd).st_ino
     assert os.fstat(first.fd).st_blocks * 512 >= 6 * MIB
     first.release()
-    await cache.get(artifact(tmp_path, "second", 6 * MIB))
+    assert cache.give_up(1) == first.num_bytes
     assert inode not in {each for _, each in open_files()}
 
 
@@ -205,6 +207,43 @@ async def test_close_waits_for_reads_and_closes_every_descriptor(tmp_path: Path)
         os.fstat(kept.fd)
     with pytest.raises(ShuttingDownError):
         await cache.get(artifact(tmp_path, "later"))
+
+
+# --- memory of copies that were evicted
+
+
+@pytest.mark.parametrize("num_bytes", [2 * MIB, 5 * MIB, 5 * MIB + 77, 8 * MIB])
+async def test_what_is_read_in_place_of_another_copy_is_read_into_its_memory(
+    tmp_path: Path, num_bytes: int
+) -> None:
+    cache, before = HostCache(BUDGET), open_files()
+    first = await cache.get(artifact(tmp_path, "first", 7 * MIB))
+    inode = os.fstat(first.fd).st_ino
+    first.release()
+    for key, size in (("next", num_bytes), ("last", 7 * MIB)):
+        ref = artifact(tmp_path, key, size)
+        copy = await cache.get(ref)
+        assert os.fstat(copy.fd).st_ino == inode
+        assert os.pread(copy.fd, size, 0) == ref.weights_path.read_bytes()
+        assert os.fstat(copy.fd).st_blocks * 512 <= round_to_pages(size)
+        copy.release()
+    await cache.close()
+    assert open_files() <= before
+
+
+async def test_memory_that_somebody_still_reads_is_not_read_into(tmp_path: Path) -> None:
+    cache = HostCache(BUDGET)
+    ref, other = artifact(tmp_path, "a", 5 * MIB), artifact(tmp_path, "b", 5 * MIB)
+    copy = await cache.get(ref)
+    kept = os.dup(copy.fd)  # as a worker has it, or a message on its way there
+    mapped = mmap.mmap(kept, ref.num_bytes, prot=mmap.PROT_READ)
+    os.close(kept)
+    copy.release()
+    assert read_all((await cache.get(other)).fd, other.num_bytes) == other.weights_path.read_bytes()
+    assert not cache.contains("a")
+    assert mapped[:] == ref.weights_path.read_bytes()
+    mapped.close()
+    await cache.close()
 
 
 # --- the spare: memory made ready before it is needed

@@ -6,11 +6,11 @@ import fcntl
 import os
 import resource
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from support.until import until
 
 from memory_manager.arena import AddressRange, contiguous_runs
 from memory_manager.cuda_arena import CudaArena
@@ -332,13 +332,6 @@ def test_contiguous_runs() -> None:
 # --- stock kept ahead of need, and what makes it leave
 
 
-def _until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come about in time"
-        time.sleep(0.005)
-
-
 @pytest.fixture(params=KINDS)
 def ready_arena(request: pytest.FixtureRequest) -> Iterator[PagedArena]:
     arena: PagedArena = request.param(16 * PAGE, stock_limit_bytes=16 * PAGE, ready_bytes=4 * PAGE)
@@ -347,34 +340,34 @@ def ready_arena(request: pytest.FixtureRequest) -> Iterator[PagedArena]:
 
 
 def test_stock_is_made_ahead_of_need_and_made_again_when_it_was_used(ready_arena: PagedArena) -> None:
-    _until(lambda: ready_arena.stock_bytes == 4 * PAGE)
+    until(lambda: ready_arena.stock_bytes == 4 * PAGE)
     addresses = ready_arena.reserve(16 * PAGE)
     ready_arena.commit(addresses, 0, 3)
-    _until(lambda: ready_arena.stock_bytes == 4 * PAGE)
+    until(lambda: ready_arena.stock_bytes == 4 * PAGE)
     ready_arena.commit(addresses, 3, 11)  # what is left of the capacity bounds the stock
-    _until(lambda: ready_arena.stock_bytes == 2 * PAGE)
+    until(lambda: ready_arena.stock_bytes == 2 * PAGE)
     ready_arena.release(addresses, 0, 14)
     assert ready_arena.stock_bytes == 16 * PAGE  # what was used before is kept beyond what is made ahead
 
 
 def test_a_falling_limit_takes_stock_at_once_and_released_pages_as_they_come(ready_arena: PagedArena) -> None:
-    _until(lambda: ready_arena.stock_bytes == 4 * PAGE)
+    until(lambda: ready_arena.stock_bytes == 4 * PAGE)
     addresses = ready_arena.reserve(16 * PAGE)
     ready_arena.commit(addresses, 0, 8)
     ready_arena.set_limit(6 * PAGE)
-    _until(lambda: ready_arena.stock_bytes == 0)
+    until(lambda: ready_arena.stock_bytes == 0)
     assert ready_arena.committed_bytes == 8 * PAGE  # what is in use stays
     ready_arena.release(addresses, 0, 1)
     assert ready_arena.stock_bytes == 0
     ready_arena.release(addresses, 1, 4)
     assert (ready_arena.committed_bytes, ready_arena.stock_bytes) == (3 * PAGE, 3 * PAGE)
     ready_arena.set_limit(16 * PAGE)
-    _until(lambda: ready_arena.stock_bytes >= 4 * PAGE)
+    until(lambda: ready_arena.stock_bytes >= 4 * PAGE)
 
 
 def test_a_commit_out_of_ready_stock_touches_nothing_new() -> None:
     arena = HostArena(8 * PAGE, stock_limit_bytes=8 * PAGE, ready_bytes=8 * PAGE)
-    _until(lambda: arena.stock_bytes == 8 * PAGE)
+    until(lambda: arena.stock_bytes == 8 * PAGE)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     before_bytes = arena.allocated_bytes()
     arena.commit(arena.reserve(8 * PAGE), 0, 8)
@@ -386,7 +379,7 @@ def test_a_commit_out_of_ready_stock_touches_nothing_new() -> None:
 def test_a_system_without_memory_ends_no_thread_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     memory = _ShortMemory(8 * PAGE)
     arena = PagedArena(memory, 8 * PAGE, 8 * PAGE, ready_bytes=4 * PAGE)
-    _until(lambda: "kept ready" in caplog.text)
+    until(lambda: "kept ready" in caplog.text)
     assert arena.stock_bytes == 0
     addresses = arena.reserve(PAGE)
     arena.commit(addresses, 0, 1)

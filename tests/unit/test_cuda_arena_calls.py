@@ -17,6 +17,7 @@ import types
 import pytest
 import torch
 
+from engines.torch.core_turns import CoreTurns
 from engines.torch.host_copy_view import HostCopyView
 from memory_manager.cuda_arena import CudaArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
@@ -211,7 +212,7 @@ def test_a_host_copy_is_pinned_until_it_is_closed(
     assert list(driver.pinned.values()) == ([] if refuses else [5_000])
     assert ("is not pinned, so wakes are slower" in caplog.text) == refuses
     copied = torch.zeros(PAGE, dtype=torch.uint8)
-    view.copy_to_host(copied, 3)
+    view.copy_to_host(copied, 3, CoreTurns(), 0.5)
     assert copied.numpy().tobytes() == b"x" * 5_000 + bytes(PAGE - 5_000)
     view.close()
     assert (driver.pinned, driver.contexts) == ({}, 0)

@@ -89,7 +89,8 @@ class PagedModel:
         pool = torch.full((POOL_BYTES // dtype.itemsize,), float("nan"), dtype=dtype).view(torch.uint8)
         pool[:PAGE_BYTES] = 0
         self.kv = KVCacheView(pool, self.groups, dtype, self.config.num_kv_heads, self.config.head_dim)
-        self.model = TransformerModel(self.config, weights, self.kv, workspace_bytes)
+        self.num_ways_given = 0
+        self.model = TransformerModel(self.config, weights, self.kv, workspace_bytes, self._give_way)
         generator = torch.Generator().manual_seed(seed)
         pages = range(1, POOL_BYTES // PAGE_BYTES)
         self.free = []
@@ -100,6 +101,9 @@ class PagedModel:
                 for block in range(group.blocks_per_page)
             ]
             self.free.append([offsets[i] for i in torch.randperm(len(offsets), generator=generator)])
+
+    def _give_way(self) -> None:
+        self.num_ways_given += 1
 
     def start(self, tokens: list[int]) -> Sequence:
         return Sequence(tokens, tables=[[] for _ in self.groups])
@@ -246,6 +250,12 @@ def test_no_rows_wanted_gives_no_logits(checkpoint: tuple[Path, Any]) -> None:
         logits_rows=torch.empty(0, dtype=torch.int64),
     )
     assert paged.model.logits(paged.model.forward(batch, paged.kv)).shape == (0, BASE["vocab_size"])
+
+
+def test_others_may_go_between_any_two_layers(checkpoint: tuple[Path, Any]) -> None:
+    paged = PagedModel(checkpoint[0], 64 << 20)
+    paged.step([(paged.start([1, 2, 3]), 3)])
+    assert paged.num_ways_given == BASE["num_hidden_layers"]
 
 
 def test_a_missing_tensor_is_named() -> None:
