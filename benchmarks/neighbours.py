@@ -14,7 +14,7 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -180,16 +180,27 @@ class _Measurement:
         await self._sleep(FIRST)
         arrivals: list[float] = []
         streaming = asyncio.create_task(self._stream(arrivals))
-        while len(arrivals) < self._stream_tokens // 4:
-            self._require_running(streaming)
-            await asyncio.sleep(0.01)
+
+        async def rest(num_tokens: int = 2) -> None:
+            """Until so many more have arrived: what is asked for next is no part of the gaps before."""
+            enough = len(arrivals) + num_tokens
+            while len(arrivals) < enough:
+                if streaming.done():
+                    streaming.result()
+                    raise MooringError(
+                        "the stream ended before the other model had come: give it more tokens"
+                    )
+                await asyncio.sleep(0.01)
+
+        await rest(self._stream_tokens // 4)
         disturbed = time.monotonic()
-        wake = await self._move(FIRST)
+        wake = await self._move(FIRST, rest)
         await self._sleep(FIRST)
-        load = await self._move(SECOND)
+        await rest()
+        load = await self._move(SECOND, rest)
         await self._sleep(SECOND)
+        await rest()
         rested = time.monotonic()
-        self._require_running(streaming)
         await streaming
         await self._move(FIRST)
         await self._sleep(FIRST)
@@ -201,17 +212,18 @@ class _Measurement:
         found.load_itl_s += _gaps(arrivals, load.span, inside=False)
         return found
 
-    def _require_running(self, streaming: asyncio.Task[None]) -> None:
-        if streaming.done():
-            streaming.result()
-            raise MooringError("the stream ended before the other model had come: give it more tokens")
+    async def _move(self, model: str, rest: Callable[[], Awaitable[None]] | None = None) -> _Move:
+        """Makes a model resident, from wherever it is.
 
-    async def _move(self, model: str) -> _Move:
-        """Makes a model resident, from wherever it is."""
+        Args:
+            rest: before the server is asked how long it took.
+        """
         before_s = self._seconds("waking") + self._seconds("loading")
         start_s = time.monotonic()
         await self._admin(f"/deployments/{model}/wake")
         span = _Span(start_s, time.monotonic())
+        if rest is not None:
+            await rest()
         return _Move(span, self._seconds("waking") + self._seconds("loading") - before_s)
 
     async def _sleep(self, model: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 __all__ = ["CoreTurns"]
 
-_STEP_TURN_S = 0.03  # several of the copy's pieces fit into a part of it
+_STEP_TURN_S = 0.03  # at most, where a copy waits: several of its pieces fit into a part of it
 
 
 class CoreTurns:
@@ -58,7 +58,7 @@ class CoreTurns:
         """The cores for a copy, after the step that has them, and after one that has waited for a copy.
 
         Args:
-            share: of the time that the step had them, after which the turn is over where a step waits.
+            share: of the step's turn, after which the copy's is over where a step waits.
 
         Yields:
             Whether it is over; any thread may ask. What is left takes another turn.
@@ -87,6 +87,6 @@ class CoreTurns:
     def _pass_on(self) -> None:
         with self._changed:
             if self._step_was_last:
-                self._step_turn_s = self._clock() - self._step_began_s
+                self._step_turn_s = min(_STEP_TURN_S, self._clock() - self._step_began_s)
             self._taken = False
             self._changed.notify_all()

@@ -70,9 +70,12 @@ def test_a_long_step_gives_way_between_its_layers(house: House) -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
-def test_a_copys_turn_is_a_part_of_the_steps(house: House, share: float) -> None:
+@pytest.mark.parametrize(("step_s", "turn_s"), [(0.008, 0.008), (0.8, 0.03)])
+def test_a_copys_turn_is_a_part_of_the_steps(
+    house: House, share: float, step_s: float, turn_s: float
+) -> None:
     with house.turns.step():
-        house.now_s += 0.08
+        house.now_s += step_s
     stepped = threading.Event()
 
     def step() -> None:
@@ -80,7 +83,7 @@ def test_a_copys_turn_is_a_part_of_the_steps(house: House, share: float) -> None
             stepped.set()
 
     with house.turns.copy(share) as is_over:
-        house.now_s += share * 0.08 + 0.001
+        house.now_s += share * turn_s + 0.001
         assert not is_over(), "nobody waits"
         stepping = house.threads.submit(step)
         until(is_over)
