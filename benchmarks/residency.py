@@ -25,7 +25,7 @@ from benchmarks.neighbours import FIRST, SECOND, SERVING, measure_neighbours, wr
 from benchmarks.planner import measure as measure_planner
 from benchmarks.random_models import TINY_SHAPE, make_random_models
 from benchmarks.report import Report
-from benchmarks.transitions import Transitions, measure_transitions_as_worker
+from benchmarks.transitions import Transitions, measure_transitions
 from mooring.units import GIB, MIB, format_bytes
 from ops.running_server import RunningServer
 from ops.samples.shapes import SHAPES
@@ -95,7 +95,7 @@ def main(
 
 def _transitions(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str, float]:
     model = pack_random(scratch, "model", shape(load.shape_name), "bf16", 0)
-    found = measure_transitions_as_worker(model, load.transitions)
+    found = measure_transitions(model, load.transitions)
     report.text(
         f"## Wake and cold load\n\nOne model of {load.shape_name}'s shape in bf16, "
         f"{format_bytes(model.num_bytes)}, in an engine in a process like a worker's. `wake_share_of_copy`: "

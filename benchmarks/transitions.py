@@ -22,7 +22,7 @@ from memory_manager.host_cache import HostCache
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
 
-__all__ = ["Transitions", "measure_transitions", "measure_transitions_as_worker"]
+__all__ = ["Transitions", "measure_transitions"]
 
 _NAME = "model/0"
 
@@ -69,13 +69,14 @@ class Transitions:
         }
 
 
-def measure_transitions_as_worker(model: PackedModel, repeats: int) -> Transitions:
-    """``measure_transitions`` in a process with a worker's settings of the C library and of OpenMP."""
+def measure_transitions(model: PackedModel, repeats: int) -> Transitions:
+    """Interleaves everything ``repeats`` times, after one round that does not count; in a process with a worker's
+    settings of the C library and of OpenMP, which are read when it starts."""
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
-            return worker.submit(measure_transitions, model, repeats).result()
+            return worker.submit(_measure, model, repeats).result()
     finally:
         for name, value in before.items():
             if value is None:
@@ -84,8 +85,7 @@ def measure_transitions_as_worker(model: PackedModel, repeats: int) -> Transitio
                 os.environ[name] = value
 
 
-def measure_transitions(model: PackedModel, repeats: int) -> Transitions:
-    """Interleaves everything ``repeats`` times, after one round that does not count."""
+def _measure(model: PackedModel, repeats: int) -> Transitions:
     found = Transitions()
     for cpu_wake in _CPU_WAKES:
         peak_over_weights, held_over_weights = _measure_peak(model, cpu_wake)
