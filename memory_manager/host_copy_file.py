@@ -30,7 +30,7 @@ __all__ = [
     "refit",
 ]
 
-_READ_BYTES = 256 << 10  # at once: the system leaves a core to a step that wants it only in between
+_READ_BYTES = 1 << 20  # at once: the system leaves a core to a step that wants it only in between
 
 
 def new_memfd(num_bytes: int) -> int:
