@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.kserve_doors import text_inputs
 from support.running_server import RunningServer
-from support.server_probes import SLOW_STEP
+from support.server_probes import SLOW_STEP, metric
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 from support.triton_calls import ClientCalls, aio_call, methods, sync_call
+from support.until import until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -256,28 +257,20 @@ def test_the_aio_client(server: RunningServer, name: str) -> None:
 
 
 def test_what_is_cancelled_leaves_the_engine(server: RunningServer) -> None:
-    def num_running() -> float:
-        metrics = server.client.get(f"{server.http_url}/metrics").text
-        lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
-
-    def until(reached: Callable[[float], bool]) -> None:
-        deadline = time.monotonic() + 5
-        while not reached(num_running()):
-            assert time.monotonic() < deadline, "long before the tokens are all made"
-            time.sleep(0.02)
+    def until_running(count: int) -> None:
+        until(lambda: metric(server, "vllm:num_requests_running") == count, timeout_s=5)
 
     with triton.InferenceServerClient(server.grpc_target) as client:
         client.start_stream(lambda result, error: None)
         for _ in range(4):
             client.async_stream_infer("a", text_inputs("x", max_tokens=500, stream=True))
-        until(lambda running: running == 4)
+        until_running(4)
         client.stop_stream(cancel_requests=True)
-        until(lambda running: running == 0)
+        until_running(0)
         call = client.async_infer("a", text_inputs("x", max_tokens=500), lambda result, error: None)
-        until(lambda running: running == 1)
+        until_running(1)
         call.cancel()
-        until(lambda running: running == 0)
+        until_running(0)
     assert "a bug" not in server.log()
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from support.running_server import RunningServer
 from support.server_probes import check_idle
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 pytestmark = pytest.mark.integration
 
@@ -36,13 +37,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "data"
     finally:
         subprocess.run(["umount", "-l", store], check=True)
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def ask(server: RunningServer, name: str) -> tuple[int, str]:

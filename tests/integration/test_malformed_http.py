@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import psutil
@@ -13,6 +13,7 @@ from support.raw_http import RawClient, frame, open_socket, request
 from support.running_server import RunningServer
 from support.server_probes import check_idle, check_no_fault, complete, metric
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 from mooring.units import MIB
 
@@ -49,13 +50,6 @@ def unharmed(server: RunningServer) -> Iterator[None]:
 
 def num_connections(server: RunningServer) -> int:
     return len(psutil.Process(server.process.pid).net_connections("tcp"))
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 8.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # Heads --------------------------------------------------------------------------------------------------
@@ -178,7 +172,7 @@ def test_half_a_request_waits_for_a_while_only(server: RunningServer, sent: byte
         answers = [client.read_all() for client in clients]
         assert time.monotonic() - began >= REQUEST_TIMEOUT_S * 0.9
     assert all(answer.startswith(b"HTTP/1.1 408 ") if sent else not answer for answer in answers)
-    until(lambda: num_connections(server) <= num_before + 1)
+    until(lambda: num_connections(server) <= num_before + 1, "closed", timeout_s=8)
 
 
 def test_a_drop_now_and_then_does_not_keep_a_request_alive(server: RunningServer) -> None:

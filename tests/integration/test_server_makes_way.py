@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from support.memory_cgroup import MemoryCgroup, memory_cgroup
 from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 from mooring.units import GIB, MIB
 
@@ -63,14 +63,6 @@ def others_bytes(server: RunningServer) -> int:
     owners: dict[str, int] = device["owners"]
     assert sum(owners.values()) <= device["budget_bytes"]
     return owners.get("others", 0)
-
-
-def until(holds: Callable[[], bool]) -> float:
-    started_s = time.monotonic()
-    while not holds():
-        assert time.monotonic() - started_s < 20, "it did not come about in time"
-        time.sleep(0.05)
-    return time.monotonic() - started_s
 
 
 def complete(server: RunningServer) -> int:

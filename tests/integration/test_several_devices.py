@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from support.running_server import RunningServer
 from support.server_probes import check_idle
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 from mooring.units import MIB
 
@@ -45,13 +44,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterat
     with RunningServer(data_dir, models, ["--engine", "null"], SLOW, config) as running:
         assert running.admin("PATCH", "/deployments/a", {"max_replicas": 2}).status_code == 200
         yield running
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def replicas(server: RunningServer, name: str) -> dict[str, str]:
