@@ -24,6 +24,7 @@ from operator import itemgetter
 from memory_manager.background import stand_back
 from memory_manager.host_copy_file import (
     HostCopyFile,
+    closed_on_error,
     is_ours_alone,
     new_memfd,
     open_artifact,
@@ -251,7 +252,8 @@ class HostCache:
         if ref.key in self._evicted:
             fd, physical_bytes = self._evicted.pop(ref.key)
             if is_ours_alone(fd):
-                memory = fd, refit(fd, physical_bytes, ref.num_bytes)
+                with closed_on_error(fd):
+                    memory = fd, refit(fd, physical_bytes, ref.num_bytes)
             else:
                 os.close(fd)
         if memory is None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from memory_manager import host_pages
@@ -22,6 +24,7 @@ from mooring.units import format_bytes
 
 __all__ = [
     "HostCopyFile",
+    "closed_on_error",
     "is_ours_alone",
     "is_sealed",
     "new_memfd",
@@ -40,8 +43,19 @@ def new_memfd(num_bytes: int) -> int:
         fd = _open_again(created, os.O_RDWR)  # who has this one open is counted, unlike the first
     finally:
         os.close(created)
-    os.ftruncate(fd, num_bytes)
+    with closed_on_error(fd):
+        os.ftruncate(fd, num_bytes)
     return fd
+
+
+@contextmanager
+def closed_on_error(fd: int) -> Iterator[None]:
+    """A memfd that is on its way to its next owner: its memory would stay as long as it is open."""
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def open_to_read(fd: int) -> int:
@@ -69,19 +83,20 @@ def is_ours_alone(fd: int) -> bool:
 
 
 def refit(fd: int, physical_bytes: int, num_bytes: int) -> int:
-    """Makes a memfd that was filled before have at least so many bytes, and no memory beyond them.
+    """Makes a memfd that was filled and sealed before have at least so many bytes, and no memory beyond their pages.
 
     Args:
-        physical_bytes: how many of its first bytes are physical, and no others.
+        physical_bytes: how many of its first bytes are physical.
 
     Returns:
         How many are now, in whole pages; or all.
     """
     kept_bytes = round_to_pages(num_bytes)
-    if physical_bytes > kept_bytes:
-        host_pages.punch_hole(fd, kept_bytes, physical_bytes - kept_bytes)
-    if os.fstat(fd).st_size < num_bytes:
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes < num_bytes:
         os.ftruncate(fd, num_bytes)
+    elif size_bytes > kept_bytes:  # its seal keeps it from shrinking
+        host_pages.punch_hole(fd, kept_bytes, size_bytes - kept_bytes)
     return min(physical_bytes - physical_bytes % PAGE_BYTES, num_bytes)
 
 
@@ -93,7 +108,7 @@ class HostCopyFile:
     """A memfd that is being filled from an artifact's file.
 
     Args:
-        fd: of ``ref.num_bytes``; owned from here on, until ``seal`` gives it back.
+        fd: of ``ref.num_bytes`` or more; owned from here on, until ``seal`` gives it back.
         physical_bytes: how many of its first bytes are physical already.
 
     Raises:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from memory_manager import host_pages
 from memory_manager.background import stand_back
-from memory_manager.host_copy_file import new_memfd
+from memory_manager.host_copy_file import closed_on_error, new_memfd
 from memory_manager.kv_spec import PAGE_BYTES
 from mooring.errors import InsufficientMemoryError
 from mooring.units import format_bytes
@@ -85,7 +85,8 @@ class HostSpare:
         if ended is None:
             return None
         fd, physical_bytes = ended
-        os.ftruncate(fd, num_bytes)
+        with closed_on_error(fd):
+            os.ftruncate(fd, num_bytes)
         return fd, min(physical_bytes, num_bytes)
 
     def give_back(self) -> int:

@@ -231,8 +231,44 @@ async def test_what_is_read_in_place_of_another_copy_is_read_into_its_memory(
     assert open_files() <= before
 
 
-async def test_memory_that_somebody_still_reads_is_not_read_into(tmp_path: Path) -> None:
+async def test_memory_that_is_read_into_again_and_again_keeps_none_that_is_not_needed(tmp_path: Path) -> None:
     cache = HostCache(BUDGET)
+    for size in (7 * MIB, 5 * MIB + 1, 3 * MIB + 1):
+        copy = await cache.get(artifact(tmp_path, str(size), size))
+        assert os.fstat(copy.fd).st_blocks * 512 <= round_to_pages(size)
+        copy.release()
+    assert os.fstat(copy.fd).st_size == 7 * MIB, "all were read into the first one's"
+    await cache.close()
+
+
+async def test_of_the_copies_that_make_room_the_largest_ones_memory_is_read_into(tmp_path: Path) -> None:
+    cache, before = HostCache(BUDGET), open_files()
+    inodes = []
+    for size in (MIB, 5 * MIB, 2 * MIB):
+        copy = await cache.get(artifact(tmp_path, str(size), size))
+        inodes.append(os.fstat(copy.fd).st_ino)
+        copy.release()
+    await cache.get(artifact(tmp_path, "new", BUDGET))
+    assert [inode for _, inode in open_files() - before] == inodes[1:2]
+    await cache.close()
+    assert open_files() <= before
+
+
+async def test_a_read_that_is_cancelled_before_it_begins_keeps_no_evicted_memory(tmp_path: Path) -> None:
+    cache, before = HostCache(BUDGET), open_files()
+    (await cache.get(artifact(tmp_path, "first", 7 * MIB))).release()
+    tasks = asyncio.all_tasks()
+    waiter = asyncio.create_task(cache.get(artifact(tmp_path, "second", 7 * MIB)))
+    asyncio.get_running_loop().call_soon(lambda: [task.cancel() for task in asyncio.all_tasks() - tasks])
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert cache.used_bytes == 0
+    assert open_files() <= before
+    await cache.close()
+
+
+async def test_memory_that_somebody_still_reads_is_not_read_into(tmp_path: Path) -> None:
+    cache, before = HostCache(BUDGET), open_files()
     ref, other = artifact(tmp_path, "a", 5 * MIB), artifact(tmp_path, "b", 5 * MIB)
     copy = await cache.get(ref)
     kept = os.dup(copy.fd)  # as a worker has it, or a message on its way there
@@ -244,6 +280,7 @@ async def test_memory_that_somebody_still_reads_is_not_read_into(tmp_path: Path)
     assert mapped[:] == ref.weights_path.read_bytes()
     mapped.close()
     await cache.close()
+    assert open_files() <= before
 
 
 # --- the spare: memory made ready before it is needed
