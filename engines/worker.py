@@ -184,7 +184,9 @@ async def _serve(options: WorkerOptions, engine: Engine, config: ServiceConfig) 
         await service.drain()
     await server.stop(config.cancel_grace_s)
     descriptors.close()
-    return status if service.stop(_STEP_STOP_TIMEOUT_S) else _EXIT_ENGINE_FAILED
+    if not service.stop(_STEP_STOP_TIMEOUT_S):
+        os._exit(_EXIT_ENGINE_FAILED)  # the interpreter would wait for threads that wait for the step
+    return status
 
 
 def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFactory] = ENGINES) -> int:

@@ -233,7 +233,7 @@ class BlockTables:
     def moved(self, g: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
         """Blocks of a group, int64 [n] each, are elsewhere now."""
         order = sources.argsort()
-        table = self.tables[g]
+        table = self.tables[g][:, : self._num_blocks[g].max()]
         rows, columns = np.nonzero(np.isin(table, sources))
         old = table[rows, columns]
         table[rows, columns] = destinations[order][np.searchsorted(sources[order], old)]

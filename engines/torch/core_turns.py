@@ -3,7 +3,8 @@
 Each of them keeps every core busy. Beside each other, the threads of a step wait at every parallel part for one that
 a copy has displaced, and both together take longer than one after the other: a token that takes 58 ms and a wake that
 takes 50 ms were done after 142 ms, and the token came last. So a copy has the cores between two layers of a step,
-again and again for a part of the time that the step has had them since. Where nobody steps, nothing holds it up.
+again and again for a part of the time that the step has had them since. Where nobody steps, nothing holds it up, and
+copies share the cores as they come.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class CoreTurns:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._taken = False
+        self._stepping = False
+        self._num_copying = 0
         self._step_waits = False
         self.num_copies_waiting = 0
         self._step_was_last = False
         self._step_began_s = 0.0
         self._step_turn_s = _STEP_TURN_S
+        self._given_s = 0.0
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -45,13 +48,19 @@ class CoreTurns:
         try:
             yield
         finally:
-            self._pass_on()
+            self._end_step()
 
     def give_way(self) -> None:
         """Lets a copy that waits have its turn, where the step has had the cores for a while. Within ``step``."""
         if self.num_copies_waiting and self._clock() - self._step_began_s >= _STEP_TURN_S:
-            self._pass_on()
+            gave_way_s = self._clock()
+            self._end_step()
             self._begin_step()
+            self._given_s += self._step_began_s - gave_way_s
+
+    def step_clock(self) -> float:
+        """The clock, without what steps have given way for so far."""
+        return self._clock() - self._given_s
 
     @contextmanager
     def copy(self, share: float) -> Iterator[Callable[[], bool]]:
@@ -65,28 +74,30 @@ class CoreTurns:
         """
         with self._changed:
             self.num_copies_waiting += 1
-            while self._taken or (self._step_waits and not self._step_was_last):
+            while self._stepping or (self._step_waits and not self._step_was_last):
                 self._changed.wait()
             self.num_copies_waiting -= 1
-            self._taken, self._step_was_last = True, False
+            self._num_copying += 1
+            self._step_was_last = False
         ends_s = self._clock() + share * self._step_turn_s
         try:
             yield lambda: self._step_waits and self._clock() >= ends_s
         finally:
-            self._pass_on()
+            with self._changed:
+                self._num_copying -= 1
+                self._changed.notify_all()
 
     def _begin_step(self) -> None:
         with self._changed:
             self._step_waits = True
-            while self._taken or (self.num_copies_waiting and self._step_was_last):
+            while self._num_copying or (self.num_copies_waiting and self._step_was_last):
                 self._changed.wait()
             self._step_waits = False
-            self._taken = self._step_was_last = True
+            self._stepping = self._step_was_last = True
             self._step_began_s = self._clock()
 
-    def _pass_on(self) -> None:
+    def _end_step(self) -> None:
         with self._changed:
-            if self._step_was_last:
-                self._step_turn_s = min(_STEP_TURN_S, self._clock() - self._step_began_s)
-            self._taken = False
+            self._step_turn_s = min(_STEP_TURN_S, self._clock() - self._step_began_s)
+            self._stepping = False
             self._changed.notify_all()

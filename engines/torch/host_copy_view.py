@@ -89,10 +89,12 @@ class HostCopyView:
 
         def copy(is_over: Callable[[], bool]) -> None:
             with contextlib.suppress(IndexError):  # another thread took the last one
-                while not is_over():
+                while True:  # one piece at least: a turn may be shorter than it takes to begin
                     start = starts.popleft()
                     length = min(_PIECE_BYTES, self._num_bytes - start)
                     ctypes.memmove(address + start, self._address + start, length)
+                    if is_over():
+                        return
 
         with ThreadPoolExecutor(num_threads, "weights-copy") as threads:
             while starts:

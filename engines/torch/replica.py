@@ -32,6 +32,8 @@ from mooring.errors import ArtifactError, MooringError
 
 __all__ = ["Replica"]
 
+_MOVED_BYTES = 4 * PAGE_BYTES  # of blocks at once: between two places they lie in memory that nobody leased
+
 
 class Replica:
     """A model that is resident (weights on the device, attached to the pool) or warm (addresses only).
@@ -68,6 +70,7 @@ class Replica:
         self._model_config = ModelConfig.from_dict(manifest.config)
         self._max_model_len = min(spec.max_model_len, self._model_config.max_model_len)
         self._device = kv_memory.device
+        self._core_turns = core_turns
         self._weights = WeightsRegion(
             arena,
             manifest.num_bytes,
@@ -138,6 +141,7 @@ class Replica:
                 device=self._device,
                 config=self._engine_config,
                 counters=self._counters,
+                clock=self._core_turns.step_clock,
             )
         except BaseException:  # whatever stopped it, the pages go back
             self._weights.release()
@@ -202,8 +206,11 @@ def _move_blocks(
     destinations: NDArray[np.int64],
 ) -> None:
     """``memory_manager.prefix_cache.MoveBlocks`` of one model."""
-    contents = kv.copy_out(group, torch.from_numpy(sources).to(device))
-    kv.copy_in(group, torch.from_numpy(destinations).to(device), contents)
+    old, new = (torch.from_numpy(offsets).to(device) for offsets in (sources, destinations))
+    at_once = max(1, _MOVED_BYTES // kv.groups[group].block_bytes)
+    for start in range(0, len(sources), at_once):
+        some = slice(start, start + at_once)
+        kv.copy_in(group, new[some], kv.copy_out(group, old[some]))
     if device.type == "cuda":  # the pages may be unmapped next
         torch.cuda.current_stream(device).synchronize()
     runner.moved(group, sources, destinations)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -61,6 +60,7 @@ class SequenceRunner:
         artifact: says whose weights these are.
         device: of the model.
         counters: added to.
+        clock: in seconds, by which steps are timed.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class SequenceRunner:
         device: torch.device,
         config: TorchEngineConfig,
         counters: RunnerCounters,
+        clock: Callable[[], float],
     ) -> None:
         self.replica_id = replica_id
         self._forward = forward
@@ -85,6 +86,7 @@ class SequenceRunner:
         self._eos_ids = eos_ids
         self._device = device
         self._counters = counters
+        self._clock = clock
         num_slots = config.max_running_sequences
         self._waiting = WaitingQueue()
         self._table = SequenceTable(num_slots, limits.max_model_len)
@@ -265,7 +267,7 @@ class SequenceRunner:
 
     def _run(self, plan: StepPlan, output: StepOutput) -> None:
         table = self._table
-        started_s = time.perf_counter()
+        started_s = self._clock()
         batch = build_batch(table, self._blocks, plan, self._device)
         states = self._forward(batch.forward)
         sampling = batch.sampling_slots
@@ -283,7 +285,7 @@ class SequenceRunner:
         self._resumption.store(plan.slots)
         if sampled is not None:
             # Drawing a token waits for the device, so that the time is that of the whole step.
-            self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, time.perf_counter() - started_s)
+            self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, self._clock() - started_s)
             self._counters.generation_tokens += len(sampling)
             for slot in collect_output(table, sampling, sampled, output).tolist():
                 self._remove(slot)

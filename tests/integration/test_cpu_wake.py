@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 from support.torch_engines import engine_driver, tiny_model
 
 from engines.torch.core_turns import CoreTurns
+from engines.torch.host_copy_view import _PIECE_BYTES, HostCopyView
 from engines.torch.weights import WeightsRegion
 from memory_manager.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
@@ -79,6 +81,29 @@ def test_the_host_copy_outlives_whoever_maps_it() -> None:
     with region(PAGE, may_borrow=True) as (weights, _):
         weights.restore(fd, PAGE, core_share=0.5)
     assert os.pread(fd, PAGE, 0) == content
+    os.close(fd)
+
+
+class _ShortTurns(CoreTurns):
+    """Each is over at once."""
+
+    num_turns = 0
+
+    @contextmanager
+    def copy(self, share: float) -> Iterator[Callable[[], bool]]:
+        self.num_turns += 1
+        yield lambda: True
+
+
+def test_a_copy_whose_turn_is_over_goes_on_in_the_next_one_after_a_piece_at_least() -> None:
+    content = os.urandom(2 * _PIECE_BYTES + 12_345)
+    fd = host_copy(content)
+    view = HostCopyView(fd, len(content))
+    copied, turns = torch.zeros(len(content), dtype=torch.uint8), _ShortTurns()
+    view.copy_to_host(copied, 1, turns, 0.5)
+    assert turns.num_turns == 3
+    assert copied.numpy().tobytes() == content
+    view.close()
     os.close(fd)
 
 

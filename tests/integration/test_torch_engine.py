@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from support.open_files import open_files
 from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, engine_driver, tiny_model
+from support.until import until
 
 from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, ReplicaStats
+from engines.torch.core_turns import CoreTurns
 from engines.torch.replica import Replica
 from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
@@ -440,6 +442,19 @@ def test_a_load_on_another_thread_is_attached_between_busy_steps() -> None:
         assert_greedy(tiny_model("mistral"), driver, {2: prompt_of(20, seed=1)}, 20)
 
 
+def test_no_step_runs_while_a_copy_of_weights_has_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = CoreTurns()
+    monkeypatch.setattr("engines.torch.engine.CoreTurns", lambda: turns)
+    with engine_driver() as driver, ThreadPoolExecutor(1) as threads:
+        driver.load(tiny_model("llama"))
+        driver.submit(1, prompt_of(20, seed=0))
+        with turns.copy(0.5) as is_over:
+            stepping = threads.submit(driver.engine.step)
+            until(is_over, "the step waits")
+            assert not stepping.done()
+        assert stepping.result(timeout=10)
+
+
 def test_stats_add_up() -> None:
     with engine_driver(max_running_sequences=4) as driver:
         weights_bytes = driver.load(tiny_model("llama"))
@@ -478,7 +493,11 @@ def test_stats_while_another_replica_is_attached(monkeypatch: pytest.MonkeyPatch
         assert [replica.replica_id for replica in driver.engine.stats().replicas] == ["a"]
 
 
-def test_blocks_are_moved_together_for_a_model_that_is_short_of_pages() -> None:
+@pytest.mark.parametrize("moved_bytes", [1, 8 * PAGE_BYTES], ids=["block by block", "all at once"])
+def test_blocks_are_moved_together_for_a_model_that_is_short_of_pages(
+    moved_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.torch.replica._MOVED_BYTES", moved_bytes)
     spread, short = tiny_model("llama"), tiny_model("qwen3")
     prompts = {i: prompt_of(200, seed=i) for i in range(6)}
     with engine_driver(lease_pages=4) as driver:

@@ -3,6 +3,7 @@ and cache over a model that computes nothing."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,6 +50,7 @@ def runner_without_a_model() -> Iterator[SequenceRunner]:
         device=CPU,
         config=TorchEngineConfig(max_running_sequences=6, max_tokens_per_step=24),
         counters=RunnerCounters(),
+        clock=time.perf_counter,
     )
     arena.close()
 

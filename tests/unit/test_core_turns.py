@@ -69,6 +69,21 @@ def test_a_long_step_gives_way_between_its_layers(house: House) -> None:
     copying.result(10)
 
 
+def test_what_a_step_gives_way_for_is_no_time_of_its_own(house: House) -> None:
+    def copy() -> None:
+        with house.turns.copy(0.5):
+            house.now_s += 0.7
+
+    with house.turns.step():
+        began_s = house.turns.step_clock()
+        copying = house.threads.submit(copy)
+        until(lambda: house.turns.num_copies_waiting == 1)
+        house.now_s += 0.1
+        house.turns.give_way()
+        assert house.turns.step_clock() - began_s == pytest.approx(0.1)
+    copying.result(10)
+
+
 @pytest.mark.parametrize("share", [0.25, 0.75])
 @pytest.mark.parametrize(("step_s", "turn_s"), [(0.008, 0.008), (0.8, 0.03)])
 def test_a_copys_turn_is_a_part_of_the_steps(
@@ -91,6 +106,33 @@ def test_a_copys_turn_is_a_part_of_the_steps(
         assert not is_over()
         assert not stepped.is_set()
     stepping.result(10)
+
+
+def test_copies_share_the_cores_where_nobody_steps(house: House) -> None:
+    told: list[str] = []
+    with house.turns.copy(0.5):
+        house.copy(0.5, told, "another").result(10)
+        told.append("first")
+    assert told == ["another", "first"]
+
+
+def test_a_step_comes_after_all_copies_that_have_begun(house: House) -> None:
+    told: list[str] = []
+
+    def step() -> None:
+        with house.turns.step():
+            told.append("step")
+
+    with house.turns.copy(0.5):
+        with house.turns.copy(0.5) as is_over:
+            house.now_s += 1.0
+            stepping = house.threads.submit(step)
+            until(is_over)
+            late = house.copy(0.5, told, "late")
+        told.append("second")
+    stepping.result(10)
+    late.result(10)
+    assert told == ["second", "step", "late"]
 
 
 def test_of_two_copies_one_goes_and_then_the_step(house: House) -> None:
