@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 
 from memory_manager.config import DeviceBudget
@@ -46,13 +47,13 @@ def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
     return {entry.name: device_reader(entry.name, pids) for entry in _entries(settings)}
 
 
-def device_budgets(settings: Settings, readers: Mapping[str, DeviceReader]) -> list[DeviceBudget]:
-    """What we may use of each device, in the settings' order.
+def device_budgets(settings: Settings) -> list[DeviceBudget]:
+    """What we may use of each device, in the settings' order; asked before any worker runs.
 
     Raises:
         ConfigurationError: no budget is set and the device cannot be read, or nothing of it is left.
     """
-    return [_budget(entry, readers[entry.name]) for entry in _entries(settings)]
+    return [_budget(entry) for entry in _entries(settings)]
 
 
 def _entries(settings: Settings) -> tuple[DeviceEntry, ...]:
@@ -70,14 +71,14 @@ def _entries(settings: Settings) -> tuple[DeviceEntry, ...]:
     )
 
 
-def _budget(entry: DeviceEntry, reader: DeviceReader) -> DeviceBudget:
+def _budget(entry: DeviceEntry) -> DeviceBudget:
     on_gpu = not is_cpu(entry.name)
     reserve_bytes = entry.reserve_bytes
     if reserve_bytes is None:
         reserve_bytes = DEFAULT_GPU_RESERVE_BYTES if on_gpu else 0
     if entry.memory_budget is not None:
         return DeviceBudget(entry.name, entry.memory_budget, reserve_bytes)
-    memory = reader.read()
+    memory = device_reader(entry.name, lambda: {os.getpid()}).read()
     if memory is None:
         raise ConfigurationError(f"{entry.name} cannot be read: give its memory with --memory-budget")
     free_bytes = default_budget_bytes(memory, 0)

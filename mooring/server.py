@@ -159,8 +159,7 @@ class Server:
         registry = await asyncio.to_thread(_open_registry, settings, stack)
         await asyncio.to_thread(_check_exposure, settings, registry)
         store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
-        readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
-        budgets = device_budgets(settings, readers)
+        budgets = device_budgets(settings)
         cache = HostCache(host_cache_budget_bytes(settings))
         stack.push_async_callback(cache.close)
 
@@ -204,6 +203,7 @@ class Server:
             is_ready=server.is_ready,
             config=config,
         )
+        readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
         admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
         for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)

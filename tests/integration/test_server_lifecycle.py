@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from support.running_server import RunningServer
 from support.server_probes import SLOW_STEP, Stream, check_all_gone, complete, family
@@ -67,6 +68,16 @@ def test_a_server_drains_at_sigterm_and_the_next_start_serves_the_same_to_the_sa
         assert (policy["priority"], policy["max_model_len"]) == (4, 200)
         check_needs_a_key(server, key)
         check_second_signal_ends_at_once(server, key)
+
+
+def test_a_server_with_no_settings_takes_a_part_of_what_the_machine_has(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    with RunningServer(tmp_path / "data", {"a": checkpoint}) as server:
+        assert complete(server).status_code == 200
+        (device,) = server.status()["devices"]
+        free_bytes = psutil.virtual_memory().available
+        assert free_bytes / 4 < device["budget_bytes"] < free_bytes
 
 
 def check_refuses_from_now_on(server: RunningServer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from memory_manager.config import DeviceBudget
 from mooring.admin_key import ensure_admin_key, read_admin_key
 from mooring.config import load_settings, setting_names, variable_name
-from mooring.devices import device_budgets, device_readers
+from mooring.devices import device_budgets
 from mooring.errors import ConfigurationError
 from mooring.fleet import worker_specs
 from mooring.reference import configuration_page
@@ -132,7 +132,7 @@ def test_several_devices_from_flags_file_and_variable(
         ("cpu:0", 64 * MIB),
         ("cpu:1", 32 * MIB),
     ]
-    budgets = device_budgets(settings, device_readers(settings, set))
+    budgets = device_budgets(settings)
     assert budgets == [DeviceBudget("cpu:0", 64 * MIB), DeviceBudget("cpu:1", 32 * MIB)]
     specs = worker_specs(settings, budgets)
     assert [(each.worker_id, each.device, each.memory_budget_bytes) for each in specs] == [
