@@ -79,7 +79,9 @@ def _server(scratch: Path, gguf: Path, names: Sequence[str]) -> Iterator[str]:
     port = _free_port()
     config = scratch / "llama-cpp.json"
     models = [{"model": str(gguf), "model_alias": name, "n_ctx": 512, "verbose": False} for name in names]
-    config.write_text(json.dumps({"host": "127.0.0.1", "port": port, "models": models}))
+    # By default a request that comes ends the one that runs.
+    settings = {"host": "127.0.0.1", "port": port, "interrupt_requests": False, "models": models}
+    config.write_text(json.dumps(settings))
     log_path = scratch / "llama-cpp.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(
