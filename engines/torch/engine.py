@@ -30,6 +30,7 @@ from engines.torch.runner import SequenceRunner
 from engines.torch.swap import SwapSpace
 from engines.torch.turns import Turn, order_of_turns
 from memory_manager.arena import Arena
+from memory_manager.host_copy_file import closed_on_error
 from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.ports import LeaseStatus
@@ -102,18 +103,15 @@ class TorchEngine:
         if spec.replica_id in self._places:
             os.close(host_copy_fd)
             return self.wake(spec.replica_id, spec.weights_lease_bytes)
-        try:
+        with closed_on_error(host_copy_fd):
             replica = Replica(
                 spec, host_copy_fd, self._arena, self._kv_memory, self._core_turns, self._config
             )
-        except BaseException:  # whatever stopped it, the descriptor goes back
-            os.close(host_copy_fd)
-            raise
         try:
             replica.restore(
                 spec.weights_lease_bytes, self._cache, self._swap_space, core_share=_LOAD_CORE_SHARE
             )
-        except BaseException:  # the same for all that it holds by now
+        except BaseException:  # whatever stopped it, all that it holds by now goes back, the descriptor too
             replica.close()
             raise
         self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
