@@ -196,7 +196,6 @@ class _Measurement:
         disturbed = time.monotonic()
         wake = await self._move(FIRST, rest)
         await self._sleep(FIRST)
-        await rest()
         load = await self._move(SECOND, rest)
         await self._sleep(SECOND)
         await rest()
@@ -216,9 +215,11 @@ class _Measurement:
         """Makes a model resident, from wherever it is.
 
         Args:
-            rest: before the server is asked how long it took.
+            rest: between the move and the questions to the server how long it took, before and after it.
         """
         before_s = self._seconds("waking") + self._seconds("loading")
+        if rest is not None:
+            await rest()
         start_s = time.monotonic()
         await self._admin(f"/deployments/{model}/wake")
         span = _Span(start_s, time.monotonic())

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memory_manager.core_signal import CoreSignal
+
 __all__ = [
     "CPU_STEP_NICENESS",
     "ClientConfig",
@@ -28,6 +30,7 @@ class WorkerSpec:
         device: ``"cpu"`` or ``"cuda:0"``.
         memory_budget_bytes: of the device; the capacity of the worker's arena.
         config: settings of the engine, by the field names of its configuration dataclass.
+        core_signal: which its steps set, where the device is the CPU.
         command: starts the worker; its flags are appended.
     """
 
@@ -36,6 +39,7 @@ class WorkerSpec:
     device: str
     memory_budget_bytes: int
     config: Mapping[str, Any] = field(default_factory=dict)
+    core_signal: CoreSignal | None = None
     command: tuple[str, ...] = (sys.executable, "-m", "engines.worker")
 
 

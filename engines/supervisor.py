@@ -270,6 +270,8 @@ class Supervisor:
         worker.client = None
         _signal(process, signal.SIGKILL)
         await ended
+        if worker.spec.core_signal is not None:
+            worker.spec.core_signal.clear()  # it may have died in a step
         worker.process = None
         await client.close()
         if was_ready:
@@ -289,14 +291,17 @@ def _make_socket_dir(parent: Path | None) -> Path:
 
 async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subprocess.Process, DescriptorSender]:
     ours, theirs = open_channel()
+    core_signal_fds = spec.core_signal.descriptors if spec.core_signal is not None else ()
+    core_signal_flags = ["--core-signal-fds", *map(str, core_signal_fds)] if core_signal_fds else []
     try:
         process = await asyncio.create_subprocess_exec(
             *spec.command,
             *("--engine", spec.engine, "--device", spec.device),
             *("--memory-budget", str(spec.memory_budget_bytes), "--socket", str(socket_path)),
             *("--descriptor-fd", str(theirs.fileno()), "--config", json.dumps(dict(spec.config))),
+            *core_signal_flags,
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *core_signal_fds),
             start_new_session=True,  # uvloop knows no process_group
             env={**WORKER_ENVIRONMENT, **os.environ},
         )

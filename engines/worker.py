@@ -61,6 +61,7 @@ class WorkerOptions:
         socket_path: where to serve.
         descriptor_fd: the inherited end of the descriptor channel.
         config: settings of the engine.
+        core_signal_fds: the inherited descriptors of the ``CoreSignal`` to the server's background threads.
     """
 
     engine: str
@@ -69,6 +70,7 @@ class WorkerOptions:
     socket_path: Path
     descriptor_fd: int
     config: Mapping[str, Any]
+    core_signal_fds: tuple[int, int] | None = None
 
 
 EngineFactory = Callable[[WorkerOptions], Engine]
@@ -77,6 +79,7 @@ EngineFactory = Callable[[WorkerOptions], Engine]
 def _torch_engine(options: WorkerOptions) -> Engine:
     from engines.torch.engine import TorchEngine, TorchEngineConfig
     from memory_manager.arena import Arena
+    from memory_manager.core_signal import CoreSignal
     from memory_manager.cuda_arena import CudaArena
     from memory_manager.host_arena import HostArena
 
@@ -90,7 +93,8 @@ def _torch_engine(options: WorkerOptions) -> Engine:
         arena = CudaArena(budget_bytes, int(index or 0), budget_bytes, config.ready_bytes)
     else:
         arena = HostArena(budget_bytes, budget_bytes, config.ready_bytes)
-    return TorchEngine(config, arena)
+    core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
+    return TorchEngine(config, arena, core_signal)
 
 
 def _null_engine(options: WorkerOptions) -> Engine:
@@ -109,6 +113,7 @@ def parse_options(arguments: Sequence[str]) -> WorkerOptions:
     parser.add_argument("--memory-budget", type=int, required=True, metavar="BYTES")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--descriptor-fd", type=int, required=True)
+    parser.add_argument("--core-signal-fds", type=int, nargs=2)
     parser.add_argument("--config", type=json.loads, default={}, metavar="JSON")
     flags = parser.parse_args(arguments)
     return WorkerOptions(
@@ -118,6 +123,7 @@ def parse_options(arguments: Sequence[str]) -> WorkerOptions:
         socket_path=flags.socket,
         descriptor_fd=flags.descriptor_fd,
         config=flags.config,
+        core_signal_fds=flags.core_signal_fds and tuple(flags.core_signal_fds),
     )
 
 

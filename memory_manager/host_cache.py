@@ -90,13 +90,20 @@ class HostCache:
         budget_bytes: most host memory for copies, those being read and the spare included.
         num_readers: chunks read at once, over all artifacts. By default two, and on larger machines up to eight:
             more than there are idle cores only disturbs the busy ones.
+        wait_for_cores: called before each piece of the work that its own threads do.
     """
 
-    def __init__(self, budget_bytes: int, num_readers: int | None = None) -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        num_readers: int | None = None,
+        wait_for_cores: Callable[[], None] = lambda: None,
+    ) -> None:
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
         self._expected: dict[str, int] = {}
-        self._spare = HostSpare()
+        self._spare = HostSpare(wait_for_cores)
+        self._wait_for_cores = wait_for_cores
         self._may_spare = True
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
         self._evicted: dict[str, tuple[int, int]] = {}  # descriptor and bytes, for who is to be read
@@ -276,7 +283,7 @@ class HostCache:
 
     async def _read(self, ref: ArtifactRef) -> _Stored:
         started_s = time.monotonic()
-        file = HostCopyFile(ref, *self._memory_for(ref))
+        file = HostCopyFile(ref, *self._memory_for(ref), self._wait_for_cores)
         try:
             source = open_artifact(ref)
             loop = asyncio.get_running_loop()

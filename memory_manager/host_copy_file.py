@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ __all__ = [
     "refit",
 ]
 
-_READ_BYTES = 1 << 20  # at once: the system leaves a core to a step that wants it only in between
+_READ_BYTES = 1 << 20  # at once: a step that wants the core meanwhile waits for it
 
 
 def new_memfd(num_bytes: int) -> int:
@@ -110,13 +110,21 @@ class HostCopyFile:
     Args:
         fd: of ``ref.num_bytes`` or more; owned from here on, until ``seal`` gives it back.
         physical_bytes: how many of its first bytes are physical already.
+        wait_for_cores: called before each piece that is read or made physical, by the thread that does it.
 
     Raises:
         InsufficientMemoryError: there are no addresses for it.
     """
 
-    def __init__(self, ref: ArtifactRef, fd: int, physical_bytes: int) -> None:
+    def __init__(
+        self,
+        ref: ArtifactRef,
+        fd: int,
+        physical_bytes: int,
+        wait_for_cores: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ref = ref
+        self._wait_for_cores = wait_for_cores
         self._fd = fd
         self._physical_bytes = physical_bytes
         self._num_bytes = 0  # mapped
@@ -137,6 +145,7 @@ class HostCopyFile:
             ArtifactError: the file is unreadable or ends before.
             InsufficientMemoryError: the host has no memory for it.
         """
+        os.posix_fadvise(source, start, stop - start, os.POSIX_FADV_WILLNEED)  # fetched meanwhile
         target = memoryview((ctypes.c_char * (stop - start)).from_address(self._address + start)).cast("B")
         done = max(0, min(self._physical_bytes, stop) - start)
         self._read(source, target[:done], start)
@@ -165,6 +174,7 @@ class HostCopyFile:
             self._num_bytes = 0
 
     def _make_physical(self, offset: int, num_bytes: int) -> None:
+        self._wait_for_cores()
         try:
             host_pages.make_physical(self._address + offset, num_bytes)
         except InsufficientMemoryError as error:
@@ -176,6 +186,7 @@ class HostCopyFile:
     def _read(self, source: int, target: memoryview, offset: int) -> None:
         done = 0
         while done < len(target):
+            self._wait_for_cores()
             try:
                 num_read = os.preadv(source, [target[done : done + _READ_BYTES]], offset + done)
             except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from memory_manager import host_pages
@@ -26,9 +27,10 @@ class _Touching:
     would wait.
     """
 
-    def __init__(self, fd: int, num_bytes: int) -> None:
+    def __init__(self, fd: int, num_bytes: int, wait_for_cores: Callable[[], None]) -> None:
         self._fd = os.dup(fd)
         self._num_bytes = num_bytes
+        self._wait_for_cores = wait_for_cores
         self._enough = threading.Event()
         self.done_bytes = 0
 
@@ -40,6 +42,7 @@ class _Touching:
         try:
             while self.done_bytes < self._num_bytes and not self._enough.is_set():
                 length = min(PAGE_BYTES, self._num_bytes - self.done_bytes)
+                self._wait_for_cores()
                 host_pages.touch(self._fd, self.done_bytes, length)
                 self.done_bytes += length
         except (InsufficientMemoryError, OSError) as error:
@@ -53,9 +56,13 @@ class HostSpare:
     """At most one memfd, made physical page by page on a thread of its own.
 
     Not thread-safe but for that: its owner calls it from one thread, and only ``wait`` and ``close`` wait.
+
+    Args:
+        wait_for_cores: called by that thread before each page.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait_for_cores: Callable[[], None] = lambda: None) -> None:
+        self._wait_for_cores = wait_for_cores
         self._thread = ThreadPoolExecutor(1, "host-spare", initializer=stand_back)
         self._fd: int | None = None
         self._touching: _Touching | None = None
@@ -73,7 +80,7 @@ class HostSpare:
             log.info("no host memory is made ready: %s", error)
             return
         self.num_bytes = num_bytes
-        self._touching = _Touching(self._fd, num_bytes)
+        self._touching = _Touching(self._fd, num_bytes, self._wait_for_cores)
         self._touched = self._thread.submit(self._touching.run)
 
     def take(self, num_bytes: int) -> tuple[int, int] | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.config import WorkerSpec
 from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.core_signal import CoreSignal
 from mooring.config import Settings
 from mooring.devices import is_cpu
 
@@ -31,8 +32,14 @@ def manager_config(settings: Settings) -> ManagerConfig:
     )
 
 
-def worker_specs(settings: Settings, budgets: Sequence[DeviceBudget]) -> list[WorkerSpec]:
-    """One worker on each device, numbered in their order."""
+def worker_specs(
+    settings: Settings, budgets: Sequence[DeviceBudget], core_signals: Mapping[str, CoreSignal]
+) -> list[WorkerSpec]:
+    """One worker on each device, numbered in their order.
+
+    Args:
+        core_signals: of CPU devices, by name.
+    """
     return [
         WorkerSpec(
             worker_id=f"{settings.engine}-{number}",
@@ -40,6 +47,7 @@ def worker_specs(settings: Settings, budgets: Sequence[DeviceBudget]) -> list[Wo
             device=budget.name,
             memory_budget_bytes=budget.budget_bytes - budget.reserve_bytes,
             config=_engine_config(settings, sum(is_cpu(each.name) for each in budgets)),
+            core_signal=core_signals.get(budget.name),
         )
         for number, budget in enumerate(budgets)
     ]

@@ -28,6 +28,7 @@ from engines.packer import ensure_packed
 from engines.supervisor import Supervisor
 from engines.torch.config import describe
 from memory_manager.controller import MemoryManager
+from memory_manager.core_signal import CoreSignal, wait_clear
 from memory_manager.events import Reporter
 from memory_manager.host_cache import HostCache
 from memory_manager.ports import ArtifactRef
@@ -45,6 +46,7 @@ from mooring.devices import (
     device_budgets,
     device_readers,
     host_cache_budget_bytes,
+    is_cpu,
     watch_others,
 )
 from mooring.doors import grpc_door, http_door
@@ -160,7 +162,11 @@ class Server:
         await asyncio.to_thread(_check_exposure, settings, registry)
         store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
         budgets = device_budgets(settings)
-        cache = HostCache(host_cache_budget_bytes(settings))
+        core_signals = {each.name: CoreSignal.make() for each in budgets if is_cpu(each.name)}
+        for each in core_signals.values():
+            stack.callback(each.close)
+        wait_for_cores = partial(wait_clear, tuple(core_signals.values()))
+        cache = HostCache(host_cache_budget_bytes(settings), wait_for_cores=wait_for_cores)
         stack.push_async_callback(cache.close)
 
         directory = DeploymentDirectory()
@@ -172,7 +178,7 @@ class Server:
         manager = MemoryManager(budgets, cache, manager_config(settings), sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
         supervisor = Supervisor(
-            worker_specs(settings, budgets),
+            worker_specs(settings, budgets, core_signals),
             on_ready=manager.add_worker,
             on_lost=manager.worker_lost,
             on_step=partial(_note_step, metrics),

@@ -30,6 +30,7 @@ from engines.torch.runner import SequenceRunner
 from engines.torch.swap import SwapSpace
 from engines.torch.turns import Turn, order_of_turns
 from memory_manager.arena import Arena
+from memory_manager.core_signal import CoreSignal
 from memory_manager.host_copy_file import closed_on_error
 from memory_manager.kv_pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
@@ -42,7 +43,7 @@ __all__ = ["TorchEngine", "TorchEngineConfig"]
 
 # Of the time of a step, between two of them. Somebody waits for a wake, and it is short; who waits for a load has
 # waited for storage already, so that copy may take a little longer, and neighbours feel less.
-_WAKE_CORE_SHARE = 0.75
+_WAKE_CORE_SHARE = 0.55
 _LOAD_CORE_SHARE = 0.15
 
 
@@ -69,9 +70,12 @@ class TorchEngine:
     Args:
         config: of the engine.
         arena: of the device; its owner closes it after the engine.
+        core_signal: to the server's background threads, where the device is the CPU.
     """
 
-    def __init__(self, config: TorchEngineConfig, arena: Arena) -> None:
+    def __init__(
+        self, config: TorchEngineConfig, arena: Arena, core_signal: CoreSignal | None = None
+    ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self._config = config
@@ -81,7 +85,7 @@ class TorchEngine:
         self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
         self._cache = PrefixCache(self._pool)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
-        self._core_turns = CoreTurns()
+        self._core_turns = CoreTurns(core_signal)
         self._lease = KVLease()
         self._arrived: deque[Replica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}

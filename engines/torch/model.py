@@ -46,7 +46,7 @@ class TransformerModel:
         weights: by the packed names (``engines.torch.layout``), all of one dtype, on one device.
         kv: the cache it will run on, checked against the weights here so that a mismatch shows at load.
         workspace_bytes: bound of attention's gathered copies in one step.
-        give_way: called before each layer, for what may go between two of them.
+        give_way: called before each layer and before the logits, for what may go between.
 
     Raises:
         ArtifactError: a tensor is missing or of another shape.
@@ -100,6 +100,7 @@ class TransformerModel:
     def logits(self, states: Tensor) -> Tensor:
         """float32 [R, vocab_size] of final states [R, hidden_size]: a second call, because the logits of a whole
         prompt are too many to be made at once."""
+        self._give_way()
         return project_to_logits(states, self._lm_head)
 
     def _attend(

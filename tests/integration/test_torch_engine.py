@@ -444,7 +444,7 @@ def test_a_load_on_another_thread_is_attached_between_busy_steps() -> None:
 
 def test_no_step_runs_while_a_copy_of_weights_has_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = CoreTurns()
-    monkeypatch.setattr("engines.torch.engine.CoreTurns", lambda: turns)
+    monkeypatch.setattr("engines.torch.engine.CoreTurns", lambda signal: turns)
     with engine_driver() as driver, ThreadPoolExecutor(1) as threads:
         driver.load(tiny_model("llama"))
         driver.submit(1, prompt_of(20, seed=0))

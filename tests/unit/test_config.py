@@ -134,7 +134,7 @@ def test_several_devices_from_flags_file_and_variable(
     ]
     budgets = device_budgets(settings)
     assert budgets == [DeviceBudget("cpu:0", 64 * MIB), DeviceBudget("cpu:1", 32 * MIB)]
-    specs = worker_specs(settings, budgets)
+    specs = worker_specs(settings, budgets, {})
     assert [(each.worker_id, each.device, each.memory_budget_bytes) for each in specs] == [
         ("torch-0", "cpu:0", 64 * MIB),
         ("torch-1", "cpu:1", 32 * MIB),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from support.until import until
 
-from engines.torch.core_turns import CoreTurns
+from engines.torch.core_turns import _STEP_TURN_S, CoreTurns
+from memory_manager.core_signal import CoreSignal, wait_clear
 
 
 class House:
@@ -17,8 +18,14 @@ class House:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self.turns = CoreTurns(lambda: self.now_s)
+        self.signal = CoreSignal.make()
+        self.while_asleep: Callable[[], None] = lambda: None
+        self.turns = CoreTurns(self.signal, lambda: self.now_s, self._sleep)
         self.threads = ThreadPoolExecutor(4)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.while_asleep()
 
     def copy(self, share: float, told: list[str], name: str = "copy") -> Future[None]:
         """Waits for a turn, which is noted and over at once."""
@@ -37,6 +44,7 @@ def house() -> Iterator[House]:
     house = House()
     yield house
     house.threads.shutdown()
+    house.signal.close()
 
 
 def test_a_copy_is_not_held_up_where_nobody_steps(house: House) -> None:
@@ -56,17 +64,54 @@ def test_a_copy_waits_for_the_step_and_goes_before_the_next_one(house: House) ->
     assert told == ["step", "copy", "next step"]
 
 
-def test_a_long_step_gives_way_between_its_layers(house: House) -> None:
+def test_a_step_gives_way_between_its_layers_at_once_and_again_after_its_own_turn(house: House) -> None:
     told: list[str] = []
     with house.turns.step():
         house.turns.give_way()
-        copying = house.copy(0.5, told)
+        first = house.copy(0.5, told, "first")
+        assert not told, "a layer is being computed"
         house.turns.give_way()
-        assert not told, "it has only just begun"
-        house.now_s += 0.1
+        assert told == ["first"]
+        second = house.copy(0.5, told, "second")
+        house.now_s += _STEP_TURN_S / 2
         house.turns.give_way()
-        assert told == ["copy"]
-    copying.result(10)
+        assert told == ["first"], "the first has only just had a turn"
+        house.now_s += _STEP_TURN_S
+        house.turns.give_way()
+        assert told == ["first", "second"]
+    first.result(10)
+    second.result(10)
+
+
+def test_between_short_steps_no_copy_goes_before_they_have_had_their_turn(house: House) -> None:
+    told: list[str] = []
+    house.copy(0.5, told, "first").result(10)
+    with house.turns.step():
+        second = house.copy(0.5, told, "second")
+    for _ in range(3):
+        with house.turns.step():
+            house.turns.give_way()
+            house.now_s += _STEP_TURN_S / 4
+    assert told == ["first"]
+    with house.turns.step():
+        house.now_s += _STEP_TURN_S
+    second.result(10)
+
+
+def test_a_copy_that_is_not_due_goes_when_no_step_follows() -> None:
+    turns = CoreTurns()
+    with ThreadPoolExecutor(1) as threads:
+        with turns.copy(0.5):
+            pass
+        with turns.step():
+            copying = threads.submit(_take_turn, turns)
+            until(lambda: turns.num_copies_waiting == 1)
+        copying.result(10)
+
+
+def _take_turn(turns: CoreTurns) -> None:
+    with turns.copy(0.5):
+        pass
 
 
 def test_what_a_step_gives_way_for_is_no_time_of_its_own(house: House) -> None:
@@ -81,31 +126,41 @@ def test_what_a_step_gives_way_for_is_no_time_of_its_own(house: House) -> None:
         house.now_s += 0.1
         house.turns.give_way()
         assert house.turns.step_clock() - began_s == pytest.approx(0.1)
+        assert house.signal.take_wanted() is False
+        house.signal.want()
+        house.now_s += 0.1
+        house.turns.give_way()
+        assert house.turns.step_clock() - began_s == pytest.approx(0.2)
     copying.result(10)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
-@pytest.mark.parametrize(("step_s", "turn_s"), [(0.008, 0.008), (0.8, 0.03)])
-def test_a_copys_turn_is_a_part_of_the_steps(
-    house: House, share: float, step_s: float, turn_s: float
+@pytest.mark.parametrize(("waited_s", "turn_s"), [(0.008, _STEP_TURN_S), (0.8, 0.8)])
+def test_a_copys_turn_is_a_part_of_what_it_has_waited_for(
+    house: House, share: float, waited_s: float, turn_s: float
 ) -> None:
-    with house.turns.step():
-        house.now_s += step_s
     stepped = threading.Event()
 
     def step() -> None:
         with house.turns.step():
             stepped.set()
 
-    with house.turns.copy(share) as is_over:
-        house.now_s += share * turn_s + 0.001
-        assert not is_over(), "nobody waits"
-        stepping = house.threads.submit(step)
-        until(is_over)
-        house.now_s -= 0.002
-        assert not is_over()
-        assert not stepped.is_set()
-    stepping.result(10)
+    def copy() -> None:
+        with house.turns.copy(share) as is_over:
+            house.now_s += share * turn_s + 0.001
+            assert not is_over(), "nobody waits"
+            stepping = house.threads.submit(step)
+            until(is_over)
+            house.now_s -= 0.002
+            assert not is_over()
+            assert not stepped.is_set()
+        stepping.result(10)
+
+    with house.turns.step():
+        copying = house.threads.submit(copy)
+        until(lambda: house.turns.num_copies_waiting == 1)
+        house.now_s += waited_s
+    copying.result(10)
 
 
 def test_copies_share_the_cores_where_nobody_steps(house: House) -> None:
@@ -131,6 +186,7 @@ def test_a_step_comes_after_all_copies_that_have_begun(house: House) -> None:
             late = house.copy(0.5, told, "late")
         told.append("second")
     stepping.result(10)
+    house.now_s += _STEP_TURN_S
     late.result(10)
     assert told == ["second", "step", "late"]
 
@@ -143,6 +199,7 @@ def test_of_two_copies_one_goes_and_then_the_step(house: House) -> None:
     with house.turns.step():
         assert len(told) == 1
         told.append("step")
+    house.now_s += _STEP_TURN_S
     first.result(10)
     second.result(10)
     assert told[1] == "step"
@@ -155,3 +212,57 @@ def test_a_step_that_fails_leaves_the_cores(house: House) -> None:
         raise RuntimeError
     with house.turns.step():
         pass
+
+
+def _is_clear(signal: CoreSignal) -> bool:
+    asked: list[None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memory_manager.core_signal._PATIENCE_S", 0.0)
+        patch.setattr(signal, "want", lambda: asked.append(None))
+        wait_clear([signal])
+    return not asked
+
+
+def test_the_signal_stops_the_servers_threads_during_steps(house: House) -> None:
+    assert _is_clear(house.signal)
+    with house.turns.step():
+        assert not _is_clear(house.signal)
+        house.copy(0.5, [])
+        house.turns.give_way()
+        assert not _is_clear(house.signal), "the cores were the copy's"
+    assert _is_clear(house.signal)
+    with pytest.raises(RuntimeError), house.turns.step():
+        raise RuntimeError
+    assert _is_clear(house.signal)
+
+
+def test_a_step_clears_the_signal_for_a_while_where_somebody_waits(house: House) -> None:
+    clear: list[bool] = []
+    house.while_asleep = lambda: clear.append(_is_clear(house.signal))
+    with house.turns.step():
+        house.turns.give_way()
+        assert not clear, "nobody waits"
+        for times in range(1, 3):
+            house.signal.want()
+            house.turns.give_way()
+            assert clear == [True] * times
+            assert not _is_clear(house.signal)
+            house.signal.want()
+            house.turns.give_way()
+            assert len(clear) == times, "the step has not had its own turn"
+            assert house.signal.take_wanted()
+            house.now_s += _STEP_TURN_S
+    assert 0 < house.now_s - 2 * _STEP_TURN_S < _STEP_TURN_S, "for a small part of its time"
+
+
+def test_a_copy_that_waits_goes_before_the_servers_threads(house: House) -> None:
+    told: list[str] = []
+    house.while_asleep = lambda: told.append("server")
+    with house.turns.step():
+        house.signal.want()
+        copying = house.copy(0.5, told)
+        house.turns.give_way()
+        house.now_s += _STEP_TURN_S
+        house.turns.give_way()
+    copying.result(10)
+    assert told == ["copy", "server"]

@@ -252,10 +252,10 @@ def test_no_rows_wanted_gives_no_logits(checkpoint: tuple[Path, Any]) -> None:
     assert paged.model.logits(paged.model.forward(batch, paged.kv)).shape == (0, BASE["vocab_size"])
 
 
-def test_others_may_go_between_any_two_layers(checkpoint: tuple[Path, Any]) -> None:
+def test_others_may_go_between_any_two_layers_and_before_the_logits(checkpoint: tuple[Path, Any]) -> None:
     paged = PagedModel(checkpoint[0], 64 << 20)
     paged.step([(paged.start([1, 2, 3]), 3)])
-    assert paged.num_ways_given == BASE["num_hidden_layers"]
+    assert paged.num_ways_given == BASE["num_hidden_layers"] + 1
 
 
 def test_a_missing_tensor_is_named() -> None:
