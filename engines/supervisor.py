@@ -269,9 +269,11 @@ class Supervisor:
         was_ready = worker.client is client
         worker.client = None
         _signal(process, signal.SIGKILL)
-        await ended
-        if worker.spec.core_signal is not None:
-            worker.spec.core_signal.clear()  # it may have died in a step
+        try:
+            await ended
+        finally:
+            if worker.spec.core_signal is not None:
+                worker.spec.core_signal.clear()  # it may have died in a step
         worker.process = None
         await client.close()
         if was_ready:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 __all__ = ["CoreSignal", "wait_clear"]
 
-_PATIENCE_S = 0.25  # a layer may take longer, and a step may hang
+_ASK_AGAIN_S = 0.025  # who slept through a turn has to ask for the next
+_MAX_ASKS = 10  # a layer may take longer, and a step may hang
 
 
 class CoreSignal:
@@ -22,7 +23,7 @@ class CoreSignal:
 
     Args:
         clear_fd: an eventfd, readable while the signal is clear.
-        wanted_fd: another, readable when somebody has waited for it.
+        wanted_fd: another, readable when somebody waits.
     """
 
     def __init__(self, clear_fd: int, wanted_fd: int) -> None:
@@ -57,8 +58,10 @@ class CoreSignal:
         return _drain(self._wanted_fd)
 
     def close(self) -> None:
+        """A call that comes later is an error, and writes to nobody else's descriptor."""
         for fd in self.descriptors:
             os.close(fd)
+        self._clear_fd = self._wanted_fd = -1
 
 
 def wait_clear(signals: Sequence[CoreSignal]) -> None:
@@ -70,9 +73,11 @@ def wait_clear(signals: Sequence[CoreSignal]) -> None:
     for signal in signals:
         poll.register(signal.descriptors[0], select.POLLIN)
     if not poll.poll(0):
-        for signal in signals:
-            signal.want()
-        poll.poll(1e3 * _PATIENCE_S)
+        for _ in range(_MAX_ASKS):
+            for signal in signals:
+                signal.want()
+            if poll.poll(1e3 * _ASK_AGAIN_S):
+                return
 
 
 def _drain(fd: int) -> bool:

@@ -145,7 +145,6 @@ class HostCopyFile:
             ArtifactError: the file is unreadable or ends before.
             InsufficientMemoryError: the host has no memory for it.
         """
-        os.posix_fadvise(source, start, stop - start, os.POSIX_FADV_WILLNEED)  # fetched meanwhile
         target = memoryview((ctypes.c_char * (stop - start)).from_address(self._address + start)).cast("B")
         done = max(0, min(self._physical_bytes, stop) - start)
         self._read(source, target[:done], start)

@@ -40,9 +40,11 @@ class _Touching:
 
     def run(self) -> None:
         try:
-            while self.done_bytes < self._num_bytes and not self._enough.is_set():
-                length = min(PAGE_BYTES, self._num_bytes - self.done_bytes)
+            while self.done_bytes < self._num_bytes:
                 self._wait_for_cores()
+                if self._enough.is_set():
+                    return
+                length = min(PAGE_BYTES, self._num_bytes - self.done_bytes)
                 host_pages.touch(self._fd, self.done_bytes, length)
                 self.done_bytes += length
         except (InsufficientMemoryError, OSError) as error:

@@ -23,6 +23,7 @@ __all__ = ["CoreTurns"]
 
 _STEP_TURN_S = 0.02  # at least, where others wait: several of their pieces fit into a part of it
 _BACKGROUND_SHARE = 0.15
+_LOOK_AGAIN_S = 0.005  # to ask costs microseconds, and layers of a small model take not many
 
 
 class CoreTurns:
@@ -53,6 +54,7 @@ class CoreTurns:
         self._num_copying = 0
         self.num_copies_waiting = 0
         self._given_way_s = -math.inf  # when others last had a turn
+        self._looked_s = -math.inf  # when steps last asked whether the server's threads wait, or could have
         self._given_s = 0.0
 
     @contextmanager
@@ -61,6 +63,7 @@ class CoreTurns:
         self._begin_step()
         if self._signal is not None:
             self._signal.stop()
+        self._looked_s = max(self._looked_s, self._clock() - _STEP_TURN_S)
         try:
             yield
         finally:
@@ -74,13 +77,11 @@ class CoreTurns:
             return
         before_s = self._clock()
         if self.num_copies_waiting:
-            self._end_step()
-            self._begin_step()
-        elif self._signal is not None and self._signal.take_wanted():
-            self._signal.clear()
-            self._sleep(_BACKGROUND_SHARE * _STEP_TURN_S)
-            self._signal.stop()
-            self._given_way_s = self._clock()
+            with self._changed:  # a copy that goes sees that the step waits
+                self._end_step()
+                self._begin_step()
+        elif self._signal is not None:
+            self._clear_if_wanted(self._signal)
         self._given_s += self._clock() - before_s
 
     def step_clock(self) -> float:
@@ -101,8 +102,9 @@ class CoreTurns:
             asked_s = self._clock()
             self.num_copies_waiting += 1
             while not self._may_copy():
-                # What follows a step at once is the next one, or nothing: then nobody else would say that it is due.
-                self._changed.wait(None if self._stepping or self._step_waits else self._due_in_s())
+                # After a step nobody may follow who would say that it is due.
+                after_step = self._stepped_last and not self._stepping
+                self._changed.wait(self._due_in_s() if after_step else None)
             self.num_copies_waiting -= 1
             self._num_copying += 1
             began_s = self._clock()
@@ -116,6 +118,17 @@ class CoreTurns:
                 self._given_way_s = self._clock()
                 self._changed.notify_all()
 
+    def _clear_if_wanted(self, signal: CoreSignal) -> None:
+        unseen_s = self._clock() - self._looked_s
+        if unseen_s < _LOOK_AGAIN_S:
+            return
+        if signal.take_wanted():
+            signal.clear()
+            self._sleep(_BACKGROUND_SHARE * max(_STEP_TURN_S, unseen_s))
+            signal.stop()
+            self._given_way_s = self._clock()
+        self._looked_s = self._clock()
+
     def _due_in_s(self) -> float:
         """Until the others' turn comes before the step's; 0 where it does."""
         return max(0.0, self._given_way_s + _STEP_TURN_S - self._clock())
@@ -123,17 +136,18 @@ class CoreTurns:
     def _may_copy(self) -> bool:
         if self._stepping:
             return False
-        if self._num_copying:
-            return not self._step_waits
-        return not self._due_in_s() or not (self._step_waits or self._stepped_last)
+        return not self._due_in_s() if self._stepped_last else not self._step_waits
 
     def _begin_step(self) -> None:
         with self._changed:
             self._step_waits = True
-            while self._num_copying or (self.num_copies_waiting and not self._due_in_s()):
+            while self._num_copying or (self._stepped_last and self._is_copy_due()):
                 self._changed.wait()
             self._step_waits = False
             self._stepping = self._stepped_last = True
+
+    def _is_copy_due(self) -> bool:
+        return self.num_copies_waiting > 0 and not self._due_in_s()
 
     def _end_step(self) -> None:
         with self._changed:

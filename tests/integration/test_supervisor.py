@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ from support.null_worker import WORKER_COMMAND, null_fleet, until
 from engines.config import SupervisorConfig, WorkerSpec
 from engines.descriptors import DescriptorSender, open_channel
 from engines.supervisor import Supervisor, WorkerState, restart_pause_s
+from memory_manager.core_signal import CoreSignal
 from mooring.errors import ConfigurationError, WorkerLostError
 
 pytestmark = pytest.mark.integration
@@ -61,6 +64,24 @@ async def test_every_life_is_told_of_and_has_a_client_of_its_own() -> None:
         assert first.lost
         assert fleet.client is not first
         assert not fleet.client.lost
+
+
+async def test_a_worker_that_dies_in_a_step_leaves_the_cores_to_others() -> None:
+    core_signal = CoreSignal.make()
+    watched = supervisor(replace(null_spec(), core_signal=core_signal))
+    async with asyncio.timeout(20):
+        await watched.start()
+        core_signal.stop()
+        [status] = watched.workers()
+        assert status.pid is not None
+        os.kill(status.pid, signal.SIGKILL)
+
+        async def cleared() -> bool:
+            return bool(select.select([core_signal.descriptors[0]], [], [], 0)[0])
+
+        await until(cleared)
+    await watched.stop(grace_s=0.0)
+    core_signal.close()
 
 
 async def test_a_broken_stream_costs_the_worker_its_life() -> None:

@@ -29,7 +29,7 @@ def other() -> Iterator[CoreSignal]:
 
 @pytest.fixture(autouse=True)
 def _endless_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_manager.core_signal._PATIENCE_S", 3600.0)
+    monkeypatch.setattr("memory_manager.core_signal._ASK_AGAIN_S", 3600.0)
 
 
 def test_a_signal_is_clear_at_first_and_nobody_asks(signal: CoreSignal) -> None:
@@ -61,7 +61,7 @@ def test_who_waits_asks_once_and_goes_when_another_process_clears_it(signal: Cor
 def test_one_stop_is_enough_however_often_it_was_cleared(
     signal: CoreSignal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_manager.core_signal._PATIENCE_S", 0.0)
+    monkeypatch.setattr("memory_manager.core_signal._ASK_AGAIN_S", 0.0)
     for _ in range(3):
         signal.clear()
     for _ in range(2):
@@ -84,6 +84,25 @@ def test_of_several_signals_one_that_is_clear_is_enough(signal: CoreSignal, othe
 
 
 def test_nobody_waits_for_ever(signal: CoreSignal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_manager.core_signal._PATIENCE_S", 0.01)
+    monkeypatch.setattr("memory_manager.core_signal._ASK_AGAIN_S", 0.001)
     signal.stop()
     wait_clear([signal])
+
+
+def test_who_missed_a_turn_asks_again(signal: CoreSignal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_manager.core_signal._ASK_AGAIN_S", 0.005)
+    monkeypatch.setattr("memory_manager.core_signal._MAX_ASKS", 1_000_000)
+    signal.stop()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait_clear, [signal])
+        for _ in range(3):
+            until(signal.take_wanted)
+        signal.clear()
+        waiting.result(10)
+
+
+def test_a_closed_signal_writes_nowhere() -> None:
+    closed = CoreSignal.make()
+    closed.close()
+    with pytest.raises(ValueError, match="negative"):
+        closed.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -163,6 +164,66 @@ def test_a_copys_turn_is_a_part_of_what_it_has_waited_for(
     copying.result(10)
 
 
+def test_what_a_copy_waited_for_before_anothers_turn_does_not_lengthen_its_own(house: House) -> None:
+    turns_s: list[float] = []
+
+    def copy() -> None:
+        with house.turns.copy(0.5) as is_over:
+            began_s = house.now_s
+            while not is_over():
+                house.now_s += 0.001
+            turns_s.append(house.now_s - began_s)
+
+    with house.turns.step():
+        copying = [house.threads.submit(copy) for _ in range(2)]
+        until(lambda: house.turns.num_copies_waiting == 2)
+        for _ in range(2):
+            house.now_s += 0.8
+            house.turns.give_way()
+    for each in copying:
+        each.result(10)
+    assert turns_s == pytest.approx([0.4, 0.4], abs=0.002)
+
+
+def test_a_step_that_is_late_after_a_copys_turn_has_its_own() -> None:
+    """It is displaced for longer than its turn, between the copy's end and its own look at the clock."""
+    late = threading.Event()
+
+    def clock() -> float:
+        if late.is_set() and threading.current_thread() is stepping:
+            late.clear()
+            time.sleep(1.5 * _STEP_TURN_S)
+        return time.monotonic()
+
+    turns, told = CoreTurns(clock=clock), []
+    copying = threading.Event()
+
+    def step() -> None:
+        copying.wait()
+        with turns.step():
+            told.append("step")
+
+    stepping = threading.Thread(target=step, daemon=True)
+    stepping.start()
+    with turns.copy(0.5) as is_over:
+        copying.set()
+        until(is_over)
+        late.set()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(_take_turn, turns).result(10)
+    stepping.join(10)
+    assert told == ["step"]
+
+
+def test_copies_go_one_after_another_where_nobody_steps_any_more(house: House) -> None:
+    told: list[str] = []
+    with house.turns.step():
+        pass
+    for name in ("first", "second"):
+        house.copy(0.5, told, name).result(10)
+    assert told == ["first", "second"]
+
+
 def test_copies_share_the_cores_where_nobody_steps(house: House) -> None:
     told: list[str] = []
     with house.turns.copy(0.5):
@@ -196,7 +257,7 @@ def test_of_two_copies_one_goes_and_then_the_step(house: House) -> None:
     with house.turns.step():
         first, second = (house.copy(0.5, told, name) for name in ("first", "second"))
         until(lambda: house.turns.num_copies_waiting == 2)
-    with house.turns.step():
+        house.turns.give_way()
         assert len(told) == 1
         told.append("step")
     house.now_s += _STEP_TURN_S
@@ -217,7 +278,7 @@ def test_a_step_that_fails_leaves_the_cores(house: House) -> None:
 def _is_clear(signal: CoreSignal) -> bool:
     asked: list[None] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memory_manager.core_signal._PATIENCE_S", 0.0)
+        patch.setattr("memory_manager.core_signal._ASK_AGAIN_S", 0.0)
         patch.setattr(signal, "want", lambda: asked.append(None))
         wait_clear([signal])
     return not asked
@@ -243,6 +304,7 @@ def test_a_step_clears_the_signal_for_a_while_where_somebody_waits(house: House)
         house.turns.give_way()
         assert not clear, "nobody waits"
         for times in range(1, 3):
+            house.now_s += _STEP_TURN_S
             house.signal.want()
             house.turns.give_way()
             assert clear == [True] * times
@@ -251,8 +313,34 @@ def test_a_step_clears_the_signal_for_a_while_where_somebody_waits(house: House)
             house.turns.give_way()
             assert len(clear) == times, "the step has not had its own turn"
             assert house.signal.take_wanted()
-            house.now_s += _STEP_TURN_S
-    assert 0 < house.now_s - 2 * _STEP_TURN_S < _STEP_TURN_S, "for a small part of its time"
+    had_s = (house.now_s - 2 * _STEP_TURN_S) / 2
+    assert 0.1 * _STEP_TURN_S < had_s < 0.5 * _STEP_TURN_S, "for a small part of its time"
+
+
+def test_the_servers_threads_have_turns_beside_steps_that_are_short(house: House) -> None:
+    clear: list[bool] = []
+    house.while_asleep = lambda: clear.append(_is_clear(house.signal))
+    for _ in range(100):
+        with house.turns.step():
+            house.signal.want()
+            house.turns.give_way()
+            house.now_s += _STEP_TURN_S / 20
+    assert 3 <= len(clear) <= 6
+
+
+def test_what_the_servers_threads_have_is_a_part_of_a_layer_that_takes_long(house: House) -> None:
+    with house.turns.step():
+        house.turns.give_way()
+        house.now_s += 100 * _STEP_TURN_S
+        house.signal.want()
+        before_s = house.now_s
+        house.turns.give_way()
+        assert house.now_s - before_s > 10 * _STEP_TURN_S
+        house.now_s += _STEP_TURN_S
+        house.signal.want()
+        before_s = house.now_s
+        house.turns.give_way()
+        assert 0 < house.now_s - before_s < _STEP_TURN_S
 
 
 def test_a_copy_that_waits_goes_before_the_servers_threads(house: House) -> None:
@@ -262,6 +350,7 @@ def test_a_copy_that_waits_goes_before_the_servers_threads(house: House) -> None
         house.signal.want()
         copying = house.copy(0.5, told)
         house.turns.give_way()
+        assert told == ["copy"]
         house.now_s += _STEP_TURN_S
         house.turns.give_way()
     copying.result(10)
