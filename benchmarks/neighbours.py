@@ -217,7 +217,7 @@ class _Measurement:
         Args:
             rest: between the move and the questions to the server how long it took, before and after it.
         """
-        before_s = self._seconds("waking") + self._seconds("loading")
+        before_s = self._seconds("waking", "loading")
         if rest is not None:
             await rest()
         start_s = time.monotonic()
@@ -225,7 +225,7 @@ class _Measurement:
         span = _Span(start_s, time.monotonic())
         if rest is not None:
             await rest()
-        return _Move(span, self._seconds("waking") + self._seconds("loading") - before_s)
+        return _Move(span, self._seconds("waking", "loading") - before_s)
 
     async def _sleep(self, model: str) -> None:
         await self._admin(f"/deployments/{model}/sleep")
@@ -235,10 +235,13 @@ class _Measurement:
         if response.status_code != 204:
             raise MooringError(f"POST {path}: {response.text}")
 
-    def _seconds(self, source: str) -> float:
-        """That all transitions from ``source`` to resident have taken so far, by the server's own clock."""
+    def _seconds(self, *sources: str) -> float:
+        """That all transitions from ``sources`` to resident have taken so far, by the server's own clock."""
         text = self._server.client.get(f"{self._server.http_url}/metrics").text
-        pattern = rf'^mooring_residency_transition_seconds_sum\{{.*from="{source}",to="resident"\}} (\S+)$'
+        either = "|".join(sources)
+        pattern = (
+            rf'^mooring_residency_transition_seconds_sum\{{.*from="(?:{either})",to="resident"\}} (\S+)$'
+        )
         return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
 
     async def _first_token_s(self, model: str) -> float:

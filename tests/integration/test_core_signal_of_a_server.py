@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import select
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
 import pytest
+from support.core_signals import is_clear
 from support.null_worker import until
 
 from benchmarks.random_models import TINY_SHAPE, make_random_models
@@ -17,10 +17,6 @@ from mooring.config import load_settings
 from mooring.server import Server
 
 pytestmark = pytest.mark.integration
-
-
-def is_clear(signal: CoreSignal) -> bool:
-    return bool(select.select([signal.descriptors[0]], [], [], 0)[0])
 
 
 async def test_readers_wait_for_the_steps_that_stop_them(

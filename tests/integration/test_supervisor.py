@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.core_signals import is_clear
 from support.null_worker import WORKER_COMMAND, null_fleet, until
 
 from engines.config import SupervisorConfig, WorkerSpec
@@ -77,7 +77,7 @@ async def test_a_worker_that_dies_in_a_step_leaves_the_cores_to_others() -> None
         os.kill(status.pid, signal.SIGKILL)
 
         async def cleared() -> bool:
-            return bool(select.select([core_signal.descriptors[0]], [], [], 0)[0])
+            return is_clear(core_signal)
 
         await until(cleared)
     await watched.stop(grace_s=0.0)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from support.core_signals import is_clear
 from support.until import until
 
 from engines.torch.core_turns import _STEP_TURN_S, CoreTurns
-from memory_manager.core_signal import CoreSignal, wait_clear
+from memory_manager.core_signal import CoreSignal
 
 
 class House:
@@ -275,31 +276,22 @@ def test_a_step_that_fails_leaves_the_cores(house: House) -> None:
         pass
 
 
-def _is_clear(signal: CoreSignal) -> bool:
-    asked: list[None] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memory_manager.core_signal._ASK_AGAIN_S", 0.0)
-        patch.setattr(signal, "want", lambda: asked.append(None))
-        wait_clear([signal])
-    return not asked
-
-
 def test_the_signal_stops_the_servers_threads_during_steps(house: House) -> None:
-    assert _is_clear(house.signal)
+    assert is_clear(house.signal)
     with house.turns.step():
-        assert not _is_clear(house.signal)
+        assert not is_clear(house.signal)
         house.copy(0.5, [])
         house.turns.give_way()
-        assert not _is_clear(house.signal), "the cores were the copy's"
-    assert _is_clear(house.signal)
+        assert not is_clear(house.signal), "the cores were the copy's"
+    assert is_clear(house.signal)
     with pytest.raises(RuntimeError), house.turns.step():
         raise RuntimeError
-    assert _is_clear(house.signal)
+    assert is_clear(house.signal)
 
 
 def test_a_step_clears_the_signal_for_a_while_where_somebody_waits(house: House) -> None:
     clear: list[bool] = []
-    house.while_asleep = lambda: clear.append(_is_clear(house.signal))
+    house.while_asleep = lambda: clear.append(is_clear(house.signal))
     with house.turns.step():
         house.turns.give_way()
         assert not clear, "nobody waits"
@@ -308,7 +300,7 @@ def test_a_step_clears_the_signal_for_a_while_where_somebody_waits(house: House)
             house.signal.want()
             house.turns.give_way()
             assert clear == [True] * times
-            assert not _is_clear(house.signal)
+            assert not is_clear(house.signal)
             house.signal.want()
             house.turns.give_way()
             assert len(clear) == times, "the step has not had its own turn"
@@ -319,7 +311,7 @@ def test_a_step_clears_the_signal_for_a_while_where_somebody_waits(house: House)
 
 def test_the_servers_threads_have_turns_beside_steps_that_are_short(house: House) -> None:
     clear: list[bool] = []
-    house.while_asleep = lambda: clear.append(_is_clear(house.signal))
+    house.while_asleep = lambda: clear.append(is_clear(house.signal))
     for _ in range(100):
         with house.turns.step():
             house.signal.want()
