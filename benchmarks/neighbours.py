@@ -33,12 +33,12 @@ __all__ = ["Neighbours", "measure_neighbours", "write_neighbours_config"]
 
 SERVING, FIRST, SECOND = "serving", "first", "second"
 _PROMPT_TOKENS = 32
-_MOST_STOLEN_SHARE = 0.005
+_LITTLE_STOLEN = 0.005  # of the cores' time during a round
 
 
 @dataclass(slots=True)
 class Neighbours:
-    """Every measurement, in seconds, in the order in which it was taken.
+    """Every measurement, in seconds.
 
     Attributes:
         quiet_itl_s: gaps between the serving model's tokens while nothing else happens.
@@ -48,7 +48,9 @@ class Neighbours:
         first_token_s: of a request to a model that slept, until its first token.
         wake_s: of the wakes in these.
         prefill_s: the same for a model that is resident: what remains of a first token without the wake.
-        rounds_taken_again: because the hypervisor had given the machine's cores to others meanwhile.
+        asleep_bytes: the most that the server said a sleeping model held.
+        rounds_left_out: because the hypervisor gave more of the cores' time to others than in the rest.
+        most_stolen_share: of the cores' time that it gave to others, in the rounds that are here.
     """
 
     quiet_itl_s: list[float] = field(default_factory=list)
@@ -62,7 +64,8 @@ class Neighbours:
     wake_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     asleep_bytes: int = 0
-    rounds_taken_again: int = 0
+    rounds_left_out: int = 0
+    most_stolen_share: float = 0.0
 
     def take(self, other: Neighbours) -> None:
         """Adds the measurements of ``other``."""
@@ -141,7 +144,7 @@ class _Measurement:
                     await self._sleep(model)
             for _ in range(repeats):
                 await self._measure_first_token()
-                await self._measure_stream_undisturbed(most_again=repeats - self._found.rounds_taken_again)
+            await self._measure_rounds(repeats)
         return self._found
 
     async def _measure_first_token(self) -> None:
@@ -157,17 +160,20 @@ class _Measurement:
                 held = sum(each["weights_bytes"] + each["kv_bytes"] for each in deployment["replicas"])
                 self._found.asleep_bytes = max(self._found.asleep_bytes, held)
 
-    async def _measure_stream_undisturbed(self, most_again: int) -> None:
-        """A round during which others had the cores for a while says nothing of ours: it is taken again."""
-        for again in itertools.count():
+    async def _measure_rounds(self, repeats: int) -> None:
+        """What others took of the cores says nothing of ours: of up to twice as many rounds, the least disturbed."""
+        rounds: list[tuple[float, Neighbours]] = []
+        while len(rounds) < 2 * repeats and sum(each[0] <= _LITTLE_STOLEN for each in rounds) < repeats:
             before = psutil.cpu_times()
             found = await self._measure_stream()
             after = psutil.cpu_times()
             all_s = sum(after[:8]) - sum(before[:8])  # a guest's time, which follows, is in a user's already
-            if after.steal - before.steal <= _MOST_STOLEN_SHARE * all_s or again >= most_again:
-                self._found.take(found)
-                return
-            self._found.rounds_taken_again += 1
+            rounds.append(((after.steal - before.steal) / all_s, found))
+        rounds.sort(key=lambda each: each[0])
+        for stolen_share, found in rounds[:repeats]:
+            self._found.take(found)
+            self._found.most_stolen_share = stolen_share
+        self._found.rounds_left_out = len(rounds) - repeats
 
     async def _measure_stream(self) -> Neighbours:
         """A wake and a load; then a quiet stretch and both beside a stream."""

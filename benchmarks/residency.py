@@ -181,9 +181,9 @@ def _neighbours(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str,
         f"overlap a wake ({len(found.wake_itl_s)} gaps) or a cold load ({len(found.load_itl_s)}) of another, "
         "over p99 of "
         f"those that do not ({len(found.quiet_itl_s)}). `neighbour_wake_over_idle`: what a wake takes beside "
-        "the stream over what it takes without. Of the rounds, "
-        f"{found.rounds_taken_again} were taken again, because the hypervisor withheld more than 0.5 % of the cores' "
-        "time meanwhile."
+        f"the stream over what it takes without. These are the {load.neighbour_repeats} rounds of "
+        f"{load.neighbour_repeats + found.rounds_left_out} in which the hypervisor withheld the least of the cores' "
+        f"time: {found.most_stolen_share:.1%} at most."
     )
     _plot_gaps(
         report.plot("neighbours", "Gaps between tokens, quiet and while another model comes"), asdict(found)
