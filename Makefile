@@ -11,6 +11,8 @@ CLIENTS_VENV := .venv-clients
 # Programs that tests run: a database, the compose file's checker, shells whose completion is tested.
 DEBIAN_PACKAGES := postgresql docker-compose zsh fish
 ARGS ?=
+# Tests wait for processes of their own as much as they compute; a file's tests share what they set up.
+TEST_PROCESSES ?= 2
 DATA_DIR := $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
 SAMPLES := $(DATA_DIR)/samples
 # Holds any two of the three samples with a full context of each, and never all three.
@@ -28,7 +30,7 @@ serve: $(STAMPS)/run ## Set everything up and serve three sample models from one
 
 .PHONY: test
 test: lint $(STAMPS)/debian $(STAMPS)/clients ## Set everything up and run every check and test
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: $(STAMPS)/dev ## Formatting, lint, types and import directions

@@ -206,20 +206,24 @@ GOOD = json.dumps({"id": "1", "type": "completions", "body": BODY}).encode()
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
-        (frame(GOOD, masked=False), 1002),
-        (frame(GOOD, opcode=3), 1002),
-        (bytes([0xF1]) + frame(GOOD)[1:], 1002),  # reserved bits
-        (frame(GOOD, opcode=0), 1002),  # goes on with nothing
-        (frame(GOOD[:9], fin=False) + frame(GOOD[9:]), 1002),  # another begins before the end
-        (frame(b"x" * 126, opcode=9), 1002),  # a ping that is too long
-        (frame(b"x", opcode=9, fin=False), 1002),
-        (frame(b'"\xff\xfe"'), 1007),
-        (frame(b'"\xf0\x9f', fin=False) + frame(b'"', opcode=0), 1007),
-        (frame(b"x" * (MIB + 1))[:50], 1009),  # what it announces is enough
-        (frame(b"x" * MIB, fin=False) + frame(b"x" * MIB, opcode=0)[:50], 1009),
-        (bytes([0x81, 0xFF]) + b"\xff" * 12, 1009),  # 2**64 - 1 bytes
-        (frame(b"\x00", opcode=8), 1002),  # half a code
-        (frame((1000).to_bytes(2, "big") + b"\xff\xff", opcode=8), 1007),
+        pytest.param(frame(GOOD, masked=False), 1002, id="unmasked"),
+        pytest.param(frame(GOOD, opcode=3), 1002, id="unknown opcode"),
+        pytest.param(bytes([0xF1]) + frame(GOOD)[1:], 1002, id="reserved bits"),
+        pytest.param(frame(GOOD, opcode=0), 1002, id="goes on with nothing"),
+        pytest.param(frame(GOOD[:9], fin=False) + frame(GOOD[9:]), 1002, id="another begins before the end"),
+        pytest.param(frame(b"x" * 126, opcode=9), 1002, id="a ping too long"),
+        pytest.param(frame(b"x", opcode=9, fin=False), 1002, id="a ping in pieces"),
+        pytest.param(frame(b'"\xff\xfe"'), 1007, id="not UTF-8"),
+        pytest.param(
+            frame(b'"\xf0\x9f', fin=False) + frame(b'"', opcode=0), 1007, id="not UTF-8 across pieces"
+        ),
+        pytest.param(frame(b"x" * (MIB + 1))[:50], 1009, id="what it announces is too long"),
+        pytest.param(
+            frame(b"x" * MIB, fin=False) + frame(b"x" * MIB, opcode=0)[:50], 1009, id="pieces too long"
+        ),
+        pytest.param(bytes([0x81, 0xFF]) + b"\xff" * 12, 1009, id="2**64 - 1 bytes"),
+        pytest.param(frame(b"\x00", opcode=8), 1002, id="half a code"),
+        pytest.param(frame((1000).to_bytes(2, "big") + b"\xff\xff", opcode=8), 1007, id="a reason not UTF-8"),
     ],
 )
 def test_broken_frames_close_their_socket(server: RunningServer, sent: bytes, code: int) -> None:
