@@ -17,6 +17,7 @@ from benchmarks.batching import Workload
 from benchmarks.fixed_arena import FixedArena
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.packing import pack
+from memory_manager.arenas import arena_on
 from memory_manager.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
 from mooring.errors import MooringError
@@ -71,7 +72,9 @@ def pack_random(root: Path, name: str, shape: dict[str, Any], precision: Precisi
     return PackedModel.read(packed)
 
 
-def measure_handover(scratch: Path, live_bytes: int, num_threads: int | None = None) -> Handover:
+def measure_handover(
+    scratch: Path, live_bytes: int, num_threads: int | None = None, device: str = "cpu"
+) -> Handover:
     """The first model is put to sleep while its sequences run, as the controller does after a drain, and what it
     held is taken by the second one's. Taking is timed by the calls of the pool and the arena, since what lies
     between them is the second model's own prefill.
@@ -84,9 +87,15 @@ def measure_handover(scratch: Path, live_bytes: int, num_threads: int | None = N
     num_sequences = -(-live_bytes // (sequence_bytes - PAGE_BYTES))
     pool_bytes = num_sequences * sequence_bytes
     capacity_bytes = pool_bytes + 2 * PAGE_BYTES + sum(model.weights_bytes for model in models)
-    arena = HostArena(capacity_bytes, stock_limit_bytes=capacity_bytes)
-    # Large steps, so that all are prefilled before the first one ends.
-    config = TorchEngineConfig(max_running_sequences=num_sequences, max_tokens_per_step=4096, cpu_wake="copy")
+    arena = arena_on(device, capacity_bytes, stock_limit_bytes=capacity_bytes)
+    # All are prefilled in about four steps, before the first one ends.
+    config = TorchEngineConfig(
+        device=device,
+        max_running_sequences=num_sequences,
+        max_tokens_per_step=num_sequences * _PROMPT_TOKENS // 4,
+        cpu_wake="copy",
+        num_threads=num_threads,
+    )
     engine = BareEngine(arena, config)
     try:
         engine.lease(pool_bytes + PAGE_BYTES)

@@ -11,7 +11,7 @@ from ops.samples.random_weights import Precision, write_random_weights
 from ops.samples.shapes import SHAPES
 from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
 
-__all__ = ["SMALL_SHAPE", "TINY_SHAPE", "make_random_models"]
+__all__ = ["SMALL_SHAPE", "TINY_SHAPE", "make_random_models", "shape"]
 
 TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -41,6 +41,11 @@ SMALL_SHAPE: Mapping[str, Any] = MappingProxyType(
 """25 million parameters: a step of a few milliseconds, which batching lengthens as little as it does on a GPU."""
 
 _TEXT = ("Prompts come as ids and answers are read as ids: what the ids say does not matter here. ",)
+
+
+def shape(name: str) -> dict[str, Any]:
+    """The config.json of a name of ``ops.samples.shapes``, or of ``tiny``."""
+    return dict(TINY_SHAPE) if name == "tiny" else SHAPES[name]
 
 
 def make_random_models(

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +22,11 @@ from benchmarks.kv_elasticity import (
 )
 from benchmarks.neighbours import FIRST, SECOND, SERVING, measure_neighbours, write_neighbours_config
 from benchmarks.planner import measure as measure_planner
-from benchmarks.random_models import TINY_SHAPE, make_random_models
+from benchmarks.random_models import make_random_models, shape
 from benchmarks.report import Report
 from benchmarks.transitions import Transitions, measure_transitions
 from mooring.units import GIB, MIB, format_bytes
 from ops.running_server import RunningServer
-from ops.samples.shapes import SHAPES
 
 __all__ = ["PARTS", "ResidencyLoad", "main"]
 
@@ -38,7 +36,7 @@ class ResidencyLoad:
     """How much of everything.
 
     Attributes:
-        shape_name: of the model that wakes, loads and serves beside another; see ``shape``.
+        shape_name: of the model that wakes, loads and serves beside another; see ``random_models.shape``.
         step_shape_name: of the one whose output tokens per second are counted.
         transitions: wakes and loads that are timed.
         handover_bytes: of KV that live sequences hold before it is handed over, at least.
@@ -64,11 +62,6 @@ class ResidencyLoad:
     def quick(cls) -> ResidencyLoad:
         """Tiny models, once or twice each: whether it works, not how well."""
         return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, 400, num_threads=1)
-
-
-def shape(name: str) -> dict[str, Any]:
-    """The config.json of a name of ``ops.samples.shapes``, or of ``tiny``."""
-    return dict(TINY_SHAPE) if name == "tiny" else SHAPES[name]
 
 
 def main(

@@ -22,9 +22,9 @@ from memory_manager.host_cache import HostCache
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
 
-__all__ = ["Transitions", "measure_transitions"]
+__all__ = ["REPLICA", "Transitions", "measure_transitions", "resident"]
 
-_NAME = "model/0"
+REPLICA = "model/0"
 
 CpuWake = Literal["remap", "copy"]
 _CPU_WAKES: tuple[CpuWake, ...] = ("remap", "copy")
@@ -109,31 +109,31 @@ def _measure(model: PackedModel, repeats: int) -> Transitions:
 async def _measure_round(
     engines: Mapping[CpuWake, BareEngine], model: PackedModel, found: Transitions
 ) -> None:
-    async with _loaded(engines["remap"], model) as rate:
+    async with resident(engines["remap"], model) as rate:
         found.load_rates.append(rate)
     engine = engines["copy"]
     empty_bytes = engine.arena.committed_bytes
-    async with _loaded(engine, model) as rate:
+    async with resident(engine, model) as rate:
         found.copying_load_rates.append(rate)
-        engine.engine.sleep(_NAME)
+        engine.engine.sleep(REPLICA)
         found.asleep_bytes = max(found.asleep_bytes, engine.arena.committed_bytes - empty_bytes)
         started_s = time.perf_counter()
-        engine.engine.wake(_NAME, model.weights_bytes)
+        engine.engine.wake(REPLICA, model.weights_bytes)
         found.wake_rates.append(model.num_bytes / (time.perf_counter() - started_s))
 
 
 @asynccontextmanager
-async def _loaded(engine: BareEngine, model: PackedModel) -> AsyncIterator[float]:
-    """The model, resident, and the rate at which it came, in bytes per second."""
+async def resident(engine: BareEngine, model: PackedModel) -> AsyncIterator[float]:
+    """The model, resident as ``REPLICA``, and the rate at which it came, in bytes per second."""
     cache = HostCache(model.num_bytes)
     try:
         cache.expect(_artifact(model))
         await cache.wait_ready()  # as a server's is, some time after the model was deployed
         started_s = time.perf_counter()
         copy = await cache.get(_artifact(model))
-        engine.load(_NAME, model, host_copy_fd=os.dup(copy.fd))
+        engine.load(REPLICA, model, host_copy_fd=os.dup(copy.fd))
         yield model.num_bytes / (time.perf_counter() - started_s)
-        engine.engine.unload(_NAME)
+        engine.engine.unload(REPLICA)
         copy.release()
     finally:
         await cache.close()
@@ -147,10 +147,10 @@ def _measure_peak(model: PackedModel, cpu_wake: CpuWake) -> tuple[float, float]:
         cache = HostCache(model.num_bytes)
         with PeakMemory() as memory:
             copy = await cache.get(_artifact(model))
-            engine.load(_NAME, model, host_copy_fd=os.dup(copy.fd))
+            engine.load(REPLICA, model, host_copy_fd=os.dup(copy.fd))
         held_bytes = memory.after_bytes - memory.before_bytes
         beyond_bytes = max(0, memory.peak_bytes - memory.after_bytes)
-        engine.engine.unload(_NAME)
+        engine.engine.unload(REPLICA)
         copy.release()
         await cache.close()
         return 1 + beyond_bytes / model.num_bytes, held_bytes / model.num_bytes

@@ -78,21 +78,14 @@ EngineFactory = Callable[[WorkerOptions], Engine]
 
 def _torch_engine(options: WorkerOptions) -> Engine:
     from engines.torch.engine import TorchEngine, TorchEngineConfig
-    from memory_manager.arena import Arena
+    from memory_manager.arenas import arena_on
     from memory_manager.core_signal import CoreSignal
-    from memory_manager.cuda_arena import CudaArena
-    from memory_manager.host_arena import HostArena
 
-    kind, _, index = options.device.partition(":")
     config = TorchEngineConfig(device=options.device, **options.config)
     # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
     # short elsewhere, the manager lowers the arena's limit and they leave.
     budget_bytes = options.memory_budget_bytes
-    arena: Arena
-    if kind == "cuda":
-        arena = CudaArena(budget_bytes, int(index or 0), budget_bytes, config.ready_bytes)
-    else:
-        arena = HostArena(budget_bytes, budget_bytes, config.ready_bytes)
+    arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes)
     core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
     return TorchEngine(config, arena, core_signal)
 

@@ -117,6 +117,20 @@ def residency(
 
 
 @app.command()
+def gpu(
+    out: Out = Path("bench-out/gpu"),
+    device: Annotated[str, typer.Option(help="cuda:0; cpu only shows that it runs.")] = "cuda:0",
+    quick: Quick = False,
+) -> None:
+    """Measure wakes and KV handed over on an NVIDIA GPU, against its link."""
+    from benchmarks.gpu import GpuLoad, main
+
+    for name, value in main(out, device, GpuLoad.quick() if quick else GpuLoad()).items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+
+
+@app.command()
 def soak(
     out: Out = Path("bench-out/soak"),
     minutes: Annotated[float, typer.Option(min=0.1, help="Of the disturbed part.")] = 20.0,

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.gpu import GpuLoad
+from benchmarks.gpu import main as gpu
 from benchmarks.residency import PARTS, ResidencyLoad
 from benchmarks.residency import main as residency
 from benchmarks.sharing import SharingLoad
 from benchmarks.sharing import main as sharing
 from benchmarks.soak import SoakLoad
 from benchmarks.soak import main as soak
+from mooring.errors import ConfigurationError
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +57,33 @@ def test_each_part_of_the_residency_benchmark_reports_its_figures(
 
 def test_the_residency_benchmark_has_the_planner_too() -> None:
     assert set(PARTS) == {"transitions", "handover", "single_model", "neighbours", "planner"}
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda:0",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+            ],
+        ),
+    ],
+)
+def test_the_gpu_benchmark_reports_its_figures(device: str, tmp_path: Path) -> None:
+    figures = gpu(tmp_path, device, GpuLoad.quick())
+    assert figures == results(tmp_path)
+    assert figures["wake_share_of_link"] > 0
+    assert figures["resident_over_weights"] >= 1
+    assert figures["asleep_bytes"] == 0
+    assert figures["kv_live_before_bytes"] >= GpuLoad.quick().handover_bytes
+
+
+def test_the_gpu_benchmark_names_a_gpu_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no GPU cuda:99"):
+        gpu(tmp_path, "cuda:99", GpuLoad.quick())
 
 
 def test_the_sharing_benchmark_draws_curves_of_all_three_policies(tmp_path: Path) -> None:

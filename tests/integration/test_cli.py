@@ -136,6 +136,7 @@ COMMANDS = [
     ["bench", "batching"],
     ["bench", "router"],
     ["bench", "sharing"],
+    ["bench", "gpu"],
     ["bench", "residency"],
     ["bench", "soak"],
 ]

@@ -1,0 +1,21 @@
+"""The arena of a device, by the device's name."""
+
+from __future__ import annotations
+
+from memory_manager.arena import Arena
+from memory_manager.cuda_arena import CudaArena
+from memory_manager.host_arena import HostArena
+
+__all__ = ["arena_on"]
+
+
+def arena_on(device: str, capacity_bytes: int, stock_limit_bytes: int, ready_bytes: int = 0) -> Arena:
+    """Memory of ``cpu``, of ``cpu:1``, which is the same memory, or of ``cuda:0``; see ``PagedArena``.
+
+    Raises:
+        ConfigurationError: there is no such GPU, or nothing to reach it with.
+    """
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return CudaArena(capacity_bytes, int(index or 0), stock_limit_bytes, ready_bytes)
+    return HostArena(capacity_bytes, stock_limit_bytes, ready_bytes)
