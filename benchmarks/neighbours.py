@@ -14,7 +14,7 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from mooring.errors import MooringError
 from mooring.v1 import inference_pb2_grpc
 from ops.running_server import RunningServer
 
-__all__ = ["Neighbours", "measure_neighbours", "write_neighbours_config"]
+__all__ = ["Neighbours", "least_stolen", "measure_neighbours", "write_neighbours_config"]
 
 SERVING, FIRST, SECOND = "serving", "first", "second"
 _PROMPT_TOKENS = 32
@@ -49,8 +49,8 @@ class Neighbours:
         wake_s: of the wakes in these.
         prefill_s: the same for a model that is resident: what remains of a first token without the wake.
         asleep_bytes: the most that the server said a sleeping model held.
-        rounds_left_out: because the hypervisor gave more of the cores' time to others than in the rest.
-        most_stolen_share: of the cores' time that it gave to others, in the rounds that are here.
+        stolen_shares: of the cores' time that the hypervisor gave to others, in each round that is here.
+        left_out: the rounds in which it gave them more, where there were enough others.
     """
 
     quiet_itl_s: list[float] = field(default_factory=list)
@@ -64,8 +64,8 @@ class Neighbours:
     wake_s: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     asleep_bytes: int = 0
-    rounds_left_out: int = 0
-    most_stolen_share: float = 0.0
+    stolen_shares: list[float] = field(default_factory=list)
+    left_out: Neighbours | None = None
 
     def take(self, other: Neighbours) -> None:
         """Adds the measurements of ``other``."""
@@ -73,6 +73,19 @@ class Neighbours:
             values = getattr(self, each.name)
             if isinstance(values, list):
                 values += getattr(other, each.name)
+
+    @property
+    def p99_ratio(self) -> float:
+        disturbed_s = np.percentile(self.wake_itl_s + self.load_itl_s, 99)
+        return float(disturbed_s / np.percentile(self.quiet_itl_s, 99))
+
+    @property
+    def p99_ratio_of_all(self) -> float:
+        """With the rounds that are left out."""
+        every = Neighbours()
+        for each in (self, self.left_out or Neighbours()):
+            every.take(each)
+        return every.p99_ratio
 
     def figures(self) -> dict[str, float]:
         quiet_s = np.percentile(self.quiet_itl_s, 99)
@@ -82,7 +95,8 @@ class Neighbours:
         ]
         return {
             "wake_to_first_token_ratio": statistics.median(ratios),
-            "neighbour_itl_p99_ratio": float(np.percentile(self.wake_itl_s + self.load_itl_s, 99) / quiet_s),
+            "neighbour_itl_p99_ratio": self.p99_ratio,
+            "neighbour_itl_p99_ratio_all_rounds": self.p99_ratio_of_all,
             "neighbour_itl_p99_ratio_wake": float(np.percentile(self.wake_itl_s, 99) / quiet_s),
             "neighbour_itl_p99_ratio_load": float(np.percentile(self.load_itl_s, 99) / quiet_s),
             "neighbour_wake_over_idle": statistics.median(self.busy_wake_s)
@@ -117,8 +131,25 @@ def write_neighbours_config(
 def measure_neighbours(
     server: RunningServer, vocab_size: int, repeats: int, stream_tokens: int
 ) -> Neighbours:
-    """Everything ``repeats`` times, quiet and disturbed in turn."""
+    """First tokens ``repeats`` times, and then as many rounds beside a stream, quiet and disturbed in turn."""
     return asyncio.run(_Measurement(server, vocab_size, stream_tokens).run(repeats))
+
+
+def least_stolen(rounds: Sequence[Neighbours], num_wanted: int) -> set[int] | None:
+    """What others did with the cores says nothing of us: numbers of the rounds in which they had them least.
+
+    Args:
+        rounds: of one ``stolen_shares`` each.
+
+    Returns:
+        ``num_wanted`` of them; None where more should be taken, which is until in so many next to nothing was
+        stolen, or there are twice as many to choose from.
+    """
+    by_share = sorted(range(len(rounds)), key=lambda number: rounds[number].stolen_shares[0])
+    quiet = sum(found.stolen_shares[0] <= _LITTLE_STOLEN for found in rounds)
+    if quiet < num_wanted and len(rounds) < 2 * num_wanted:
+        return None
+    return set(by_share[:num_wanted])
 
 
 @dataclass(slots=True)
@@ -161,19 +192,17 @@ class _Measurement:
                 self._found.asleep_bytes = max(self._found.asleep_bytes, held)
 
     async def _measure_rounds(self, repeats: int) -> None:
-        """What others took of the cores says nothing of ours: of up to twice as many rounds, the least disturbed."""
-        rounds: list[tuple[float, Neighbours]] = []
-        while len(rounds) < 2 * repeats and sum(each[0] <= _LITTLE_STOLEN for each in rounds) < repeats:
+        rounds: list[Neighbours] = []
+        while (kept := least_stolen(rounds, repeats)) is None:
             before = psutil.cpu_times()
             found = await self._measure_stream()
             after = psutil.cpu_times()
             all_s = sum(after[:8]) - sum(before[:8])  # a guest's time, which follows, is in a user's already
-            rounds.append(((after.steal - before.steal) / all_s, found))
-        rounds.sort(key=lambda each: each[0])
-        for stolen_share, found in rounds[:repeats]:
-            self._found.take(found)
-            self._found.most_stolen_share = stolen_share
-        self._found.rounds_left_out = len(rounds) - repeats
+            found.stolen_shares = [(after.steal - before.steal) / all_s]
+            rounds.append(found)
+        self._found.left_out = Neighbours()
+        for number, found in enumerate(rounds):
+            (self._found if number in kept else self._found.left_out).take(found)
 
     async def _measure_stream(self) -> Neighbours:
         """A wake and a load; then a quiet stretch and both beside a stream."""

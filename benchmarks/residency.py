@@ -164,6 +164,7 @@ def _neighbours(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str,
     write_neighbours_config(settings, folders, load.max_model_len, load.num_threads)
     with RunningServer(scratch / "data", {}, config=settings) as server:
         found = measure_neighbours(server, config["vocab_size"], load.neighbour_repeats, load.stream_tokens)
+    kept, left_out = found.stolen_shares, found.left_out.stolen_shares if found.left_out else []
     report.text(
         f"## First tokens and neighbours\n\nA real server with three models of {load.shape_name}'s shape, "
         "through the "
@@ -174,9 +175,10 @@ def _neighbours(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str,
         f"overlap a wake ({len(found.wake_itl_s)} gaps) or a cold load ({len(found.load_itl_s)}) of another, "
         "over p99 of "
         f"those that do not ({len(found.quiet_itl_s)}). `neighbour_wake_over_idle`: what a wake takes beside "
-        f"the stream over what it takes without. These are the {load.neighbour_repeats} rounds of "
-        f"{load.neighbour_repeats + found.rounds_left_out} in which the hypervisor withheld the least of the cores' "
-        f"time: {found.most_stolen_share:.1%} at most."
+        f"the stream over what it takes without. These are the {len(kept)} rounds of "
+        f"{len(kept) + len(left_out)} in which the hypervisor withheld the least of the cores' time: "
+        f"{max(kept):.1%} at most. `neighbour_itl_p99_ratio_all_rounds`: with the others, where it was up to "
+        f"{max(left_out, default=0):.1%}."
     )
     _plot_gaps(
         report.plot("neighbours", "Gaps between tokens, quiet and while another model comes"), asdict(found)
