@@ -108,6 +108,14 @@ class BareEngine:
                 raise MooringError(f"a sequence of the benchmark failed: {end.error_message}")
         return ended
 
+    def generate(self, name: str, prompt_ids: Sequence[int], max_tokens: int) -> list[int]:
+        """What the model says, with nothing else running."""
+        self.submit(name, prompt_ids, max_tokens)
+        token_ids: list[int] = []
+        while len(token_ids) < max_tokens:
+            token_ids += [token for output in self.engine.step() for token in output.token_ids]
+        return token_ids
+
     def live_kv_bytes(self, name: str) -> int:
         """Of blocks that the model's sequences hold."""
         return next(each.kv_live_bytes for each in self.engine.stats().replicas if each.replica_id == name)

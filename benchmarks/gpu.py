@@ -7,7 +7,7 @@ all of it is done in host memory, which shows that it runs and nothing else.
 from __future__ import annotations
 
 import asyncio
-import os
+import gc
 import statistics
 import tempfile
 import time
@@ -26,12 +26,13 @@ from benchmarks.transitions import REPLICA, resident
 from engines.torch.engine_config import TorchEngineConfig
 from memory_manager.arena import Arena
 from memory_manager.arenas import arena_on
-from memory_manager.devices import NvmlReader
-from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
 from mooring.errors import ConfigurationError, MooringError
 from mooring.units import GIB, MIB, format_bytes
 
 __all__ = ["GpuLoad", "main"]
+
+_NUM_TOKENS = 32  # of a prompt and of what is said to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,20 @@ class GpuLoad:
 
 @dataclass(slots=True)
 class _Wakes:
-    """Rates in bytes per second, and bytes that are used on the device by the driver's figure.
+    """Rates in bytes per second, and bytes that are used on the device, by the driver's figure.
 
     Attributes:
         link_rates: of copies from one pinned buffer into device memory.
-        wake_rates: weights over the seconds of a wake.
-        resident_bytes, asleep_bytes: used while the model is either, less what is used when it is unloaded.
+        wake_rates: weights over the seconds of a wake whose pages are in the arena's stock, as a worker keeps them.
+        fresh_wake_rates: of one whose pages have been given back to the driver and have to be made.
+        unloaded_bytes, resident_bytes, asleep_bytes: used before the model is loaded and while it is either; no
+            pages are in stock.
     """
 
     link_rates: list[float] = field(default_factory=list)
     wake_rates: list[float] = field(default_factory=list)
+    fresh_wake_rates: list[float] = field(default_factory=list)
+    unloaded_bytes: int = 0
     resident_bytes: int = 0
     asleep_bytes: int = 0
 
@@ -76,9 +81,11 @@ def main(out: Path, device: str, load: GpuLoad) -> dict[str, float]:
     Raises:
         ConfigurationError: ``device`` is a GPU that is not there.
     """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigurationError(f"cuda:0 or cpu can be measured, not {device!r}", param="device")
     torch_device = torch.device(device)
-    if torch_device.type == "cuda" and (torch_device.index or 0) >= torch.cuda.device_count():
-        raise ConfigurationError(f"there is no GPU {device} on this machine", param="device")
+    if torch_device.type == "cuda":
+        _check_gpu(torch_device, load)
     report = Report(out, "Moving models and KV on a GPU")
     report.text(_device_name(torch_device))
     figures: dict[str, float] = {}
@@ -91,6 +98,21 @@ def main(out: Path, device: str, load: GpuLoad) -> dict[str, float]:
     return figures
 
 
+def _check_gpu(device: torch.device, load: GpuLoad) -> None:
+    """Before the minutes of measuring rather than after them."""
+    if torch.version.cuda is None:
+        raise ConfigurationError("this torch was built for the CPU alone", param="device")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"there is no GPU {device} on this machine", param="device")
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    needed_bytes = load.handover_bytes * 5 // 4
+    if free_bytes < needed_bytes:
+        raise ConfigurationError(
+            f"{format_bytes(needed_bytes)} of {device} are needed and {format_bytes(free_bytes)} are free",
+            param="device",
+        )
+
+
 def _wakes(scratch: Path, device: torch.device, load: GpuLoad, report: Report) -> dict[str, float]:
     model = pack_random(scratch, "model", shape(load.shape_name), "bf16", 0)
     found = asyncio.run(_measure_wakes(model, device, load.wakes))
@@ -98,52 +120,66 @@ def _wakes(scratch: Path, device: torch.device, load: GpuLoad, report: Report) -
     report.text(
         f"## Wakes\n\nOne model of {load.shape_name}'s shape in bf16, {format_bytes(model.num_bytes)}. "
         "`wake_share_of_link`: the rate of a wake over that of copies of as many bytes from one pinned buffer, in "
-        "turn. `asleep_bytes`: used on the device, by the driver's figure, while the model sleeps, beyond what is "
-        "used when it is unloaded; its pages have been given back to the driver. `resident_over_weights`: the same "
-        "while it is resident, over its weights."
+        "turn. Its pages stayed with the arena, as they do in a worker until memory is short. "
+        "`fresh_wake_share_of_link`: of a wake whose pages the driver had been given back. `asleep_bytes`: then used "
+        "on the device, by the driver's figure, beyond what was used before the model was loaded. "
+        "`resident_over_weights`: the same while it is resident and idle, over its weights."
+    )
+    rates = (
+        ("link", found.link_rates),
+        ("wake", found.wake_rates),
+        ("fresh wake", found.fresh_wake_rates),
     )
     report.table(
         ["GB/s", *(str(number) for number in range(1, load.wakes + 1))],
-        [
-            ["link", *(rate / 1e9 for rate in found.link_rates)],
-            ["wake", *(rate / 1e9 for rate in found.wake_rates)],
-        ],
+        [[name, *(rate / 1e9 for rate in each)] for name, each in rates],
     )
     report.data("wakes", asdict(found))
     return {
         "wake_share_of_link": statistics.median(found.wake_rates) / link,
+        "fresh_wake_share_of_link": statistics.median(found.fresh_wake_rates) / link,
         "link_gb_per_s": link / 1e9,
-        "asleep_bytes": found.asleep_bytes,
-        "resident_over_weights": found.resident_bytes / model.weights_bytes,
+        "asleep_bytes": found.asleep_bytes - found.unloaded_bytes,
+        "resident_over_weights": (found.resident_bytes - found.unloaded_bytes) / model.weights_bytes,
     }
 
 
 async def _measure_wakes(model: PackedModel, device: torch.device, repeats: int) -> _Wakes:
     found = _Wakes()
     measure_link = _link(device, model.num_bytes)
-    capacity_bytes = model.weights_bytes + 16 * PAGE_BYTES
+    kv_bytes = kv_bytes_for_tokens(model.groups, 2 * _NUM_TOKENS) + PAGE_BYTES
+    capacity_bytes = model.weights_bytes + kv_bytes
     arena = arena_on(str(device), capacity_bytes, capacity_bytes)
     engine = BareEngine(arena, TorchEngineConfig(device=str(device), cpu_wake="copy"))
-    engine.lease(8 * PAGE_BYTES)
+    engine.lease(kv_bytes)
+
+    def generate() -> list[int]:
+        return engine.generate(REPLICA, list(range(_NUM_TOKENS)), _NUM_TOKENS)
+
+    def wake() -> float:
+        started_s = time.perf_counter()
+        engine.engine.wake(REPLICA, model.weights_bytes)
+        return model.num_bytes / (time.perf_counter() - started_s)
+
     try:
         async with resident(engine, model):
-            for number in range(repeats + 1):
-                link_rate = measure_link()
+            said = generate()  # what libraries keep once they have been used is no model's
+        found.unloaded_bytes = _used_bytes(device, arena)
+        async with resident(engine, model):
+            for _ in range(repeats):
                 engine.engine.sleep(REPLICA)
-                started_s = time.perf_counter()
-                engine.engine.wake(REPLICA, model.weights_bytes)
-                wake_rate = model.num_bytes / (time.perf_counter() - started_s)
-                if number:  # the first one pins the host copy
-                    found.link_rates.append(link_rate)
-                    found.wake_rates.append(wake_rate)
-            resident_bytes = _used_bytes(device, arena)
+                found.link_rates.append(measure_link())
+                found.wake_rates.append(wake())
+                engine.engine.sleep(REPLICA)
+                arena.trim()
+                found.fresh_wake_rates.append(wake())
+            if generate() != said:
+                raise MooringError("the model says something else after its wakes")
+            found.resident_bytes = _used_bytes(device, arena)
             engine.engine.sleep(REPLICA)
-            asleep_bytes = _used_bytes(device, arena)
-        unloaded_bytes = _used_bytes(device, arena)
+            found.asleep_bytes = _used_bytes(device, arena)
     finally:
         engine.close()
-    found.resident_bytes = resident_bytes - unloaded_bytes
-    found.asleep_bytes = max(0, asleep_bytes - unloaded_bytes)
     return found
 
 
@@ -165,16 +201,15 @@ def _link(device: torch.device, num_bytes: int) -> Callable[[], float]:
 
 
 def _used_bytes(device: torch.device, arena: Arena) -> int:
-    """On the device, by the driver's figure, without the pages that the arena only keeps in stock. Host memory holds
-    much else of this process: there, by the arena's."""
+    """On the device, by the driver's figure, without what is only kept for later. Host memory holds much else of this
+    process: there, by the arena's."""
     arena.trim()
     if device.type != "cuda":
         return arena.committed_bytes
-    torch.cuda.synchronize(device)
-    memory = NvmlReader(device.index or 0, lambda: {os.getpid()}).read()
-    if memory is None:
-        raise MooringError("NVML does not say what the GPU's memory is used for")
-    return memory.used_bytes
+    gc.collect()
+    torch.cuda.empty_cache()
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return total_bytes - free_bytes
 
 
 def _handover(scratch: Path, device: torch.device, load: GpuLoad, report: Report) -> dict[str, float]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.batching import Workload
 from benchmarks.fixed_arena import FixedArena
@@ -103,6 +105,8 @@ def measure_handover(
             engine.load(name, model)
         _fill(engine, "a", num_sequences, live_bytes)
         live_before_bytes = engine.live_kv_bytes("a")
+        if device != "cpu":
+            torch.cuda.synchronize(device)  # what was asked of it before is no part of letting go
         started_s = time.perf_counter()
         engine.engine.sleep("a")
         let_go_s = time.perf_counter() - started_s

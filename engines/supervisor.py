@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 #
 # From so many bytes on the C library copies past the caches, without which every line of the target is fetched
 # before it is overwritten. By default only from a large part of the last cache on, and weights are copied in pieces.
+#
+# CUDA's own order of GPUs is by their speed; NVML's, by which their memory is watched, is that of the bus.
 WORKER_ENVIRONMENT = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "GOMP_SPINCOUNT": "20000",
     "GLIBC_TUNABLES": f"glibc.cpu.x86_non_temporal_threshold={4 * MIB}",
 }

@@ -15,7 +15,15 @@ from typing import Literal, Protocol
 
 from memory_manager.kv_spec import PAGE_BYTES
 
-__all__ = ["DeviceMemory", "DeviceReader", "HostReader", "NvmlReader", "Pids", "default_budget_bytes"]
+__all__ = [
+    "DeviceMemory",
+    "DeviceReader",
+    "HostReader",
+    "NvmlReader",
+    "Pids",
+    "default_budget_bytes",
+    "name_of_gpu",
+]
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +105,13 @@ class NvmlReader:
     """One NVIDIA GPU through NVML.
 
     Args:
-        index: as NVML numbers them, which ``CUDA_VISIBLE_DEVICES`` does not change.
+        index: as CUDA numbers those that it may see, in the order of the PCI bus.
         pids: ours, as the driver sees them; in a container with process ids of its own it may see
             others, and then nothing can be said to be ours.
     """
 
     def __init__(self, index: int, pids: Pids) -> None:
-        self._index = index
+        self._name = name_of_gpu(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self._pids = pids
         self._complaint = _Complaint(f"GPU {index}")
         self._initialized = False
@@ -118,7 +126,10 @@ class NvmlReader:
             if not self._initialized:
                 pynvml.nvmlInit()
                 self._initialized = True
-            handle = pynvml.nvmlDeviceGetHandleByIndex(self._index)
+            if isinstance(self._name, int):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(self._name)
+            else:
+                handle = pynvml.nvmlDeviceGetHandleByUUID(self._name)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
             name = str(pynvml.nvmlDeviceGetName(handle))
@@ -131,6 +142,18 @@ class NvmlReader:
         ours_bytes = ours_of([(process.pid, process.usedGpuMemory) for process in processes], self._pids())
         others_bytes = None if ours_bytes is None else max(0, used_bytes - ours_bytes)
         return DeviceMemory(name, "cuda", int(memory.total), used_bytes, ours_bytes, others_bytes)
+
+
+def name_of_gpu(index: int, visible: str | None) -> int | str:
+    """What NVML, which hides none, calls a GPU: its number or its UUID.
+
+    Args:
+        index: as CUDA numbers those that it may see.
+        visible: ``CUDA_VISIBLE_DEVICES``; None where it is not set.
+    """
+    names = visible.split(",") if visible is not None else []
+    name = names[index].strip() if index < len(names) else str(index)
+    return int(name) if name.isdecimal() else name
 
 
 def ours_of(processes: list[tuple[int, int | None]], pids: set[int]) -> int | None:

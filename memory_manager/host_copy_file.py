@@ -30,6 +30,7 @@ __all__ = [
     "new_memfd",
     "open_artifact",
     "open_to_read",
+    "open_to_write",
     "refit",
 ]
 
@@ -61,6 +62,11 @@ def closed_on_error(fd: int) -> Iterator[None]:
 def open_to_read(fd: int) -> int:
     """The same memfd for those who may only read it."""
     return _open_again(fd, os.O_RDONLY)
+
+
+def open_to_write(fd: int) -> int:
+    """The same memfd for those who must map it writable, though they only read it."""
+    return _open_again(fd, os.O_RDWR)
 
 
 def is_sealed(fd: int) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from engines.torch.core_turns import CoreTurns
 from memory_manager import host_pages
 from memory_manager.cuda_context import CudaContext
+from memory_manager.host_copy_file import open_to_write
 from memory_manager.kv_spec import round_to_pages
 from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
@@ -43,20 +44,29 @@ class HostCopyView:
 
     Args:
         host_copy_fd: a memfd that keeps its size.
+        to_be_pinned: mapped writable, since GPUs that sit on a bus refuse to register memory that is not
+            (``CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`` is 0).
 
     Raises:
         ArtifactError: it is shorter.
         InsufficientMemoryError: there are no addresses or page tables for it.
     """
 
-    def __init__(self, host_copy_fd: int, num_bytes: int) -> None:
+    def __init__(self, host_copy_fd: int, num_bytes: int, *, to_be_pinned: bool = False) -> None:
         require_bytes(host_copy_fd, num_bytes)
         self._num_bytes = num_bytes
         self._context: CudaContext | None = None
         self._address = host_pages.reserve(round_to_pages(num_bytes))
         try:
-            host_pages.map_file(self._address, num_bytes, host_copy_fd, writable=False)
-            host_pages.populate(self._address, num_bytes, writable=False)
+            if to_be_pinned:
+                writable_fd = open_to_write(host_copy_fd)
+                try:
+                    host_pages.map_file(self._address, num_bytes, writable_fd, writable=True)
+                finally:
+                    os.close(writable_fd)
+            else:
+                host_pages.map_file(self._address, num_bytes, host_copy_fd, writable=False)
+            host_pages.populate(self._address, num_bytes, writable=to_be_pinned)
         except BaseException:  # whatever stopped it, the addresses go back
             self.close()
             raise
@@ -66,8 +76,7 @@ class HostCopyView:
         driver refuses, it is said in the log, and the driver copies them piece by piece."""
         context = CudaContext(device_index)
         try:
-            flags = context.types.CU_MEMHOSTREGISTER_READ_ONLY
-            context.call("cuMemHostRegister", self._address, self._num_bytes, flags)
+            context.call("cuMemHostRegister", self._address, self._num_bytes, 0)
         except (InsufficientMemoryError, InternalError) as error:
             context.close()
             size = format_bytes(self._num_bytes)

@@ -149,6 +149,6 @@ class WeightsRegion:
 
     def _copy_to_cuda(self, host_copy_fd: int) -> None:
         if self._pinned is None:
-            self._pinned = HostCopyView(host_copy_fd, self._num_bytes)
+            self._pinned = HostCopyView(host_copy_fd, self._num_bytes, to_be_pinned=True)
             self._pinned.pin(self._memory.device.index)
         self._pinned.copy_to_cuda(self._memory, self._chunk_bytes)

@@ -46,7 +46,7 @@ def test_a_server_drains_at_sigterm_and_the_next_start_serves_the_same_to_the_sa
         server.admin("PATCH", "/deployments/a", {"priority": 4, "max_model_len": 200})
         server.admin("POST", "/tenants", {"name": "acme"})
         key = server.admin("POST", "/tenants/acme/keys", {}).json()["key"]
-        stream = Stream(server, max_tokens=100)
+        stream = Stream(server, max_tokens=180)
         stream.read(2)
         processes = family(server)
         assert len(processes) == 2
@@ -56,7 +56,7 @@ def test_a_server_drains_at_sigterm_and_the_next_start_serves_the_same_to_the_sa
         stream.read()
         stream.close()
         assert stream.done
-        assert len(stream.text) == 100
+        assert len(stream.text) == 180
         assert server.process.wait(10) == 0
         check_all_gone(processes)
         assert not (data_dir / "server.json").exists()

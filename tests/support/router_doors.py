@@ -113,6 +113,12 @@ class ScriptedSource:
         self.streams.append(stream)
         return stream
 
+    async def started(self, num_streams: int) -> None:
+        """Waits until so many streams have begun."""
+        async with asyncio.timeout(5):
+            while len(self.streams) < num_streams:  # noqa: ASYNC110 - the list sets no event
+                await asyncio.sleep(0.005)
+
 
 def one_token_a_step(
     request: GenerationRequest,

@@ -13,6 +13,7 @@ import itertools
 import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import torch
 from engines.torch.core_turns import CoreTurns
 from engines.torch.host_copy_view import HostCopyView
 from memory_manager.cuda_arena import CudaArena
+from memory_manager.host_copy_file import open_to_read
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from mooring.errors import ConfigurationError, InsufficientMemoryError, InternalError
 
@@ -39,7 +41,6 @@ class Driver(types.ModuleType):
     """``cuda.bindings.driver`` with one GPU of ``num_pages`` pages."""
 
     CUresult = CUresult
-    CU_MEMHOSTREGISTER_READ_ONLY = 8
 
     def __init__(self, num_pages: int) -> None:
         super().__init__("cuda.bindings.driver")
@@ -129,13 +130,23 @@ class Driver(types.ModuleType):
         return (OK,)
 
     def cuMemHostRegister(self, address: int, size: int, flags: int) -> tuple[CUresult]:
-        if self.refuses_to_pin or flags != self.CU_MEMHOSTREGISTER_READ_ONLY or address in self.pinned:
+        # As a GPU on a bus does, which knows no memory that it may only read.
+        if self.refuses_to_pin or flags or address in self.pinned or not is_writable(address):
             return (INVALID,)
         self.pinned[address] = size
         return (OK,)
 
     def cuMemHostUnregister(self, address: int) -> tuple[CUresult]:
         return (OK if self.pinned.pop(address, None) else INVALID,)
+
+
+def is_writable(address: int) -> bool:
+    """Whether this process may write there and others would see it."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, _, rest = line.partition("-")
+        if int(start, 16) <= address < int(rest.split()[0], 16):
+            return rest.split()[1] == "rw-s"
+    return False
 
 
 @pytest.fixture
@@ -204,9 +215,11 @@ def test_a_host_copy_is_pinned_until_it_is_closed(
     refuses: bool, driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver.refuses_to_pin = refuses
-    fd = os.memfd_create("host-copy")
-    os.write(fd, b"x" * 5_000)
-    view = HostCopyView(fd, 5_000)
+    own_fd = os.memfd_create("host-copy")
+    os.write(own_fd, b"x" * 5_000)
+    fd = open_to_read(own_fd)  # as a worker gets it
+    view = HostCopyView(fd, 5_000, to_be_pinned=True)
+    os.close(own_fd)
     os.close(fd)  # the mapping keeps the memory
     view.pin(0)
     assert list(driver.pinned.values()) == ([] if refuses else [5_000])

@@ -12,7 +12,14 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from memory_manager.devices import DeviceMemory, HostReader, NvmlReader, default_budget_bytes, ours_of
+from memory_manager.devices import (
+    DeviceMemory,
+    HostReader,
+    NvmlReader,
+    default_budget_bytes,
+    name_of_gpu,
+    ours_of,
+)
 from mooring.units import GIB, MIB
 
 
@@ -164,6 +171,21 @@ def test_ours_on_a_gpu() -> None:
     assert ours_of([(1, 5), (9, None)], {1}) == 5  # what others use need not be known
     assert ours_of([(9, 5)], set()) == 0
     assert ours_of([(9, 5)], {1}) is None  # another pid namespace, perhaps
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "name"),
+    [
+        (0, None, 0),
+        (1, None, 1),
+        (0, "3", 3),
+        (1, "3, 1", 1),
+        (0, "GPU-5b1c,2", "GPU-5b1c"),
+        (1, "3", 1),  # CUDA says that there is none
+    ],
+)
+def test_nvml_is_asked_for_the_gpu_that_cuda_sees(index: int, visible: str | None, name: int | str) -> None:
+    assert name_of_gpu(index, visible) == name
 
 
 @pytest.mark.skipif(_nvidia_gpus() > 0, reason="this machine has an NVIDIA GPU")
