@@ -237,8 +237,8 @@ async def test_sigterm_drains_then_ends(fleet: NullFleet) -> None:
     client.submit(sequence(1, max_tokens=200), old)
     await old.started.wait()
     os.kill(process.pid, signal.SIGTERM)
-    code, number = None, 1
-    while code is None:  # what comes before the signal is still served
+    code, number = "", 1
+    while not code:  # what comes before the signal is still served
         number += 1
         new = Collected()
         client.submit(sequence(number, max_tokens=1), new)
