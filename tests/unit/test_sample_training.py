@@ -16,7 +16,7 @@ from ops.samples.export import write_checkpoint
 from ops.samples.model import Decoder
 from ops.samples.recipes import DRAFT, PYTHONLM, DecoderShape, TrainingPlan
 from ops.samples.sample import describe
-from ops.samples.train import deterministic_torch, new_decoder, train, windows
+from ops.samples.train import WithoutBfloat16, deterministic_torch, new_decoder, train, windows
 from ops.samples.vocabulary import UsedVocabulary, principal_embedding
 
 SMALL = {
@@ -160,3 +160,18 @@ def test_any_two_samples_fit_the_default_budget_and_three_do_not(
     pythonlm_mib, draft_mib = (num_bytes / 2**20 for _, num_bytes in whole_samples)
     assert smollm2_mib + max(pythonlm_mib, draft_mib) < budget_mib - 4
     assert smollm2_mib + pythonlm_mib + draft_mib > budget_mib + 8
+
+
+def test_muon_without_bfloat16_goes_the_same_way_more_exactly() -> None:
+    def after_a_step() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.nn.Parameter(torch.zeros(48, 32))
+        matrix.grad = torch.randn(48, 32, generator=generator)
+        torch.optim.Muon([matrix], lr=1.0, weight_decay=0.0, ns_steps=5).step()
+        return matrix.detach()
+
+    in_bfloat16 = after_a_step()
+    with WithoutBfloat16():
+        in_float32 = after_a_step()
+    assert not torch.equal(in_bfloat16, in_float32)
+    torch.testing.assert_close(in_bfloat16, in_float32, rtol=0.1, atol=0.02)
