@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.api import Finished, FinishReason, LoadSpec, SamplingParams, SequenceRequest
+from engines.api import Finished, FinishReason, LoadSpec, SamplingParams, SequenceRequest, StepOutput
 from engines.artifact import Manifest
 from engines.torch.config import ModelConfig, kv_groups
 from engines.torch.engine import TorchEngine, TorchEngineConfig
@@ -102,19 +102,23 @@ class BareEngine:
 
     def step(self) -> list[Finished]:
         """One step; the sequences that ended with it. Raises ``MooringError`` where one failed."""
-        ended = [end for output in self.engine.step() for end in output.finished]
-        for end in ended:
-            if end.reason is FinishReason.ERROR:
-                raise MooringError(f"a sequence of the benchmark failed: {end.error_message}")
-        return ended
+        return [end for output in self._outputs() for end in output.finished]
 
     def generate(self, name: str, prompt_ids: Sequence[int], max_tokens: int) -> list[int]:
         """What the model says, with nothing else running."""
         self.submit(name, prompt_ids, max_tokens)
         token_ids: list[int] = []
         while len(token_ids) < max_tokens:
-            token_ids += [token for output in self.engine.step() for token in output.token_ids]
+            token_ids += [token for output in self._outputs() for token in output.token_ids]
         return token_ids
+
+    def _outputs(self) -> Sequence[StepOutput]:
+        outputs = self.engine.step()
+        for output in outputs:
+            for end in output.finished:
+                if end.reason is FinishReason.ERROR:
+                    raise MooringError(f"a sequence of the benchmark failed: {end.error_message}")
+        return outputs
 
     def live_kv_bytes(self, name: str) -> int:
         """Of blocks that the model's sequences hold."""

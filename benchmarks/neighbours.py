@@ -76,8 +76,7 @@ class Neighbours:
 
     @property
     def p99_ratio(self) -> float:
-        disturbed_s = np.percentile(self.wake_itl_s + self.load_itl_s, 99)
-        return float(disturbed_s / np.percentile(self.quiet_itl_s, 99))
+        return self._over_quiet(self.wake_itl_s + self.load_itl_s)
 
     @property
     def p99_ratio_of_all(self) -> float:
@@ -87,8 +86,10 @@ class Neighbours:
             every.take(each)
         return every.p99_ratio
 
+    def _over_quiet(self, itl_s: list[float]) -> float:
+        return float(np.percentile(itl_s, 99) / np.percentile(self.quiet_itl_s, 99))
+
     def figures(self) -> dict[str, float]:
-        quiet_s = np.percentile(self.quiet_itl_s, 99)
         ratios = [
             first / (wake + prefill)
             for first, wake, prefill in zip(self.first_token_s, self.wake_s, self.prefill_s, strict=True)
@@ -97,8 +98,8 @@ class Neighbours:
             "wake_to_first_token_ratio": statistics.median(ratios),
             "neighbour_itl_p99_ratio": self.p99_ratio,
             "neighbour_itl_p99_ratio_all_rounds": self.p99_ratio_of_all,
-            "neighbour_itl_p99_ratio_wake": float(np.percentile(self.wake_itl_s, 99) / quiet_s),
-            "neighbour_itl_p99_ratio_load": float(np.percentile(self.load_itl_s, 99) / quiet_s),
+            "neighbour_itl_p99_ratio_wake": self._over_quiet(self.wake_itl_s),
+            "neighbour_itl_p99_ratio_load": self._over_quiet(self.load_itl_s),
             "neighbour_wake_over_idle": statistics.median(self.busy_wake_s)
             / statistics.median(self.idle_wake_s),
             "neighbour_load_over_idle": statistics.median(self.busy_load_s)

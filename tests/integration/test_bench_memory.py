@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from support.gpu import GPU
 
 from benchmarks.gpu import GpuLoad
 from benchmarks.gpu import main as gpu
@@ -62,19 +62,7 @@ def test_the_residency_benchmark_has_the_planner_too() -> None:
     assert set(PARTS) == {"transitions", "handover", "single_model", "neighbours", "planner"}
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda:0",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-            ],
-        ),
-    ],
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=GPU)])
 def test_the_gpu_benchmark_reports_its_figures(device: str, tmp_path: Path) -> None:
     figures = gpu(tmp_path, device, GpuLoad.quick())
     assert figures == results(tmp_path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from support.gpu import GPU
 from support.until import until
 
 from memory_manager.arena import AddressRange, contiguous_runs
@@ -19,11 +20,7 @@ from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from memory_manager.paged_arena import PagedArena
 from mooring.errors import InsufficientMemoryError, InternalError
 
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
-KINDS = [pytest.param(HostArena, id="host"), pytest.param(CudaArena, id="cuda", marks=gpu)]
+KINDS = [pytest.param(HostArena, id="host"), pytest.param(CudaArena, id="cuda", marks=GPU)]
 MakeArena = Callable[..., PagedArena]
 
 
