@@ -53,6 +53,7 @@ from mooring.doors import grpc_door, http_door
 from mooring.errors import ConfigurationError, MooringError
 from mooring.fleet import manager_config, worker_specs
 from mooring.http_connection import HttpLimits
+from mooring.malloc import keep_little_free
 from router.admin import AdminServices, create_admin_router
 from router.config import RouterConfig
 from router.directory import DeploymentDirectory
@@ -93,6 +94,7 @@ def run(settings: Settings) -> None:
     )
     for chatty in ("alembic", "uvicorn", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    keep_little_free()
     with own_data_dir(settings.data_dir):
         uvloop.run(_serve(settings))
 
