@@ -29,7 +29,8 @@ serve: $(STAMPS)/run ## Set everything up and serve three sample models from one
 	  --model smollm2="$(SAMPLES)/smollm2" --model pythonlm="$(SAMPLES)/pythonlm" --model draft="$(SAMPLES)/draft" $(ARGS)
 
 .PHONY: test
-test: lint $(STAMPS)/debian $(STAMPS)/clients ## Set everything up and run every check and test
+test: ## Set everything up and run every check and test
+	@$(MAKE) --no-print-directory --jobs=2 lint $(STAMPS)/debian $(STAMPS)/clients
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
