@@ -98,8 +98,12 @@ def held_bytes(*pids: int) -> int:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory of the process that is no file's and no memfd's. Raises ``FileNotFoundError``."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    """Resident memory of the process that is no file's and no memfd's; 0 of one that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in lines:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) << 10
     return 0

@@ -23,7 +23,7 @@ TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 64,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": 2048,
     }
 )
 """What ``--quick`` runs: KV of 4 KiB a token in bf16, weights of 2 MB, steps of a millisecond."""

@@ -61,7 +61,7 @@ class ResidencyLoad:
     @classmethod
     def quick(cls) -> ResidencyLoad:
         """Tiny models, once or twice each: whether it works, not how well."""
-        return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, 400, num_threads=1)
+        return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, 1200, 2048, num_threads=1)
 
 
 def main(

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from support.databases import DATABASES, new_database_url
 from support.postgresql import PostgresCluster, postgres_cluster
 
-# In CI the same examples every time, so that a change is judged by what it changed; at a desk new ones.
-settings.register_profile("ci", derandomize=True, print_blob=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# In CI the same examples every time, so that a change is judged by what it changed; at a desk new ones. How long one
+# takes says more of the machine than of the code.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("desk", unhurried)
+settings.register_profile("ci", unhurried, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
 @pytest.fixture(scope="session")

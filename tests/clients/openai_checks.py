@@ -123,9 +123,9 @@ def check_a_timeout_ends_the_request_at_the_server_too(server: Server) -> None:
     started = time.monotonic()
     raised_by(
         openai.APITimeoutError,
-        lambda: hasty.completions.create(model="a", prompt="hello", max_tokens=400),
+        lambda: hasty.completions.create(model="a", prompt="hello", max_tokens=480),
     )
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3.5
     server.wait_idle()
 
 

@@ -13,6 +13,7 @@ import pytest
 from support.running_server import RunningServer
 from support.server_probes import check_idle
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 pytestmark = pytest.mark.integration
 
@@ -63,8 +64,7 @@ def check_still_serves(server: RunningServer, checkpoint: Path, name: str) -> No
     made = server.admin("POST", "/models", {"name": name, "source": str(checkpoint)})
     assert made.status_code == 202
     body = {"model": name, "prompt": "hello", "max_tokens": 2}
-    for _ in range(100):
-        answer = server.client.post(f"{server.http_url}/v1/completions", json=body)
-        if answer.status_code == 200:
-            return
-    pytest.fail(answer.text)
+    until(
+        lambda: server.client.post(f"{server.http_url}/v1/completions", json=body).status_code == 200,
+        f"{name} is served",
+    )

@@ -191,12 +191,11 @@ async def test_request_ids_travel_in_metadata(server: Server) -> None:
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_a_call_that_is_given_up_frees_what_it_held(server: Server, how: str) -> None:
     request = pb.GenerateTextRequest(model="tiny", prompt="hang")
-    call = server.stub.Generate(request, timeout=10 if how == "cancel" else 0.2)
-    await call.initial_metadata()
-    await asyncio.sleep(0.1)
+    call = server.stub.Generate(request, timeout=10 if how == "cancel" else 1.5)
+    await server.source.started(1)
     if how == "cancel":
         call.cancel()
-    await asyncio.wait_for(server.source.streams[0].closed.wait(), 5)
+    await asyncio.wait_for(server.source.streams[0].closed.wait(), 20)
 
 
 async def test_models(server: Server) -> None:

@@ -188,7 +188,7 @@ async def test_what_is_wrong_is_told_by_the_status(folder: Path) -> None:
             )
             assert error.status() == f"StatusCode.{status}", arguments
             assert words in error.message()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             for opened in door.source.streams:
                 await opened.closed.wait()
         [statistics] = (await client.get_inference_statistics("tiny")).model_stats

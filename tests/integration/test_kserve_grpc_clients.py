@@ -205,7 +205,7 @@ class SyncCalls(Calls):
         self.call("start_stream", lambda result, error: None)
         self.call("async_stream_infer", "a", text_inputs("x", max_tokens=400, stream=True))
         self.call("stop_stream", cancel_requests=True)
-        assert time.monotonic() - started < 4, "it does not wait for eight seconds of tokens"
+        assert time.monotonic() - started < 7, "it does not wait for eight seconds of tokens"
 
 
 class AioCalls(Calls):

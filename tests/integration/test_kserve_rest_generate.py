@@ -120,7 +120,7 @@ async def test_a_client_that_goes_away_frees_what_it_held(server: RestDoor, path
         await server.source.started(1)
         request.cancel()
         await asyncio.wait([request])
-    await asyncio.wait_for(server.source.streams[-1].closed.wait(), 5)
+    await asyncio.wait_for(server.source.streams[-1].closed.wait(), 20)
 
 
 # The rest ---------------------------------------------------------------------------------------------

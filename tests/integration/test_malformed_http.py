@@ -26,7 +26,7 @@ ENVIRONMENT = {
     **NULL_ENVIRONMENT,
     "MOORING_REQUEST_TIMEOUT_S": str(REQUEST_TIMEOUT_S),
     "MOORING_MAX_BODY_BYTES": "1MiB",
-    "MOORING_NULL__STEP_TIME_S": "0.002",
+    "MOORING_NULL__STEP_TIME_S": "0.01",
 }
 
 
@@ -124,7 +124,7 @@ def test_an_upgrade_that_is_not_offered_is_passed_over(server: RunningServer) ->
 
 
 def test_nonsense_behind_a_request_does_not_spoil_its_answer(server: RunningServer) -> None:
-    body = {**BODY, "stream": True, "max_tokens": 100}
+    body = {**BODY, "stream": True, "max_tokens": 300}
     with RawClient(server) as client:
         client.send(request(body))
         got = client.read_until(b"data: ")
@@ -185,17 +185,20 @@ def test_a_drop_now_and_then_does_not_keep_a_request_alive(server: RunningServer
                 time.sleep(0.05)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert time.monotonic() - began < REQUEST_TIMEOUT_S + 2
+        assert time.monotonic() - began < 0.05 * len(data) / 2
 
 
 def test_a_slow_answer_outlives_the_time_for_requests(server: RunningServer) -> None:
     body = {**BODY, "stream": True, "max_tokens": 500, "n": 8}
     with RawClient(server) as client:
         client.send(request(body) + request(BODY)[:30])  # and its client has begun the next one
-        got = client.read_until(b"data: [DONE]")
-        assert got.count(b"HTTP/1.1 ") == 1
+        client.read_until(b"data: ")
+        time.sleep(REQUEST_TIMEOUT_S + 0.5)
         client.send(request(BODY)[30:])
-        assert b" 200 OK" in client.read_until(b'"usage"')
+        got = client.read_until(b'"usage"')
+    first, _, second = got.partition(b"data: [DONE]")
+    assert first.count(b"HTTP/1.1 ") == 0
+    assert b" 200 OK" in second
 
 
 # WebSocket ----------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ def test_pings_of_a_client_that_reads_nothing_are_not_kept(server: RunningServer
     before_bytes = process.memory_full_info().uss
     with open_socket(RawClient(server, receive_buffer_bytes=4096)) as client:
         assert client.send_until_refused(frame(b"x" * 125, opcode=9) * 500, 48 * MIB)
-        assert process.memory_full_info().uss - before_bytes < 24 * MIB
+        until(lambda: process.memory_full_info().uss - before_bytes < 24 * MIB)
     until(lambda: complete(server).status_code == 200)
 
 

@@ -96,7 +96,7 @@ async def opened(root: Path, *, engine: str = "null", held: bool = False) -> Asy
     directory.complete()
     registrar = Registrar(registry, store, importer, packer, manager, directory, engine=engine)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield House(root, registrar, packer)
     finally:
         await registrar.stop(0)
@@ -275,7 +275,7 @@ async def test_many_slow_registrations_leave_threads_for_others(tmp_path: Path, 
             running = [house.registrar.start(f"m{number}", str(source), None) for number in range(40)]
             await asyncio.sleep(0)
             try:
-                await asyncio.wait_for(asyncio.to_thread(house.registrar.registry.list_models), 5)
+                await asyncio.wait_for(asyncio.to_thread(house.registrar.registry.list_models), 20)
             finally:
                 let_go.set()
             for registration in running:

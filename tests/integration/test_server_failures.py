@@ -11,6 +11,7 @@ import pytest
 from support.running_server import RunningServer
 from support.server_probes import SLOW_STEP, Stream, check_all_gone, complete, family
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 pytestmark = pytest.mark.integration
 
@@ -61,16 +62,16 @@ def test_a_client_that_goes_away_frees_what_it_held(server: RunningServer) -> No
     stream.read(1)
     assert num_running(server) == 1
     stream.close()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 7
     while num_running(server):
         assert time.monotonic() < deadline
 
 
 def test_a_killed_worker_is_replaced_and_its_streams_go_on(server: RunningServer) -> None:
-    undisturbed = Stream(server, max_tokens=60)
+    undisturbed = Stream(server, max_tokens=150)
     undisturbed.read()
     undisturbed.close()
-    stream = Stream(server, max_tokens=60)
+    stream = Stream(server, max_tokens=150)
     stream.read(5)
     (before,) = server.worker_pids()
     psutil.Process(before).kill()
@@ -78,8 +79,7 @@ def test_a_killed_worker_is_replaced_and_its_streams_go_on(server: RunningServer
     stream.close()
     assert stream.done
     assert stream.text == undisturbed.text
-    (after,) = server.worker_pids()
-    assert after != before
+    until(lambda: server.worker_pids() not in ([], [before]), "the worker is replaced")
     assert server.client.get(f"{server.http_url}/health/ready").status_code == 200
 
 
@@ -87,7 +87,7 @@ def test_a_killed_server_leaves_no_worker(server: RunningServer) -> None:
     processes = family(server)
     assert len(processes) == 2
     server.process.kill()
-    server.process.wait(5)
+    server.process.wait(20)
     check_all_gone(processes)
     with RunningServer(server.data_dir, {}, NULL) as successor:
         assert complete(successor).status_code == 200

@@ -57,7 +57,7 @@ def test_a_server_drains_at_sigterm_and_the_next_start_serves_the_same_to_the_sa
         stream.close()
         assert stream.done
         assert len(stream.text) == 180
-        assert server.process.wait(10) == 0
+        assert server.process.wait(20) == 0
         check_all_gone(processes)
         assert not (data_dir / "server.json").exists()
 
@@ -81,7 +81,7 @@ def test_a_server_with_no_settings_takes_a_part_of_what_the_machine_has(
 
 
 def check_refuses_from_now_on(server: RunningServer) -> None:
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while server.client.get(f"{server.http_url}/health/ready").status_code == 200:
         assert time.monotonic() < deadline, "ready goes false at once"
     assert server.client.get(f"{server.http_url}/health/live").status_code == 200
@@ -116,13 +116,13 @@ def check_second_signal_ends_at_once(server: RunningServer, key: str) -> None:
     check_refuses_with_key(server, key)
     assert server.process.poll() is None, "one Ctrl-C waits for what runs"
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(10) == -signal.SIGINT, "having waited it would end with 0"
+    assert server.process.wait(20) == -signal.SIGINT, "having waited it would end with 0"
     check_all_gone(processes)
     stream.close()
 
 
 def check_refuses_with_key(server: RunningServer, key: str) -> None:
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while complete(server, key).status_code != 503:
         assert time.monotonic() < deadline
 
@@ -139,8 +139,8 @@ def test_what_does_not_end_within_the_grace_period_is_told_why(tmp_path: Path, c
         stream.close()
         assert stream.error is not None
         assert stream.error["code"] == "shutting_down"
-        assert server.process.wait(5) == 0
-        assert time.monotonic() - started_s < 4
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - started_s < 7
         check_all_gone(processes)
 
 

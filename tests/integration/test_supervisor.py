@@ -57,7 +57,7 @@ async def test_every_life_is_told_of_and_has_a_client_of_its_own() -> None:
         for life in (2, 3):
             fleet.resident.clear()
             os.kill(fleet.pid, signal.SIGKILL)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await fleet.resident.wait()
             assert fleet.supervisor.workers()[0].restarts_total == life - 1
         assert fleet.num_deaths == 2
@@ -103,8 +103,8 @@ async def test_stop_leaves_neither_process_nor_folder(tmp_path: Path) -> None:
     [name] = os.listdir(tmp_path)
     assert os.stat(tmp_path / name).st_mode & 0o077 == 0
     started_s = time.monotonic()
-    await workers.stop(grace_s=5)
-    assert time.monotonic() - started_s < 1, "an idle worker has nothing to wait for"
+    await workers.stop(grace_s=60)
+    assert time.monotonic() - started_s < 30, "an idle worker has nothing to wait for"
     assert not psutil.pid_exists(pid)
     assert not os.listdir(tmp_path)
     assert workers.workers()[0].state is WorkerState.STOPPED
@@ -120,7 +120,7 @@ async def test_a_worker_that_hangs_is_killed_when_its_grace_is_over() -> None:
     os.kill(pid, signal.SIGSTOP)
     started_s = time.monotonic()
     await workers.stop(grace_s=0.2)
-    assert 0.2 <= time.monotonic() - started_s < 2
+    assert 0.2 <= time.monotonic() - started_s < 20
     assert not psutil.pid_exists(pid)
 
 
@@ -137,7 +137,7 @@ async def test_a_worker_that_hangs_is_killed_when_its_grace_is_over() -> None:
 async def test_a_worker_that_cannot_start_is_the_operators_to_mend(spec: WorkerSpec, tmp_path: Path) -> None:
     workers = supervisor(spec, SupervisorConfig(runtime_dir=tmp_path))
     with pytest.raises(ConfigurationError, match="cpu-0"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await workers.start()
     assert not os.listdir(tmp_path)
 
@@ -187,7 +187,7 @@ async def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     async def gone() -> bool:
         return not alive(worker_pid)
 
-    await until(gone, timeout_s=2)
+    await until(gone)
 
 
 async def test_a_worker_ends_when_its_descriptor_channel_does(tmp_path: Path) -> None:
@@ -203,5 +203,5 @@ async def test_a_worker_ends_when_its_descriptor_channel_does(tmp_path: Path) ->
     sender = DescriptorSender(ours, "cpu-0")
     await sender.wait_ready()
     sender.close()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await process.wait() == 3

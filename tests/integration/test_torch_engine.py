@@ -420,9 +420,10 @@ def test_the_earliest_deadline_goes_first_and_nobody_starves() -> None:
 
 def test_a_load_on_another_thread_is_attached_between_busy_steps() -> None:
     model = tiny_model("llama")
-    with engine_driver() as driver:
+    with engine_driver(max_running_sequences=1) as driver:
         driver.load(model, "a")
-        driver.submit(1, prompt_of(20, seed=0), "a", max_tokens=200)
+        for number in range(1, 5):  # one after the other
+            driver.submit(number, prompt_of(20, seed=0), "a", max_tokens=200)
         with ThreadPoolExecutor(1) as threads:
             loading = threads.submit(driver.load, tiny_model("mistral"), "b")
             steps = 0
@@ -436,10 +437,10 @@ def test_a_load_on_another_thread_is_attached_between_busy_steps() -> None:
                 driver.step()
             assert waking.result(timeout=10) > 0
         assert driver.engine.has_work()  # both came in while the first model still ran
-        driver.submit(2, prompt_of(20, seed=1), "b")
+        driver.submit(5, prompt_of(20, seed=1), "b")
         driver.run()
         assert_greedy(model, driver, {1: prompt_of(20, seed=0)}, 200)
-        assert_greedy(tiny_model("mistral"), driver, {2: prompt_of(20, seed=1)}, 20)
+        assert_greedy(tiny_model("mistral"), driver, {5: prompt_of(20, seed=1)}, 20)
 
 
 def test_no_step_runs_while_a_copy_of_weights_has_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

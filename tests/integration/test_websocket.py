@@ -89,14 +89,14 @@ class Server:
 
     async def opened(self, num_streams: int) -> list[ScriptedStream]:
         """Waits until there are so many streams."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(self.source.streams) < num_streams:  # noqa: ASYNC110 (a list has no event)
                 await asyncio.sleep(0.005)
         return self.source.streams
 
     async def all_closed(self, num_streams: int) -> None:
         """Waits until so many streams were opened and all of them closed."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             for stream in await self.opened(num_streams):
                 await stream.closed.wait()
 
@@ -143,7 +143,7 @@ def cancel(request_id: str) -> str:
 
 
 async def event(socket: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         got: dict[str, Any] = json.loads(await socket.recv())
     assert set(got) == {"id", "type", "data"}
     return got

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,13 @@ def _generate(engine: Any) -> None:
 
 
 def _not_of_python() -> int:
-    time.sleep(0.5)  # helpers end a moment after the thread that they helped
-    return len(os.listdir("/proc/self/task")) - threading.active_count()
+    """As many as there are when their number has not changed for a second: helpers end a moment after the thread that
+    they helped."""
+    counts: deque[int] = deque(maxlen=20)
+    while len(counts) < 20 or len(set(counts)) > 1:
+        counts.append(len(os.listdir("/proc/self/task")) - threading.active_count())
+        time.sleep(0.05)
+    return counts[-1]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class HttpDoor:
     async def closed(self) -> None:
         """Waits until every stream was closed."""
         for stream in self.source.streams:
-            await asyncio.wait_for(stream.closed.wait(), 5)
+            await asyncio.wait_for(stream.closed.wait(), 20)
 
 
 @contextlib.asynccontextmanager

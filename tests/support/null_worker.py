@@ -48,7 +48,7 @@ async def load(client: WorkerClient, replica_id: str, name: str = "m") -> int:
         os.close(descriptor)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not await condition():  # noqa: ASYNC110 - of another process, which sets no event of ours
             await asyncio.sleep(0.005)
@@ -73,7 +73,7 @@ class Collected:
             self.ends.append(chunk)
             self.ended.set()
 
-    async def end(self, timeout_s: float = 5.0) -> SequenceChunk:
+    async def end(self, timeout_s: float = 20.0) -> SequenceChunk:
         async with asyncio.timeout(timeout_s):
             await self.ended.wait()
         return self.ends[0]

@@ -115,7 +115,7 @@ class ScriptedSource:
 
     async def started(self, num_streams: int) -> None:
         """Waits until so many streams have begun."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(self.streams) < num_streams:  # noqa: ASYNC110 - the list sets no event
                 await asyncio.sleep(0.005)
 

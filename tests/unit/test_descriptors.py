@@ -50,13 +50,13 @@ async def test_what_is_claimed_reads_what_was_sent(pair: Pair) -> None:
     first, second = await send(pair, b"first"), await send(pair, b"second")
     assert first != second, "two loads of one artifact have a name each"
     for name, content in ((second, b"second"), (first, b"first")):
-        descriptor = await pair.receiver.claim(name, timeout_s=1)
+        descriptor = await pair.receiver.claim(name, timeout_s=20)
         assert os.pread(descriptor, 10, 0) == content
         os.close(descriptor)
 
 
 async def test_a_claim_waits_for_what_is_still_on_its_way(pair: Pair) -> None:
-    claim = asyncio.create_task(pair.receiver.claim("key#1", timeout_s=2))
+    claim = asyncio.create_task(pair.receiver.claim("key#1", timeout_s=20))
     await asyncio.sleep(0.01)
     await send(pair, b"late")
     os.close(await claim)
@@ -88,9 +88,9 @@ async def test_a_full_channel_makes_the_sender_wait_and_loses_nothing() -> None:
     await asyncio.sleep(0.02)
     assert not sending.done(), "600 messages are more than the socket's buffer holds"
     receiver.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         names = await sending
-    os.close(await receiver.claim(names[-1], timeout_s=1))
+    os.close(await receiver.claim(names[-1], timeout_s=20))
     os.close(descriptor)
     sender.close()
     receiver.close()
@@ -98,7 +98,7 @@ async def test_a_full_channel_makes_the_sender_wait_and_loses_nothing() -> None:
 
 async def test_the_worker_notices_that_the_server_is_gone(pair: Pair) -> None:
     pair.sender.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await pair.closed.wait()
 
 
@@ -114,5 +114,5 @@ async def test_the_server_notices_that_the_worker_is_gone() -> None:
 
 
 async def test_ready_is_told_once_the_worker_listens(pair: Pair) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await pair.sender.wait_ready()

@@ -117,7 +117,7 @@ def test_an_unreadable_machine_is_none_and_says_so_once(
 
 
 def test_memfds_of_real_processes_count_once_mapped_or_not() -> None:
-    size = 16 * MIB
+    size, noise = 128 * MIB, 32 * MIB
     pids = {os.getpid()}
     reader = HostReader(lambda: pids)
     before = read(reader).ours_bytes
@@ -150,10 +150,10 @@ def test_memfds_of_real_processes_count_once_mapped_or_not() -> None:
     assert unmapped is not None
     assert mapped is not None
     assert shared is not None
-    assert size <= unmapped - before < size + 4 * MIB
-    assert abs(mapped - unmapped) < 4 * MIB
+    assert size <= unmapped - before < size + noise
+    assert abs(mapped - unmapped) < noise
     assert 0 < shared - mapped < size  # the child's own, and not the memfd again
-    assert abs(read(reader).ours_bytes - before) < 4 * MIB  # type: ignore[operator]
+    assert abs(read(reader).ours_bytes - before) < noise  # type: ignore[operator]
 
 
 def test_a_process_that_is_gone_counts_nothing() -> None:

@@ -28,7 +28,7 @@ async def test_a_sleeper_that_its_worker_will_not_forget_is_not_asked_again_and_
         await h.manager.sleep("a")
         worker.failing.add("unload")
         with pytest.raises(ModelUnavailableError, match="host cache"):
-            await asyncio.wait_for(h.manager.acquire("b"), 5)
+            await asyncio.wait_for(h.manager.acquire("b"), 20)
         assert len([call for call in worker.calls if call == ("unload", "a/0")]) == 1
         worker.failing.clear()
         await asyncio.sleep(2)

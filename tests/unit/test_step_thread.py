@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from support.until import until
 
 from engines.api import LoadSpec, SamplingParams, SequenceRequest, StepOutput
 from engines.config import NullEngineConfig
@@ -60,7 +61,7 @@ class Rig:
         self.thread.post(lambda: self.engine.submit(request))
 
     async def finished(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not any(output.finished for output in self.outputs):  # noqa: ASYNC110 - set by a thread
                 await asyncio.sleep(0.001)
 
@@ -72,7 +73,7 @@ async def test_steps_run_on_the_one_thread_and_arrive_in_order() -> None:
     assert rig.engine.threads == {"engine-step"}
     steps = [output.step for output in rig.outputs]
     assert steps == sorted(steps)
-    assert rig.thread.stop(1)
+    assert rig.thread.stop(10)
 
 
 async def test_a_call_brings_back_what_was_returned_or_raised() -> None:
@@ -80,25 +81,27 @@ async def test_a_call_brings_back_what_was_returned_or_raised() -> None:
     assert await asyncio.wrap_future(rig.thread.call(lambda: 7)) == 7
     with pytest.raises(ZeroDivisionError):
         await asyncio.wrap_future(rig.thread.call(lambda: 1 // 0))
-    assert rig.thread.stop(1)
+    assert rig.thread.stop(10)
 
 
 async def test_with_nothing_to_do_it_asks_nothing() -> None:
     rig = Rig()
-    await asyncio.sleep(0.02)
+    await asyncio.wrap_future(rig.thread.call(lambda: None))  # it has begun
     before = rig.engine.num_questions
     await asyncio.sleep(0.1)
-    assert rig.engine.num_questions == before
-    assert rig.thread.stop(1)
+    assert rig.engine.num_questions <= before + 2  # after the call, and before its rest
+    assert rig.thread.stop(10)
 
 
 async def test_sequences_that_wait_for_memory_cost_no_busy_loop() -> None:
     rig = Rig()
     rig.engine.waits_for_memory = True
+    began_s = time.monotonic()
     rig.thread.post(lambda: None)
-    await asyncio.sleep(0.2)
-    assert 10 < rig.engine.num_questions < 250  # two a step
-    assert rig.thread.stop(1)
+    until(lambda: rig.engine.num_questions > 100, "it asks now and then")
+    num_questions = rig.engine.num_questions
+    assert num_questions < 1250 * (time.monotonic() - began_s)  # two a step
+    assert rig.thread.stop(10)
 
 
 async def test_a_quick_engine_waits_for_the_loop() -> None:
@@ -106,16 +109,16 @@ async def test_a_quick_engine_waits_for_the_loop() -> None:
     rig.submit(50_000)
     time.sleep(0.1)  # noqa: ASYNC251 - the loop is busy elsewhere, on purpose
     assert rig.engine.stats().steps_total <= 3
-    assert rig.thread.stop(1), "also a thread that waits for the loop ends when it is told to"
+    assert rig.thread.stop(10), "also a thread that waits for the loop ends when it is told to"
 
 
 async def test_a_broken_engine_is_reported_once() -> None:
     rig = Rig()
     rig.engine.broken = True
     rig.submit(5)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert isinstance(await rig.failure, RuntimeError)
-    assert rig.thread.stop(1)
+    assert rig.thread.stop(10)
 
 
 async def test_its_niceness_is_its_own() -> None:
@@ -125,4 +128,4 @@ async def test_its_niceness_is_its_own() -> None:
         await asyncio.wrap_future(rig.thread.call(lambda: os.getpriority(os.PRIO_PROCESS, 0))) == before + 3
     )
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
-    assert rig.thread.stop(1)
+    assert rig.thread.stop(10)
