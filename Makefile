@@ -30,7 +30,8 @@ serve: $(STAMPS)/run ## Set everything up and serve three sample models from one
 
 .PHONY: test
 test: ## Set everything up and run every check and test
-	@$(MAKE) --no-print-directory --jobs=2 lint $(STAMPS)/debian $(STAMPS)/clients
+	@# By a make of its own, which does two things at a time: installing the clients keeps one core busy for minutes.
+	@$(MAKE) --no-print-directory --silent $(if $(filter -j%,$(MAKEFLAGS)),,--jobs=2) lint $(STAMPS)/debian $(STAMPS)/clients
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint

@@ -84,7 +84,7 @@ class SoakLoad:
 
     @classmethod
     def quick(cls, seed: int) -> SoakLoad:
-        """Tiny models and a few seconds: whether it works."""
+        """Tiny models and a few seconds: whether it works, also where other tests take several 100 MiB meanwhile."""
         return cls(8.0, TINY_SHAPE, 6, 8, 4, 0.05, 0.5, 4.0, 3.0, 1280 * MIB, 1024 * MIB, seed, 1)
 
 

@@ -13,11 +13,13 @@ _NUM_ARENAS = 2
 
 
 def keep_little_free() -> None:
-    """To be called before there are threads. Nothing happens where the C library is not glibc.
+    """Makes malloc give memory back to the system soon after it was freed.
 
-    gRPC's threads take turns at reading, each into an arena of its own, and glibc ceases to map large blocks one by
-    one as soon as the first was freed: clients that flood the port would leave up to 180 MiB behind. With two
-    arenas and a threshold that stays they leave 35 at most.
+    To be called before threads allocate: malloc's arenas that are there stay. gRPC's threads take turns at reading,
+    each with an arena of its own, and glibc ceases to map large blocks one by one as soon as the first was freed:
+    clients that flood the port would leave 180 MiB behind on two cores, where they leave 35 now (with a threshold of
+    128 KiB up to 115). Prompts of tens of KB pay for it in page faults, with about a tenth more of the server's CPU
+    time. Nothing happens where the C library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

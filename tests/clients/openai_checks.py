@@ -125,7 +125,7 @@ def check_a_timeout_ends_the_request_at_the_server_too(server: Server) -> None:
         openai.APITimeoutError,
         lambda: hasty.completions.create(model="a", prompt="hello", max_tokens=480),
     )
-    assert time.monotonic() - started < 3.5
+    assert time.monotonic() - started < 7  # less than the answer takes
     server.wait_idle()
 
 

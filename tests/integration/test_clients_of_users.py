@@ -30,9 +30,9 @@ CLIENTS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One model whose tokens take 10 ms each, so that a client can lose patience."""
+    """One model whose tokens take 20 ms each, so that a client can lose patience."""
     root = tmp_path_factory.mktemp("clients")
-    environment = {**NULL_ENVIRONMENT, "MOORING_NULL__STEP_TIME_S": "0.01"}
+    environment = {**NULL_ENVIRONMENT, "MOORING_NULL__STEP_TIME_S": "0.02"}
     flags = ["--engine", "null", "--memory-budget", "64MiB"]
     with RunningServer(root / "data", {"a": write_checkpoint(root / "a")}, flags, environment) as running:
         yield running

@@ -122,7 +122,7 @@ async def test_a_request_goes_on_after_its_replica_slept() -> None:
 
 
 async def test_closing_a_stream_frees_the_worker_and_the_lease() -> None:
-    async with null_fleet() as fleet:
+    async with null_fleet(step_time_s=0.01) as fleet:  # by itself it would end after 40 s
         stream = await dispatcher(fleet).generate(request((1,), 4000))
         await anext(stream)
         await stream.aclose()

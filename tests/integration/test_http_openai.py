@@ -43,7 +43,7 @@ def answer(request: GenerationRequest) -> ScriptedStream:
     if "hang" in text:
         return ScriptedStream([steps[0], *steps[1:]], pause_s=30)
     if "crawl" in text:
-        return ScriptedStream([[ChoiceTokens(0, [ANSWER_IDS[0]])]] * 2000, pause_s=0.01)
+        return ScriptedStream([[ChoiceTokens(0, [ANSWER_IDS[0]])]] * 4000, pause_s=0.01)
     if "refuse" in text:
         raise ModelUnavailableError("The model is disabled.")
     if "bug" in text:

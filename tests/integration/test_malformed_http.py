@@ -185,7 +185,7 @@ def test_a_drop_now_and_then_does_not_keep_a_request_alive(server: RunningServer
                 time.sleep(0.05)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert time.monotonic() - began < 0.05 * len(data) / 2
+        assert time.monotonic() - began < 0.05 * len(data) / 2  # half of what sending all of it takes
 
 
 def test_a_slow_answer_outlives_the_time_for_requests(server: RunningServer) -> None:
@@ -195,7 +195,9 @@ def test_a_slow_answer_outlives_the_time_for_requests(server: RunningServer) -> 
         client.read_until(b"data: ")
         time.sleep(REQUEST_TIMEOUT_S + 0.5)
         client.send(request(BODY)[30:])
-        got = client.read_until(b'"usage"')
+        got = client.read_until(b"}}")
+        client.send(request(BODY))
+        assert b" 200 OK" in client.read_until(b"}}")
     first, _, second = got.partition(b"data: [DONE]")
     assert first.count(b"HTTP/1.1 ") == 0
     assert b" 200 OK" in second
@@ -254,7 +256,7 @@ def test_a_frame_cut_off_frees_what_ran(server: RunningServer) -> None:
         client.send(frame(json.dumps({"id": "1", "type": "completions", "body": body}).encode()))
         client.read_until(b"chunk")
         client.send(frame(GOOD)[:20])
-    until(lambda: metric(server, "vllm:num_requests_running") == 0)
+    until(lambda: metric(server, "vllm:num_requests_running") == 0, timeout_s=4)  # less than the answer takes
 
 
 def test_pings_of_a_client_that_reads_nothing_are_not_kept(server: RunningServer) -> None:

@@ -65,7 +65,7 @@ def answer(request: GenerationRequest) -> ScriptedStream:
     if "hang" in text:
         return ScriptedStream([steps[0], *steps[1:]], pause_s=30)
     if "crawl" in text:
-        return ScriptedStream([[ChoiceTokens(0, [ANSWER_IDS[0]])]] * 2000, pause_s=0.01)
+        return ScriptedStream([[ChoiceTokens(0, [ANSWER_IDS[0]])]] * 4000, pause_s=0.01)
     if "bug" in text:
         raise ZeroDivisionError("a bug")
     if "flood" in text:

@@ -124,19 +124,20 @@ async def test_a_prompt_beyond_the_context_ends_with_its_own_code(fleet: NullFle
     assert end.finished.error_code == "context_length_exceeded"
 
 
-async def test_cancel_frees_at_the_next_step_and_silences_the_sink(fleet: NullFleet) -> None:
-    sink = Collected()
-    fleet.client.submit(sequence(1, max_tokens=4000), sink)
-    await sink.started.wait()
-    fleet.client.cancel([1])
-    num_tokens = len(sink.token_ids)
+async def test_cancel_frees_at_the_next_step_and_silences_the_sink() -> None:
+    async with null_fleet(step_time_s=0.01) as fleet:  # by itself it would end after 40 s
+        sink = Collected()
+        fleet.client.submit(sequence(1, max_tokens=4000), sink)
+        await sink.started.wait()
+        fleet.client.cancel([1])
+        num_tokens = len(sink.token_ids)
 
-    async def idle() -> bool:
-        return await running(fleet.client) == 0
+        async def idle() -> bool:
+            return await running(fleet.client) == 0
 
-    await until(idle)
-    assert len(sink.token_ids) == num_tokens
-    assert not sink.ends
+        await until(idle)
+        assert len(sink.token_ids) == num_tokens
+        assert not sink.ends
 
 
 async def test_two_routers_with_the_same_ids_do_not_meet_and_one_leaving_takes_only_its_own(
@@ -154,6 +155,7 @@ async def test_two_routers_with_the_same_ids_do_not_meet_and_one_leaving_takes_o
         return await running(fleet.client) <= 1
 
     await until(alone)
+    assert not ours.ends
     await ours.end()
     assert ours.token_ids == expected_tokens((1,), 2000)
     assert theirs.token_ids == expected_tokens((2,), len(theirs.token_ids))
@@ -257,5 +259,5 @@ async def test_an_idle_worker_sleeps(fleet: NullFleet) -> None:
     fleet.client.submit(sequence(1), sink)
     await sink.end()
     before_s = sum(process.cpu_times()[:2])
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(2.0)
     assert sum(process.cpu_times()[:2]) - before_s <= 0.1

@@ -55,8 +55,8 @@ def _generate(engine: Any) -> None:
 
 
 def _not_of_python() -> int:
-    """As many as there are when their number has not changed for a second: helpers end a moment after the thread that
-    they helped."""
+    """Threads that are not Python's, when their number has not changed for a second: helpers end a moment after the
+    thread that they helped."""
     counts: deque[int] = deque(maxlen=20)
     while len(counts) < 20 or len(set(counts)) > 1:
         counts.append(len(os.listdir("/proc/self/task")) - threading.active_count())

@@ -89,7 +89,7 @@ async def test_with_nothing_to_do_it_asks_nothing() -> None:
     await asyncio.wrap_future(rig.thread.call(lambda: None))  # it has begun
     before = rig.engine.num_questions
     await asyncio.sleep(0.1)
-    assert rig.engine.num_questions <= before + 2  # after the call, and before its rest
+    assert rig.engine.num_questions <= before + 2  # after the call's step, and before it rests
     assert rig.thread.stop(10)
 
 
