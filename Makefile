@@ -28,9 +28,9 @@ serve: $(STAMPS)/run ## Set everything up and serve three sample models from one
 	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --memory-budget $(SAMPLE_BUDGET) \
 	  --model smollm2="$(SAMPLES)/smollm2" --model pythonlm="$(SAMPLES)/pythonlm" --model draft="$(SAMPLES)/draft" $(ARGS)
 
+# Set up by a make of its own, which does two things at a time: installing the clients keeps one core busy for minutes.
 .PHONY: test
 test: ## Set everything up and run every check and test
-	@# By a make of its own, which does two things at a time: installing the clients keeps one core busy for minutes.
 	@$(MAKE) --no-print-directory --silent $(if $(filter -j%,$(MAKEFLAGS)),,--jobs=2) lint $(STAMPS)/debian $(STAMPS)/clients
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
