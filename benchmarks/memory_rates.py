@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -89,11 +90,9 @@ def held_bytes(*pids: int) -> int:
     memfds: dict[int, int] = {}
     num_bytes = 0
     for pid in pids:
-        try:
-            num_bytes += anonymous_bytes(pid)
+        num_bytes += anonymous_bytes(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             memfds |= _memfds(Path(f"/proc/{pid}/fd"))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
     return num_bytes + sum(memfds.values())
 
 

@@ -101,7 +101,7 @@ def test_any_message_is_answered_or_refused(
     # Loading and unloading want the admin key, and inference takes any that is not of our making.
     requests = st.lists(messages(method.input_type, LIKELY), min_size=1, max_size=num_messages)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(requests)
     def refused_at_worst(requests: list[Message]) -> None:
         refusal = refusal_of(
@@ -115,7 +115,7 @@ def test_any_message_is_answered_or_refused(
     refused_at_worst()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(method=st.sampled_from(METHODS), garbage=st.binary(min_size=1, max_size=200))
 def test_bytes_that_are_no_message_end_their_own_call(
     server: RunningServer, channel: grpc.Channel, method: MethodDescriptor, garbage: bytes

@@ -115,8 +115,7 @@ async def test_a_request_that_nobody_waits_for_frees_what_it_held(folder: Path, 
             limit = 1.5 if way == "deadline" else 60  # of which connecting takes some
             task = asyncio.create_task(stream(client, *requests, timeout=limit))
         async with asyncio.timeout(20):
-            while not door.source.streams:  # noqa: ASYNC110 - of a script that sets no event
-                await asyncio.sleep(0.01)
+            await door.source.started(1)
             if way in ("cancel", "unary"):
                 task.cancel()
             await asyncio.wait([task])

@@ -13,6 +13,7 @@ import pytest
 from support.running_server import RunningServer
 from support.server_probes import SLOW_STEP, Stream, check_all_gone, complete, family
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
+from support.until import until
 
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
@@ -81,9 +82,8 @@ def test_a_server_with_no_settings_takes_a_part_of_what_the_machine_has(
 
 
 def check_refuses_from_now_on(server: RunningServer) -> None:
-    deadline = time.monotonic() + 10
-    while server.client.get(f"{server.http_url}/health/ready").status_code == 200:
-        assert time.monotonic() < deadline, "ready goes false at once"
+    ready = f"{server.http_url}/health/ready"
+    until(lambda: server.client.get(ready).status_code != 200, "ready goes false at once", timeout_s=10)
     assert server.client.get(f"{server.http_url}/health/live").status_code == 200
     refused = complete(server)
     assert refused.status_code == 503
@@ -122,9 +122,7 @@ def check_second_signal_ends_at_once(server: RunningServer, key: str) -> None:
 
 
 def check_refuses_with_key(server: RunningServer, key: str) -> None:
-    deadline = time.monotonic() + 10
-    while complete(server, key).status_code != 503:
-        assert time.monotonic() < deadline
+    until(lambda: complete(server, key).status_code == 503, timeout_s=10)
 
 
 def test_what_does_not_end_within_the_grace_period_is_told_why(tmp_path: Path, checkpoint: Path) -> None:

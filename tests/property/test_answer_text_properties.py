@@ -68,7 +68,7 @@ def cut(text: str, stops: tuple[str, ...], *, include: bool) -> tuple[str, str]:
 
 
 @KINDS
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=WORDY.filter(bool), stops=STOPS, include=st.booleans(), skip=st.booleans())
 def test_no_stop_string_leaks_wherever_tokens_cut_it(
     kind: str, text: str, stops: tuple[str, ...], include: bool, skip: bool
@@ -81,7 +81,7 @@ def test_no_stop_string_leaks_wherever_tokens_cut_it(
 
 
 @KINDS
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     ids=IDS, stops=st.lists(st.sampled_from([" ", "a", "e", "the", "�"]), max_size=2).map(tuple),
     min_tokens=st.integers(0, 24), include=st.booleans(),
@@ -104,7 +104,7 @@ def test_stop_strings_are_looked_for_from_min_tokens_on(
 
 
 @KINDS
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(prompt_ids=IDS, ids=IDS, skip=st.booleans())
 def test_an_echo_and_its_continuation_are_one_text(
     kind: str, prompt_ids: list[int], ids: list[int], skip: bool
@@ -115,7 +115,7 @@ def test_an_echo_and_its_continuation_are_one_text(
 
 
 @KINDS
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     prompt_ids=IDS, ids=IDS, n=st.integers(1, 3), late=st.integers(0, 5), split=st.booleans(),
 )  # fmt: skip

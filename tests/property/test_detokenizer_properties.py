@@ -40,7 +40,7 @@ def decoded(tokenizer: Tokenizer, ids: list[int], *, skip_special_tokens: bool =
 
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(ids=IDS)
 def test_pieces_join_to_the_whole_decode(kind: str, skip: bool, ids: list[int]) -> None:
     whole = decoded(TOKENIZERS[kind], ids, skip_special_tokens=skip)
@@ -48,7 +48,7 @@ def test_pieces_join_to_the_whole_decode(kind: str, skip: bool, ids: list[int]) 
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXT_WITH_EMOJI, cut=st.integers(0, 200))
 def test_real_text_cut_anywhere_streams_without_broken_characters(kind: str, text: str, cut: int) -> None:
     ids = TOKENIZERS[kind].encode(text, add_special_tokens=False).ids
@@ -71,7 +71,7 @@ def cut_at_first_complete_stop(text: str, stops: list[str], *, include: bool = F
 
 
 @pytest.mark.parametrize("include", [False, True])
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(stops=STOPS, pieces=st.lists(st.text("abc", max_size=5), max_size=12))
 def test_stop_strings_do_not_depend_on_where_the_text_is_cut(
     include: bool, stops: list[str], pieces: list[str]
@@ -88,7 +88,7 @@ def test_stop_strings_do_not_depend_on_where_the_text_is_cut(
     assert (shown, stopped) == cut_at_first_complete_stop("".join(pieces), stops, include=include)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(stops=STOPS, text=st.text("abc", max_size=30))
 def test_nothing_is_held_that_cannot_become_a_stop_string(stops: list[str], text: str) -> None:
     watcher = StopStrings(stops)

@@ -82,7 +82,7 @@ class Simulation:
         self.policy.forget(key)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     innocents=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), max_size=12),
     poison_arrives=st.integers(0, 60),

@@ -51,7 +51,7 @@ def greedy(text: str, scores: dict[str, float]) -> list[str]:
         symbols[index : index + 2] = [symbols[index] + symbols[index + 1]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 10_000), st.integers(5, 40), st.text(" abc", max_size=30))
 def test_the_same_text_gives_the_same_pieces(seed: int, num_pieces: int, text: str) -> None:
     tokenizer, scores = build(make_pieces(seed, num_pieces), adds_space=False)
@@ -60,7 +60,7 @@ def test_the_same_text_gives_the_same_pieces(seed: int, num_pieces: int, text: s
     assert pieces == greedy(text.replace(" ", "▁"), scores)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=30), st.booleans())
 def test_every_text_comes_back(text: str, adds_space: bool) -> None:
     text = text.replace("▁", "")  # the sign for a space cannot be told from one

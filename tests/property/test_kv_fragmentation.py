@@ -28,7 +28,7 @@ def group(num_bytes: int) -> KVGroup:
     seed=st.integers(0, 2**32),
     num_steps=st.integers(1, 120),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_committed_pages_follow_the_peak_of_the_blocks_that_they_hold(
     models: list[list[int]], seed: int, num_steps: int
 ) -> None:

@@ -147,4 +147,4 @@ class PoolTraffic(RuleBasedStateMachine):
 
 
 TestPoolTraffic = PoolTraffic.TestCase
-TestPoolTraffic.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPoolTraffic.settings = settings(max_examples=150, stateful_step_count=40)

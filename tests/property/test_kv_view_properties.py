@@ -28,7 +28,7 @@ def shapes(draw: st.DrawFn) -> tuple[tuple[KVGroup, ...], torch.dtype, int, int]
     return tuple(groups), dtype, num_kv_heads, head_dim
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shapes(), st.integers(0, 2**32 - 1))
 def test_blocks_read_back_what_was_written(
     shape: tuple[tuple[KVGroup, ...], torch.dtype, int, int], seed: int

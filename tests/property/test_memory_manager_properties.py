@@ -19,7 +19,7 @@ CONFIG = ManagerConfig(
     planner=PlannerConfig(min_residency_s=1.0, drain_after_s=0.3, idle_grace_s=0.1), max_retry_s=4.0
 )
 NAMES = "abcd"
-SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+SLOW = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 
 @dataclass(frozen=True)

@@ -241,4 +241,4 @@ class CacheTraffic(RuleBasedStateMachine):
 
 
 TestCacheTraffic = CacheTraffic.TestCase
-TestCacheTraffic.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestCacheTraffic.settings = settings(max_examples=150, stateful_step_count=60)

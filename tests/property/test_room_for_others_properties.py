@@ -32,7 +32,6 @@ def check(h: House) -> None:
 
 @given(st.lists(st.one_of(claims, uses), max_size=25))
 @settings(
-    deadline=None,
     max_examples=20,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -61,7 +60,7 @@ def test_the_ledger_holds_and_everybody_is_served_once_others_are_gone(
 
 
 @given(st.integers(0, BUDGET_PAGES), st.lists(st.sampled_from("abc"), max_size=6))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_claim_is_met_in_time_unless_nothing_more_can_go(claim_pages: int, names: list[str]) -> None:
     async def main() -> None:
         async with house() as h:

@@ -37,7 +37,7 @@ def our_tensors(content: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (info.dtype, info.shape) for name, info in read_header(path).items()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tensor_maps)
 def test_what_we_write_is_read_by_us_and_by_the_reference(
     tensors: dict[str, tuple[str, tuple[int, ...]]],
@@ -49,7 +49,7 @@ def test_what_we_write_is_read_by_us_and_by_the_reference(
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tensor_maps, st.data())
 def test_a_damaged_file_is_refused_or_just_as_good(
     tensors: dict[str, tuple[str, tuple[int, ...]]], data: st.DataObject
@@ -80,7 +80,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(
         names,

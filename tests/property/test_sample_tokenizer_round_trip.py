@@ -31,13 +31,13 @@ def byte_level() -> Tokenizer:
     return train_byte_level([inspect.getsource(json.decoder)], 600)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXT | CODE)
 def test_metaspace_round_trip(text: str) -> None:
     assert metaspace().decode(metaspace().encode(text).ids) == text
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(TEXT | CODE)
 def test_byte_level_round_trip(text: str) -> None:
     assert byte_level().decode(byte_level().encode(text).ids) == text

@@ -67,7 +67,7 @@ def carry_out(driver: EngineDriver, kind: str, script: list[Any], scope: bytes |
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8)
 @given(script=st.lists(steps, min_size=4, max_size=20))
 def test_no_hit_changes_a_stream(kind: str, script: list[Any]) -> None:
     with engine_driver(
@@ -87,7 +87,6 @@ def copying_is_always_quicker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.mark.parametrize("scope", [b"", None])
 @settings(
     max_examples=6,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(script=st.lists(steps, min_size=6, max_size=20))
@@ -102,7 +101,6 @@ def test_no_swap_changes_a_stream(
 
 @settings(
     max_examples=6,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(sizes=st.permutations([8, 16]), script=st.lists(steps, min_size=4, max_size=16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
@@ -83,7 +83,7 @@ def alone(replica_id: str, prompt: int) -> list[int]:
         return driver.tokens[0]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.lists(actions, min_size=5, max_size=40))
 def test_traffic_changes_no_output_and_leaks_nothing(script: list[tuple]) -> None:  # type: ignore[type-arg]
     with engine_driver(lease_pages=4, max_running_sequences=6, max_tokens_per_step=24) as driver:

@@ -29,7 +29,7 @@ specs = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spec=specs)
 def test_requests_are_in_order_and_within_what_was_asked_for(spec: TraceSpec) -> None:
     requests = draw_trace(spec)
@@ -44,7 +44,7 @@ def test_requests_are_in_order_and_within_what_was_asked_for(spec: TraceSpec) ->
         assert all(0 <= token < spec.vocab_size for token in each.prompt_token_ids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(spec=specs, factor=st.floats(1.0, 4.0))
 def test_a_higher_load_is_the_same_requests_in_the_same_bursts_and_more_of_them(
     spec: TraceSpec, factor: float
@@ -60,7 +60,7 @@ def test_a_higher_load_is_the_same_requests_in_the_same_bursts_and_more_of_them(
             assert (fast.prompt_token_ids, fast.max_tokens) == (slow.prompt_token_ids, slow.max_tokens)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(spec=specs)
 def test_a_file_gives_back_what_was_written(
     spec: TraceSpec, tmp_path_factory: pytest.TempPathFactory
