@@ -13,10 +13,10 @@ from typing import Any
 
 from engines.api import Finished, FinishReason, LoadSpec, SamplingParams, SequenceRequest, StepOutput
 from engines.artifact import Manifest
-from engines.torch.config import ModelConfig, kv_groups
+from engines.checkpoint.model_config import ModelConfig, kv_groups
+from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME
 from engines.torch.engine import TorchEngine, TorchEngineConfig
-from engines.torch.packing import MANIFEST_NAME, WEIGHTS_NAME
-from memory_manager.arena import Arena
+from memory_manager.arena.protocol import Arena
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup, round_to_pages
 from mooring.errors import MooringError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from engines.api import FinishReason, LoadSpec, SequenceRequest
 from engines.artifact import Manifest
-from engines.torch.config import ModelConfig, describe, kv_groups
+from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
+from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
 from engines.torch.engine import TorchEngine, TorchEngineConfig
-from engines.torch.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
-from memory_manager.host_arena import HostArena
+from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 from mooring.errors import MooringError
 from mooring.units import GIB

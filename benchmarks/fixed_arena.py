@@ -7,7 +7,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from memory_manager.arena import AddressRange
+from memory_manager.arena.protocol import AddressRange
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from mooring.errors import InsufficientMemoryError
 
@@ -15,7 +15,7 @@ __all__ = ["FixedArena"]
 
 
 class FixedArena:
-    """``memory_manager.arena.Arena`` over one touched buffer: committing and releasing do nothing.
+    """``memory_manager.arena.protocol.Arena`` over one touched buffer: committing and releasing do nothing.
 
     Args:
         capacity_bytes: rounded up to pages; for all ranges that are ever reserved.

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from benchmarks.streams import Stream, generate_request
-from engines.torch.config import ModelConfig, describe, kv_groups
+from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 from mooring.errors import MooringError
 from mooring.v1 import inference_pb2_grpc

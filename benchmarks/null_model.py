@@ -14,7 +14,7 @@ from ops.samples.corpus import read_corpus
 from ops.samples.random_model import copy_tokenizer
 from ops.samples.random_weights import write_random_weights
 from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
-from router.detokenizer import TokenTable
+from router.text.detokenizer import TokenTable
 
 __all__ = ["NullModel", "make_null_model"]
 

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks.report import Report
 from benchmarks.streams import Agreement, Outcome, Stream, count_agreements, draw_streams, run_streams
-from engines.torch.config import describe
+from engines.checkpoint.model_config import describe
 from memory_manager.kv_spec import round_to_pages
 from mooring.units import MIB, format_bytes
 from ops.running_server import RunningServer

@@ -18,8 +18,8 @@ import typer
 
 from benchmarks.report import Report
 from memory_manager.config import DeviceBudget, ManagerConfig
-from memory_manager.controller import MemoryManager
-from memory_manager.fleet import HostCopy
+from memory_manager.fleet.controller import MemoryManager
+from memory_manager.fleet.records import HostCopy
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef, DeploymentSpec, LeaseStatus, WorkerUsage
 

@@ -33,17 +33,14 @@ _PROFILE_S = 8
 # Of a stack the deepest frame that names a file decides. What C code does (protobuf, gRPC's core, uvloop) has no
 # frames and counts for its caller.
 _PARTS = {
-    "gRPC with the worker": ("engines/client.py",),
-    "dispatch": ("router/dispatch.py", "router/attendance.py", "router/failover.py", "router/gate.py"),
-    "text": (
-        *("router/detokenizer.py", "router/generation.py", "router/stop_strings.py"),
-        *("router/intake.py", "router/tokenizers.py", "router/chat_template.py"),
-    ),
-    "metrics": ("router/metrics.py", "prometheus_client"),
-    "answers": ("router/openai_format.py", "router/openai_types.py"),
-    "HTTP": ("uvicorn", "starlette", "fastapi", "router/sse.py", "router/http_"),
-    "KServe door": ("router/kserve/",),
-    "native gRPC door": ("router/grpc_", "router/errors_grpc.py"),
+    "gRPC with the worker": ("engines/supervise/client.py",),
+    "dispatch": ("router/dispatch/",),
+    "text": ("router/text/", "router/intake.py"),
+    "metrics": ("router/telemetry/metrics.py", "prometheus_client"),
+    "answers": ("router/doors/openai/answers.py", "router/doors/openai/bodies.py"),
+    "HTTP": ("uvicorn", "starlette", "fastapi", "router/doors/http", "router/doors/openai/"),
+    "KServe door": ("router/doors/kserve/",),
+    "native gRPC door": ("router/doors/grpc/", "router/doors/grpc_app.py"),
     "memory manager": ("memory_manager/",),
     "event loop, and gRPC in it": ("grpc/aio", "asyncio", "uvloop"),
     "gRPC's polling thread": ("threading.py",),

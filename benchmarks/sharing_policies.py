@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.torch.config import ModelConfig, describe, kv_groups
+from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 
 __all__ = ["Arrangement", "Budget", "Policy", "write_config"]

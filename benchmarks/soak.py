@@ -26,9 +26,9 @@ from benchmarks.report import Report
 from benchmarks.soak_books import count_mismatches, growth_share
 from benchmarks.soak_disturbances import Disturbances, Guest
 from benchmarks.streams import Agreement, Outcome, Stream, compare, draw_streams, run_stream, run_streams
-from engines.torch.config import ModelConfig, describe, kv_groups
-from memory_manager.devices import HostReader
+from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from memory_manager.watch.devices import HostReader
 from mooring.errors import MooringError
 from mooring.units import MIB, format_bytes
 from mooring.v1 import inference_pb2_grpc

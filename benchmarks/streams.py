@@ -161,7 +161,7 @@ def _score(stream: Stream, outcome: Outcome, index: int) -> float:
         return outcome.logprobs[index]
     import torch  # only where streams part at a temperature
 
-    from engines.torch.noise import gumbel_noise, row_keys, sequence_key
+    from engines.torch.sampling.noise import gumbel_noise, row_keys, sequence_key
 
     token_id = outcome.token_ids[index]
     keys = row_keys(

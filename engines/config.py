@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory_manager.core_signal import CoreSignal
+from memory_manager.cores import CoreSignal
 
 __all__ = [
     "CPU_STEP_NICENESS",
@@ -26,7 +26,7 @@ class WorkerSpec:
 
     Attributes:
         worker_id: stable over restarts; names the worker in leases, logs and status.
-        engine: a name of ``engines.worker.ENGINES``.
+        engine: a name of ``engines.worker.__main__.ENGINES``.
         device: ``"cpu"`` or ``"cuda:0"``.
         memory_budget_bytes: of the device; the capacity of the worker's arena.
         config: settings of the engine, by the field names of its configuration dataclass.

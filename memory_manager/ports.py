@@ -1,6 +1,6 @@
 """What the memory manager knows of the world outside it: value types, and the worker as a Protocol.
 
-The engine client (``engines.client.WorkerClient``) satisfies ``WorkerPort``; the memory manager imports
+The engine client (``engines.supervise.client.WorkerClient``) satisfies ``WorkerPort``; the memory manager imports
 nothing of the engines.
 """
 

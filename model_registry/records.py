@@ -22,7 +22,7 @@ __all__ = [
 
 
 class ModelDescription(Protocol):
-    """What an engine says of a checkpoint (``engines.torch.config.ModelDescription`` is one)."""
+    """What an engine says of a checkpoint (``engines.checkpoint.model_config.ModelDescription`` is one)."""
 
     @property
     def architecture(self) -> str: ...
@@ -168,7 +168,7 @@ class NewEvent:
 
     Attributes:
         at_s: of the Unix epoch.
-        kind: one of ``memory_manager.events.EventKind``.
+        kind: one of ``memory_manager.fleet.events.EventKind``.
         deployment, replica_id, worker_id, device: what it is about; None where it is about none.
         reason: why, as a sentence.
         figures: the numbers behind the reason, as JSON values.

@@ -119,7 +119,7 @@ class ArtifactStore:
             self._discard(self._artifacts / digest)
 
     def remove_packed(self, key: str) -> None:
-        """Removes a packed artifact, which ``engines.packer`` has made; one that is not there is no error."""
+        """Removes a packed artifact, which the packer made; no error if it is not there."""
         if PACKED_KEY.fullmatch(key):
             self._discard(self._packed / key)
 

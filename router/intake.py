@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mooring.errors import InvalidRequestError
-from router.batch_generation import BatchGeneration
-from router.cache_scope import cache_scope
-from router.generation import TextGeneration
-from router.models import ServedModel
-from router.request import GenerationRequest
-from router.sampling_defaults import (
+from router.request.request import GenerationRequest
+from router.request.sampling import (
     SamplingOptions,
     num_prompt_tokens_kept,
     resolve_sampling,
     wants_prompt_only,
 )
+from router.request.served_model import ServedModel
 from router.services import RouterServices
-from router.tokenizers import ChatPrompt, Prompt, TextModel, TextModels
+from router.tenancy.cache_scope import cache_scope
+from router.text.batch_generation import BatchGeneration
+from router.text.generation import TextGeneration
+from router.text.tokenizers import ChatPrompt, Prompt, TextModel, TextModels
 
 __all__ = ["Intake", "Tokens", "request_id_from"]
 

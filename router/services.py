@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from router.config import RouterConfig
-from router.metrics import Metrics
-from router.models import ModelDirectory
-from router.request import TokenSource
-from router.tenancy import Tenancy
+from router.request.bounds import RouterConfig
+from router.request.request import TokenSource
+from router.request.served_model import ModelDirectory
+from router.telemetry.metrics import Metrics
+from router.tenancy.keys import Tenancy
 
 __all__ = ["RouterServices"]
 

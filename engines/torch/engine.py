@@ -21,21 +21,21 @@ from engines.api import (
     StepOutput,
     WorkerStats,
 )
-from engines.torch.core_turns import CoreTurns
 from engines.torch.engine_config import TorchEngineConfig
+from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease
 from engines.torch.replica import Replica
-from engines.torch.requests import error_end
-from engines.torch.runner import SequenceRunner
-from engines.torch.swap import SwapSpace
-from engines.torch.turns import Turn, order_of_turns
-from memory_manager.arena import Arena
-from memory_manager.core_signal import CoreSignal
-from memory_manager.host_copy_file import closed_on_error
-from memory_manager.kv_pool import KVPool
+from engines.torch.scheduling.requests import error_end
+from engines.torch.scheduling.runner import SequenceRunner
+from engines.torch.scheduling.turns import Turn, order_of_turns
+from engines.torch.weights.core_turns import CoreTurns
+from memory_manager.arena.protocol import Arena
+from memory_manager.cores import CoreSignal
+from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
+from memory_manager.memfd import closed_on_error
 from memory_manager.ports import LeaseStatus
-from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import ModelUnavailableError, NotFoundError
 
 __all__ = ["TorchEngine", "TorchEngineConfig"]

@@ -14,20 +14,20 @@ from torch import Tensor
 
 from engines.api import Finished, LoadSpec, ReplicaStats
 from engines.artifact import Manifest
-from engines.torch.config import ModelConfig, kv_groups
-from engines.torch.core_turns import CoreTurns
-from engines.torch.counters import RunnerCounters
+from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.torch.engine_config import TorchEngineConfig
-from engines.torch.kv_view import KVCacheView
-from engines.torch.model import TransformerModel
-from engines.torch.requests import SequenceLimits
-from engines.torch.runner import SequenceRunner
-from engines.torch.swap import KVSwap, SwapSpace
-from engines.torch.weights import WeightsRegion
-from memory_manager.arena import Arena
-from memory_manager.kv_pool import KVPool
+from engines.torch.kv.swap import KVSwap, SwapSpace
+from engines.torch.model.kv_view import KVCacheView
+from engines.torch.model.model import TransformerModel
+from engines.torch.scheduling.counters import RunnerCounters
+from engines.torch.scheduling.requests import SequenceLimits
+from engines.torch.scheduling.runner import SequenceRunner
+from engines.torch.weights.core_turns import CoreTurns
+from engines.torch.weights.weights import WeightsRegion
+from memory_manager.arena.protocol import Arena
+from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.prefix_cache import PrefixCache
 from mooring.errors import ArtifactError, MooringError
 
 __all__ = ["Replica"]
@@ -205,7 +205,7 @@ def _move_blocks(
     sources: NDArray[np.int64],
     destinations: NDArray[np.int64],
 ) -> None:
-    """``memory_manager.prefix_cache.MoveBlocks`` of one model."""
+    """``memory_manager.kv.block_store.MoveBlocks`` of one model."""
     old, new = (torch.from_numpy(offsets).to(device) for offsets in (sources, destinations))
     at_once = max(1, _MOVED_BYTES // kv.groups[group].block_bytes)
     for start in range(0, len(sources), at_once):

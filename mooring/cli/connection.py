@@ -9,15 +9,15 @@ from typing import Any
 
 import httpx
 
-from mooring.admin_key import read_admin_key
 from mooring.config import (
     admin_key_from_environment,
     default_server_url,
     load_settings,
     server_from_environment,
 )
-from mooring.data_dir import published_http_url
 from mooring.errors import ConfigurationError, MooringError, TransientError, error_from_code
+from mooring.server.admin_key import read_admin_key
+from mooring.server.data_dir import published_http_url
 
 __all__ = ["Connection"]
 

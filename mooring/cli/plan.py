@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.torch.config import ModelConfig
-from memory_manager.devices import default_budget_bytes
+from engines.checkpoint.model_config import ModelConfig
+from memory_manager.watch.devices import default_budget_bytes
 from mooring.cli.connection import Connection
 from mooring.cli.output import Json, console, print_json, print_table
-from mooring.devices import DEFAULT_GPU_RESERVE_BYTES, device_reader
 from mooring.errors import ConfigurationError
+from mooring.server.devices import DEFAULT_GPU_RESERVE_BYTES, device_reader
 from mooring.units import format_bytes, parse_bytes
-from ops.memory_plan import (
+from ops.capacity.memory import (
     DEVICES,
     KV_DTYPES,
     MemoryPlan,

@@ -103,6 +103,6 @@ def serve(
     # Read when grpc is imported. We start workers by exec, never by a bare fork, and its handlers would only
     # complain of the threads that it finds.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-    from mooring.server import run  # the doors and the registry take half a second to import
+    from mooring.server.server import run  # the doors and the registry take half a second to import
 
     run(settings)

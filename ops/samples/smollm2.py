@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from model_registry.gguf_import import convert_gguf
+from model_registry.importing.gguf_import import convert_gguf
 from model_registry.progress import Progress
 from mooring.errors import ArtifactError, ConfigurationError
 from mooring.units import MIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 
-from memory_manager.core_signal import CoreSignal
+from memory_manager.cores import CoreSignal
 
 __all__ = ["is_clear"]
 

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 
-from mooring.malloc import keep_little_free
+from mooring.server.malloc import keep_little_free
 
 NUM_THREADS = 8
 

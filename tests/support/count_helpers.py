@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.bare_engine import PackedModel
 from engines.api import LoadSpec, SamplingParams, SequenceRequest
-from engines.worker import ENGINES, WorkerOptions, build_engine_aside
+from engines.worker.__main__ import ENGINES, WorkerOptions, build_engine_aside
 from mooring.units import MIB
 
 NUM_THREADS = 3

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import uvicorn
 
-from router.http_app import create_app
+from router.doors.http_app import create_app
 from support.router_doors import Script, ScriptedSource, served_model, services
 
 

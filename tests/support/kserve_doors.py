@@ -12,11 +12,11 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from mooring.errors import NotFoundError
-from router.grpc_app import add_grpc_services
+from router.doors.grpc_app import add_grpc_services
+from router.doors.kserve.core import KServe
+from router.doors.kserve.repository import IndexEntry
 from router.intake import Intake
-from router.kserve.core import KServe
-from router.kserve.repository import IndexEntry
-from router.models import ServedModel
+from router.request.served_model import ServedModel
 from support.router_doors import ScriptedSource, services
 
 ADMIN_KEY = "the admin's"

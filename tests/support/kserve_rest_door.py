@@ -12,15 +12,15 @@ import httpx
 import numpy as np
 import tritonclient.http.aio as triton
 
-from mooring.doors import http_door
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
-from mooring.http_connection import HttpLimits
-from router.http_app import create_app
+from mooring.server.doors import http_door
+from mooring.server.http_connection import HttpLimits
+from router.doors.http_app import create_app
+from router.doors.kserve.core import KServe
+from router.doors.kserve.repository import IndexEntry
+from router.doors.kserve.rest import create_kserve_routes
 from router.intake import Intake
-from router.kserve.core import KServe
-from router.kserve.repository import IndexEntry
-from router.kserve.rest import create_kserve_routes
-from router.request import GenerationRequest
+from router.request.request import GenerationRequest
 from support.kserve_doors import ADMIN_KEY, MemoryRepository
 from support.router_doors import (
     ScriptedSource,

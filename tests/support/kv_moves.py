@@ -9,5 +9,5 @@ __all__ = ["move_nothing"]
 
 
 def move_nothing(group: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
-    """``memory_manager.prefix_cache.MoveBlocks`` of a model alone, or of one without gaps."""
+    """``memory_manager.kv.block_store.MoveBlocks`` of a model alone, or of one without gaps."""
     raise AssertionError(f"blocks {sources} of group {group} are moved to {destinations}")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.api import SamplingParams, SequenceRequest
-from engines.client import SequenceChunk, WorkerClient
 from engines.config import NullEngineConfig, SupervisorConfig, WorkerSpec
 from engines.null import null_token
-from engines.supervisor import Supervisor
+from engines.supervise.client import SequenceChunk, WorkerClient
+from engines.supervise.supervisor import Supervisor
 from memory_manager.ports import ArtifactRef, DeploymentSpec
 from mooring.errors import WorkerLostError
 

@@ -10,7 +10,7 @@ import sys
 from engines.api import Engine, SequenceRequest, StepOutput
 from engines.config import NullEngineConfig
 from engines.null import NullEngine
-from engines.worker import WorkerOptions, main
+from engines.worker.__main__ import WorkerOptions, main
 
 POISON_ID = 666
 POISON_AT = 5

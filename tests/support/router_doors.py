@@ -12,13 +12,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engines.api import FinishReason, TopLogprobs
 from mooring.errors import ModelNotFoundError, MooringError
-from router.config import RouterConfig
-from router.metrics import Gauges, Metrics, ModelGauges
-from router.models import ServedModel
-from router.request import ChoiceTokens, GenerationRequest
-from router.sampling_defaults import GenerationDefaults
+from router.request.bounds import RouterConfig
+from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.sampling import GenerationDefaults
+from router.request.served_model import ServedModel
 from router.services import RouterServices
-from router.tenancy import Tenancy, TenantRecord
+from router.telemetry.metrics import Gauges, Metrics, ModelGauges
+from router.tenancy.keys import Tenancy, TenantRecord
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('I do not like this') }}"

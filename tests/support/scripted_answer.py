@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mooring.errors import OverloadedError, WorkerLostError
-from router.request import GenerationRequest
+from router.request.request import GenerationRequest
 from support.router_doors import ScriptedStream, byte_level_tokenizer, one_token_a_step
 
 TOKENIZER = byte_level_tokenizer()

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
-from memory_manager.controller import MemoryManager
-from memory_manager.events import Event, EventKind
-from memory_manager.residency import Residency, ResidencyEvent
+from memory_manager.fleet.controller import MemoryManager
+from memory_manager.fleet.events import Event, EventKind
+from memory_manager.policy.residency import Residency, ResidencyEvent
 from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, deployment, run_virtually
 
 CONFIG = ManagerConfig(

@@ -16,10 +16,10 @@ import torch
 
 from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs
 from engines.artifact import Manifest
-from engines.torch.config import ModelConfig, kv_groups
+from engines.checkpoint.model_config import ModelConfig, kv_groups
+from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
 from engines.torch.engine import TorchEngine, TorchEngineConfig
-from engines.torch.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
-from memory_manager.host_arena import HostArena
+from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 from mooring.units import MIB
 

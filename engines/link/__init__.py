@@ -1,0 +1,1 @@
+"""The link between server and worker: messages, descriptors and shared memory. Both sides import it."""

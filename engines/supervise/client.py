@@ -1,0 +1,355 @@
+"""A worker as the server process sees it: the verbs, and one stream that carries every token.
+
+Tokens cross one task on their way: the reader takes a step's message off the stream and calls the sink of
+each sequence in it, at once and in order. A sink must not block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from engines.api import (
+    Capabilities,
+    Finished,
+    FinishReason,
+    SequenceRequest,
+    TopLogprobs,
+    WorkerStats,
+)
+from engines.config import ClientConfig
+from engines.link.descriptors import DescriptorSender
+from engines.link.wire import (
+    CHANNEL_OPTIONS,
+    capabilities_from_wire,
+    error_from_rpc,
+    finished_from_wire,
+    lease_status_from_wire,
+    prompt_logprobs_from_wire,
+    stats_from_wire,
+    submit_to_wire,
+    top_logprobs_from_wire,
+)
+from memory_manager.ports import DeploymentSpec, KvCacheFigures, LeaseStatus, ReplicaUsage, WorkerUsage
+from mooring.errors import WorkerLostError
+from mooring.v1 import engine_pb2 as pb
+from mooring.v1 import engine_pb2_grpc
+
+__all__ = ["SequenceChunk", "SequenceSink", "StepSink", "WorkerClient"]
+
+logger = logging.getLogger(__name__)
+
+# What may be under way to us, kept small: steps that we are too slow for then wait at the worker, which sends
+# them together. One larger message still gets the room that it needs.
+_CHANNEL_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.http2.lookahead_bytes", 8192), ("grpc.http2.bdp_probe", 0))
+
+
+@dataclass(slots=True)
+class SequenceChunk:
+    """What one step gave one sequence.
+
+    Attributes:
+        logprobs: one for each token, of sequences that asked; else empty.
+        prompt_logprobs: with the first token of sequences that asked, as in ``StepOutput``.
+        queue_s: with the first token: seconds that the sequence had waited in the engine before a step began with
+            it.
+        cached_tokens: with the first token, of sequences that share KV: tokens of the prompt that were found.
+        finished: the end, after these tokens. With ``ERROR`` and code ``worker_lost`` the process died.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TopLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TopLogprobs] | None = None
+    queue_s: float | None = None
+    cached_tokens: int | None = None
+    finished: Finished | None = None
+
+
+SequenceSink = Callable[[SequenceChunk], None]
+StepSink = Callable[[str, int], None]
+"""Told of every step: the replica, and the tokens of it that the step brought; those of a prompt count with the
+first token that follows them."""
+
+
+class WorkerClient:
+    """One life of one worker. Satisfies ``memory_manager.ports.WorkerPort``.
+
+    When the process or the stream goes, every sequence still present gets one chunk that ends it with
+    ``worker_lost``, every call under way and to come raises ``WorkerLostError``, and ``wait_lost`` returns.
+
+    Args:
+        descriptors: the channel on which this life of the worker receives host copies.
+        clock: ``time.monotonic``, the clock of ``SequenceRequest.deadline_s``.
+        on_step: called with every step's size; must not block.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        socket_path: Path,
+        descriptors: DescriptorSender,
+        config: ClientConfig,
+        clock: Callable[[], float] = time.monotonic,
+        on_step: StepSink = lambda replica_id, num_tokens: None,
+    ) -> None:
+        self._worker_id = worker_id
+        self._descriptors = descriptors
+        self._config = config
+        self._clock = clock
+        self._on_step = on_step
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket_path}", options=_CHANNEL_OPTIONS)
+        self._stub = engine_pb2_grpc.EngineStub(self._channel)  # type: ignore[no-untyped-call]
+        self._capabilities: Capabilities | None = None
+        self._sinks: dict[int, SequenceSink] = {}
+        self._num_unread: dict[int, int] = {}  # tokens of sequences that have not had their first one back
+        self._commands: deque[pb.GenerateRequest] = deque()
+        self._commands_queued = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._stream: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Asks what the worker can do and opens the stream.
+
+        Raises:
+            WorkerLostError: it does not answer.
+        """
+        response: pb.CapabilitiesResponse = await self._call(
+            self._stub.Capabilities,
+            pb.CapabilitiesRequest(),
+            timeout=self._config.connect_timeout_s,
+            wait_for_ready=True,
+        )
+        self._capabilities = capabilities_from_wire(response)
+        self._stream = asyncio.create_task(self._run_stream(), name=f"stream-{self._worker_id}")
+
+    async def close(self) -> None:
+        """Ends the stream and the channel; what was still present is lost."""
+        if self._stream is not None:
+            self._stream.cancel()
+            await asyncio.wait([self._stream])
+        self._lose("the client was closed")
+        await self._channel.close(grace=None)
+
+    @property
+    def worker_id(self) -> str:
+        return self._worker_id
+
+    @property
+    def device(self) -> str:
+        return self.capabilities().device
+
+    def capabilities(self) -> Capabilities:
+        """What the worker said at ``connect``."""
+        if self._capabilities is None:
+            raise WorkerLostError(f"worker {self._worker_id} was never reached")
+        return self._capabilities
+
+    @property
+    def lost(self) -> bool:
+        return self._lost.is_set()
+
+    async def wait_lost(self) -> None:
+        await self._lost.wait()
+
+    # Sequences -------------------------------------------------------------------------------------
+
+    def submit(self, request: SequenceRequest, sink: SequenceSink) -> None:
+        """Sends ``request``; ``sink`` is called with every chunk of it, the last one has ``finished``.
+
+        Raises:
+            WorkerLostError: the worker is gone; the sink is never called.
+        """
+        if self.lost:
+            raise WorkerLostError(f"worker {self._worker_id} is gone")
+        self._sinks[request.sequence_id] = sink
+        self._num_unread[request.sequence_id] = len(request.prompt_ids) + len(request.output_ids)
+        self._queue(pb.GenerateRequest(submit=submit_to_wire(request, self._clock())))
+
+    def cancel(self, sequence_ids: Sequence[int]) -> None:
+        """Ends sequences at the next step. Their sinks are not called again."""
+        present = [number for number in sequence_ids if self._sinks.pop(number, None) is not None]
+        for number in present:
+            self._num_unread.pop(number, None)
+        if present:
+            self._queue(pb.GenerateRequest(cancel=pb.Cancel(sequence_ids=present)))
+
+    def _queue(self, command: pb.GenerateRequest) -> None:
+        self._commands.append(command)
+        self._commands_queued.set()
+
+    # Verbs -----------------------------------------------------------------------------------------
+
+    async def load(self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int) -> int:
+        """Makes the replica resident; returns the device bytes of its weights. The caller keeps
+        ``host_copy_fd``."""
+        key = await self._descriptors.send(deployment.artifact.key, host_copy_fd)
+        request = pb.LoadRequest(
+            replica_id=replica_id,
+            host_copy_key=key,
+            manifest_json=deployment.artifact.manifest_json,
+            max_model_len=deployment.max_model_len,
+            weights_lease_bytes=deployment.weights_bytes,
+            kv_guarantee_bytes=deployment.kv_guarantee_bytes,
+            kv_cap_bytes=deployment.kv_cap_bytes or 0,
+        )
+        response: pb.LoadResponse = await self._call(self._stub.Load, request)
+        return response.weights_bytes
+
+    async def unload(self, replica_id: str) -> None:
+        await self._call(self._stub.Unload, pb.UnloadRequest(replica_id=replica_id))
+
+    async def sleep(self, replica_id: str) -> int:
+        """Returns the device bytes given up."""
+        request = pb.SleepRequest(replica_id=replica_id)
+        response: pb.SleepResponse = await self._call(self._stub.Sleep, request)
+        return response.released_bytes
+
+    async def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
+        """Returns the device bytes of the weights."""
+        request = pb.WakeRequest(replica_id=replica_id, weights_lease_bytes=weights_lease_bytes)
+        response: pb.WakeResponse = await self._call(self._stub.Wake, request)
+        return response.weights_bytes
+
+    async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
+        request = pb.SetLeaseRequest(kv_bytes=kv_bytes, revision=revision)
+        response: pb.SetLeaseResponse = await self._call(self._stub.SetLease, request)
+        return lease_status_from_wire(response.status)
+
+    async def set_memory_limit(self, num_bytes: int) -> int:
+        """Returns the bytes that the worker gave back at once."""
+        request = pb.SetMemoryLimitRequest(num_bytes=num_bytes)
+        response: pb.SetMemoryLimitResponse = await self._call(self._stub.SetMemoryLimit, request)
+        return response.released_bytes
+
+    async def stats(self) -> WorkerStats:
+        response: pb.StatsResponse = await self._call(
+            self._stub.Stats, pb.StatsRequest(), timeout=self._config.usage_timeout_s
+        )
+        return stats_from_wire(response)
+
+    async def usage(self) -> WorkerUsage:
+        stats = await self.stats()
+        return WorkerUsage(
+            replicas=tuple(
+                ReplicaUsage(
+                    replica_id=replica.replica_id,
+                    residency=replica.residency,
+                    weights_bytes=replica.weights_bytes,
+                    kv_bytes=replica.kv_bytes,
+                    running=replica.running,
+                    waiting=replica.waiting,
+                    preemptions_total=replica.preemptions_total,
+                    cache=KvCacheFigures(
+                        live_bytes=replica.kv_live_bytes,
+                        cached_bytes=replica.kv_cached_bytes,
+                        query_tokens_total=replica.prefix_query_tokens_total,
+                        hit_tokens_total=replica.prefix_hit_tokens_total,
+                        preemptions_by_swap_total=replica.preemptions_by_swap_total,
+                    ),
+                )
+                for replica in stats.replicas
+            ),
+            kv_bytes_committed=stats.kv_bytes_committed,
+            kv_lease_revision=stats.kv_lease_revision,
+            ready_bytes=stats.ready_bytes,
+            fragmentation=stats.fragmentation,
+            kv_wanted_bytes=stats.kv_wanted_bytes,
+        )
+
+    async def _call(self, method: Callable[..., Awaitable[Any]], request: Message, **options: Any) -> Any:
+        if self.lost:
+            raise WorkerLostError(f"worker {self._worker_id} is gone")
+        try:
+            return await method(request, **options)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, self._worker_id) from error
+        except asyncio.CancelledError:
+            # gRPC says "cancelled" also when ``close`` took the channel away from under a call. Only the
+            # caller's own cancellation may pass as one.
+            task = asyncio.current_task()
+            if self._lost.is_set() and task is not None and not task.cancelling():
+                raise WorkerLostError(f"worker {self._worker_id} is gone") from None
+            raise
+
+    # The stream ------------------------------------------------------------------------------------
+
+    async def _run_stream(self) -> None:
+        call = self._stub.Generate()
+        writer = asyncio.create_task(self._write_commands(call), name=f"commands-{self._worker_id}")
+        reason = "the worker ended the stream"
+        try:
+            async for message in call:
+                self._dispatch(message)
+                for step in message.following:
+                    self._dispatch(step)
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or error.code().name
+        finally:
+            writer.cancel()
+            call.cancel()
+            self._lose(reason)
+
+    async def _write_commands(
+        self, call: grpc.aio.StreamStreamCall[pb.GenerateRequest, pb.StepOutput]
+    ) -> None:
+        while True:
+            await self._commands_queued.wait()
+            self._commands_queued.clear()
+            while self._commands:
+                try:
+                    await call.write(self._commands.popleft())
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return  # the stream is over: the reader says so to everybody
+
+    def _dispatch(self, message: pb.StepOutput) -> None:
+        chunks: dict[int, SequenceChunk] = {}
+        for sequence_id, token_id in zip(message.sequence_ids, message.token_ids, strict=True):
+            chunk = chunks.get(sequence_id)
+            if chunk is None:
+                chunk = chunks[sequence_id] = SequenceChunk()
+            chunk.token_ids.append(token_id)
+        for top in message.top_logprobs:
+            chunks[top.sequence_id].logprobs.append(top_logprobs_from_wire(top))
+        for of_prompt in message.prompt_logprobs:
+            chunks[of_prompt.sequence_id].prompt_logprobs = prompt_logprobs_from_wire(of_prompt)
+        num_tokens = len(message.token_ids)
+        for waited in message.queue_times:
+            chunks[waited.sequence_id].queue_s = waited.seconds
+            num_tokens += self._num_unread.pop(waited.sequence_id, 0)
+        for cached in message.cached_tokens:
+            chunks[cached.sequence_id].cached_tokens = cached.num_tokens
+        if num_tokens:
+            self._on_step(message.replica_id, num_tokens)
+        for ended in message.finished:
+            chunks.setdefault(ended.sequence_id, SequenceChunk()).finished = finished_from_wire(ended)
+            self._num_unread.pop(ended.sequence_id, None)
+        for sequence_id, chunk in chunks.items():
+            sink = (
+                self._sinks.get(sequence_id) if chunk.finished is None else self._sinks.pop(sequence_id, None)
+            )
+            if sink is not None:  # else it was cancelled here and the worker did not know yet
+                sink(chunk)
+
+    def _lose(self, reason: str) -> None:
+        if self.lost:
+            return
+        self._lost.set()
+        sinks, self._sinks = self._sinks, {}
+        message = f"worker {self._worker_id} is gone: {reason}"
+        for sequence_id, sink in sinks.items():
+            ended = Finished(
+                sequence_id,
+                FinishReason.ERROR,
+                error_code=WorkerLostError.code,
+                error_message=message,
+            )
+            sink(SequenceChunk(finished=ended))

@@ -1,0 +1,325 @@
+"""Starts workers, notices when they die and starts them again.
+
+Each worker has a life of its own: a process in its own process group, a socket in a private folder, a
+descriptor channel and a client. When the process ends or its stream breaks, that life is over: the process
+group is killed, the process reaped, and the next life begins with new ones of each. The first restart is
+immediate, because most deaths are a surprise; a worker that keeps dying is given longer and longer pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.config import ClientConfig, SupervisorConfig, WorkerSpec
+from engines.link.descriptors import DescriptorSender, open_channel
+from engines.supervise.client import StepSink, WorkerClient
+from mooring.errors import ConfigurationError, MooringError, WorkerLostError
+from mooring.units import MIB
+
+__all__ = ["WORKER_ENVIRONMENT", "Supervisor", "WorkerState", "WorkerStatus", "restart_pause_s"]
+
+logger = logging.getLogger(__name__)
+
+# Between the parallel parts of a step OpenMP's threads spin for the next one. By default they never stop, and
+# beside anything else that wants a core (the server itself, its clients) a step takes ten times as long, waiting
+# for a thread that is not running. So many turns (a quarter of a millisecond to one) bridge the gaps inside a step
+# and little more: with fewer, a thread sleeps in the longer gaps, and to wake it costs more than the gap.
+#
+# From so many bytes on the C library copies past the caches, without which every line of the target is fetched
+# before it is overwritten. By default only from a large part of the last cache on, and weights are copied in pieces.
+#
+# CUDA's own order of GPUs is by their speed; NVML's, by which their memory is watched, is that of the bus.
+WORKER_ENVIRONMENT = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    "GOMP_SPINCOUNT": "20000",
+    "GLIBC_TUNABLES": f"glibc.cpu.x86_non_temporal_threshold={4 * MIB}",
+}
+
+_MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path, less its final NUL
+
+
+class WorkerState(enum.Enum):
+    """Where a worker is in its lives."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"  # dead, and its pause not yet over
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as ``mooring status`` shows it; ``pid`` is None while there is no process."""
+
+    worker_id: str
+    pid: int | None
+    device: str
+    state: WorkerState
+    restarts_total: int
+
+
+def restart_pause_s(num_deaths_in_a_row: int, config: SupervisorConfig) -> float:
+    """Seconds to wait before the next life: 0 after the first death, then doubling up to the most."""
+    if num_deaths_in_a_row <= 1:
+        return 0.0
+    doublings = min(num_deaths_in_a_row - 2, 32)  # beyond that it is the maximum in any case
+    return min(config.max_backoff_s, config.first_backoff_s * 2.0**doublings)
+
+
+class _Worker:
+    """What the supervisor knows of one worker over all of its lives."""
+
+    def __init__(self, spec: WorkerSpec, socket_prefix: Path) -> None:
+        self.spec = spec
+        self.socket_prefix = socket_prefix  # each life appends its number
+        self.state = WorkerState.STARTING
+        self.process: asyncio.subprocess.Process | None = None
+        self.client: WorkerClient | None = None
+        self.num_lives = 0
+        self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            worker_id=self.spec.worker_id,
+            pid=self.process.pid if self.process is not None else None,
+            device=self.spec.device,
+            state=self.state,
+            restarts_total=max(self.num_lives - 1, 0),
+        )
+
+
+class Supervisor:
+    """Keeps a set of workers alive.
+
+    Runs on a thread that lives as long as the server does, because the kernel ties a worker's life to the
+    thread that started it.
+
+    Args:
+        on_ready: told of every new life, once its client answers.
+        on_lost: told, by worker id, of the end of every life that was ready.
+        clock: ``time.monotonic``.
+        on_step: told of the size of every step, as in ``WorkerClient``.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        on_ready: Callable[[WorkerClient], None],
+        on_lost: Callable[[str], None],
+        config: SupervisorConfig | None = None,
+        client_config: ClientConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_step: StepSink = lambda replica_id, num_tokens: None,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._config = config or SupervisorConfig()
+        self._client_config = client_config or ClientConfig()
+        self._clock = clock
+        self._on_step = on_step
+        self._workers: dict[str, _Worker] = {}
+        self._watches: list[asyncio.Task[None]] = []
+        self._socket_dir: Path | None = None
+        self._stopping = asyncio.Event()
+
+    async def start(self) -> None:
+        """Starts every worker and returns when all are ready.
+
+        Raises:
+            ConfigurationError: one of them ended before it was ever ready; all are stopped again.
+        """
+        folder = self._socket_dir = _make_socket_dir(self._config.runtime_dir)
+        self._workers = {
+            spec.worker_id: _Worker(spec, folder / str(index)) for index, spec in enumerate(self._specs)
+        }
+        self._watches = [
+            asyncio.create_task(self._watch(worker), name=f"supervise-{worker_id}")
+            for worker_id, worker in self._workers.items()
+        ]
+        try:
+            await asyncio.gather(*(worker.first_ready for worker in self._workers.values()))
+        except BaseException:
+            await self.stop(grace_s=0.0)
+            raise
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends every worker: SIGTERM, which drains, and SIGKILL after ``grace_s``. Safe to call twice."""
+        self._stopping.set()
+        for worker in self._workers.values():
+            if worker.process is not None:
+                _signal(worker.process, signal.SIGTERM)
+        if self._watches:
+            _, late = await asyncio.wait(self._watches, timeout=grace_s)
+            for watch in late:
+                watch.cancel()  # a cancelled watch kills and reaps its process on its way out
+            await asyncio.gather(*self._watches, return_exceptions=True)
+        self._watches.clear()
+        if self._socket_dir is not None:
+            await asyncio.to_thread(shutil.rmtree, self._socket_dir, ignore_errors=True)
+            self._socket_dir = None
+
+    def client(self, worker_id: str) -> WorkerClient:
+        """The present life of a worker.
+
+        Raises:
+            WorkerLostError: it has none just now.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.client is None:
+            raise WorkerLostError(f"worker {worker_id} is not running")
+        return worker.client
+
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        return tuple(worker.status() for worker in self._workers.values())
+
+    async def _watch(self, worker: _Worker) -> None:
+        num_deaths_in_a_row = 0
+        try:
+            while True:
+                worker.state = WorkerState.STARTING
+                started_s = self._clock()
+                ending = await self._live_once(worker)
+                if self._stopping.is_set():
+                    return
+                if not worker.first_ready.done():
+                    worker.first_ready.set_exception(ConfigurationError(f"{ending}; its log says why"))
+                    return
+                logger.warning("%s", ending)
+                if self._clock() - started_s >= self._config.stable_after_s:
+                    num_deaths_in_a_row = 0
+                num_deaths_in_a_row += 1
+                worker.state = WorkerState.RESTARTING
+                if await self._stops_within(restart_pause_s(num_deaths_in_a_row, self._config)):
+                    return
+        except Exception as error:  # a bug of ours: start() must hear of it, not of a cancellation
+            if not worker.first_ready.done():
+                worker.first_ready.set_exception(error)
+            raise
+        finally:
+            worker.state = WorkerState.STOPPED
+            if not worker.first_ready.done():
+                worker.first_ready.cancel()
+
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _live_once(self, worker: _Worker) -> str:
+        """One life, from the start of the process to its last trace. Returns how it ended."""
+        worker_id = worker.spec.worker_id
+        socket_path = Path(f"{worker.socket_prefix}-{worker.num_lives}.sock")
+        try:
+            process, descriptors = await _spawn(worker.spec, socket_path)
+        except OSError as error:
+            return f"worker {worker_id} cannot be started: {error}"
+        worker.process = process
+        worker.num_lives += 1
+        if self._stopping.is_set():  # ``stop`` did not see this process yet
+            _signal(process, signal.SIGTERM)
+        client = WorkerClient(
+            worker_id, socket_path, descriptors, self._client_config, self._clock, self._on_step
+        )
+        ended = asyncio.create_task(process.wait())
+        try:
+            await self._make_ready(worker, client, descriptors)
+            lost = asyncio.create_task(client.wait_lost())
+            await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
+            lost.cancel()
+        except (MooringError, TimeoutError) as error:
+            logger.error("worker %s did not start: %s", worker_id, error)
+        finally:
+            await self._bury(worker, client, process, ended)
+            descriptors.close()
+        return f"worker {worker_id} ended with status {process.returncode}"
+
+    async def _make_ready(self, worker: _Worker, client: WorkerClient, descriptors: DescriptorSender) -> None:
+        async with asyncio.timeout(self._config.start_timeout_s):
+            await descriptors.wait_ready()
+            await client.connect()
+        worker.client = client
+        self._on_ready(client)
+        worker.state = WorkerState.READY
+        logger.info("worker %s is ready as process %d", worker.spec.worker_id, client.capabilities().pid)
+        if not worker.first_ready.done():
+            worker.first_ready.set_result(None)
+
+    async def _bury(
+        self,
+        worker: _Worker,
+        client: WorkerClient,
+        process: asyncio.subprocess.Process,
+        ended: asyncio.Task[int],
+    ) -> None:
+        """Leaves nothing of a life behind, whatever ended it. Only then is anybody told of the loss: the
+        bytes of a worker are free once its process is reaped and not before."""
+        was_ready = worker.client is client
+        worker.client = None
+        _signal(process, signal.SIGKILL)
+        try:
+            await ended
+        finally:
+            if worker.spec.core_signal is not None:
+                worker.spec.core_signal.clear()  # it may have died in a step
+        worker.process = None
+        await client.close()
+        if was_ready:
+            self._on_lost(worker.spec.worker_id)
+
+
+def _make_socket_dir(parent: Path | None) -> Path:
+    """A new folder that only this user can enter, so that nobody else can talk to a worker."""
+    folder = Path(tempfile.mkdtemp(prefix="mooring-", dir=parent))
+    if len(os.fsencode(folder / "0000-000000.sock")) > _MAX_SOCKET_PATH_BYTES:
+        folder.rmdir()
+        raise ConfigurationError(
+            f"runtime_dir is too long for Unix sockets of {_MAX_SOCKET_PATH_BYTES} bytes: {folder.parent}"
+        )
+    return folder
+
+
+async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subprocess.Process, DescriptorSender]:
+    ours, theirs = open_channel()
+    core_signal_fds = spec.core_signal.descriptors if spec.core_signal is not None else ()
+    core_signal_flags = ["--core-signal-fds", *map(str, core_signal_fds)] if core_signal_fds else []
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *spec.command,
+            *("--engine", spec.engine, "--device", spec.device),
+            *("--memory-budget", str(spec.memory_budget_bytes), "--socket", str(socket_path)),
+            *("--descriptor-fd", str(theirs.fileno()), "--config", json.dumps(dict(spec.config))),
+            *core_signal_flags,
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), *core_signal_fds),
+            start_new_session=True,  # uvloop knows no process_group
+            env={**WORKER_ENVIRONMENT, **os.environ},
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, DescriptorSender(ours, spec.worker_id)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """To the whole process group, which is the worker's own; never to a number that is free again."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)

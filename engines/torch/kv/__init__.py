@@ -1,0 +1,1 @@
+"""KV of one model: block tables, stored prefixes, copies in host memory."""

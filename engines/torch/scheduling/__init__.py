@@ -1,0 +1,1 @@
+"""Scheduling: which sequences a step runs, and what becomes of them."""

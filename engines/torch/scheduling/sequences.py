@@ -1,0 +1,172 @@
+"""The running sequences of one model as a struct of arrays.
+
+A sequence holds one slot from its admission to its end or preemption. A step reads and writes columns by
+arrays of slots; Python touches a single sequence only when it comes or goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.api import TopLogprobs
+from engines.torch.kv.prefix import BlockKeys
+from engines.torch.sampling.sampling_rows import SamplingRows
+from engines.torch.scheduling.waiting import PendingSequence
+
+__all__ = ["SequenceTable"]
+
+
+class SequenceTable:
+    """Columns over C slots of at most L tokens each.
+
+    Attributes:
+        token_ids: int32 [C, L], prompt and output.
+        num_tokens: int64 [C], known tokens: prompt and output.
+        num_computed: int64 [C], tokens whose KV is in the cache. A sequence decodes when all but its last
+            token are; else it is in prefill.
+        num_prompt: int64 [C], of these the prompt's.
+        max_length: int64 [C], prompt plus output at which it ends.
+        score_from, score_until: int64 [C], positions between which the next token's log-probability is wanted:
+            of the whole prompt, less what was found before a preemption; nothing where nobody asked.
+        num_prompt_logprobs: int64 [C], likeliest tokens wanted beside each of these.
+        sequence_ids: uint64 [C]. arrival, priority: int64 [C].
+        deadline_s: float64 [C], for the first token; ``inf`` once it was given.
+        sampling: parameters of C rows.
+    """
+
+    def __init__(self, num_slots: int, max_model_len: int) -> None:
+        self.max_model_len = max_model_len
+        self.token_ids = np.zeros((num_slots, max_model_len), np.int32)
+        self.num_tokens = np.zeros(num_slots, np.int64)
+        self.num_computed = np.zeros(num_slots, np.int64)
+        self.num_prompt = np.zeros(num_slots, np.int64)
+        self.max_length = np.zeros(num_slots, np.int64)
+        self.score_from = np.zeros(num_slots, np.int64)
+        self.score_until = np.zeros(num_slots, np.int64)
+        self.num_prompt_logprobs = np.zeros(num_slots, np.int64)
+        self.sequence_ids = np.zeros(num_slots, np.uint64)
+        self.arrival = np.zeros(num_slots, np.int64)
+        self.priority = np.zeros(num_slots, np.int64)
+        self.deadline_s = np.full(num_slots, math.inf)
+        self.sampling = SamplingRows.empty(num_slots)
+        self._active = np.zeros(num_slots, np.bool_)
+        self._pending: list[PendingSequence | None] = [None] * num_slots
+        self._prompt_logprobs: dict[int, list[TopLogprobs]] = {}  # by slot: asked for and not sent
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._slot_of: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._slot_of
+
+    @property
+    def has_free_slot(self) -> bool:
+        return bool(self._free_slots)
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether log-probabilities of any prompt are still to be sent."""
+        return bool(self._prompt_logprobs)
+
+    def active_slots(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._active)
+
+    def is_active(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these slots hold a sequence."""
+        return self._active[slots]
+
+    def slot_of(self, sequence_id: int) -> int:
+        return self._slot_of[sequence_id]
+
+    def keys_of(self, slot: int) -> BlockKeys | None:
+        """Of the blocks of a sequence that shares them."""
+        pending = self._pending[slot]
+        return None if pending is None else pending.keys
+
+    def insert(
+        self, pending: PendingSequence, eos_ids: tuple[int, ...], penalty_row: int, num_computed: int = 0
+    ) -> int:
+        """Gives a sequence a slot. There must be a free one.
+
+        Args:
+            num_computed: tokens whose KV is there, at most ``pending.max_prefix_tokens``.
+        """
+        slot = self._free_slots.pop()
+        request = pending.request
+        num_tokens = len(pending.token_ids)
+        self.token_ids[slot, :num_tokens] = pending.token_ids
+        self.num_tokens[slot] = num_tokens
+        self.num_prompt[slot] = pending.num_prompt
+        self.num_computed[slot] = num_computed
+        self.max_length[slot] = min(pending.num_prompt + request.sampling.max_tokens, self.max_model_len)
+        self.sequence_ids[slot] = request.sequence_id
+        self.arrival[slot] = pending.arrival
+        self.priority[slot] = request.priority
+        self.deadline_s[slot] = pending.deadline_s
+        self.sampling.set(
+            slot,
+            request.sampling,
+            num_prompt=pending.num_prompt,
+            eos_ids=eos_ids,
+            penalty_row=penalty_row,
+        )
+        self.score_from[slot] = self.score_until[slot] = 0
+        if pending.prompt_logprobs is not None:
+            self._prompt_logprobs[slot] = pending.prompt_logprobs
+            self.score_from[slot] = len(pending.prompt_logprobs)
+            self.score_until[slot] = pending.num_prompt - 1
+            self.num_prompt_logprobs[slot] = request.sampling.prompt_logprobs or 0
+        self._active[slot] = True
+        self._pending[slot] = pending
+        self._slot_of[request.sequence_id] = slot
+        return slot
+
+    def remove(self, slot: int) -> PendingSequence:
+        """Takes a sequence out, as one that waits again with all its tokens."""
+        pending = self._pending[slot]
+        if pending is None:
+            raise ValueError(f"slot {slot} holds no sequence")
+        self._pending[slot] = None
+        self._active[slot] = False
+        del self._slot_of[pending.request.sequence_id]
+        self._free_slots.append(slot)
+        return PendingSequence(
+            request=pending.request,
+            token_ids=self.token_ids[slot, : self.num_tokens[slot]].copy(),
+            arrival=pending.arrival,
+            preempted=True,
+            deadline_s=float(self.deadline_s[slot]),
+            prompt_logprobs=self._prompt_logprobs.pop(slot, None),
+            keys=pending.keys,
+        )
+
+    def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
+        """Adds one drawn token to each of these sequences, none of which is at its ``max_length``."""
+        self.token_ids[slots, self.num_tokens[slots]] = token_ids
+        self.num_tokens[slots] += 1
+        self.deadline_s[slots] = math.inf
+
+    def add_prompt_logprobs(self, slots: NDArray[np.int64], scored: Sequence[TopLogprobs]) -> None:
+        """Keeps what was found about the next tokens of prompts: ``scored[i]`` is of the one in ``slots[i]``."""
+        for slot, top in zip(slots.tolist(), scored, strict=True):
+            self._prompt_logprobs[slot].append(top)
+
+    def take_prompt_logprobs(self, slots: NDArray[np.int64]) -> dict[int, list[TopLogprobs]]:
+        """By sequence id, of those among these sequences that asked and did not get them yet."""
+        if not self._prompt_logprobs:
+            return {}
+        return {
+            int(self.sequence_ids[slot]): self._prompt_logprobs.pop(slot)
+            for slot in slots.tolist()
+            if slot in self._prompt_logprobs
+        }
+
+    def earliest_deadline_s(self) -> float:
+        """Of all that have no first token yet; ``inf`` if there is none."""
+        return float(self.deadline_s[self._active].min(initial=math.inf))

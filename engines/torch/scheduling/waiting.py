@@ -1,0 +1,119 @@
+"""Sequences that wait for a place in the running table."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.api import SequenceRequest, TopLogprobs
+from engines.torch.kv.prefix import BlockKeys
+from engines.torch.kv.swap import SwappedKV
+
+__all__ = ["PendingSequence", "WaitingQueue"]
+
+
+@dataclass(slots=True, eq=False)
+class PendingSequence:
+    """A sequence without a place: new, or preempted with the output it had.
+
+    Attributes:
+        request: as submitted.
+        token_ids: int32, prompt and all output so far, that of an earlier life included.
+        arrival: order of submission in the engine; kept over preemptions.
+        preempted: it ran before.
+        deadline_s: for its first token; ``inf`` once it has one.
+        prompt_logprobs: of the prompt's tokens so far, the first left out; None where they were not asked for,
+            and once they were sent.
+        keys: of its blocks; None where it shares them with nobody.
+        swapped: its computed KV in host memory; None where it has to be found or computed.
+    """
+
+    request: SequenceRequest
+    token_ids: NDArray[np.int32]
+    arrival: int
+    preempted: bool = False
+    deadline_s: float = math.inf
+    prompt_logprobs: list[TopLogprobs] | None = None
+    keys: BlockKeys | None = None
+    swapped: SwappedKV | None = None
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        """Tokens that need not be computed if their KV is there: all but the last, which the next one is drawn
+        after, and none whose log-probability is wanted and not known yet."""
+        if self.prompt_logprobs is not None:
+            return len(self.prompt_logprobs)
+        return len(self.token_ids) - 1
+
+    def order(self) -> tuple[int, bool, float, int]:
+        """Who is admitted first: priority; then those that were preempted or outlived a worker, whose
+        clients may have seen part of the answer; then the earliest deadline; then the earliest arrival."""
+        fresh = not (self.preempted or self.request.output_ids)
+        return (-self.request.priority, fresh, self.deadline_s, self.arrival)
+
+
+class WaitingQueue:
+    """A priority queue of pending sequences, from which any can be taken by its id.
+
+    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id. One
+    that comes back may meet its own dead entry, equal in all else, so entries carry the number of their push.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, PendingSequence] = {}
+        self._heap: list[tuple[tuple[int, bool, float, int], int, PendingSequence]] = []
+        self._deadlines: list[tuple[float, int, PendingSequence]] = []
+        self._num_pushed = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[PendingSequence]:
+        """In no particular order."""
+        return iter(self._by_id.values())
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._by_id
+
+    def push(self, sequence: PendingSequence) -> None:
+        self._by_id[sequence.request.sequence_id] = sequence
+        self._num_pushed += 1
+        heapq.heappush(self._heap, (sequence.order(), self._num_pushed, sequence))
+        if sequence.deadline_s < math.inf:
+            heapq.heappush(self._deadlines, (sequence.deadline_s, self._num_pushed, sequence))
+
+    def _alive(self, sequence: PendingSequence) -> bool:
+        return self._by_id.get(sequence.request.sequence_id) is sequence
+
+    def peek(self) -> PendingSequence | None:
+        """The next to be admitted."""
+        while self._heap and not self._alive(self._heap[0][2]):
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def remove(self, sequence_id: int) -> PendingSequence:
+        """Takes one out, wherever it stands."""
+        return self._by_id.pop(sequence_id)
+
+    def earliest_deadline_s(self) -> float:
+        """Of all that wait; ``inf`` if none has one."""
+        while self._deadlines and not self._alive(self._deadlines[0][2]):
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def drain(self) -> list[PendingSequence]:
+        """Takes all out."""
+        sequences = list(self._by_id.values())
+        self._by_id.clear()
+        self._heap.clear()
+        self._deadlines.clear()
+        return sequences

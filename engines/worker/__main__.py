@@ -1,0 +1,211 @@
+"""The worker: a process that runs one engine and serves it over a Unix socket.
+
+Started by the supervisor and by nobody else::
+
+    python -m engines.worker --engine torch --device cpu --memory-budget BYTES \\
+        --socket PATH --descriptor-fd N --config JSON
+
+SIGTERM drains: nothing new is taken, what runs ends, then the process does. A worker never outlives the
+server: the kernel kills it with its parent, and the end of the descriptor channel does the same where the
+parent was gone before the kernel was asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import uvloop
+
+from engines.api import Engine
+from engines.config import CPU_STEP_NICENESS, NullEngineConfig, ServiceConfig
+from engines.link.descriptors import DescriptorReceiver
+from engines.link.wire import CHANNEL_OPTIONS
+from engines.worker.service import EngineService
+from mooring.errors import ConfigurationError
+from mooring.v1 import engine_pb2_grpc
+
+__all__ = ["ENGINES", "EngineFactory", "WorkerOptions", "main"]
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_EXIT_ORPHANED = 3
+_EXIT_ENGINE_FAILED = 4
+_STEP_STOP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the command line says.
+
+    Attributes:
+        engine: a name of the table of engines.
+        device: ``"cpu"`` or ``"cuda:0"``.
+        memory_budget_bytes: of the device; the capacity of the arena.
+        socket_path: where to serve.
+        descriptor_fd: the inherited end of the descriptor channel.
+        config: settings of the engine.
+        core_signal_fds: the inherited descriptors of the ``CoreSignal`` to the server's background threads.
+    """
+
+    engine: str
+    device: str
+    memory_budget_bytes: int
+    socket_path: Path
+    descriptor_fd: int
+    config: Mapping[str, Any]
+    core_signal_fds: tuple[int, int] | None = None
+
+
+EngineFactory = Callable[[WorkerOptions], Engine]
+
+
+def _torch_engine(options: WorkerOptions) -> Engine:
+    from engines.torch.engine import TorchEngine, TorchEngineConfig
+    from memory_manager.arena.factory import arena_on
+    from memory_manager.cores import CoreSignal
+
+    config = TorchEngineConfig(device=options.device, **options.config)
+    # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
+    # short elsewhere, the manager lowers the arena's limit and they leave.
+    budget_bytes = options.memory_budget_bytes
+    arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes)
+    core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
+    return TorchEngine(config, arena, core_signal)
+
+
+def _null_engine(options: WorkerOptions) -> Engine:
+    from engines.null import NullEngine
+
+    return NullEngine(NullEngineConfig(**options.config), options.device)
+
+
+ENGINES: Mapping[str, EngineFactory] = {"torch": _torch_engine, "null": _null_engine}
+
+
+def parse_options(arguments: Sequence[str]) -> WorkerOptions:
+    parser = argparse.ArgumentParser(prog="engines.worker", description="A worker of Mooring.")
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--memory-budget", type=int, required=True, metavar="BYTES")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--descriptor-fd", type=int, required=True)
+    parser.add_argument("--core-signal-fds", type=int, nargs=2)
+    parser.add_argument("--config", type=json.loads, default={}, metavar="JSON")
+    flags = parser.parse_args(arguments)
+    return WorkerOptions(
+        engine=flags.engine,
+        device=flags.device,
+        memory_budget_bytes=flags.memory_budget,
+        socket_path=flags.socket,
+        descriptor_fd=flags.descriptor_fd,
+        config=flags.config,
+        core_signal_fds=flags.core_signal_fds and tuple(flags.core_signal_fds),
+    )
+
+
+def build_engine(options: WorkerOptions, engines: Mapping[str, EngineFactory]) -> Engine:
+    """The engine that ``options`` names.
+
+    Raises:
+        ConfigurationError: there is none of that name, or it does not know one of its settings.
+    """
+    factory = engines.get(options.engine)
+    if factory is None:
+        raise ConfigurationError(f"no engine {options.engine!r}; there are {', '.join(sorted(engines))}")
+    try:
+        return factory(options)
+    except TypeError as error:
+        raise ConfigurationError(f"engine {options.engine} refuses its settings: {error}") from error
+
+
+def build_engine_aside(options: WorkerOptions, engines: Mapping[str, EngineFactory]) -> Engine:
+    """``build_engine`` on a thread that ends with it.
+
+    A thread that computes in parallel keeps OpenMP's helpers as long as it lives. Where helpers of others make the
+    process's threads more than the cores, the step's no longer spin for its next parallel part but sleep, and a
+    small model's step takes twice as long.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build_engine, options, engines).result()
+
+
+def _die_with_parent() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _exit_orphaned() -> None:
+    # There is nobody left to answer and nothing worth saving; a step or a copy may be stuck in C code.
+    os._exit(_EXIT_ORPHANED)
+
+
+async def _serve(options: WorkerOptions, engine: Engine, config: ServiceConfig) -> int:
+    loop = asyncio.get_running_loop()
+    ending: asyncio.Future[int] = loop.create_future()
+
+    def end(status: int) -> None:
+        if not ending.done():
+            ending.set_result(status)
+
+    channel = socket.socket(fileno=options.descriptor_fd)
+    channel.setblocking(False)
+    descriptors = DescriptorReceiver(channel, on_closed=_exit_orphaned)
+    service = EngineService(
+        engine, descriptors, config, time.monotonic, on_failure=lambda _: end(_EXIT_ENGINE_FAILED)
+    )
+    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{options.socket_path}")
+    service.start()
+    await server.start()
+    loop.add_signal_handler(signal.SIGTERM, lambda: end(0))
+    descriptors.start()
+    status = await ending
+    if status == 0:
+        await service.drain()
+    await server.stop(config.cancel_grace_s)
+    descriptors.close()
+    if not service.stop(_STEP_STOP_TIMEOUT_S):
+        os._exit(_EXIT_ENGINE_FAILED)  # the interpreter would wait for threads that wait for the step
+    return status
+
+
+def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFactory] = ENGINES) -> int:
+    """Runs a worker to its end; returns the exit status."""
+    _die_with_parent()
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; it ends its workers in order
+    options = parse_options(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s"
+    )
+    try:
+        engine = build_engine_aside(options, engines)
+    except ConfigurationError as error:
+        logger.error("%s", error.message)
+        return 2
+    on_cpu = options.device.partition(":")[0] == "cpu"
+    config = ServiceConfig(step_niceness=CPU_STEP_NICENESS if on_cpu else 0)
+    return uvloop.run(_serve(options, engine, config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

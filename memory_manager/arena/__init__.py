@@ -1,0 +1,1 @@
+"""Arenas: address ranges and the physical pages under them. Runs in workers."""

@@ -1,0 +1,1 @@
+"""The manager's state and actions: devices, deployments, leases, moves. Runs in the server."""

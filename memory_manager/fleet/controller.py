@@ -1,0 +1,387 @@
+"""The memory manager: keeps the ledger, decides what is resident, and hands replicas to requests.
+
+Everything runs on one event loop. Every event (an arrival, a release, the end of a move, a worker's coming
+or going, time) asks for a new plan; plans that are asked for together are made once. A plan is made and
+begun without an await in between, so nothing changes under it; what it began runs on as tasks of the
+workers concerned, and their ends are events again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from memory_manager.config import DeviceBudget, ManagerConfig
+from memory_manager.fleet.audit import Audit
+from memory_manager.fleet.events import EventKind, EventSink, Reporter
+from memory_manager.fleet.execution import Execution
+from memory_manager.fleet.kv_lease import KvLease
+from memory_manager.fleet.ledger import Ledger, Owner
+from memory_manager.fleet.link_rates import LinkRates
+from memory_manager.fleet.moves import Moves
+from memory_manager.fleet.plan_schedule import PlanSchedule
+from memory_manager.fleet.records import (
+    Deployment,
+    HostCopies,
+    Replica,
+    ReplicaLease,
+    Worker,
+    disabled,
+    must_be_replaced,
+    not_found,
+    shutting_down,
+)
+from memory_manager.fleet.status import Snapshot
+from memory_manager.fleet.views import planner_state, snapshot, stirring
+from memory_manager.fleet.waiting_room import Admission
+from memory_manager.policy.planner import plan
+from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
+from memory_manager.policy.what_if import WayIn, way_in
+from memory_manager.ports import DeploymentSpec, WorkerPort
+from memory_manager.watch.others import Others
+from mooring.errors import (
+    ConfigurationError,
+    ConflictError,
+    WorkerLostError,
+)
+
+__all__ = ["MemoryManager"]
+
+
+class MemoryManager:
+    """One for a fleet. Construct and call it on one event loop; nothing here is thread-safe.
+
+    Args:
+        devices: budgets; workers name their device among them.
+        host_cache: where packed artifacts are held in host memory.
+        clock: seconds, monotonic.
+        sink: told of every change of residency, as it happens; must not raise or block.
+        events: told of every decision and mishap.
+
+    Attributes:
+        others: lets other processes have parts of the budgets.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[DeviceBudget],
+        host_cache: HostCopies,
+        config: ManagerConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sink: Callable[[ResidencyEvent], None] = lambda event: None,
+        events: EventSink = lambda event: None,
+    ) -> None:
+        self._config = config if config is not None else ManagerConfig()
+        self._clock = clock
+        self._host_cache = host_cache
+        self._ledgers: dict[str, Ledger] = {}
+        for device in devices:
+            ledger = self._ledgers[device.name] = Ledger(device.name, device.budget_bytes)
+            if not ledger.grant(Owner("reserve"), device.reserve_bytes):
+                raise ConfigurationError(f"the reserve of {device.name} exceeds its memory budget")
+        self._workers: dict[str, Worker] = {}
+        self._deployments: dict[str, Deployment] = {}
+        self._replicas: dict[str, Replica] = {}
+        self._numbers = itertools.count()
+        self._links = LinkRates()
+        self._reporter = Reporter(clock, events)
+        self._schedule = PlanSchedule(self.replan)
+        self._admission = Admission(self._config, clock, self._reporter, self._schedule.soon)
+        self._moves = Moves(
+            host_cache,
+            self._config,
+            clock,
+            lambda: self._replicas.values(),
+            sink,
+            self._reporter,
+            self._lost,
+            self._admission.note_failure,
+            lambda worker, step: self._execution.spawn(worker, step),
+        )
+        self._execution = Execution(
+            self._moves, self._workers, self._replicas, self._reporter, self._note_move
+        )
+        self._audit = Audit(
+            self._replicas,
+            self._config.usage_poll_s,
+            clock,
+            self._schedule.soon,
+            self._reporter,
+            self._lost,
+        )
+        self._has_moved = False
+        self.others = Others(
+            self._ledgers,
+            self._workers,
+            self._replicas,
+            host_cache,
+            self._moves,
+            self._execution,
+            self._reporter,
+            self._config.planner,
+            self._note_move,
+        )
+        self._stopping = False
+
+    # Workers.
+
+    def add_worker(self, port: WorkerPort) -> None:
+        """A worker takes orders from now on. A former one of the same id must have been reported lost.
+
+        Raises:
+            ConfigurationError: its device has no budget.
+            ConflictError: its id is in use.
+        """
+        if port.device not in self._ledgers:
+            raise ConfigurationError(
+                f"worker {port.worker_id} is on {port.device}, which has no memory budget"
+            )
+        if port.worker_id in self._workers:
+            raise ConflictError(f"worker {port.worker_id} is there already")
+        ledger = self._ledgers[port.device]
+        kv = KvLease(port, ledger, self._config.lease_poll_s, self._schedule.soon)
+        worker = Worker(port, ledger, kv)
+        self._workers[port.worker_id] = worker
+        self._execution.spawn(worker, self._keep_lease(worker))
+        self._execution.spawn(worker, self._audit.watch(worker))
+        if ledger.claim_bytes:
+            self.others.limit(worker)
+        self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
+        self._schedule.soon()
+
+    def worker_lost(self, worker_id: str) -> None:
+        """The worker's process has ended: its device memory is free, its replicas are warm (or cold), their
+        leases void; who waits waits for its successor. Does nothing for a worker that is not there."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            self._lost(worker)
+
+    def _lost(self, worker: Worker) -> None:
+        if self._workers.get(worker.worker_id) is not worker:
+            return
+        del self._workers[worker.worker_id]
+        for task in worker.tasks:
+            task.cancel()
+        hosted = [each for each in self._replicas.values() if each.worker is worker]
+        figures = {"num_replicas": len(hosted), "kv_lease_bytes": worker.kv.lease_bytes}
+        self._reporter.of_worker(EventKind.WORKER, worker, "lost: its device memory is free", figures)
+        worker.kv.end()
+        for replica in hosted:
+            worker.ledger.release(replica.owner)
+            self._drop_from_lost(replica)
+        self._schedule.soon()
+
+    async def _keep_lease(self, worker: Worker) -> None:
+        try:
+            await worker.kv.run()
+        except WorkerLostError:
+            self._lost(worker)
+
+    def _drop_from_lost(self, replica: Replica) -> None:
+        replica.leases.clear()
+        replica.in_flight = False
+        replica.deployment.stirred = self._has_moved = True
+        error: WorkerLostError | None = None
+        if replica.residency in (Residency.LOADING, Residency.WAKING):
+            # Perhaps it was this load that killed the worker; it must not do so for ever.
+            error = WorkerLostError(f"the worker died {replica.num_failures + 1} times while loading it")
+            self._moves.count_failure(replica, error)
+        elif replica.residency in ON_DEVICE:
+            # It had come well; that its worker would not let it go does not keep it from the next one.
+            replica.num_failures, replica.retry_at_s = 0, 0.0
+        replica.forget_worker()
+        if error is not None and replica.num_failures >= self._config.wake_attempts:
+            self._moves.fail(replica, error)
+        elif replica.residency in ON_DEVICE:
+            self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
+
+    # Deployments.
+
+    def upsert_deployment(self, spec: DeploymentSpec) -> None:
+        """Adds a deployment, or gives it another policy or artifact. A changed artifact gets new replicas;
+        the old ones finish what they run. A failed deployment is tried again.
+
+        Raises:
+            ConfigurationError: it may have no replica.
+        """
+        if spec.max_replicas < 1:
+            raise ConfigurationError(f"deployment {spec.name!r}: max_replicas must be at least 1")
+        deployment = self._deployments.get(spec.name)
+        if deployment is None:
+            deployment = self._deployments[spec.name] = Deployment(spec, self._clock(), links=self._links)
+        self._expect_only(deployment.spec, spec if spec.enabled else None)
+        deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
+        deployment.stirred = self._has_moved = True
+        if not spec.enabled:
+            self._admission.refuse_waiters(deployment, lambda: disabled(spec.name))
+        for replica in list(deployment.replicas):
+            if replica.worker is not None and must_be_replaced(replica.spec, spec):
+                self._retire(replica)
+                continue
+            replica.spec = spec
+            replica.num_failures, replica.retry_at_s = 0, 0.0
+        while len(deployment.replicas) > spec.max_replicas:
+            self._retire(deployment.least_replica())
+        while len(deployment.replicas) < spec.max_replicas:
+            self._add_replica(deployment)
+        self._schedule.soon()
+
+    def remove_deployment(self, name: str) -> None:
+        """Whoever waits is refused; what runs finishes; then the workers forget it.
+
+        Raises:
+            ModelNotFoundError: no such deployment.
+        """
+        deployment = self._deployment(name)
+        del self._deployments[name]
+        self._admission.refuse_waiters(deployment, lambda: not_found(name))
+        self._expect_only(deployment.spec, None)
+        for replica in list(deployment.replicas):
+            self._retire(replica)
+        self._schedule.soon()
+
+    def _expect_only(self, before: DeploymentSpec, after: DeploymentSpec | None) -> None:
+        """Tells the host cache which artifact of a deployment may be asked for now."""
+        if after is None or after.artifact.key != before.artifact.key:
+            self._host_cache.forget(before.artifact.key)
+        if after is not None:
+            self._host_cache.expect(after.artifact)
+
+    def _add_replica(self, deployment: Deployment) -> None:
+        replica_id = f"{deployment.spec.name}/{next(self._numbers)}"
+        state = ResidencyState(Residency.COLD, self._clock())
+        replica = Replica(replica_id, deployment, deployment.spec, state)
+        deployment.replicas.append(replica)
+        self._replicas[replica_id] = replica
+
+    def _retire(self, replica: Replica) -> None:
+        replica.deployment.replicas.remove(replica)
+        replica.retired = self._has_moved = True
+
+    def _deployment(self, name: str) -> Deployment:
+        if name not in self._deployments:
+            raise not_found(name)
+        return self._deployments[name]
+
+    # Requests.
+
+    async def acquire(self, name: str, *, deadline_s: float = math.inf, priority: int = 0) -> ReplicaLease:
+        """Waits until a replica is resident and takes requests; the lease counts as activity until released.
+
+        Args:
+            deadline_s: on the manager's clock. It orders who waits; it does not end the wait, which is for
+                the caller to cancel.
+            priority: higher first.
+
+        Raises:
+            ModelNotFoundError: no such deployment, or it was removed meanwhile.
+            ModelUnavailableError: it is disabled, or its load failed a moment ago.
+            InsufficientMemoryError: it can never fit.
+            OverloadedError: too many wait for it already.
+            ShuttingDownError: ``stop`` was called.
+        """
+        if self._stopping:
+            raise shutting_down()
+        return await self._admission.acquire(self._deployment(name), deadline_s, priority)
+
+    # What an operator asks for.
+
+    async def sleep(self, name: str) -> None:
+        """Puts a deployment to sleep once its requests have finished, and keeps it so until the next one.
+
+        Raises:
+            ModelNotFoundError: no such deployment.
+            MooringError: its worker could not.
+        """
+        deployment = self._deployment(name)
+        deployment.held = deployment.stirred = True
+        asleep = []
+        for replica in deployment.replicas:
+            if replica.residency in ON_DEVICE:
+                if replica.asleep is None:
+                    replica.asleep = asyncio.get_running_loop().create_future()
+                asleep.append(asyncio.shield(replica.asleep))
+        self._schedule.soon()
+        await asyncio.gather(*asleep)
+
+    async def wake(self, name: str) -> None:
+        """Makes a deployment resident, as a request for it would; raises what ``acquire`` raises."""
+        (await self.acquire(name)).release()
+
+    def way_in(self, name: str) -> WayIn:
+        """What a request for this deployment would bring about now.
+
+        Raises:
+            ModelNotFoundError: no such deployment.
+        """
+        self._deployment(name)
+        now_s = self._clock()
+        everything = self._deployments.values(), self._replicas.values()
+        state = planner_state(self._ledgers, self._workers, *everything, self._config, now_s)
+        return way_in(state, name, now_s, self._config.planner)
+
+    def snapshot(self) -> Snapshot:
+        """The present state."""
+        return snapshot(
+            self._clock(), self._ledgers, self._workers, self._deployments, self._audit.num_mismatches
+        )
+
+    def check(self) -> None:
+        """Recounts the ledgers.
+
+        Raises:
+            InternalError: leases do not add up.
+        """
+        for ledger in self._ledgers.values():
+            ledger.check()
+
+    async def stop(self) -> None:
+        """Refuses whoever waits and ends all tasks. Workers are left as they are: their processes end."""
+        self._stopping = True
+        self._schedule.stop()
+        for deployment in self._deployments.values():
+            deployment.fail_waiters(shutting_down)
+        for replica in self._replicas.values():
+            if replica.asleep is not None and not replica.asleep.done():
+                replica.asleep.set_exception(shutting_down())
+        await self._execution.stop()
+
+    # Planning.
+
+    def replan(self) -> None:
+        """Makes a plan and begins what it decides. Every event does so by itself."""
+        if self._has_moved:
+            self._has_moved = False
+            self._follow_moves()
+        self._admission.serve(self._deployments.values())
+        now_s = self._clock()
+        deployments, replicas, next_due_s = stirring(
+            self._deployments.values(), self._replicas.values(), self._config, now_s
+        )
+        for deployment in deployments:
+            deployment.rescale(now_s, self._config.planner)
+        state = planner_state(
+            self._ledgers, self._workers, deployments, replicas, self._config, now_s, next_due_s
+        )
+        decided = plan(state, now_s, self._config.planner)
+        for deployment in deployments:
+            self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
+        for action in decided.actions:
+            self._execution.begin(action)
+        self._admission.serve(deployments)
+        self._schedule.after(decided.next_at_s - now_s)
+
+    def _note_move(self) -> None:
+        self._has_moved = True
+        self._schedule.soon()
+
+    def _follow_moves(self) -> None:
+        """After a move: what it brought into the host cache or drove out of it, and replicas that are no more."""
+        for replica in list(self._replicas.values()):
+            self._moves.follow_host_cache(replica)
+            if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
+                del self._replicas[replica.replica_id]

@@ -1,0 +1,107 @@
+"""What the memory manager decides and what befalls it, each with its reason in figures.
+
+A ``ResidencyEvent`` tells that a replica's residency changed; an ``Event`` tells why, to whoever asks later.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from memory_manager.fleet.records import Replica, Worker
+from memory_manager.policy.plan_types import Figures
+
+__all__ = ["Event", "EventKind", "EventSink", "Reporter"]
+
+
+class EventKind(enum.Enum):
+    """What an event is of."""
+
+    LOAD = "load"  # begins: storage to device
+    WAKE = "wake"  # begins: host memory to device
+    READY = "ready"  # a load or wake has ended well
+    DRAIN = "drain"  # takes no new requests
+    RESUME = "resume"  # takes requests again
+    EVICT = "evict"  # put to sleep to make room for another deployment
+    SLEEP = "sleep"  # put to sleep for its own sake
+    UNLOAD = "unload"  # its worker forgets it
+    DROP = "drop"  # its host copy is given up
+    FAILURE = "failure"  # a move has failed
+    RETRY = "retry"  # a move that failed is tried again
+    REFUSE = "refuse"  # a request is refused
+    PREEMPT = "preempt"  # sequences lost their blocks
+    KV_LEASE = "kv_lease"  # a worker may hold more KV or less
+    BUDGET = "budget"  # a device's budget changed
+    WORKER = "worker"  # came or went
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One decision or mishap.
+
+    Attributes:
+        at_s: on the manager's clock.
+        reason: a sentence.
+        deployment, replica_id, worker_id, device: what it is about; None where it is about none.
+        figures: the numbers that it follows from.
+    """
+
+    at_s: float
+    kind: EventKind
+    reason: str
+    deployment: str | None = None
+    replica_id: str | None = None
+    worker_id: str | None = None
+    device: str | None = None
+    figures: Figures = field(default_factory=dict)
+
+
+EventSink = Callable[[Event], None]
+"""Takes an event; must not raise or block."""
+
+
+class Reporter:
+    """Makes events of the controller's records.
+
+    Args:
+        clock: the manager's.
+    """
+
+    def __init__(self, clock: Callable[[], float], sink: EventSink) -> None:
+        self._clock = clock
+        self._sink = sink
+
+    def of_replica(
+        self, kind: EventKind, replica: Replica, reason: str, figures: Figures | None = None
+    ) -> None:
+        worker = replica.worker
+        event = Event(
+            at_s=self._clock(),
+            kind=kind,
+            reason=reason,
+            deployment=replica.spec.name,
+            replica_id=replica.replica_id,
+            worker_id=worker.worker_id if worker is not None else None,
+            device=worker.ledger.device if worker is not None else None,
+            figures=figures or {},
+        )
+        self._sink(event)
+
+    def of_deployment(self, kind: EventKind, name: str, reason: str, figures: Figures | None = None) -> None:
+        self._sink(Event(self._clock(), kind, reason, deployment=name, figures=figures or {}))
+
+    def of_worker(self, kind: EventKind, worker: Worker, reason: str, figures: Figures | None = None) -> None:
+        self._sink(
+            Event(
+                self._clock(),
+                kind,
+                reason,
+                worker_id=worker.worker_id,
+                device=worker.ledger.device,
+                figures=figures or {},
+            )
+        )
+
+    def of_device(self, kind: EventKind, device: str, reason: str, figures: Figures | None = None) -> None:
+        self._sink(Event(self._clock(), kind, reason, device=device, figures=figures or {}))

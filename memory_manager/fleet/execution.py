@@ -1,0 +1,124 @@
+"""Beginning what a plan decided, and the tasks that come of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from memory_manager.fleet.events import EventKind, Reporter
+from memory_manager.fleet.moves import Moves
+from memory_manager.fleet.records import Replica, Worker
+from memory_manager.policy.plan_types import Action, Drain, Load, Resume, SetKvLease, Sleep, Unload, Wake
+from memory_manager.policy.residency import Residency
+from mooring.units import format_bytes
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """Begins actions, at once and without awaiting; what takes time runs on as tasks of its worker.
+
+    Args:
+        workers, replicas: the controller's own, by id.
+        reporter: told of every action.
+        on_change: called when a task has ended.
+    """
+
+    def __init__(
+        self,
+        moves: Moves,
+        workers: Mapping[str, Worker],
+        replicas: Mapping[str, Replica],
+        reporter: Reporter,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._moves = moves
+        self._workers = workers
+        self._replicas = replicas
+        self._reporter = reporter
+        self._on_change = on_change
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, action: Action) -> None:
+        """Begins one action of a plan that was made from the present state."""
+        match action:
+            case SetKvLease(worker_id, num_bytes):
+                self._set_kv_lease(self._workers[worker_id], num_bytes)
+            case Drain(replica_id, reason):
+                replica = self._replicas[replica_id]
+                self._reporter.of_replica(EventKind.DRAIN, replica, reason, action.figures)
+                self._moves.enter(replica, Residency.DRAINING, reason)
+            case Resume(replica_id, reason):
+                replica = self._replicas[replica_id]
+                self._reporter.of_replica(EventKind.RESUME, replica, reason)
+                self._moves.enter(replica, Residency.RESIDENT, reason)
+            case Load(replica_id, worker_id, reason):
+                replica, worker = self._replicas[replica_id], self._workers[worker_id]
+                self._moves.begin_bringing(replica, worker, reason)
+                self._reporter.of_replica(EventKind.LOAD, replica, reason, action.figures)
+                self.spawn(worker, self._moves.load(replica, worker))
+            case Wake(replica_id, reason):
+                replica, worker = self._with_worker(replica_id)
+                kept_bytes = self._moves.begin_bringing(replica, worker, reason)
+                self._reporter.of_replica(EventKind.WAKE, replica, reason, action.figures)
+                self.spawn(worker, self._moves.wake(replica, worker, kept_bytes))
+            case Sleep(replica_id, reason):
+                kind = EventKind.EVICT if action.room_for else EventKind.SLEEP
+                replica, worker = self._leaving(replica_id, kind, action)
+                self.spawn(worker, self._moves.sleep(replica, worker, reason))
+            case Unload(replica_id, reason):
+                replica, worker = self._leaving(replica_id, EventKind.UNLOAD, action)
+                self.spawn(worker, self._moves.unload(replica, worker, reason))
+
+    def _set_kv_lease(self, worker: Worker, num_bytes: int) -> None:
+        before_bytes = worker.kv.target_bytes
+        worker.kv.aim(num_bytes)
+        verb = "grows" if num_bytes > before_bytes else "shrinks"
+        figures = {
+            "before_bytes": before_bytes,
+            "after_bytes": num_bytes,
+            "free_bytes": worker.ledger.free_bytes,
+            "weights_bytes": worker.ledger.bytes_of("weights"),
+        }
+        reason = f"KV {verb} from {format_bytes(before_bytes)} to {format_bytes(num_bytes)}"
+        self._reporter.of_worker(EventKind.KV_LEASE, worker, reason, figures)
+
+    def _with_worker(self, replica_id: str) -> tuple[Replica, Worker]:
+        replica = self._replicas[replica_id]
+        assert replica.worker is not None, "the planner moves only replicas that a worker knows"
+        return replica, replica.worker
+
+    def _leaving(self, replica_id: str, kind: EventKind, action: Sleep | Unload) -> tuple[Replica, Worker]:
+        replica, worker = self._with_worker(replica_id)
+        self._reporter.of_replica(kind, replica, action.reason, action.figures)
+        if replica.residency is Residency.RESIDENT:
+            self._moves.enter(replica, Residency.DRAINING, action.reason)
+        replica.in_flight = True
+        return replica, worker
+
+    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a step as a task of the worker, cancelled when that is lost."""
+        task = asyncio.get_running_loop().create_task(step)
+        worker.tasks.add(task)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            worker.tasks.discard(task)
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # Only a bug of ours gets here; it must not pass unseen.
+                task.get_loop().call_exception_handler(
+                    {"message": str(error), "exception": error, "task": task}
+                )
+            self._on_change()
+
+        task.add_done_callback(ended)
+        return task
+
+    async def stop(self) -> None:
+        """Cancels all tasks and waits for their ends."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,323 @@
+"""Carrying plans out: the moves of one replica between residencies, each with its bytes.
+
+The rule of every move: the ledger's lease is taken before the worker is asked, and given back only when
+the worker has said that it holds nothing. A move that is cancelled therefore leaves bytes promised that
+may be in use, never the other way round; they leave the ledger with the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from memory_manager.config import ManagerConfig
+from memory_manager.fleet.events import EventKind, Reporter
+from memory_manager.fleet.records import HostCopies, HostCopy, Replica, Worker
+from memory_manager.kv_spec import round_to_pages
+from memory_manager.policy.plan_types import Figures
+from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent
+from mooring.errors import InsufficientMemoryError, InternalError, MooringError, WorkerLostError
+from mooring.units import format_bytes
+
+__all__ = ["Moves", "attempt"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def attempt(step: Awaitable[T]) -> T | MooringError:
+    """What the step gave, or the error that it ended with."""
+    try:
+        return await step
+    except MooringError as error:
+        return error
+    except Exception as error:  # the other side is a process or a disk, and fails in ways of its own
+        logger.exception("a step of the memory manager failed")
+        return InternalError(f"{type(error).__name__}: {error}")
+
+
+class Moves:
+    """Moves replicas. Each coroutine runs as a task of the worker that it concerns.
+
+    Args:
+        replicas: all there are, to find sleepers whose host copies can go.
+        emit: told of every transition.
+        reporter: told how moves ended.
+        on_lost: told when a worker turns out to be gone.
+        on_failed: told when a replica has failed; its error goes to whoever waits.
+        spawn: runs a step as a task of a worker.
+    """
+
+    def __init__(
+        self,
+        host_cache: HostCopies,
+        config: ManagerConfig,
+        clock: Callable[[], float],
+        replicas: Callable[[], Iterable[Replica]],
+        emit: Callable[[ResidencyEvent], None],
+        reporter: Reporter,
+        on_lost: Callable[[Worker], None],
+        on_failed: Callable[[Replica, MooringError], None],
+        spawn: Callable[[Worker, Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._host_cache = host_cache
+        self._config = config
+        self._clock = clock
+        self._replicas = replicas
+        self._emit = emit
+        self._reporter = reporter
+        self._on_lost = on_lost
+        self._on_failed = on_failed
+        self._spawn = spawn
+
+    def enter(self, replica: Replica, after: Residency, reason: str) -> None:
+        """Makes one transition, tells of it, and answers an operator who waits for it."""
+        replica.deployment.stirred = True
+        before, now_s = replica.residency, self._clock()
+        duration_s = replica.state.move(after, now_s, reason)
+        if after is Residency.RESIDENT and before is not Residency.DRAINING:
+            assert replica.worker is not None, "what has arrived is on a worker"
+            replica.deployment.note_reload(before, replica.worker.port.device, duration_s)
+        if after not in ON_DEVICE and replica.asleep is not None:
+            if not replica.asleep.done():
+                replica.asleep.set_result(None)
+            replica.asleep = None
+        worker_id = replica.worker.worker_id if replica.worker is not None else None
+        self._emit(
+            ResidencyEvent(
+                now_s, replica.spec.name, replica.replica_id, worker_id, before, after, duration_s, reason
+            )
+        )
+
+    def off_device(self, replica: Replica) -> Residency:
+        """Warm where the weights are in host memory (its worker's, or the cache's), else cold."""
+        in_host_memory = replica.host_copy is not None or self._host_cache.contains(replica.spec.artifact.key)
+        return Residency.WARM if in_host_memory else Residency.COLD
+
+    def follow_host_cache(self, replica: Replica) -> None:
+        """A replica that no worker knows is warm or cold as the host cache has it."""
+        if replica.worker is None and replica.residency in (Residency.WARM, Residency.COLD):
+            now = self.off_device(replica)
+            if now is replica.residency:
+                return
+            if now is Residency.COLD:
+                figures: Figures = {
+                    "host_copy_bytes": replica.spec.artifact.num_bytes,
+                    "unused_s": self._clock() - max(replica.last_used_s, replica.state.since_s),
+                }
+                self._reporter.of_replica(EventKind.DROP, replica, "host copy evicted", figures)
+            self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
+
+    async def limit_memory(self, worker: Worker) -> None:
+        """Tells a worker how much it should hold in all, now that the budget has changed."""
+        ledger = worker.ledger
+        answer = await attempt(
+            worker.port.set_memory_limit(
+                ledger.budget_bytes - ledger.bytes_of("reserve") - ledger.claim_bytes
+            )
+        )
+        if isinstance(answer, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(answer, MooringError):
+            logger.warning("%s keeps what it has ready: %s", worker.worker_id, answer)
+
+    # Bringing in.
+
+    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> int:
+        """Takes the ledger's lease and begins a load or wake; returns the lease that there was, of what a sleeper
+        kept on the device.
+
+        Raises:
+            InternalError: the ledger has no room, which the planner should have known.
+        """
+        kept_bytes = replica.lease_bytes
+        missing_bytes = replica.spec.weights_bytes - kept_bytes
+        if not worker.ledger.grant(replica.owner, missing_bytes):
+            raise InternalError(f"no room for the weights of {replica.replica_id}: {missing_bytes} bytes")
+        if replica.num_failures:
+            reason = f"tried again after {replica.num_failures} failures in a row: {replica.state.reason}"
+            self._reporter.of_replica(
+                EventKind.RETRY, replica, reason, {"num_failures": replica.num_failures}
+            )
+        if replica.residency is Residency.FAILED:
+            self.enter(replica, Residency.COLD, "tried again")
+            if self.off_device(replica) is Residency.WARM:
+                self.enter(replica, Residency.WARM, "host copy kept")
+        replica.worker = worker
+        replica.in_flight = True
+        is_warm = replica.residency is Residency.WARM
+        self.enter(replica, Residency.WAKING if is_warm else Residency.LOADING, reason)
+        return kept_bytes
+
+    async def load(self, replica: Replica, worker: Worker) -> None:
+        """Brings a replica that no worker knows to one."""
+        held_bytes = await attempt(self._load(replica, worker))
+        await self._arrive(replica, worker, held_bytes, None)
+
+    async def wake(self, replica: Replica, worker: Worker, kept_bytes: int) -> None:
+        """Brings back a replica that sleeps in this worker and kept so much on the device."""
+        held_bytes = await attempt(worker.port.wake(replica.replica_id, replica.lease_bytes))
+        await self._arrive(replica, worker, held_bytes, kept_bytes)
+
+    async def _load(self, replica: Replica, worker: Worker) -> int:
+        if replica.host_copy is None:
+            replica.host_copy = await self._host_copy(replica)
+        return await worker.port.load(replica.replica_id, replica.spec, replica.host_copy.fd)
+
+    async def _host_copy(self, replica: Replica) -> HostCopy:
+        """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
+        ref = replica.spec.artifact
+        while True:
+            try:
+                return await self._host_cache.get(ref)
+            except InsufficientMemoryError:
+                if self._host_cache.has_room(ref.num_bytes):  # it is the host that has no memory
+                    self._host_cache.give_up(ref.num_bytes)  # for the next attempt
+                    raise
+                sleepers = self.sleepers() if self._host_cache.can_hold(ref.num_bytes) else []
+                if not sleepers:
+                    raise
+            reason = f"its host memory is wanted for {replica.spec.name}"
+            await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, ref.num_bytes)])
+
+    def sleepers(self) -> list[tuple[Replica, Worker]]:
+        """Those whose host copies can go once their workers have forgotten them, the longest unused first and those
+        that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
+        now_s = self._clock()
+        found = [
+            (each, each.worker)
+            for each in self._replicas()
+            if each.residency is Residency.WARM
+            and each.worker is not None
+            and not each.in_flight
+            and each.retry_at_s <= now_s
+        ]
+        return sorted(found, key=lambda pair: (bool(pair[0].deployment.waiters), pair[0].last_used_s))
+
+    def forget_sleeper(
+        self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int
+    ) -> asyncio.Task[None]:
+        """Begins to make its worker forget a sleeper, so that its host copy can be evicted. A task of that worker:
+        it goes on where who wanted the memory, ``wanted_bytes`` of it, is gone meanwhile."""
+        figures: Figures = {
+            "wanted_bytes": wanted_bytes,
+            "host_copy_bytes": sleeper.spec.artifact.num_bytes,
+            "unused_s": self._clock() - sleeper.last_used_s,
+        }
+        self._reporter.of_replica(EventKind.UNLOAD, sleeper, reason, figures)
+        sleeper.in_flight = True
+        return self._spawn(worker, self.unload(sleeper, worker, reason))
+
+    async def _arrive(
+        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, kept_bytes: int | None
+    ) -> None:
+        """Ends a load, or the wake of what kept so many bytes asleep, well or badly."""
+        if isinstance(held_bytes, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(held_bytes, MooringError):
+            await self._roll_back(replica, worker, held_bytes, kept_bytes)
+        else:
+            worker.ledger.shrink(replica.owner, held_bytes)
+            replica.in_flight = False
+            replica.num_failures = 0
+            seconds = self._clock() - replica.state.since_s
+            figures = {"seconds": seconds, "weights_bytes": held_bytes, "move": replica.residency.value}
+            reason = (
+                f"{format_bytes(held_bytes)} of weights after {seconds:.3f} s of {replica.residency.value}"
+            )
+            self._reporter.of_replica(EventKind.READY, replica, reason, figures)
+            self.enter(replica, Residency.RESIDENT, "ready")
+
+    async def _roll_back(
+        self, replica: Replica, worker: Worker, error: MooringError, kept_bytes: int | None
+    ) -> None:
+        """Puts a replica back to where it came from, and its bytes back into the ledger."""
+        self.count_failure(replica, error)
+        retry = replica.residency is Residency.WAKING and replica.num_failures < self._config.wake_attempts
+        if not retry:
+            kept_bytes = None  # it does not go back to sleep
+        undo = worker.port.unload if kept_bytes is None else worker.port.sleep
+        answer = await attempt(undo(replica.replica_id))
+        if isinstance(answer, WorkerLostError):
+            self._on_lost(worker)
+            return
+        replica.in_flight = False
+        if isinstance(answer, MooringError):
+            # Its bytes stay promised until the planner has it unloaded, or the worker ends.
+            logger.error("%s cannot undo the load of %s: %s", worker.worker_id, replica.replica_id, answer)
+            self.fail(replica, error)
+            return
+        worker.ledger.shrink(replica.owner, kept_bytes or 0)
+        if kept_bytes is None:
+            replica.forget_worker()
+        if retry:
+            self.enter(replica, self.off_device(replica), error.message)
+        else:
+            self.fail(replica, error)
+
+    def fail(self, replica: Replica, error: MooringError) -> None:
+        self.enter(replica, Residency.FAILED, error.message)
+        self._on_failed(replica, error)
+
+    def count_failure(self, replica: Replica, error: MooringError) -> None:
+        """Sets the time of the next attempt, twice as far off for each failure in a row."""
+        wait_s = min(self._config.max_retry_s, self._config.retry_s * 2.0 ** min(replica.num_failures, 32))
+        replica.num_failures += 1
+        replica.retry_at_s = self._clock() + wait_s
+        figures: Figures = {
+            "num_failures": replica.num_failures,
+            "retry_in_s": wait_s,
+            "code": error.code,
+            "while": replica.residency.value,
+            "lease_bytes": replica.lease_bytes,
+        }
+        self._reporter.of_replica(EventKind.FAILURE, replica, error.message, figures)
+
+    # Taking off.
+
+    async def sleep(self, replica: Replica, worker: Worker, reason: str) -> None:
+        """Takes a draining replica without requests off the device; what the worker keeps stays leased."""
+        released = await attempt(worker.port.sleep(replica.replica_id))
+        if isinstance(released, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(released, MooringError):
+            self._stay(replica, released)
+        else:
+            kept_bytes = max(0, replica.lease_bytes - round_to_pages(released))
+            worker.ledger.shrink(replica.owner, kept_bytes)
+            replica.in_flight = False
+            replica.num_failures = 0
+            replica.kv_bytes = 0
+            replica.cache = dataclasses.replace(replica.cache, live_bytes=0, cached_bytes=0)
+            self.enter(replica, self.off_device(replica), reason)
+
+    async def unload(self, replica: Replica, worker: Worker, reason: str) -> None:
+        """Makes the worker forget a replica that drains, sleeps or has failed."""
+        answer = await attempt(worker.port.unload(replica.replica_id))
+        if isinstance(answer, WorkerLostError):
+            self._on_lost(worker)
+        elif isinstance(answer, MooringError):
+            self._stay(replica, answer)
+        else:
+            worker.ledger.release(replica.owner)
+            replica.in_flight = False
+            replica.forget_worker()
+            if replica.residency is Residency.DRAINING:
+                self.enter(replica, self.off_device(replica), reason)
+            else:
+                self.follow_host_cache(replica)
+
+    def _stay(self, replica: Replica, error: MooringError) -> None:
+        """The worker would not let go: it stays where it is, and is asked again later."""
+        logger.error("%s could not be taken off its device: %s", replica.replica_id, error)
+        self.count_failure(replica, error)
+        replica.in_flight = False
+        if replica.asleep is not None:
+            if not replica.asleep.done():
+                replica.asleep.set_exception(error)
+            replica.asleep = None
+        if replica.residency is Residency.DRAINING:
+            self.enter(replica, Residency.RESIDENT, error.message)

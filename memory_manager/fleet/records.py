@@ -1,0 +1,384 @@
+"""The records that the controller keeps: workers, deployments, replicas, and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol
+
+from memory_manager.config import ManagerConfig, PlannerConfig
+from memory_manager.fleet.kv_lease import KvLease
+from memory_manager.fleet.ledger import Ledger, Owner
+from memory_manager.fleet.link_rates import LinkRates
+from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
+from memory_manager.policy.plan_types import DemandView
+from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
+from memory_manager.policy.scaling import Scale, rescale
+from memory_manager.ports import ArtifactRef, DeploymentSpec, KvCacheFigures, KvFragmentation, WorkerPort
+from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
+
+__all__ = [
+    "Deployment",
+    "HostCopies",
+    "HostCopy",
+    "Replica",
+    "ReplicaLease",
+    "Waiter",
+    "Worker",
+    "disabled",
+    "must_be_replaced",
+    "not_found",
+    "shutting_down",
+    "unavailable",
+]
+
+# Best first.
+_BEST = (
+    Residency.RESIDENT,
+    Residency.DRAINING,
+    Residency.WAKING,
+    Residency.LOADING,
+    Residency.WARM,
+    Residency.COLD,
+    Residency.FAILED,
+)
+_OFF_DEVICE = (Residency.WARM, Residency.COLD, Residency.FAILED)
+
+
+class HostCopy(Protocol):
+    """A packed artifact in host memory, kept there until released."""
+
+    @property
+    def fd(self) -> int: ...
+
+    def release(self) -> None: ...
+
+
+class HostCopies(Protocol):
+    """The host cache, as far as it is needed here."""
+
+    async def get(self, ref: ArtifactRef) -> HostCopy:
+        """Raises ``InsufficientMemoryError`` where it is too large, where all else in the cache is in use, and where
+        the host has no memory."""
+        ...
+
+    def contains(self, key: str) -> bool: ...
+
+    def can_hold(self, num_bytes: int) -> bool:
+        """Whether its budget has so much at all."""
+        ...
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether its budget has so much beside what is in use."""
+        ...
+
+    def expect(self, ref: ArtifactRef) -> None:
+        """The artifact may be asked for, so memory can be made ready for it."""
+        ...
+
+    def forget(self, key: str) -> None:
+        """It will not be asked for any more."""
+        ...
+
+    def allow_spare(self, allowed: bool) -> int:
+        """Whether memory may be made ready at all; returns the bytes that were given back."""
+        ...
+
+    def give_up(self, num_bytes: int) -> int:
+        """Gives so much host memory back, as far as nobody holds it; returns the bytes."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker that takes orders.
+
+    Attributes:
+        ledger: of its device.
+        tasks: what is under way on it; cancelled when it is lost.
+        kv_bytes: that it held at the last poll.
+        ready_bytes: of memory that it kept ready for later then.
+        fragmentation: of its KV then.
+        kv_wanted_bytes, kv_wanted_since_s: the KV lease under which none of its sequences would have waited then, 0
+            where none did, and since when some have.
+    """
+
+    port: WorkerPort
+    ledger: Ledger
+    kv: KvLease
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    kv_bytes: int = 0
+    ready_bytes: int = 0
+    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    kv_wanted_bytes: int = 0
+    kv_wanted_since_s: float = 0.0
+
+    @property
+    def worker_id(self) -> str:
+        return self.port.worker_id
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One replica.
+
+    Attributes:
+        spec: what it was made from; a deployment whose artifact changes gets new replicas.
+        worker: that knows it: where it is, goes to, or sleeps.
+        host_copy: kept while a worker knows it, since that worker's memory is the same pages.
+        in_flight: a load, wake, sleep or unload is under way.
+        leases: of the requests that it serves.
+        retired: to be unloaded and forgotten.
+        asleep: resolved once it is off its device; set while an operator waits for that.
+        num_failures: in a row, of whatever was tried last.
+        retry_at_s: nothing is tried before.
+        kv_bytes, preemptions_total, num_queued, cache: its worker's figures at the last poll; queued are sequences
+            that it has and no batch has yet.
+    """
+
+    replica_id: str
+    deployment: Deployment
+    spec: DeploymentSpec
+    state: ResidencyState
+    worker: Worker | None = None
+    host_copy: HostCopy | None = None
+    in_flight: bool = False
+    leases: set[ReplicaLease] = field(default_factory=set)
+    last_used_s: float = 0.0
+    retired: bool = False
+    asleep: asyncio.Future[None] | None = None
+    num_failures: int = 0
+    retry_at_s: float = 0.0
+    kv_bytes: int = 0
+    preemptions_total: int = 0
+    num_queued: int = 0
+    cache: KvCacheFigures = field(default_factory=KvCacheFigures)
+    owner: Owner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.owner = Owner("weights", self.replica_id)
+
+    @property
+    def residency(self) -> Residency:
+        return self.state.residency
+
+    @property
+    def lease_bytes(self) -> int:
+        return self.worker.ledger.lease_bytes(self.owner) if self.worker is not None else 0
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Off its device, with nothing under way, nothing leased and nothing to clean up: no plan turns on it
+        unless its deployment wants it."""
+        residency = self.state.residency
+        if self.worker is None:
+            return residency in _OFF_DEVICE and not self.in_flight
+        asleep = residency is Residency.WARM and not self.in_flight and not self.retired
+        return asleep and not self.lease_bytes
+
+    def forget_worker(self) -> None:
+        """No worker knows it any more; the host cache may evict its copy."""
+        self.worker = None
+        self.kv_bytes = 0
+        self.cache = KvCacheFigures()
+        if self.host_copy is not None:
+            self.host_copy.release()
+            self.host_copy = None
+
+
+class ReplicaLease:
+    """The right to use a resident replica, which counts as activity until it is released.
+
+    Attributes:
+        replica_id, worker_id: where to send the request.
+        artifact_key: of the weights that the replica runs.
+    """
+
+    def __init__(self, replica: Replica, worker_id: str, on_release: Callable[[Replica], None]) -> None:
+        self.replica_id = replica.replica_id
+        self.worker_id = worker_id
+        self.artifact_key = replica.spec.artifact.key
+        self._replica = replica
+        self._on_release = on_release
+        replica.leases.add(self)
+
+    def release(self) -> None:
+        """Ends the use. Safe to call more than once, and after the worker's death."""
+        if self in self._replica.leases:
+            self._replica.leases.discard(self)
+            self._on_release(self._replica)
+
+    def __enter__(self) -> ReplicaLease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """One acquire that waits."""
+
+    arrival_s: float
+    deadline_s: float
+    priority: int
+    lease: asyncio.Future[ReplicaLease]
+
+
+@dataclass(slots=True, eq=False)
+class Deployment:
+    """One deployment.
+
+    Attributes:
+        replicas: those not retired; as many as it may have, most of them cold.
+        waiters: in order of arrival.
+        held: an operator put it to sleep; cleared by the next request.
+        wanted_since_s: when its present policy was set.
+        refusal: why it can never fit; empty where it can.
+        scale: how many replicas its load asks for.
+        pattern: the rhythm of its requests.
+        stirred: something has happened to it since a plan last found it at rest.
+        due_s: when time alone will stir it; as of then.
+        load_s, wake_s: running estimates; None before the first measurement.
+        links: those of the devices, shared by all deployments, for what was never measured.
+    """
+
+    spec: DeploymentSpec
+    wanted_since_s: float
+    replicas: list[Replica] = field(default_factory=list)
+    waiters: dict[Waiter, None] = field(default_factory=dict)
+    held: bool = False
+    refusal: str = ""
+    load_s: float | None = None
+    wake_s: float | None = None
+    links: LinkRates = field(default_factory=LinkRates)
+    stirred: bool = True
+    due_s: float = math.inf
+    scale: Scale = field(default_factory=Scale)
+    pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
+    _arrivals: float = 0.0
+    _arrivals_at_s: float = -math.inf
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nobody waits for it, nothing keeps it resident, and all its replicas are at rest: a plan would come
+        out the same without it."""
+        spec = self.spec
+        if self.waiters or self.refusal or (spec.enabled and (spec.pinned or spec.min_replicas)):
+            return False
+        return all(each.is_at_rest for each in self.replicas)
+
+    def best_replica(self) -> Replica:
+        return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.leases)))
+
+    def least_replica(self) -> Replica:
+        """The one whose going is missed least."""
+        return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.leases)))
+
+    def demand(self) -> DemandView | None:
+        if not self.waiters:
+            return None
+        return DemandView(
+            num_waiting=len(self.waiters),
+            oldest_arrival_s=next(iter(self.waiters)).arrival_s,
+            nearest_deadline_s=min(each.deadline_s for each in self.waiters),
+            priority=max(each.priority for each in self.waiters),
+        )
+
+    def check_available(self, now_s: float) -> None:
+        """Raises ``ModelUnavailableError`` where it is disabled, or failed and not yet to be tried again."""
+        if not self.spec.enabled:
+            raise disabled(self.spec.name)
+        best = self.best_replica()
+        if best.residency is Residency.FAILED:
+            retry_at_s = min(each.retry_at_s for each in self.replicas)
+            if retry_at_s > now_s:
+                raise unavailable(self.spec.name, best.state.reason, retry_at_s - now_s)
+
+    def fail_waiters(self, make_error: Callable[[], MooringError]) -> None:
+        """Ends every waiting acquire, each with an error object of its own."""
+        for waiter in self.waiters:
+            if not waiter.lease.done():
+                waiter.lease.set_exception(make_error())
+        self.waiters.clear()
+
+    def count_arrival(self, now_s: float, half_life_s: float) -> None:
+        self._arrivals = self._decayed(now_s, half_life_s) + 1.0
+        self._arrivals_at_s = now_s
+        self.pattern.note(now_s)
+
+    def rescale(self, now_s: float, config: PlannerConfig) -> None:
+        """Takes the present load into ``scale``."""
+        num_requests = len(self.waiters) + sum(len(each.leases) for each in self.replicas)
+        num_up = sum(each.residency in ON_DEVICE for each in self.replicas)
+        self.scale = rescale(self.scale, num_requests, num_up, self.spec.max_replicas, now_s, config)
+
+    def reload_s(self, config: ManagerConfig) -> float:
+        """What waking it is expected to take: as measured, or guessed from its size."""
+        if self.wake_s is not None:
+            return self.wake_s
+        num_bytes = self.spec.weights_bytes
+        by_rate_s = self.links.expected_s("wake", num_bytes)
+        return num_bytes / config.copy_bytes_per_s if by_rate_s is None else by_rate_s
+
+    def next_arrival(self, now_s: float, config: ManagerConfig) -> ArrivalWindow | None:
+        """When its rhythm lets expect a request, where models are woken ahead of those."""
+        return self.pattern.window(now_s) if config.planner.prewake else None
+
+    def prewake_at_s(self, now_s: float, config: ManagerConfig) -> float:
+        """When it is to be woken ahead of a request; ``inf`` for never."""
+        window = self.next_arrival(now_s, config)
+        if window is None or self.held or not self.spec.enabled:
+            return math.inf
+        if not any(each.residency is Residency.WARM for each in self.replicas):
+            return math.inf
+        return wake_at_s(window, self.reload_s(config), config.planner)
+
+    def request_rate_per_s(self, now_s: float, half_life_s: float) -> float:
+        """Exponentially decayed: n requests a second, kept up, give n."""
+        return self._decayed(now_s, half_life_s) * math.log(2) / half_life_s
+
+    def _decayed(self, now_s: float, half_life_s: float) -> float:
+        return self._arrivals * math.pow(0.5, (now_s - self._arrivals_at_s) / half_life_s)
+
+    def note_reload(self, before: Residency, device: str, seconds: float) -> None:
+        """Takes a measured load or wake into the estimates (each new one counts for a third)."""
+        way = "wake" if before is Residency.WAKING else "load"
+        self.links.note(device, way, self.spec.weights_bytes, seconds)
+        if before is Residency.WAKING:
+            self.wake_s = seconds if self.wake_s is None else self.wake_s + (seconds - self.wake_s) / 3
+        else:
+            self.load_s = seconds if self.load_s is None else self.load_s + (seconds - self.load_s) / 3
+
+
+def must_be_replaced(old: DeploymentSpec, new: DeploymentSpec) -> bool:
+    """Whether a worker that knows the old one would have to be told anew."""
+    return (
+        old.artifact.key != new.artifact.key
+        or old.weights_bytes != new.weights_bytes
+        or old.max_model_len != new.max_model_len
+        or old.kv_guarantee_bytes != new.kv_guarantee_bytes
+        or old.kv_cap_bytes != new.kv_cap_bytes
+    )
+
+
+def not_found(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"no model is deployed as {name!r}", param="model")
+
+
+def disabled(name: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"model {name!r} is disabled")
+
+
+def unavailable(name: str, reason: str, wait_s: float) -> ModelUnavailableError:
+    message = f"model {name!r} failed: {reason}; it is tried again by a request in {wait_s:.0f} s or later"
+    return ModelUnavailableError(message, retry_after_s=wait_s)
+
+
+def shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("the server is shutting down")

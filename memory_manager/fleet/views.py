@@ -1,0 +1,174 @@
+"""The controller's records as the frozen values that the planner reads and that status pages show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from memory_manager.config import ManagerConfig
+from memory_manager.fleet.ledger import Ledger
+from memory_manager.fleet.records import Deployment, Replica, Worker
+from memory_manager.fleet.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
+from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState, ReplicaView, WorkerView
+
+__all__ = ["planner_state", "snapshot", "stirring"]
+
+
+def stirring(
+    deployments: Iterable[Deployment], replicas: Iterable[Replica], config: ManagerConfig, now_s: float
+) -> tuple[list[Deployment], list[Replica], float]:
+    """Those that a plan can turn on, and when time alone will stir another one.
+
+    Of many deployments most are at rest, and every plan is the same with and without them. Whatever happens to
+    one sets its ``stirred``; a look at each that is stirred finds whether it has come to rest.
+    """
+    moving: list[Deployment] = []
+    next_due_s = math.inf
+    for deployment in deployments:
+        if deployment.stirred or deployment.due_s <= now_s:
+            deployment.due_s = deployment.prewake_at_s(now_s, config)
+            deployment.stirred = deployment.due_s <= now_s or not deployment.is_at_rest
+            if deployment.stirred:
+                moving.append(deployment)
+                continue
+        next_due_s = min(next_due_s, deployment.due_s)
+    stirred = [each for each in replicas if each.deployment.stirred or (each.retired and not each.is_at_rest)]
+    return moving, stirred, next_due_s
+
+
+def planner_state(
+    ledgers: Mapping[str, Ledger],
+    workers: Mapping[str, Worker],
+    deployments: Iterable[Deployment],
+    replicas: Iterable[Replica],
+    config: ManagerConfig,
+    now_s: float,
+    next_due_s: float = math.inf,
+) -> PlannerState:
+    """What the planner reads. ``next_due_s``: as ``stirring`` gives it, where some are left out."""
+    return PlannerState(
+        devices=tuple(
+            DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve"), each.claim_bytes)
+            for each in ledgers.values()
+        ),
+        workers=tuple(
+            WorkerView(
+                each.worker_id,
+                each.port.device,
+                each.kv.lease_bytes,
+                each.kv.target_bytes,
+                each.kv_wanted_bytes,
+                each.kv_wanted_since_s,
+            )
+            for each in workers.values()
+        ),
+        deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
+        replicas=tuple(map(_replica_view, replicas)),
+        next_due_s=next_due_s,
+    )
+
+
+def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float) -> DeploymentView:
+    spec = deployment.spec
+    return DeploymentView(
+        name=spec.name,
+        weights_bytes=spec.weights_bytes,
+        kv_guarantee_bytes=spec.kv_guarantee_bytes,
+        enabled=spec.enabled,
+        pinned=spec.pinned,
+        priority=spec.priority,
+        idle_timeout_s=spec.idle_timeout_s,
+        min_replicas=spec.min_replicas,
+        max_replicas=spec.max_replicas,
+        held=deployment.held,
+        wanted_since_s=deployment.wanted_since_s,
+        demand=deployment.demand(),
+        request_rate_per_s=deployment.request_rate_per_s(now_s, config.rate_half_life_s),
+        reload_s=deployment.reload_s(config),
+        next_arrival=deployment.next_arrival(now_s, config),
+        wanted_replicas=deployment.scale.num_replicas,
+        rescale_at_s=deployment.scale.due_s(config.planner),
+    )
+
+
+def _replica_view(replica: Replica) -> ReplicaView:
+    return ReplicaView(
+        replica_id=replica.replica_id,
+        deployment=replica.spec.name,
+        residency=replica.residency,
+        weights_bytes=replica.spec.weights_bytes,
+        kv_guarantee_bytes=replica.spec.kv_guarantee_bytes,
+        worker_id=replica.worker.worker_id if replica.worker is not None else None,
+        lease_bytes=replica.lease_bytes,
+        num_active=len(replica.leases),
+        in_flight=replica.in_flight,
+        retired=replica.retired,
+        sleep_requested=replica.asleep is not None,
+        since_s=replica.state.since_s,
+        last_used_s=replica.last_used_s,
+        retry_at_s=replica.retry_at_s,
+    )
+
+
+def snapshot(
+    at_s: float,
+    ledgers: Mapping[str, Ledger],
+    workers: Mapping[str, Worker],
+    deployments: Mapping[str, Deployment],
+    num_ledger_mismatches: int,
+) -> Snapshot:
+    """What status pages show."""
+    return Snapshot(
+        at_s=at_s,
+        devices=tuple(
+            DeviceStatus(
+                name=each.device,
+                budget_bytes=each.budget_bytes,
+                owners={str(owner): num_bytes for owner, num_bytes in each.owners().items()},
+            )
+            for each in ledgers.values()
+        ),
+        workers=tuple(
+            WorkerStatus(
+                each.worker_id,
+                each.port.device,
+                each.kv.lease_bytes,
+                each.kv_bytes,
+                each.ready_bytes,
+                each.fragmentation,
+            )
+            for each in workers.values()
+        ),
+        deployments=tuple(map(_deployment_status, deployments.values())),
+        num_ledger_mismatches=num_ledger_mismatches,
+    )
+
+
+def _deployment_status(deployment: Deployment) -> DeploymentStatus:
+    best = deployment.best_replica()
+    return DeploymentStatus(
+        name=deployment.spec.name,
+        enabled=deployment.spec.enabled,
+        residency=best.residency,
+        reason=deployment.refusal or best.state.reason,
+        num_waiting=len(deployment.waiters),
+        load_s=deployment.load_s,
+        wake_s=deployment.wake_s,
+        replicas=tuple(
+            ReplicaStatus(
+                replica_id=each.replica_id,
+                worker_id=each.worker.worker_id if each.worker is not None else None,
+                residency=each.residency,
+                reason=each.state.reason,
+                weights_bytes=each.lease_bytes,
+                kv_bytes=each.kv_bytes,
+                num_active=len(each.leases),
+                num_queued=min(each.num_queued, len(each.leases)),
+                preemptions_total=each.preemptions_total,
+                cache=each.cache,
+                since_s=each.state.since_s,
+                last_used_s=each.last_used_s,
+            )
+            for each in deployment.replicas
+        ),
+    )

@@ -1,0 +1,131 @@
+"""Requests and the replicas that they wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from memory_manager.config import ManagerConfig
+from memory_manager.fleet.events import EventKind, Reporter
+from memory_manager.fleet.records import Deployment, Replica, ReplicaLease, Waiter, unavailable
+from memory_manager.policy.plan_types import Figures
+from memory_manager.policy.residency import Residency
+from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Hands replicas to requests, lets requests wait for them, and refuses what cannot be served.
+
+    Args:
+        reporter: told of refusals.
+        replan_soon: called when something has changed that a plan may turn on.
+    """
+
+    def __init__(
+        self,
+        config: ManagerConfig,
+        clock: Callable[[], float],
+        reporter: Reporter,
+        replan_soon: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._reporter = reporter
+        self._replan_soon = replan_soon
+
+    async def acquire(self, deployment: Deployment, deadline_s: float, priority: int) -> ReplicaLease:
+        """As ``MemoryManager.acquire``."""
+        now_s = self._clock()
+        try:
+            deployment.check_available(now_s)
+        except MooringError as error:
+            raise self._refused(deployment, error) from None
+        deployment.held, deployment.stirred = False, True
+        deployment.count_arrival(now_s, self._config.rate_half_life_s)
+        best = deployment.best_replica()
+        if best.residency is Residency.RESIDENT:
+            if deployment.spec.max_replicas > 1:
+                self._replan_soon()  # it may be one too many for those that are up
+            return self._lease(best)
+        num_waiting = len(deployment.waiters)
+        if num_waiting >= self._config.max_waiting_per_deployment:
+            message = f"{num_waiting} requests already wait for model {deployment.spec.name!r}"
+            raise self._refused(deployment, OverloadedError(message))
+        waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())
+        deployment.waiters[waiter] = None
+        self._replan_soon()
+        try:
+            return await waiter.lease
+        except asyncio.CancelledError:
+            if waiter.lease.done() and not waiter.lease.cancelled() and waiter.lease.exception() is None:
+                waiter.lease.result().release()
+            raise
+        finally:
+            deployment.waiters.pop(waiter, None)
+            self._replan_soon()
+
+    def serve(self, deployments: Iterable[Deployment]) -> None:
+        """Gives replicas that are resident to those that wait for them."""
+        for deployment in deployments:
+            while deployment.waiters and (best := deployment.best_replica()).residency is Residency.RESIDENT:
+                waiter = next(iter(deployment.waiters))
+                del deployment.waiters[waiter]
+                if not waiter.lease.done():
+                    waiter.lease.set_result(self._lease(best))
+
+    def note_refusal(self, deployment: Deployment, message: str) -> None:
+        """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
+        is_new, deployment.refusal = not deployment.refusal, message
+        if not message:
+            return
+        figures: Figures = {
+            "weights_bytes": deployment.spec.weights_bytes,
+            "kv_guarantee_bytes": deployment.spec.kv_guarantee_bytes,
+        }
+        if deployment.waiters:
+            self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)
+        elif is_new:  # a pinned one, which nobody has asked for
+            self._tell_refused(deployment, InsufficientMemoryError(message), 0, figures)
+
+    def note_failure(self, replica: Replica, error: MooringError) -> None:
+        """Those who wait hear of a failure once no replica is left that could serve them."""
+        deployment = replica.deployment
+        if all(each.residency is Residency.FAILED for each in deployment.replicas):
+            wait_s = max(0.0, replica.retry_at_s - self._clock())
+            self.refuse_waiters(
+                deployment,
+                lambda: unavailable(replica.spec.name, error.message, wait_s),
+                {"retry_in_s": wait_s},
+            )
+
+    def refuse_waiters(
+        self, deployment: Deployment, make_error: Callable[[], MooringError], figures: Figures | None = None
+    ) -> None:
+        """Refuses all who wait for a deployment, where any do, and tells of it."""
+        if deployment.waiters:
+            self._tell_refused(deployment, make_error(), len(deployment.waiters), figures or {})
+            deployment.fail_waiters(make_error)
+
+    def _refused(self, deployment: Deployment, error: MooringError) -> MooringError:
+        """The error that one request is refused with, told of."""
+        self._tell_refused(deployment, error, 1, {"num_waiting": len(deployment.waiters)})
+        return error
+
+    def _tell_refused(
+        self, deployment: Deployment, error: MooringError, num_refused: int, figures: Figures
+    ) -> None:
+        told: Figures = {"code": error.code, "num_refused": num_refused, **figures}
+        self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
+
+    def _lease(self, replica: Replica) -> ReplicaLease:
+        assert replica.worker is not None, "a resident replica has a worker"
+        replica.last_used_s = self._clock()
+        return ReplicaLease(replica, replica.worker.worker_id, self._released)
+
+    def _released(self, replica: Replica) -> None:
+        replica.last_used_s = self._clock()
+        # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
+        if not replica.leases or replica.spec.max_replicas > 1:
+            self._replan_soon()

@@ -1,0 +1,1 @@
+"""Host memory: warm copies of weights in sealed files that outlive workers. Runs in the server."""

@@ -1,0 +1,326 @@
+"""The host cache: packed weights as sealed memfds that outlive the workers.
+
+It belongs to the server process. A worker is handed the descriptor over its Unix socket and copies from
+it, or maps it, so a worker that dies loses device state only, and a sleeping model wakes without touching
+storage.
+
+Its memory leaves only when the last descriptor closes, so a copy stays while anybody to whom it was given
+has not released it; of the others the least recently used is evicted first, and what is read in its place is
+read into its memory. Room that is left is used for a spare: memory touched in the background, of the size
+of the largest artifact that may be read next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+from memory_manager.cores import stand_back
+from memory_manager.host.copy_file import HostCopyFile, open_artifact
+from memory_manager.host.spare import HostSpare
+from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.memfd import closed_on_error, is_ours_alone, new_memfd, open_to_read, refit
+from memory_manager.ports import ArtifactRef
+from mooring.errors import InsufficientMemoryError, ShuttingDownError
+from mooring.units import format_bytes
+
+__all__ = ["HostCache", "HostCopy"]
+
+_CHUNK_BYTES = 16 * PAGE_BYTES  # what one read job fetches; several are under way at once
+
+
+@dataclass(slots=True, eq=False)
+class HostCopy:
+    """Packed weights in host memory, kept there until released.
+
+    Attributes:
+        fd: a sealed memfd, open to be read only, the cache's own: send it, never close it.
+        seconds: what reading it from storage took.
+    """
+
+    key: str
+    fd: int
+    num_bytes: int
+    seconds: float
+    _give_back: Callable[[], None] = field(repr=False)
+    _released: bool = False
+
+    def release(self) -> None:
+        """Lets the cache evict it, as far as this holder is concerned; idempotent. Every process that
+        was sent the descriptor has closed it by now."""
+        if not self._released:
+            self._released = True
+            self._give_back()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A complete copy, as the cache keeps it.
+
+    Attributes:
+        fd: what others get.
+        own_fd: what the cache writes to.
+    """
+
+    fd: int
+    own_fd: int
+    num_bytes: int
+    seconds: float
+
+
+class HostCache:
+    """Copies of packed artifacts within a budget of bytes.
+
+    Threads: belongs to one event loop; the reading itself runs in threads of its own.
+
+    Args:
+        budget_bytes: most host memory for copies, those being read and the spare included.
+        num_readers: chunks read at once, over all artifacts. By default two, and on larger machines up to eight:
+            more than there are idle cores only disturbs the busy ones.
+        wait_for_cores: called before each piece of the work that its own threads do.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        num_readers: int | None = None,
+        wait_for_cores: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._budget_bytes = budget_bytes
+        self._used_bytes = 0
+        self._expected: dict[str, int] = {}
+        self._spare = HostSpare(wait_for_cores)
+        self._wait_for_cores = wait_for_cores
+        self._may_spare = True
+        self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
+        self._evicted: dict[str, tuple[int, int]] = {}  # descriptor and bytes, for who is to be read
+        self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
+        self._reading: dict[str, asyncio.Task[_Stored]] = {}
+        if num_readers is None:
+            num_readers = min(max(2, (os.cpu_count() or 1) // 2), 8)
+        self._readers = ThreadPoolExecutor(num_readers, "host-cache", initializer=stand_back)
+        self._closed = False
+
+    @property
+    def used_bytes(self) -> int:
+        """Of copies, those being read included; the spare is not."""
+        return self._used_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """Of memory made ready for the next read, or being made so."""
+        return self._spare.num_bytes
+
+    def contains(self, key: str) -> bool:
+        """Whether a complete copy is here."""
+        return key in self._copies
+
+    def can_hold(self, num_bytes: int) -> bool:
+        """Whether its budget has so much at all."""
+        return num_bytes <= self._budget_bytes
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether its budget has so much beside what is held or being read."""
+        unheld_bytes = sum(copy.num_bytes for key, copy in self._copies.items() if key not in self._holders)
+        return num_bytes <= self._budget_bytes - self._used_bytes + unheld_bytes
+
+    def expect(self, ref: ArtifactRef) -> None:
+        """The artifact may be asked for: room that nothing else needs is made ready for it."""
+        self._expected[ref.key] = ref.num_bytes
+        self._make_ready()
+
+    def forget(self, key: str) -> None:
+        """It will not be asked for any more."""
+        self._expected.pop(key, None)
+        self._make_ready()
+
+    def allow_spare(self, allowed: bool) -> int:
+        """Where memory is short outside, nothing is held ready; returns the bytes that were given back."""
+        self._may_spare = allowed
+        before_bytes = self._spare.num_bytes
+        self._make_ready()
+        return max(0, before_bytes - self._spare.num_bytes)
+
+    def give_up(self, num_bytes: int) -> int:
+        """Gives host memory back to the system: the spare first, then copies that nobody holds, the longest unused
+        first; returns the bytes, which are fewer where there are no more of those."""
+        given_bytes = self._spare.give_back()
+        for key in [key for key in self._copies if key not in self._holders]:
+            if given_bytes >= num_bytes:
+                break
+            given_bytes += self._copies[key].num_bytes
+            self._drop(key)
+        return given_bytes
+
+    async def wait_ready(self) -> None:
+        """Until the spare is physical; for measurements."""
+        await asyncio.to_thread(self._spare.wait)
+
+    async def get(self, ref: ArtifactRef) -> HostCopy:
+        """The copy of ``ref``, read from storage where it is not here yet; callers of one key at the
+        same time share one read. The caller releases it when nobody needs the descriptor any more.
+
+        A caller that is cancelled leaves the read to the others, and the copy to the next.
+
+        Raises:
+            ArtifactError: the packed file is missing, unreadable or not of the size it should be.
+            InsufficientMemoryError: larger than the budget, or everything else is in use.
+            ShuttingDownError: the cache is closed.
+        """
+        if self._closed:
+            raise ShuttingDownError("the host cache is closed")
+        self._hold(ref.key)  # before the first await, so that nothing evicts it in between
+        try:
+            stored = await self._find_or_read(ref)
+            if self._closed:
+                raise ShuttingDownError("the host cache was closed meanwhile")
+        except BaseException:  # a cancelled caller too holds nothing
+            self._let_go(ref.key)
+            raise
+        return HostCopy(ref.key, stored.fd, stored.num_bytes, stored.seconds, lambda: self._let_go(ref.key))
+
+    async def close(self) -> None:
+        """Waits for reads under way, then closes every descriptor; idempotent. Memory that a worker
+        still maps leaves with the worker."""
+        self._closed = True
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
+        for key in list(self._copies):
+            self._drop(key)
+        self._spare.close()
+        self._readers.shutdown()
+
+    def _hold(self, key: str) -> None:
+        self._holders[key] = self._holders.get(key, 0) + 1
+
+    def _let_go(self, key: str) -> None:
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+
+    async def _find_or_read(self, ref: ArtifactRef) -> _Stored:
+        copy = self._copies.get(ref.key)
+        if copy is not None:
+            self._copies.move_to_end(ref.key)
+            return copy
+        task = self._reading.get(ref.key)
+        if task is None:
+            memory = self._make_room(ref)
+            if memory is not None:
+                self._evicted[ref.key] = memory
+            self._used_bytes += ref.num_bytes
+            task = asyncio.create_task(self._read(ref), name=f"read {ref.key}")
+            self._reading[ref.key] = task
+            task.add_done_callback(lambda ended: self._read_ended(ref, ended))
+        return await asyncio.shield(task)
+
+    def _make_room(self, ref: ArtifactRef) -> tuple[int, int] | None:
+        """Evicts until ``ref`` fits, or nothing at all where it cannot; returns the largest memory that was evicted,
+        which is the caller's now."""
+        size = format_bytes(ref.num_bytes)
+        budget = format_bytes(self._budget_bytes)
+        if ref.num_bytes > self._budget_bytes:
+            raise InsufficientMemoryError(
+                f"{ref.key} needs {size} of host memory and the host cache has {budget}: raise its budget"
+            )
+        excess_bytes = self._used_bytes + ref.num_bytes - self._budget_bytes
+        victims: list[str] = []
+        for key, copy in self._copies.items():
+            if excess_bytes <= 0:
+                break
+            if key not in self._holders:
+                victims.append(key)
+                excess_bytes -= copy.num_bytes
+        if excess_bytes > 0:
+            raise InsufficientMemoryError(
+                f"{ref.key} needs {size} of host memory and the host cache's {budget} are in use: "
+                "raise its budget or unload a model"
+            )
+        memories = sorted((self._evict(key) for key in victims), key=itemgetter(1))
+        for fd, _ in memories[:-1]:
+            os.close(fd)
+        return memories[-1] if memories else None
+
+    def _memory_for(self, ref: ArtifactRef) -> tuple[int, int]:
+        """A memfd for it, whose bytes are counted already, and how many of them are physical."""
+        memory = None
+        if ref.key in self._evicted:
+            fd, physical_bytes = self._evicted.pop(ref.key)
+            if is_ours_alone(fd):
+                with closed_on_error(fd):
+                    memory = fd, refit(fd, physical_bytes, ref.num_bytes)
+            else:
+                os.close(fd)
+        if memory is None:
+            memory = self._spare.take(ref.num_bytes)
+        if self._used_bytes + self._spare.num_bytes > self._budget_bytes:
+            self._spare.give_back()
+        return memory or (new_memfd(ref.num_bytes), 0)
+
+    def _make_ready(self) -> None:
+        """Keeps a spare for the largest artifact that is expected, not here, and fits beside what is."""
+        room_bytes = self._budget_bytes - self._used_bytes
+        absent = (
+            num_bytes
+            for key, num_bytes in self._expected.items()
+            if key not in self._copies and key not in self._reading and num_bytes <= room_bytes
+        )
+        wanted_bytes = max(absent, default=0) if self._may_spare and not self._closed else 0
+        if wanted_bytes != self._spare.num_bytes:
+            self._spare.make(wanted_bytes)
+
+    async def _read(self, ref: ArtifactRef) -> _Stored:
+        started_s = time.monotonic()
+        file = HostCopyFile(ref, *self._memory_for(ref), self._wait_for_cores)
+        try:
+            source = open_artifact(ref)
+            loop = asyncio.get_running_loop()
+            starts = range(0, ref.num_bytes, _CHUNK_BYTES)
+            spans = [(start, min(start + _CHUNK_BYTES, ref.num_bytes)) for start in starts]
+            chunks = asyncio.gather(
+                *(loop.run_in_executor(self._readers, file.fill, source, *span) for span in spans),
+                return_exceptions=True,
+            )
+            try:
+                results = await asyncio.shield(chunks)
+            finally:
+                # A thread cannot be cancelled, and must not read between descriptors and addresses that are
+                # given up and by then somebody else's.
+                await chunks
+                os.close(source)
+            errors = [result for result in results if result is not None]
+            if errors:
+                raise errors[0]
+            own_fd = file.seal()
+            fd = open_to_read(own_fd)
+        except BaseException:  # nothing of a failed or cancelled read stays
+            file.abandon()
+            raise
+        stored = _Stored(fd, own_fd, ref.num_bytes, time.monotonic() - started_s)
+        self._copies[ref.key] = stored
+        return stored
+
+    def _read_ended(self, ref: ArtifactRef, task: asyncio.Task[_Stored]) -> None:
+        """Runs before any caller wakes; also for a task that was cancelled before it began."""
+        del self._reading[ref.key]
+        if ref.key in self._evicted:
+            os.close(self._evicted.pop(ref.key)[0])
+        # Asking for the error marks it as seen even where every caller was cancelled.
+        if task.cancelled() or task.exception() is not None:
+            self._used_bytes -= ref.num_bytes
+        self._make_ready()
+
+    def _drop(self, key: str) -> None:
+        os.close(self._evict(key)[0])
+
+    def _evict(self, key: str) -> tuple[int, int]:
+        """Forgets a copy; returns its memory, the caller's now, and how much that is."""
+        copy = self._copies.pop(key)
+        os.close(copy.fd)
+        self._used_bytes -= copy.num_bytes
+        return copy.own_fd, copy.num_bytes

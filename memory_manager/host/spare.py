@@ -1,0 +1,126 @@
+"""Host memory that is touched before it is needed: the memfd of the next host copy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from memory_manager import host_pages
+from memory_manager.cores import stand_back
+from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.memfd import closed_on_error, new_memfd
+from mooring.errors import InsufficientMemoryError
+from mooring.units import format_bytes
+
+__all__ = ["HostSpare"]
+
+log = logging.getLogger(__name__)
+
+
+class _Touching:
+    """One memfd that is being made physical, by a descriptor of its own: whoever ends it waits for nothing.
+
+    That thread stands back, so where the cores are busy one page may take it long, and the event loop is what
+    would wait.
+    """
+
+    def __init__(self, fd: int, num_bytes: int, wait_for_cores: Callable[[], None]) -> None:
+        self._fd = os.dup(fd)
+        self._num_bytes = num_bytes
+        self._wait_for_cores = wait_for_cores
+        self._enough = threading.Event()
+        self.done_bytes = 0
+
+    def stop(self) -> None:
+        """After the page that is being made."""
+        self._enough.set()
+
+    def run(self) -> None:
+        try:
+            while self.done_bytes < self._num_bytes:
+                self._wait_for_cores()
+                if self._enough.is_set():
+                    return
+                length = min(PAGE_BYTES, self._num_bytes - self.done_bytes)
+                host_pages.touch(self._fd, self.done_bytes, length)
+                self.done_bytes += length
+        except (InsufficientMemoryError, OSError) as error:
+            if not self._enough.is_set():  # else it was cut or sealed under the last page
+                log.info("no host memory is made ready beyond %s: %s", format_bytes(self.done_bytes), error)
+        finally:
+            os.close(self._fd)
+
+
+class HostSpare:
+    """At most one memfd, made physical page by page on a thread of its own.
+
+    Not thread-safe but for that: its owner calls it from one thread, and only ``wait`` and ``close`` wait.
+
+    Args:
+        wait_for_cores: called by that thread before each page.
+    """
+
+    def __init__(self, wait_for_cores: Callable[[], None] = lambda: None) -> None:
+        self._wait_for_cores = wait_for_cores
+        self._thread = ThreadPoolExecutor(1, "host-spare", initializer=stand_back)
+        self._fd: int | None = None
+        self._touching: _Touching | None = None
+        self._touched: Future[None] | None = None
+        self.num_bytes = 0
+
+    def make(self, num_bytes: int) -> None:
+        """Begins to make one of that size, in place of one that is there."""
+        self.give_back()
+        if num_bytes <= 0:
+            return
+        try:
+            self._fd = new_memfd(num_bytes)
+        except OSError as error:  # no descriptor is left: it goes without
+            log.info("no host memory is made ready: %s", error)
+            return
+        self.num_bytes = num_bytes
+        self._touching = _Touching(self._fd, num_bytes, self._wait_for_cores)
+        self._touched = self._thread.submit(self._touching.run)
+
+    def take(self, num_bytes: int) -> tuple[int, int] | None:
+        """A memfd of exactly that size, which is the caller's now, and how many of its first bytes are physical;
+        None where the spare is too small."""
+        if num_bytes > self.num_bytes:
+            return None
+        ended = self._end()
+        if ended is None:
+            return None
+        fd, physical_bytes = ended
+        with closed_on_error(fd):
+            os.ftruncate(fd, num_bytes)
+        return fd, min(physical_bytes, num_bytes)
+
+    def give_back(self) -> int:
+        """Returns the bytes that it held, or was about to; a page that is just being made follows the others."""
+        held_bytes = self.num_bytes
+        ended = self._end()
+        if ended is not None:
+            os.close(ended[0])
+        return held_bytes
+
+    def wait(self) -> None:
+        """Until all of it is physical, or the system had no more, or it was ended."""
+        if self._touched is not None:
+            self._touched.result()
+
+    def close(self) -> None:
+        self.give_back()
+        self._thread.shutdown()
+
+    def _end(self) -> tuple[int, int] | None:
+        """The memfd, the caller's now, and how many of its first bytes are physical; None where there is none."""
+        if self._fd is None or self._touching is None:
+            return None
+        self._touching.stop()
+        fd, physical_bytes = self._fd, self._touching.done_bytes
+        self._fd = self._touching = None
+        self.num_bytes = 0
+        return fd, physical_bytes

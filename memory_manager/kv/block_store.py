@@ -1,0 +1,311 @@
+"""Blocks that several sequences read, and blocks that nobody reads now and somebody may want again.
+
+A block that is full and computed may be stored under a key, which says everything that its contents depend on
+(the engine makes the keys; here they are bytes). From then on any number of sequences use it at once, and it
+stays when the last of them is gone: idle, until it is found again or given up. Nobody writes to a stored block.
+
+Idle blocks are memory at hand. They are given up when somebody needs room, before any sequence is preempted:
+whole pages first, those that have been idle for the longest over all models, since a page is any model's; then,
+where no page can be had, single blocks of the very group that is short. A model's idle blocks within its own
+guarantee are given up for itself alone, because nobody else may have the pages.
+
+Where all idle blocks together would not be enough, the blocks of other models are moved out of their sparsest
+pages: a copy of at most a page for each page that comes free, which is cheaper than to preempt anybody.
+
+Threads: the step thread's alone, like the pool's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_manager.kv.pool import KVPool
+from memory_manager.kv_spec import KVGroup
+from mooring.errors import InternalError
+
+__all__ = ["MoveBlocks", "PrefixCache"]
+
+MoveBlocks = Callable[[int, NDArray[np.int64], NDArray[np.int64]], None]
+"""Copies what blocks of a group hold to other blocks, and has all who use the old ones use the new: group, old and
+new granule offsets, int64 [n] each."""
+
+
+class _StoredBlocks:
+    """What is stored of one KV group of one model.
+
+    Attributes:
+        offset_of, key_of: each other's inverse.
+        num_users: by offset; 0 is idle.
+        shared: offsets with several users.
+        idle: offsets, the longest idle first.
+    """
+
+    def __init__(self) -> None:
+        self.offset_of: dict[bytes, int] = {}
+        self.key_of: dict[int, bytes] = {}
+        self.num_users: dict[int, int] = {}
+        self.shared: set[int] = set()
+        self.idle: dict[int, None] = {}
+
+    def move(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Blocks in use are elsewhere now; those that are not stored are nothing to this object."""
+        for source, destination in zip(sources, destinations, strict=True):
+            key = self.key_of.pop(source, None)
+            if key is not None:
+                self.key_of[destination] = key
+                self.offset_of[key] = destination
+                self.num_users[destination] = self.num_users.pop(source)
+                if source in self.shared:
+                    self.shared.remove(source)
+                    self.shared.add(destination)
+
+    def forget(self, offsets: Sequence[int]) -> None:
+        for offset in offsets:
+            del self.offset_of[self.key_of.pop(offset)]
+            del self.num_users[offset]
+            del self.idle[offset]
+
+
+class PrefixCache:
+    """Gives out the blocks of a ``KVPool``, whose users it counts; who has blocks has them from here.
+
+    Args:
+        pool: that only this object allocates from, frees to and sets the limit of.
+
+    Attributes:
+        revision: counts what may have made room for a sequence that found none, or more of its blocks found:
+            blocks that were freed or stored, models that left, limits. As long as it stays, asking again for
+            the same is in vain.
+    """
+
+    def __init__(self, pool: KVPool) -> None:
+        self.revision = 0
+        self._pool = pool
+        self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
+        self._move: dict[str, MoveBlocks] = {}
+
+    def add_model(
+        self,
+        model_id: str,
+        groups: Sequence[KVGroup],
+        guarantee_bytes: int,
+        cap_bytes: int | None,
+        move: MoveBlocks,
+    ) -> None:
+        """As in ``KVPool``.
+
+        Args:
+            move: called while another model asks for room, or the pool for less of it.
+        """
+        self._pool.add_model(model_id, groups, guarantee_bytes, cap_bytes)
+        self._stored[model_id] = tuple(_StoredBlocks() for _ in groups)
+        self._move[model_id] = move
+
+    def remove_model(self, model_id: str) -> None:
+        """Ends a model's share, and gives up what is stored for it; none of its blocks has a user."""
+        for group, stored in enumerate(self._stored[model_id]):
+            self._give_up(model_id, group, np.array(list(stored.idle), np.int64))
+        self._pool.remove_model(model_id)
+        del self._stored[model_id], self._move[model_id]
+        self.revision += 1
+
+    def set_limit(self, num_bytes: int) -> None:
+        """As in ``KVPool``; ``shrink`` then frees what can be freed."""
+        self._pool.set_limit(num_bytes)
+        self.revision += 1
+
+    # Blocks for one user ---------------------------------------------------------------------------
+
+    def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+        """Whether ``make_room`` would find room for so many blocks of each group, all together."""
+        pool = self._pool
+        return (
+            pool.pages_short(model_id, num_blocks) <= 0
+            or pool.pages_short_without_idle(model_id, num_blocks) <= 0
+            or pool.pages_short_without_gaps(model_id, num_blocks) <= 0
+        )
+
+    def make_room(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+        """Gives up idle blocks, and moves others', until so many of each group can be allocated, one group after
+        the other; False, and nothing changed, where that would not be enough."""
+        if self._pool.pages_short(model_id, num_blocks) <= 0:
+            return True
+        if not self.can_allocate(model_id, num_blocks):
+            return False
+        self._empty_pages(self._pool.pages_short_without_idle(model_id, num_blocks), model_id)
+        while (num_pages := self._pool.pages_short(model_id, num_blocks)) > 0:
+            num_own = self._pool.pages_over_cap(model_id, num_blocks)
+            if not self._give_up_pages(num_own or num_pages, model_id, own=num_own > 0):
+                self._give_up_blocks(model_id, self._pool.blocks_short(model_id, num_blocks))
+        return True
+
+    def allocate(self, model_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
+        """Blocks with one user each, all or nothing.
+
+        Returns:
+            Granule offsets int64 ``[num_blocks]``; None where there is no room that ``make_room`` has not
+            made, or where the device has less memory than was leased and no idle blocks could stand in.
+        """
+        offsets = self._pool.allocate(model_id, group, num_blocks)
+        if offsets is None and (
+            self._give_up_pages(num_blocks, model_id) or self._give_up_in_place(model_id, group, num_blocks)
+        ):
+            offsets = self._pool.allocate(model_id, group, num_blocks)
+        return offsets
+
+    def free(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Takes one user from each of these blocks. Those that are stored become idle with their last one, the
+        later of them first to be given up; the others go back to the pool."""
+        self.unuse(model_id, group, offsets)
+        self.revision += 1
+
+    def unuse(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """The same for what was taken a moment ago and not used: nothing has changed since."""
+        stored = self._stored[model_id][group]
+        if not stored.num_users:
+            self._pool.free(model_id, group, offsets)
+            return
+        unstored: list[int] = []
+        idle: list[int] = []
+        for offset in reversed(offsets.tolist()):
+            num_users = stored.num_users.get(offset)
+            if num_users is None:
+                unstored.append(offset)
+                continue
+            stored.num_users[offset] = num_users - 1
+            if num_users == 2:
+                stored.shared.remove(offset)
+            elif num_users == 1:
+                idle.append(offset)
+                stored.idle[offset] = None
+        if idle:
+            self._pool.set_idle(model_id, group, np.array(idle, np.int64))
+        if unstored:
+            self._pool.free(model_id, group, np.array(unstored, np.int64))
+
+    # Stored blocks ---------------------------------------------------------------------------------
+
+    def find(self, model_id: str, group: int, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Granule offset of the block of each key, 0 where none is stored."""
+        offset_of = self._stored[model_id][group].offset_of
+        return np.array([offset_of.get(key, 0) for key in keys], np.int64)
+
+    def use(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Adds one user to each of these stored blocks."""
+        stored = self._stored[model_id][group]
+        idle: list[int] = []
+        for offset in offsets.tolist():
+            num_users = stored.num_users[offset]
+            stored.num_users[offset] = num_users + 1
+            if num_users == 1:
+                stored.shared.add(offset)
+            elif num_users == 0:
+                idle.append(offset)
+                del stored.idle[offset]
+        if idle:
+            self._pool.set_in_use(model_id, group, np.array(idle, np.int64))
+
+    def store(self, model_id: str, group: int, keys: Sequence[bytes], offsets: NDArray[np.int64]) -> None:
+        """Stores full, computed blocks in use. Where a key is stored already, its block stays the one that is
+        found, and the new one remains its user's own."""
+        stored = self._stored[model_id][group]
+        self.revision += 1
+        for key, offset in zip(keys, offsets.tolist(), strict=True):
+            if key not in stored.offset_of and offset not in stored.key_of:
+                stored.offset_of[key] = offset
+                stored.key_of[offset] = key
+                stored.num_users[offset] = 1
+
+    def num_users(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of each of these blocks, none of them free; int64."""
+        num_users = self._stored[model_id][group].num_users
+        return np.array([num_users.get(offset, 1) for offset in offsets.tolist()], np.int64)
+
+    def shared(self, model_id: str, group: int) -> NDArray[np.int64]:
+        """The blocks that have several users."""
+        return np.array(list(self._stored[model_id][group].shared), np.int64)
+
+    def shrink(self) -> bool:
+        """Gives up idle pages while the pool is over its limit, or moves blocks out of others; False where there
+        was none to be had."""
+        num_pages = self._pool.pages_over_limit
+        return self._give_up_pages(num_pages, None) or self._empty_pages(num_pages, None)
+
+    def check_integrity(self) -> None:
+        """Every stored block has one key, and is idle exactly where it has no user.
+
+        Raises:
+            InternalError: a bug of ours, with the model at fault.
+        """
+        for model_id, groups in self._stored.items():
+            idle_bytes = 0
+            for group, stored in enumerate(groups):
+                unused = {offset for offset, num_users in stored.num_users.items() if num_users == 0}
+                inverse = {key: offset for offset, key in stored.key_of.items()}
+                if inverse != stored.offset_of or stored.key_of.keys() != stored.num_users.keys():
+                    raise InternalError(f"group {group} of {model_id}: keys and blocks do not match")
+                if unused != stored.idle.keys() or min(stored.num_users.values(), default=0) < 0:
+                    raise InternalError(
+                        f"group {group} of {model_id}: idle blocks are not those without users"
+                    )
+                if stored.shared != {
+                    offset for offset, num_users in stored.num_users.items() if num_users > 1
+                }:
+                    raise InternalError(
+                        f"group {group} of {model_id}: shared blocks are not those with several users"
+                    )
+                idle_bytes += len(unused) * self._pool.blocks_of(model_id, group).group.block_bytes
+            if idle_bytes != self._pool.usage(model_id).idle_bytes:
+                raise InternalError(f"{model_id}: the pool does not know the idle blocks")
+
+    # Giving up -------------------------------------------------------------------------------------
+
+    def _give_up_pages(self, num_pages: int, wanted_by: str | None, *, own: bool = False) -> bool:
+        chosen = self._pool.longest_idle(num_pages, wanted_by, own=own)
+        for model_id, group, offsets in chosen:
+            self._give_up(model_id, group, offsets)
+        return bool(chosen)
+
+    def _empty_pages(self, num_pages: int, wanted_by: str | None) -> bool:
+        """Moves blocks in use until so many more pages are free, as far as that can be; False where none is."""
+        chosen = self._pool.sparsest(num_pages, wanted_by) if num_pages > 0 else []
+        for model_id, group, pages in chosen:
+            blocks = self._pool.blocks_of(model_id, group)
+            idle_within, idle_beside, num_too_many = blocks.in_the_way(pages)
+            self._give_up(model_id, group, idle_within)
+            stored = self._stored[model_id][group]
+            oldest = islice((offset for offset in stored.idle if offset in idle_beside), num_too_many)
+            self._give_up(model_id, group, np.array(list(oldest), np.int64))
+            sources, destinations = blocks.take_elsewhere(pages)
+            self._move[model_id](group, sources, destinations)
+            stored.move(sources.tolist(), destinations.tolist())
+            self._pool.free(model_id, group, sources)
+        return bool(chosen)
+
+    def _give_up_in_place(self, model_id: str, group: int, num_blocks: int) -> bool:
+        """Makes room for so many blocks of one group in the pages that it has; False where that is not enough."""
+        wanted = [num_blocks if g == group else 0 for g in range(len(self._stored[model_id]))]
+        short = self._pool.blocks_short(model_id, wanted)
+        if not 0 < short[group] <= len(self._stored[model_id][group].idle):
+            return False
+        self._give_up_blocks(model_id, short)
+        return True
+
+    def _give_up_blocks(self, model_id: str, num_blocks: Sequence[int]) -> None:
+        num_given_up = 0
+        for group, wanted in enumerate(num_blocks):
+            offsets = list(islice(self._stored[model_id][group].idle, wanted))
+            self._give_up(model_id, group, np.array(offsets, np.int64))
+            num_given_up += len(offsets)
+        if not num_given_up:
+            raise InternalError(f"{model_id} has no idle blocks left and was to have room")
+
+    def _give_up(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        if len(offsets):
+            self._stored[model_id][group].forget(offsets.tolist())
+            self._pool.set_in_use(model_id, group, offsets)
+            self._pool.free(model_id, group, offsets)

@@ -1,0 +1,411 @@
+"""The KV pool: one range of pages from which all models of a worker draw their blocks.
+
+Pure bookkeeping: it decides which block is whose and which pages are committed, and never looks into
+one. Every page is in exactly one of four states::
+
+    null ─ page 0; offset 0 of every model is the null block, where padding points
+    held ─ by one KV group of one model, whose blocks alone fill it
+    free ─ committed and nobody's: any model may take it in its next call
+    bare ─ addresses without memory behind them
+
+Between models a page only changes lists. Only ``set_limit`` and growth towards the limit touch the
+mapping.
+
+A group fills its fullest page first, so that its blocks gather in few pages and the others empty: one
+live block pins a whole page (the fault of layouts that spread a sequence over many pages). Where that is not
+enough, a group's blocks are moved from its sparsest pages into the gaps of the others.
+
+Blocks that nobody uses may be kept for what they hold (``memory_manager.kv.block_store``): they are idle, and
+count as held until they are given up.
+
+Threads: the step thread's alone.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_manager.arena.protocol import AddressRange, Arena, contiguous_runs
+from memory_manager.kv.group_blocks import GroupBlocks
+from memory_manager.kv_spec import PAGE_BYTES, KVGroup
+from memory_manager.ports import KvFragmentation
+from mooring.errors import InsufficientMemoryError, InternalError
+from mooring.units import format_bytes
+
+__all__ = ["KVPool", "KVUsage"]
+
+log = logging.getLogger(__name__)
+
+_NULL_PAGE = 0
+
+
+class KVUsage(NamedTuple):
+    """Bytes of one model: of the pages it holds, of the blocks in use in them, and of the idle ones."""
+
+    held_bytes: int
+    live_bytes: int
+    idle_bytes: int
+
+
+class _ModelBlocks(NamedTuple):
+    """One model's share of the pool."""
+
+    groups: tuple[GroupBlocks, ...]
+    guarantee_pages: int
+    cap_pages: int | None
+
+    @property
+    def held_pages(self) -> int:
+        return sum(blocks.num_pages for blocks in self.groups)
+
+    @property
+    def num_idle_pages(self) -> int:
+        return self.held_pages - self.pages_in_use
+
+    @property
+    def pages_in_use(self) -> int:
+        return sum(blocks.num_pages_in_use for blocks in self.groups)
+
+    @property
+    def fewest_pages(self) -> int:
+        return sum(blocks.fewest_pages for blocks in self.groups)
+
+
+class _Keeps(enum.Enum):
+    """What of its pages a model is counted with."""
+
+    ALL_PAGES = enum.auto()
+    PAGES_IN_USE = enum.auto()
+    FEWEST_PAGES = enum.auto()
+
+
+class KVPool:
+    """Blocks for all models of a worker over one address range of the arena.
+
+    The lease starts at the null page alone: nothing can be allocated before the first ``set_limit``.
+
+    Args:
+        arena: its page is ``PAGE_BYTES``.
+        num_bytes: of addresses, the most that any lease will ever be; rounded up to pages.
+    """
+
+    def __init__(self, arena: Arena, num_bytes: int) -> None:
+        if arena.page_bytes != PAGE_BYTES:
+            raise ValueError(f"the pool's pages are {PAGE_BYTES} bytes, the arena's {arena.page_bytes}")
+        self._arena = arena
+        self._range = arena.reserve(num_bytes)
+        self._num_pages = self._range.num_bytes // PAGE_BYTES
+        arena.commit(self._range, _NULL_PAGE, 1)
+        self._limit_pages = 1
+        self._free: list[int] = []  # the last one freed is taken first
+        self._bare = list(range(1, self._num_pages))  # heap
+        self._models: dict[str, _ModelBlocks] = {}
+        self._clock = itertools.count()
+        self._is_short = False  # the last growth failed
+
+    @property
+    def address_range(self) -> AddressRange:
+        return self._range
+
+    @property
+    def committed_bytes(self) -> int:
+        """Of pages with memory behind them, the null page included."""
+        return self._committed_pages * PAGE_BYTES
+
+    @property
+    def limit_bytes(self) -> int:
+        """The lease in force, the null page included."""
+        return self._limit_pages * PAGE_BYTES
+
+    @property
+    def pages_over_limit(self) -> int:
+        """Held pages that must empty before the pool is within its lease."""
+        return max(0, self._committed_pages - self._limit_pages)
+
+    def add_model(
+        self, model_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
+    ) -> None:
+        """Lets a model draw blocks.
+
+        Args:
+            groups: every later call names them by their index here.
+            guarantee_bytes: pages that no other model can take while this one is here; rounded up.
+            cap_bytes: most it may hold, rounded down to pages; None is no cap.
+        """
+        if model_id in self._models:
+            raise InternalError(f"{model_id} is in the pool already")
+        for group in groups:
+            if group.block_bytes > PAGE_BYTES:
+                raise ValueError(
+                    f"a block of {format_bytes(group.block_bytes)} exceeds a page: split {group}"
+                )
+        self._models[model_id] = _ModelBlocks(
+            groups=tuple(GroupBlocks(group, self._clock) for group in groups),
+            guarantee_pages=-(-guarantee_bytes // PAGE_BYTES),
+            cap_pages=None if cap_bytes is None else cap_bytes // PAGE_BYTES,
+        )
+
+    def remove_model(self, model_id: str) -> None:
+        """Ends a model's share, guarantee included. All its blocks must be free."""
+        held = self._models[model_id].held_pages
+        if held:
+            raise InternalError(f"{model_id} leaves the pool and still holds {held} pages")
+        del self._models[model_id]
+
+    def pages_short(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """Pages that have to come free before so many blocks of each group fit, all together; 0 or less
+        where there is room, every idle block staying."""
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        needed = sum(blocks.pages_needed(count) for blocks, count in pairs)
+        return needed - self._room(model_id) if needed else 0
+
+    def pages_short_without_idle(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """The same, if every idle block of every model were given up."""
+        return self._pages_short_where(model_id, num_blocks, _Keeps.PAGES_IN_USE)
+
+    def pages_short_without_gaps(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """The same, if moreover the other models' blocks were moved into as few pages as hold them."""
+        return self._pages_short_where(model_id, num_blocks, _Keeps.FEWEST_PAGES)
+
+    def _pages_short_where(self, model_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
+        return needed - self._room(model_id, keeps) if needed else 0
+
+    def pages_over_cap(self, model_id: str, num_blocks: Sequence[int]) -> int:
+        """Of the pages that are short, those that the model itself has to give up, because of its cap."""
+        model = self._models[model_id]
+        if model.cap_pages is None:
+            return 0
+        needed = sum(b.pages_needed(count) for b, count in zip(model.groups, num_blocks, strict=True))
+        return max(0, needed - max(0, model.cap_pages - model.held_pages)) if needed else 0
+
+    def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+        """Whether there is room for so many blocks of each group, all together, every idle block staying."""
+        return self.pages_short(model_id, num_blocks) <= 0
+
+    def allocate(self, model_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
+        """Takes blocks of one group, all or nothing.
+
+        Returns:
+            Granule offsets int64 ``[num_blocks]``, or None where there is no room now: the limit, the
+            model's cap or the others' guarantees forbid it, or the device has less memory than was
+            leased (then ``can_allocate`` may have said otherwise). What the blocks hold is arbitrary.
+        """
+        blocks = self._models[model_id].groups[group]
+        num_pages = blocks.pages_needed(num_blocks)
+        if num_pages:
+            if num_pages > self._room(model_id) or not self._commit(num_pages - len(self._free)):
+                return None
+            for _ in range(num_pages):
+                blocks.add_page(self._free.pop())
+        return blocks.take(num_blocks)
+
+    def free(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Gives blocks back. A page that empties is any model's at once; while the pool is over its
+        limit it leaves."""
+        emptied = self._models[model_id].groups[group].give(offsets)
+        if emptied:
+            self._free.extend(emptied)
+            self._release(self.pages_over_limit)
+
+    def set_idle(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Nobody uses these blocks any more; they are kept for what they hold."""
+        self._models[model_id].groups[group].set_idle(offsets)
+
+    def set_in_use(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+        """Takes idle blocks up again."""
+        self._models[model_id].groups[group].set_in_use(offsets)
+
+    def longest_idle(
+        self, num_pages: int, wanted_by: str | None, *, own: bool = False
+    ) -> list[tuple[str, int, NDArray[np.int64]]]:
+        """The idle blocks of up to so many pages that have none in use, the longest so first over all models.
+
+        Args:
+            wanted_by: the model that wants the pages. Those that lie within another's guarantee would help
+                it nothing and are left out. None wants them whosever they are.
+            own: only that model's.
+
+        Returns:
+            Model, group and granule offsets int64 [n] of blocks, each group at most once.
+        """
+        spare = {
+            name: model.num_idle_pages
+            if wanted_by in (None, name)
+            else model.held_pages - model.guarantee_pages
+            for name, model in self._models.items()
+            if name == wanted_by or not own
+        }
+        by_age = heapq.merge(
+            *(
+                _by_age(name, g, blocks)
+                for name, model in self._models.items()
+                if spare.get(name, 0) > 0
+                for g, blocks in enumerate(model.groups)
+            )
+        )
+        return [
+            (name, g, self._models[name].groups[g].idle_offsets(pages))
+            for name, g, pages in _first_pages(by_age, num_pages, spare)
+        ]
+
+    def sparsest(self, num_pages: int, wanted_by: str | None) -> list[tuple[str, int, list[int]]]:
+        """Up to so many pages whose blocks in use would fit into others of their groups, those with the fewest
+        first over all models.
+
+        Args:
+            wanted_by: the model that wants the pages: its own stay, and those that lie within others' guarantees.
+                None wants them whosever they are.
+
+        Returns:
+            Model, group and pages, each group at most once.
+        """
+        spare = {
+            name: model.pages_in_use - (0 if wanted_by is None else model.guarantee_pages)
+            for name, model in self._models.items()
+            if name != wanted_by
+        }
+        candidates = sorted(
+            (num_live, name, g, page)
+            for name in spare
+            for g, blocks in enumerate(self._models[name].groups)
+            for num_live, page in blocks.sparsest_pages(num_pages)
+        )
+        return _first_pages(candidates, num_pages, spare)
+
+    def blocks_of(self, model_id: str, group: int) -> GroupBlocks:
+        """The books of one group, for what concerns no page of others."""
+        return self._models[model_id].groups[group]
+
+    def blocks_short(self, model_id: str, num_blocks: Sequence[int]) -> list[int]:
+        """By group, how many of so many blocks do not fit into the pages that the model holds."""
+        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        return [max(0, count - blocks.num_free) for blocks, count in pairs]
+
+    def set_limit(self, num_bytes: int) -> bool:
+        """Sets the lease, null page included; rounded down to pages, never below the null page.
+
+        Returns:
+            True once committed pages are within it. While False, emptied pages leave as they come, and
+            ``pages_over_limit`` says how many must still.
+        """
+        self._limit_pages = min(max(1, num_bytes // PAGE_BYTES), self._num_pages)
+        self._release(self.pages_over_limit)
+        return self.pages_over_limit == 0
+
+    def usage(self, model_id: str) -> KVUsage:
+        model = self._models[model_id]
+        live_bytes = sum(blocks.num_live * blocks.group.block_bytes for blocks in model.groups)
+        idle_bytes = sum(blocks.num_idle * blocks.group.block_bytes for blocks in model.groups)
+        return KVUsage(model.held_pages * PAGE_BYTES, live_bytes, idle_bytes)
+
+    def fragmentation(self) -> KvFragmentation:
+        """What is committed and holds no block: with the null page, and the blocks in use and idle of all
+        models, it adds up to ``committed_bytes``."""
+        groups = [blocks for model in self._models.values() for blocks in model.groups]
+        return KvFragmentation(
+            free_bytes=len(self._free) * PAGE_BYTES,
+            vacant_bytes=sum(blocks.num_free * blocks.group.block_bytes for blocks in groups),
+            tail_bytes=sum(blocks.num_pages * blocks.group.tail_bytes for blocks in groups),
+        )
+
+    def check_integrity(self) -> None:
+        """Checks that every page is in exactly one state and every slot is counted once; meant for
+        idle moments and tests, as it walks everything.
+
+        Raises:
+            InternalError: they do not add up.
+        """
+        pages = [_NULL_PAGE, *self._free, *self._bare]
+        for model in self._models.values():
+            for blocks in model.groups:
+                blocks.check()
+                pages += blocks.pages
+        if sorted(pages) != list(range(self._num_pages)):
+            raise InternalError("a page of the KV pool is lost, or in two states at once")
+
+    @property
+    def _committed_pages(self) -> int:
+        return self._num_pages - len(self._bare)
+
+    def _room(self, model_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
+        """Pages that the model may take now, below zero where that many must come free first: what stays
+        free must cover the others' guarantees.
+
+        Args:
+            keeps: what each model is left with; the model itself at least its pages in use.
+        """
+        promised = held = 0
+        for name, other in self._models.items():
+            pages = other.held_pages if keeps is _Keeps.ALL_PAGES else other.pages_in_use
+            if name == model_id:
+                held = pages
+            else:
+                pages = other.fewest_pages if keeps is _Keeps.FEWEST_PAGES else pages
+                promised += max(pages, other.guarantee_pages)
+        room = self._limit_pages - 1 - held - promised
+        cap_pages = self._models[model_id].cap_pages
+        return room if cap_pages is None else min(room, cap_pages - held)
+
+    def _commit(self, num_pages: int) -> bool:
+        """Turns bare pages into free ones; False when the device has no memory for them."""
+        pages = [heapq.heappop(self._bare) for _ in range(num_pages)]
+        runs = list(contiguous_runs(pages))
+        done = 0
+        try:
+            for first, length in runs:
+                self._arena.commit(self._range, first, length)
+                done += length
+        except InsufficientMemoryError as error:
+            if not self._is_short:  # asked for at every step: said once
+                log.warning("the KV pool is within its lease and cannot grow: %s", error.message)
+        if pages:
+            self._is_short = done < len(pages)
+        # Popped from the end by the next allocations, in ascending order.
+        self._free.extend(reversed(pages[:done]))
+        for page in pages[done:]:
+            heapq.heappush(self._bare, page)
+        return done == len(pages)
+
+    def _release(self, num_pages: int) -> None:
+        """Takes the memory from up to so many free pages, the longest free first."""
+        leaving = self._free[:num_pages]
+        del self._free[:num_pages]
+        for first, length in contiguous_runs(sorted(leaving)):
+            self._arena.release(self._range, first, length)
+        for page in leaving:
+            heapq.heappush(self._bare, page)
+
+
+def _first_pages(
+    ordered: Iterable[tuple[int, str, int, int]], num_pages: int, spare: dict[str, int]
+) -> list[tuple[str, int, list[int]]]:
+    """The first so many pages, of no model more than it can spare; model, group and pages, each group once.
+
+    Args:
+        ordered: rank, model, group and page.
+    """
+    chosen: dict[tuple[str, int], list[int]] = {}
+    for _, name, g, page in ordered:
+        if num_pages <= 0:
+            break
+        if spare[name] > 0:
+            spare[name] -= 1
+            num_pages -= 1
+            chosen.setdefault((name, g), []).append(page)
+    return [(name, g, pages) for (name, g), pages in chosen.items()]
+
+
+def _by_age(model_id: str, group: int, blocks: GroupBlocks) -> Iterator[tuple[int, str, int, int]]:
+    """Since when, model, group and page of the idle pages, the longest so first."""
+    for page, since in blocks.idle_pages.items():
+        yield since, model_id, group, page

@@ -1,0 +1,1 @@
+"""Policies: pure functions from records and a clock to decisions."""

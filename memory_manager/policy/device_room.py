@@ -1,0 +1,120 @@
+"""The running sums of one device while a plan is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from memory_manager.config import PlannerConfig
+from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.policy.eviction import footprint_bytes
+from memory_manager.policy.plan_types import DeviceView, ReplicaView, SetKvLease, WorkerView
+from memory_manager.policy.residency import ON_DEVICE
+
+__all__ = ["Board"]
+
+
+class Board:
+    """What fits on a device now, and what will once all that leaves has left.
+
+    Footprints are weights and KV guarantees; KV above the guarantees is nobody's claim and gives way.
+
+    Attributes:
+        room_bytes: budget less what cannot be moved and what other processes claim.
+        closed: someone waits for a minimum residency to pass; nobody behind may evict here meanwhile.
+    """
+
+    def __init__(
+        self,
+        device: DeviceView,
+        workers: Sequence[WorkerView],
+        replicas: Sequence[ReplicaView],
+        config: PlannerConfig,
+    ) -> None:
+        """``replicas`` are all that the device's workers know."""
+        self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
+        self.closed = False
+        self._workers = workers
+        self._weights_bytes = sum(each.lease_bytes for each in replicas)
+        self._kv_floor_bytes = {each.worker_id: config.kv_base_bytes for each in workers}
+        self._num_hosted = {each.worker_id: 0 for each in workers}
+        for replica in replicas:
+            if replica.residency in ON_DEVICE and replica.worker_id is not None:
+                self._kv_floor_bytes[replica.worker_id] += replica.kv_guarantee_bytes
+                self._num_hosted[replica.worker_id] += 1
+        self._now_bytes = sum(map(footprint_bytes, replicas)) + len(workers) * config.kv_base_bytes
+        self._after_bytes = self._now_bytes
+        self._free_bytes = self.room_bytes - self._weights_bytes - sum(w.kv_lease_bytes for w in workers)
+        self._awaits_room = False
+
+    @property
+    def spare_bytes(self) -> int:
+        """Room once all that leaves has left and all that waits for that has come."""
+        return self.room_bytes - self._after_bytes
+
+    @property
+    def kv_short_bytes(self) -> int:
+        """KV that sequences wait for and nobody frees yet. Whoever waits for a place of its weights goes first."""
+        if self._awaits_room:
+            return 0
+        wanted_bytes = sum(
+            max(0, each.kv_wanted_bytes - self._kv_floor_bytes[each.worker_id]) for each in self._workers
+        )
+        return max(0, wanted_bytes - max(0, self.spare_bytes))
+
+    @property
+    def kv_wanted_since_s(self) -> float:
+        """Since when sequences wait for KV; ``inf`` where none does."""
+        return min(
+            (each.kv_wanted_since_s for each in self._workers if each.kv_wanted_bytes), default=math.inf
+        )
+
+    def fits_now(self, need_bytes: int) -> bool:
+        return self._now_bytes + need_bytes <= self.room_bytes and need_bytes <= self.spare_bytes
+
+    def leave(self, replica: ReplicaView) -> None:
+        self._after_bytes -= footprint_bytes(replica)
+
+    def await_room(self, need_bytes: int) -> None:
+        """Something of this footprint comes once others have left; KV must not grow into what they free."""
+        self._after_bytes += need_bytes
+        self._awaits_room = True
+
+    def bring(self, worker_id: str, weights_bytes: int, kv_guarantee_bytes: int) -> bool:
+        """Something comes as soon as the ledger has its weights; False if KV must shrink first."""
+        self._now_bytes += weights_bytes + kv_guarantee_bytes
+        self._after_bytes += weights_bytes + kv_guarantee_bytes
+        self._weights_bytes += weights_bytes
+        self._kv_floor_bytes[worker_id] += kv_guarantee_bytes
+        self._num_hosted[worker_id] += 1
+        if weights_bytes > self._free_bytes:
+            return False
+        self._free_bytes -= weights_bytes
+        return True
+
+    def kv_leases(self) -> list[SetKvLease]:
+        """Floors to all workers, and what is left over in equal parts to those that host something.
+
+        A lease grows only into what the ledger has free at this moment; the rest follows when another
+        worker's has shrunk.
+        """
+        if not self._workers:
+            return []
+        spare_bytes = self.room_bytes - self._weights_bytes - sum(self._kv_floor_bytes.values())
+        hosts = [each.worker_id for each in self._workers if self._num_hosted[each.worker_id]]
+        sharing = hosts or [each.worker_id for each in self._workers]
+        share_bytes = max(0, spare_bytes) // len(sharing) // PAGE_BYTES * PAGE_BYTES
+        leases = []
+        for worker in self._workers:
+            target_bytes = self._kv_floor_bytes[worker.worker_id]
+            if worker.worker_id in sharing:
+                target_bytes += share_bytes
+            if self._awaits_room:
+                floor_bytes = self._kv_floor_bytes[worker.worker_id]
+                target_bytes = min(target_bytes, max(worker.kv_target_bytes, floor_bytes))
+            growth_bytes = max(0, min(target_bytes - worker.kv_lease_bytes, self._free_bytes))
+            self._free_bytes -= growth_bytes
+            target_bytes = min(target_bytes, worker.kv_lease_bytes + growth_bytes)
+            if target_bytes != worker.kv_target_bytes:
+                leases.append(SetKvLease(worker.worker_id, target_bytes))
+        return leases

@@ -1,0 +1,414 @@
+"""The planner: a pure function from what is known to what to do now.
+
+A plan is made anew on every event and remembers nothing. What is on its way shows in the state (a replica
+that loads holds its lease already), and what must wait for something is left to a later plan. One plan:
+
+1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
+2. Deployments that want a replica are taken in order of priority, then deadline. One that fits is brought
+   in; one that does not asks the cheapest replicas to make room, and comes in when they are gone.
+3. Where sequences wait for KV, idle replicas are put to sleep for it.
+4. Draining replicas that no one needs gone any more are resumed.
+5. What is left over is KV, divided between the workers of the device.
+
+Invariant, per device: leases of weights + KV guarantees of the replicas there + reserve <= budget. So a KV
+lease can always shrink to the guarantees, and admitted requests can always finish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from memory_manager.config import PlannerConfig
+from memory_manager.policy.arrivals import wake_at_s
+from memory_manager.policy.device_room import Board
+from memory_manager.policy.eviction import Candidate, choose, choose_what_there_is, footprint_bytes, judge
+from memory_manager.policy.plan_types import (
+    Action,
+    DeploymentView,
+    Drain,
+    Figures,
+    Load,
+    Plan,
+    PlannerState,
+    ReplicaView,
+    Resume,
+    Sleep,
+    Unload,
+    Wake,
+    WorkerView,
+)
+from memory_manager.policy.refusals import refusals
+from memory_manager.policy.residency import ON_DEVICE, Residency
+from memory_manager.policy.wants import Displaces, Want, must_be_forgotten, num_kept, surplus, wants_of
+from mooring.units import format_bytes
+
+__all__ = ["plan"]
+
+
+def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
+    """What to do now; see the module's docstring."""
+    return _Planning(state, now_s, config).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One place for a want. ``rank``: 0 fits now, 1 will fit once what leaves has left, 2 needs
+    victims. ``moves``: the replica sleeps in another worker, which forgets it first. ``weights_bytes``: still
+    to be leased. ``load``: requests that the worker serves."""
+
+    rank: int
+    board: Board
+    worker: WorkerView
+    moves: bool
+    weights_bytes: int
+    load: int
+    victims: tuple[Candidate, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, bool, float, int, int, str]:
+        cost_s = sum(victim.value_s for victim in self.victims)
+        return (self.rank, self.moves, cost_s, self.load, -self.board.spare_bytes, self.worker.worker_id)
+
+
+class _Planning:
+    """The making of one plan."""
+
+    def __init__(self, state: PlannerState, now_s: float, config: PlannerConfig) -> None:
+        self._now_s = now_s
+        self._config = config
+        self._state = state
+        self._actions: list[Action] = []
+        self._next_at_s = state.next_due_s
+        self._leaving: set[str] = set()
+        self._deployments = {each.name: each for each in state.deployments}
+        self._workers = {each.worker_id: each for each in state.workers}
+        self._by_deployment: dict[str, list[ReplicaView]] = {each.name: [] for each in state.deployments}
+        self._by_device: dict[str, list[ReplicaView]] = {each.name: [] for each in state.devices}
+        # Workers that host, or are about to host, a replica of the deployment: one each.
+        self._hosts: dict[str, set[str]] = {each.name: set() for each in state.deployments}
+        for replica in state.replicas:
+            if not replica.retired:
+                self._by_deployment[replica.deployment].append(replica)
+            if replica.worker_id is not None:
+                self._by_device[self._workers[replica.worker_id].device].append(replica)
+                if replica.residency in ON_DEVICE and not replica.retired:
+                    self._hosts[replica.deployment].add(replica.worker_id)
+        self._residents = {
+            device: [each for each in replicas if each.residency in (Residency.RESIDENT, Residency.DRAINING)]
+            for device, replicas in self._by_device.items()
+        }
+        self._load = dict.fromkeys(self._workers, 0)  # requests that each worker serves
+        for replica in state.replicas:
+            if replica.worker_id is not None:
+                self._load[replica.worker_id] += replica.num_active
+        self._surplus = {
+            replica.replica_id
+            for deployment in state.deployments
+            if deployment.max_replicas > 1
+            for replica in surplus(deployment, self._by_deployment[deployment.name])
+        }
+        self._others_bytes = {device.name: device.others_bytes for device in state.devices}
+        self._boards = {
+            device.name: Board(
+                device,
+                [each for each in state.workers if each.device == device.name],
+                self._by_device[device.name],
+                config,
+            )
+            for device in state.devices
+        }
+
+    def run(self) -> Plan:
+        refused = refusals(self._state, self._config)
+        self._send_away()
+        self._make_room_for_others()
+        for want in sorted(self._wants(refused), key=lambda each: each.order):
+            self._place(want)
+        self._make_room_for_kv()
+        self._resume()
+        leases = (lease for board in self._boards.values() for lease in board.kv_leases())
+        return Plan((*leases, *self._actions), refused, self._next_at_s)
+
+    def _at(self, when_s: float) -> bool:
+        """Whether it is time; if not, the next plan is due then at the latest."""
+        if when_s <= self._now_s:
+            return True
+        self._next_at_s = min(self._next_at_s, when_s)
+        return False
+
+    # 1. Replicas that must go.
+
+    def _send_away(self) -> None:
+        for replica in self._state.replicas:
+            if replica.residency in (Residency.RESIDENT, Residency.DRAINING):
+                committed = replica.in_flight and replica.residency is Residency.DRAINING
+                reason = "on its way" if committed else self._reason_to_go(replica)
+                if reason is not None:
+                    self._leave(replica, reason)
+            elif must_be_forgotten(replica) and self._at(replica.retry_at_s):
+                figures = self._standing(replica)
+                self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind", figures))
+
+    def _reason_to_go(self, replica: ReplicaView) -> str | None:
+        if replica.retired:
+            return "no longer deployed"
+        if replica.sleep_requested:
+            return "asked to sleep"
+        deployment = self._deployments[replica.deployment]
+        if not deployment.enabled:
+            return "deployment disabled"
+        if replica.replica_id in self._surplus:
+            return f"the load asks for {deployment.wanted_replicas} replicas"
+        timeout_s = deployment.idle_timeout_s
+        busy = replica.num_active or deployment.demand is not None
+        if timeout_s is None or busy or num_kept(deployment):
+            return None
+        if not self._at(max(replica.last_used_s, replica.since_s) + timeout_s):
+            return None
+        return None if self._is_expected(deployment) else f"idle for {timeout_s:g} s"
+
+    def _is_expected(self, deployment: DeploymentView) -> bool:
+        """Whether its rhythm would have it woken at once."""
+        window = deployment.next_arrival
+        if window is None or wake_at_s(window, deployment.reload_s, self._config) > self._now_s:
+            return False
+        self._at(math.nextafter(window.latest_s, math.inf))
+        return True
+
+    def _leave(
+        self,
+        replica: ReplicaView,
+        reason: str,
+        figures: Figures | None = None,
+        room_for: str = "",
+        max_drain_s: float = math.inf,
+    ) -> None:
+        """Counts the replica as leaving, and does the next thing towards it. What runs on it has
+        ``max_drain_s`` to finish."""
+        figures = {**self._standing(replica), **(figures or {})}
+        self._leaving.add(replica.replica_id)
+        self._board_of(replica).leave(replica)
+        if replica.in_flight or not self._at(replica.retry_at_s):
+            return
+        drained = replica.num_active == 0 or (
+            replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
+        )
+        if drained and replica.retired:
+            self._actions.append(Unload(replica.replica_id, reason, figures))
+        elif drained:
+            self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
+        elif replica.residency is Residency.RESIDENT:
+            self._at(self._now_s + max_drain_s)  # a plan is due then, whatever else happens
+            self._actions.append(Drain(replica.replica_id, reason, figures, room_for))
+
+    def _standing(self, replica: ReplicaView) -> Figures:
+        """How things stand with a replica that leaves."""
+        return {
+            "freed_bytes": footprint_bytes(replica),
+            "num_active": replica.num_active,
+            "resident_s": self._now_s - replica.since_s,
+            "unused_s": self._now_s - max(replica.last_used_s, replica.since_s),
+        }
+
+    def _board_of(self, replica: ReplicaView) -> Board:
+        assert replica.worker_id is not None, "a replica on a device has a worker"
+        return self._boards[self._workers[replica.worker_id].device]
+
+    def _make_room_for_others(self) -> None:
+        """Where other processes want memory that KV alone does not give, the cheapest replicas leave: as many as
+        are needed, or else all that may, since some of it is better than nothing."""
+        for device, board in self._boards.items():
+            shortage_bytes = -board.spare_bytes
+            if shortage_bytes <= 0:
+                continue
+            candidates = [
+                each
+                for each in self._candidates(device, self._judge_for_others)
+                if self._at(each.eligible_at_s)
+            ]
+            for victim in choose_what_there_is(candidates, shortage_bytes):
+                reason = (
+                    f"other processes want {format_bytes(self._others_bytes[device])} of {device}; "
+                    f"{format_bytes(shortage_bytes)} are missing"
+                )
+                self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
+
+    def _candidates(self, device: str, judged: Callable[[ReplicaView], Candidate | None]) -> list[Candidate]:
+        """Replicas of a device that might make room, at once or later, and do not leave yet."""
+        return [
+            candidate
+            for replica in self._residents[device]
+            if not replica.retired
+            and replica.replica_id not in self._leaving
+            and (candidate := judged(replica)) is not None
+        ]
+
+    def _judge_for_others(self, replica: ReplicaView) -> Candidate | None:
+        """As a candidate for what is no replica. Nothing of ours is more urgent than memory that is another's."""
+        return judge(
+            replica,
+            self._deployments[replica.deployment],
+            demand_since_s=-math.inf,
+            demand_priority=max(each.priority for each in self._state.deployments),
+            config=self._config,
+            now_s=self._now_s,
+        )
+
+    # 2. Deployments that want a replica.
+
+    def _wants(self, refused: Iterable[str]) -> Iterable[Want]:
+        for deployment in self._state.deployments:
+            if deployment.enabled and deployment.name not in refused:
+                replicas = self._by_deployment[deployment.name]
+                yield from wants_of(deployment, replicas, self._leaving, self._at, self._now_s, self._config)
+
+    def _place(self, want: Want) -> None:
+        options = [option for each in self._state.workers if (option := self._option(want, each)) is not None]
+        if not options:
+            return
+        best = min(options, key=lambda each: each.order)
+        slot, worker_id = want.slot, best.worker.worker_id
+        self._hosts[want.deployment.name].add(worker_id)
+        if best.moves and best.rank == 0:
+            # Where it sleeps it may hold something still, which must be free before it is leased anew.
+            self._actions.append(Unload(slot.replica_id, f"moves to {worker_id}", self._standing(slot)))
+        elif best.rank == 0:
+            if best.board.bring(worker_id, best.weights_bytes, slot.kv_guarantee_bytes):
+                self._actions.append(self._arrival(want, best))
+            return
+        for victim in best.victims:
+            reason, figures = _reason(want, best, victim, self._now_s)
+            name = want.deployment.name
+            self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
+        best.board.await_room(best.weights_bytes + slot.kv_guarantee_bytes)
+
+    def _arrival(self, want: Want, option: _Option) -> Load | Wake:
+        slot = want.slot
+        demand = want.deployment.demand
+        figures = {
+            "weights_bytes": option.weights_bytes,
+            "kv_guarantee_bytes": slot.kv_guarantee_bytes,
+            "num_waiting": demand.num_waiting if demand is not None else 0,
+            "waited_s": self._now_s - want.since_s,
+            "spare_bytes": option.board.spare_bytes,
+        }
+        if slot.residency is Residency.WARM and slot.worker_id == option.worker.worker_id:
+            return Wake(slot.replica_id, want.reason, figures)
+        return Load(slot.replica_id, option.worker.worker_id, want.reason, figures)
+
+    def _option(self, want: Want, worker: WorkerView) -> _Option | None:
+        """How the want could come to this worker; None if it cannot now."""
+        if worker.worker_id in self._hosts[want.deployment.name]:
+            return None
+        slot, board = want.slot, self._boards[worker.device]
+        moves = slot.worker_id is not None and slot.worker_id != worker.worker_id
+        weights_bytes = slot.weights_bytes - (0 if moves else slot.lease_bytes)
+        need_bytes = weights_bytes + slot.kv_guarantee_bytes
+        load = self._load[worker.worker_id]
+        if board.fits_now(need_bytes):
+            return _Option(0, board, worker, moves, weights_bytes, load)
+        if need_bytes <= board.spare_bytes:
+            return _Option(1, board, worker, moves, weights_bytes, load)
+        victims = self._victims(want, worker.device, need_bytes - board.spare_bytes)
+        return _Option(2, board, worker, moves, weights_bytes, load, victims) if victims else None
+
+    def _victims(self, want: Want, device: str, shortage_bytes: int) -> tuple[Candidate, ...] | None:
+        """The cheapest replicas that make enough room if they leave; None if none may now."""
+        board = self._boards[device]
+        if board.closed or want.displaces is Displaces.NOBODY:
+            return None
+        candidates = self._candidates(device, partial(self._judge, want))
+        now = [each for each in candidates if each.eligible_at_s <= self._now_s]
+        victims = choose(now, shortage_bytes)
+        if want.displaces is Displaces.WORTH_LESS:
+            return victims if _worth_less(victims, want) else None
+        if victims is None and choose(candidates, shortage_bytes) is not None:
+            # Time will mend it. Whoever is behind must not evict meanwhile: a small model that takes the
+            # place of each replica as it becomes eligible would keep a large one out for ever.
+            board.closed = True
+            for candidate in candidates:
+                self._at(candidate.eligible_at_s)
+        return victims
+
+    def _judge(self, want: Want, replica: ReplicaView) -> Candidate | None:
+        return judge(
+            replica,
+            self._deployments[replica.deployment],
+            demand_since_s=want.since_s,
+            demand_priority=want.priority,
+            now_s=self._now_s,
+            config=self._config,
+        )
+
+    # 3. Room for KV.
+
+    def _make_room_for_kv(self) -> None:
+        """Idle replicas leave where sequences wait for KV: the cheapest, as many as are needed, or else all that may.
+
+        Each only once the wait has lasted as long as it is expected to cost to bring that one back, so that both
+        together are at most twice what foresight would pay (Karlin et al., Competitive Snoopy Caching, 1988).
+        """
+        for device, board in self._boards.items():
+            short_bytes, since_s = board.kv_short_bytes, board.kv_wanted_since_s
+            if not short_bytes:
+                continue
+            candidates = [
+                each
+                for each in self._candidates(device, self._judge_for_others)
+                if each.rank == 1
+                and self._may_idle_away(each.replica.deployment)
+                and self._at(max(each.eligible_at_s, since_s + each.value_s))
+            ]
+            for victim in choose_what_there_is(candidates, short_bytes):
+                reason = (
+                    f"idle, worth {victim.value_s:.3g} s; sequences have waited {self._now_s - since_s:.2f} s for "
+                    f"{format_bytes(short_bytes)} of KV"
+                )
+                figures = {"kv_short_bytes": short_bytes, "value_s": victim.value_s}
+                self._leave(victim.replica, reason, figures)
+
+    def _may_idle_away(self, name: str) -> bool:
+        """Whether nothing would bring a replica of it back at once."""
+        deployment = self._deployments[name]
+        wanted = deployment.demand is not None or num_kept(deployment) or deployment.wanted_replicas > 1
+        return not wanted and not self._is_expected(deployment)
+
+    # 4. Replicas that may stay after all.
+
+    def _resume(self) -> None:
+        for replica in self._state.replicas:
+            if (
+                replica.residency is Residency.DRAINING
+                and not replica.in_flight
+                and replica.replica_id not in self._leaving
+            ):
+                self._actions.append(Resume(replica.replica_id))
+
+
+def _worth_less(victims: tuple[Candidate, ...] | None, want: Want) -> bool:
+    """Whether they are idle and together worth at most half of what the want is, so that estimates that waver
+    do not make two models take each other's place in turns."""
+    if victims is None or any(each.rank != 1 for each in victims):
+        return False
+    return sum(each.value_s for each in victims) <= want.worth_s / 2
+
+
+def _reason(want: Want, option: _Option, victim: Candidate, now_s: float) -> tuple[str, Figures]:
+    """Why a replica makes room, and the figures that decided it."""
+    state = ("draining", "idle", "in use")[victim.rank]
+    figures: Figures = {
+        "room_for": want.deployment.name,
+        "needed_bytes": option.weights_bytes + want.slot.kv_guarantee_bytes,
+        "waited_s": now_s - want.since_s,
+        "state": state,
+        "value_s": victim.value_s,
+    }
+    reason = (
+        f"makes room for {want.deployment.name}, which needs {format_bytes(option.weights_bytes)} and has "
+        f"waited {now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.replica.since_s:.1f} s, "
+        f"worth {victim.value_s:.3g} s for {format_bytes(victim.bytes_freed)}"
+    )
+    return reason, figures

@@ -1,0 +1,168 @@
+"""Which deployments want a replica more: for requests that wait, for load, to be kept, or for what is expected."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from memory_manager.config import PlannerConfig
+from memory_manager.policy.arrivals import wake_at_s
+from memory_manager.policy.eviction import in_priority, worth_s
+from memory_manager.policy.plan_types import DeploymentView, ReplicaView
+from memory_manager.policy.residency import ON_DEVICE, Residency
+
+__all__ = ["Displaces", "Want", "is_at_rest", "must_be_forgotten", "num_kept", "surplus", "wants_of"]
+
+_TRYABLE = (Residency.WARM, Residency.COLD, Residency.FAILED)
+
+
+class Displaces(enum.Enum):
+    """Whom a want may ask to make room."""
+
+    NOBODY = enum.auto()
+    WORTH_LESS = enum.auto()  # idle replicas that together are worth clearly less
+    ANYBODY = enum.auto()  # by the rules of ``memory_manager.policy.eviction``
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A deployment that wants one more replica.
+
+    Attributes:
+        slot: the one to bring.
+        since_s, deadline_s: of the requests that wait; of others when it came to be wanted, and ``inf`` or when
+            requests are expected.
+        worth_s: seconds that having it is expected to save, for what displaces only what is worth less.
+        reason: why it comes.
+    """
+
+    deployment: DeploymentView
+    slot: ReplicaView
+    since_s: float
+    deadline_s: float
+    priority: int
+    displaces: Displaces
+    worth_s: float
+    reason: str
+
+    @property
+    def order(self) -> tuple[bool, int, float, str]:
+        """What nobody waits for comes last: it must not take the room that was made for demand."""
+        forced = self.displaces is Displaces.ANYBODY
+        return (not forced, -self.priority, self.deadline_s, self.deployment.name)
+
+
+def is_at_rest(replica: ReplicaView) -> bool:
+    """Off its device, with nothing under way."""
+    return replica.residency in _TRYABLE and not replica.in_flight
+
+
+def must_be_forgotten(replica: ReplicaView) -> bool:
+    """Whether it is retired and sleeps in a worker, or failed and its worker could not clean up."""
+    over = replica.retired or replica.residency is Residency.FAILED
+    return over and replica.worker_id is not None and is_at_rest(replica)
+
+
+def num_kept(deployment: DeploymentView) -> int:
+    """Replicas that stay resident whether requests come or not."""
+    return 0 if deployment.held else max(deployment.min_replicas, int(deployment.pinned))
+
+
+def surplus(deployment: DeploymentView, replicas: Sequence[ReplicaView]) -> list[ReplicaView]:
+    """Replicas beyond those that the load asks for: draining ones first, then those with least to do. The last
+    one is never surplus: that it idles is for timeouts and demand to judge."""
+    up = [each for each in replicas if each.residency in ON_DEVICE]
+    num_surplus = len(up) - max(1, num_kept(deployment), deployment.wanted_replicas)
+    can_go = [each for each in up if each.residency in (Residency.RESIDENT, Residency.DRAINING)]
+    can_go.sort(key=lambda each: (each.residency is Residency.RESIDENT, each.num_active, each.replica_id))
+    return can_go[: max(0, num_surplus)]
+
+
+def wants_of(
+    deployment: DeploymentView,
+    replicas: Sequence[ReplicaView],
+    leaving: set[str],
+    at: Callable[[float], bool],
+    now_s: float,
+    config: PlannerConfig,
+) -> Iterator[Want]:
+    """What an enabled deployment wants brought.
+
+    Args:
+        replicas: its own, not retired.
+        leaving: ids of replicas that leave for good.
+        at: whether it is time; if not, the plan is made again then.
+    """
+    # One that drains to make room for others is neither up nor to be brought: it resumes, or it
+    # sleeps first and then waits for its turn.
+    num_up = sum(each.residency in ON_DEVICE for each in replicas if each.replica_id not in leaving)
+    demand = deployment.demand
+    num_desired = max(num_kept(deployment), int(demand is not None))
+    if num_up:
+        num_desired = max(num_desired, deployment.wanted_replicas)
+        at(deployment.rescale_at_s)
+    slots = [each for each in replicas if is_at_rest(each) and not must_be_forgotten(each)]
+    slots.sort(key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id))
+    if not num_desired and not num_up and slots:
+        yield from _expected(deployment, slots[0], at, now_s, config)
+    for slot in slots[: max(0, min(deployment.max_replicas, num_desired) - num_up)]:
+        if at(slot.retry_at_s):
+            num_requests = sum(each.num_active for each in replicas)
+            yield _wanted(deployment, slot, num_up, num_requests, config)
+            num_up += 1
+
+
+def _wanted(
+    deployment: DeploymentView, slot: ReplicaView, num_up: int, num_requests: int, config: PlannerConfig
+) -> Want:
+    demand = deployment.demand
+    if demand is not None and num_up == 0:
+        since_s = demand.oldest_arrival_s
+        deadline_s = min(demand.nearest_deadline_s, since_s + config.patience_s)
+        priority = max(deployment.priority, demand.priority)
+        reason = f"{demand.num_waiting} waiting"
+        return Want(deployment, slot, since_s, deadline_s, priority, Displaces.ANYBODY, 0.0, reason)
+    displaces, reason, saved_s = Displaces.NOBODY, "kept resident", 0.0
+    if deployment.pinned and num_up == 0:
+        displaces = Displaces.ANYBODY
+    elif num_up >= num_kept(deployment):
+        displaces = Displaces.WORTH_LESS
+        num_over = max(1, num_requests - num_up * config.requests_per_replica)
+        reason = f"{num_over} requests more than {num_up} replicas serve well"
+        saved_s = num_over * config.scale_up_after_s  # they have waited so long at least
+    return Want(
+        deployment,
+        slot,
+        deployment.wanted_since_s,
+        math.inf,
+        deployment.priority,
+        displaces,
+        in_priority(saved_s, deployment.priority),
+        reason,
+    )
+
+
+def _expected(
+    deployment: DeploymentView,
+    slot: ReplicaView,
+    at: Callable[[float], bool],
+    now_s: float,
+    config: PlannerConfig,
+) -> Iterator[Want]:
+    """A warm replica is woken a little before its next request is likely to come."""
+    window = deployment.next_arrival
+    if window is None or deployment.held or slot.residency is not Residency.WARM:
+        return
+    if at(wake_at_s(window, deployment.reload_s, config)) and at(slot.retry_at_s):
+        yield Want(
+            deployment,
+            slot,
+            now_s,
+            window.earliest_s,
+            deployment.priority,
+            Displaces.WORTH_LESS,
+            worth_s(deployment, config.expected_chance),
+            f"requests are expected in {window.earliest_s - now_s:.1f} to {window.latest_s - now_s:.1f} s",
+        )

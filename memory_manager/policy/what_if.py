@@ -1,0 +1,124 @@
+"""What would have to happen for a deployment to come in now: the planner asked, and nothing begun."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memory_manager.config import PlannerConfig
+from memory_manager.policy.device_room import Board
+from memory_manager.policy.plan_types import DemandView, Drain, Load, Plan, PlannerState, Sleep, Wake
+from memory_manager.policy.planner import plan
+from memory_manager.policy.residency import ON_DEVICE
+from mooring.units import format_bytes
+
+__all__ = ["Departure", "Verdict", "WayIn", "way_in"]
+
+
+class Verdict(enum.Enum):
+    """How things stand for a request that came now."""
+
+    THERE = "there"  # a replica is on a device, or on its way to it
+    COMES = "comes"  # there is room; KV gives way where it has to
+    EVICTS = "evicts"  # others leave for it
+    WAITS = "waits"  # others leave for it, but not yet
+    BLOCKED = "blocked"  # nothing may leave for it as things are
+    NEVER = "never"  # it fits on no device
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A replica that would have to leave, and what its leaving frees (weights and KV guarantee)."""
+
+    replica_id: str
+    deployment: str
+    freed_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WayIn:
+    """The answer. ``message``: a sentence in figures; ``leaving``: who would leave, cheapest first."""
+
+    verdict: Verdict
+    message: str
+    leaving: tuple[Departure, ...] = ()
+
+
+def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) -> WayIn:
+    """What one request for ``name`` that came now would bring about.
+
+    Args:
+        state: the present one, with the deployment and its replicas in it; who waits already is left out.
+    """
+    own = [each for each in state.replicas if each.deployment == name and not each.retired]
+    if any(each.residency in ON_DEVICE for each in own):
+        return WayIn(Verdict.THERE, "it is on a device, or on its way")
+    alone = replace(
+        state,
+        deployments=tuple(
+            replace(each, demand=DemandView(1, now_s, math.inf, each.priority), held=False, enabled=True)
+            if each.name == name
+            else replace(each, demand=None)
+            for each in state.deployments
+        ),
+        replicas=tuple(
+            replace(each, retry_at_s=-math.inf) if each.deployment == name else each
+            for each in state.replicas
+        ),
+    )
+    decided = plan(alone, now_s, config)
+    if name in decided.refusals:
+        return WayIn(Verdict.NEVER, decided.refusals[name])
+    own_ids = {each.replica_id for each in own}
+    comes = any(isinstance(each, Load | Wake) and each.replica_id in own_ids for each in decided.actions)
+    need_bytes = own[0].weights_bytes + own[0].kv_guarantee_bytes
+    need = f"it needs {format_bytes(need_bytes)} of weights and KV guarantee"
+    if comes or _fits(alone, own[0].weights_bytes + own[0].kv_guarantee_bytes, config):
+        return WayIn(Verdict.COMES, f"{need}, for which there is room once KV has given way")
+    if leaving := _departures(alone, decided, name):
+        return WayIn(Verdict.EVICTS, f"{need}: these would leave at once", leaving)
+    wait_s = config.min_residency_s + config.drain_after_s + config.idle_grace_s
+    if leaving := _departures(alone, plan(alone, now_s + wait_s, config), name):
+        return WayIn(Verdict.WAITS, f"{need}: these would leave within {wait_s:g} s", leaving)
+    return WayIn(Verdict.BLOCKED, f"{need}: {_obstacle(state)}")
+
+
+def _obstacle(state: PlannerState) -> str:
+    """Why nothing comes in although everything fits on some device."""
+    if not state.workers:
+        return "there is no worker that takes orders"
+    claims = [
+        f"other processes have {format_bytes(each.others_bytes)} of {each.name}"
+        for each in state.devices
+        if each.others_bytes
+    ]
+    return "; ".join(["all that is there is pinned, or in use at a higher priority", *claims])
+
+
+def _fits(state: PlannerState, need_bytes: int, config: PlannerConfig) -> bool:
+    for device in state.devices:
+        workers = [each for each in state.workers if each.device == device.name]
+        ids = {each.worker_id for each in workers}
+        hosted = [each for each in state.replicas if each.worker_id in ids]
+        if workers and Board(device, workers, hosted, config).fits_now(need_bytes):
+            return True
+    return False
+
+
+def _departures(state: PlannerState, decided: Plan, name: str) -> tuple[Departure, ...]:
+    deployment_of = {each.replica_id: each.deployment for each in state.replicas}
+    leaving: Sequence[Sleep | Drain] = [
+        each for each in decided.actions if isinstance(each, Sleep | Drain) and each.room_for == name
+    ]
+    return tuple(
+        Departure(
+            each.replica_id,
+            deployment_of[each.replica_id],
+            int(each.figures["freed_bytes"]),
+            each.reason,
+        )
+        for each in leaving
+    )

@@ -1,0 +1,1 @@
+"""Readings of devices and of other processes' memory. Runs in the server."""

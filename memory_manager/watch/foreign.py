@@ -1,0 +1,119 @@
+"""Memory that other processes want: how much of a device's budget is ours to use at this moment.
+
+A pure rule, with the time told to it. Where others' memory grows, ours shrinks at once; where it goes again, ours
+grows back only after it has stayed away for a while, and into no more than was free all that time. Readings that
+move a little change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.watch.devices import DeviceMemory
+from mooring.errors import ConfigurationError
+from mooring.units import MIB
+
+__all__ = ["ForeignConfig", "ForeignRule", "room_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignConfig:
+    """How a device is shared with processes that are not ours.
+
+    Attributes:
+        period_s: between two readings of the device.
+        margin_bytes: of the device's memory that we leave free for others to grow into before we notice.
+        step_bytes: smaller changes are not followed; less than the margin.
+        grow_after_s: others' memory must have been gone for so long before ours grows.
+        max_stalled_share: nothing grows while processes wait for memory for more of their time than this.
+        num_sharing: devices of ours that are the same memory (the CPU as several devices), which divide what is
+            free between them.
+    """
+
+    period_s: float = 0.5
+    margin_bytes: int = 256 * MIB
+    step_bytes: int = 32 * MIB
+    grow_after_s: float = 5.0
+    max_stalled_share: float = 0.05
+    num_sharing: int = 1
+
+    def __post_init__(self) -> None:
+        if self.period_s <= 0 or self.grow_after_s < 0:
+            raise ConfigurationError("others.period_s must be positive, others.grow_after_s not negative")
+        if self.margin_bytes < 0:
+            raise ConfigurationError("others.margin cannot be negative")
+
+
+def room_bytes(memory: DeviceMemory, held_bytes: int, num_sharing: int = 1) -> int:
+    """Bytes of the device that are ours or could be.
+
+    Args:
+        held_bytes: device memory that our workers hold, by their own account. Where the device tells our
+            processes' memory from others', its figure is used in place of this one.
+        num_sharing: see ``ForeignConfig``.
+    """
+    if memory.kind == "cuda" and memory.others_bytes is not None:
+        return max(0, memory.total_bytes - memory.others_bytes)
+    return held_bytes + memory.free_bytes // num_sharing
+
+
+class ForeignRule:
+    """The budget that follows from what is read of one device.
+
+    Args:
+        budget_bytes: as configured, the most there ever is.
+        floor_bytes: less is never asked for: what we cannot give up.
+
+    Attributes:
+        effective_bytes: the budget now; ``floor_bytes <= effective_bytes <= budget_bytes``.
+    """
+
+    def __init__(self, budget_bytes: int, floor_bytes: int, config: ForeignConfig) -> None:
+        self._budget_bytes = budget_bytes
+        self._floor_bytes = min(floor_bytes, budget_bytes)
+        self._config = config
+        self._least_bytes = 0  # that there could have been since ``_since_s``
+        self._since_s: float | None = None  # when it became more than there is
+        self.effective_bytes = budget_bytes
+
+    def observe(self, room: int | None, stalled_share: float | None, now_s: float) -> int:
+        """Takes one reading; returns the budget from now on.
+
+        Args:
+            room: as ``room_bytes`` gives it; None where the device could not be read, and then the configured
+                budget is gone back to.
+            stalled_share: of the last seconds, in which processes waited for memory; None where unknown.
+            now_s: never less than in the call before.
+        """
+        target_bytes = self._target_bytes(room)
+        step_bytes = min(self._config.step_bytes, self._config.margin_bytes)
+        if target_bytes < self.effective_bytes:
+            self._since_s = None
+            if target_bytes <= self.effective_bytes - step_bytes or target_bytes == self._floor_bytes:
+                self.effective_bytes = target_bytes
+        elif not self._may_grow_to(target_bytes, step_bytes) or self._is_stalled(stalled_share):
+            self._since_s = None
+        else:
+            self._wait_to_grow(target_bytes, now_s)
+        return self.effective_bytes
+
+    def _target_bytes(self, room: int | None) -> int:
+        if room is None:
+            return self._budget_bytes
+        pages = (room - self._config.margin_bytes) // PAGE_BYTES
+        return max(self._floor_bytes, min(self._budget_bytes, pages * PAGE_BYTES))
+
+    def _may_grow_to(self, target_bytes: int, step_bytes: int) -> bool:
+        growth_bytes = target_bytes - self.effective_bytes
+        return growth_bytes > 0 and (growth_bytes >= step_bytes or target_bytes == self._budget_bytes)
+
+    def _is_stalled(self, stalled_share: float | None) -> bool:
+        return stalled_share is not None and stalled_share > self._config.max_stalled_share
+
+    def _wait_to_grow(self, target_bytes: int, now_s: float) -> None:
+        if self._since_s is None:
+            self._since_s, self._least_bytes = now_s, target_bytes
+        self._least_bytes = min(self._least_bytes, target_bytes)
+        if now_s - self._since_s >= self._config.grow_after_s:
+            self.effective_bytes, self._since_s = self._least_bytes, None

@@ -1,0 +1,111 @@
+"""Other processes' part of each device's budget: who makes room for it, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from memory_manager.config import PlannerConfig
+from memory_manager.fleet.events import EventKind, Reporter
+from memory_manager.fleet.execution import Execution
+from memory_manager.fleet.ledger import Ledger
+from memory_manager.fleet.moves import Moves
+from memory_manager.fleet.records import HostCopies, Replica, Worker
+from memory_manager.policy.residency import Residency
+from mooring.units import format_bytes
+
+__all__ = ["Others"]
+
+
+class Others:
+    """Lets other processes have parts of the budgets (``memory_manager.watch.foreign_watch.BudgetOwner``).
+
+    Args:
+        ledgers, workers, replicas: the controller's own, by name and id.
+        on_change: called when a claim has changed or host copies have gone.
+    """
+
+    def __init__(
+        self,
+        ledgers: Mapping[str, Ledger],
+        workers: Mapping[str, Worker],
+        replicas: Mapping[str, Replica],
+        host_cache: HostCopies,
+        moves: Moves,
+        execution: Execution,
+        reporter: Reporter,
+        config: PlannerConfig,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._ledgers = ledgers
+        self._workers = workers
+        self._replicas = replicas
+        self._host_cache = host_cache
+        self._moves = moves
+        self._execution = execution
+        self._reporter = reporter
+        self._config = config
+        self._on_change = on_change
+
+    def budget_of(self, device: str) -> tuple[int, int]:
+        """The configured budget of a device and the part of it that cannot be given up, in bytes."""
+        ledger = self._ledgers[device]
+        return ledger.budget_bytes, ledger.bytes_of("reserve") + 2 * self._config.kv_base_bytes
+
+    def held_bytes(self, device: str) -> int:
+        """Device memory that the workers on it hold, as far as they have told."""
+        workers = sum(
+            each.kv_bytes + each.ready_bytes for each in self._workers.values() if each.port.device == device
+        )
+        weights = sum(
+            each.lease_bytes
+            for each in self._replicas.values()
+            if each.worker is not None
+            and each.worker.port.device == device
+            and each.residency in (Residency.RESIDENT, Residency.DRAINING)
+        )
+        return workers + weights
+
+    def set_others(self, device: str, num_bytes: int, reason: str) -> None:
+        """Leaves that part of a device's budget to other processes; absolute. KV leases shrink first, what
+        workers keep ready leaves at once, and the planner puts replicas to sleep for the rest."""
+        ledger = self._ledgers[device]
+        before_bytes = ledger.budget_bytes - ledger.claim_bytes
+        ledger.claim_for_others(num_bytes)
+        figures = {
+            "budget_bytes": ledger.budget_bytes,
+            "before_bytes": before_bytes,
+            "after_bytes": ledger.budget_bytes - ledger.claim_bytes,
+            "leased_bytes": ledger.leased_bytes,
+        }
+        self._reporter.of_device(EventKind.BUDGET, device, reason, figures)
+        if device.startswith("cpu"):
+            on_cpu = [each for name, each in self._ledgers.items() if name.startswith("cpu")]
+            self._host_cache.allow_spare(not any(each.claim_bytes for each in on_cpu))
+        for worker in self._workers.values():
+            if worker.port.device == device:
+                self.limit(worker)
+        self._on_change()
+
+    def give_up_copies(self, num_bytes: int) -> None:
+        """Gives so much host memory of copies of weights back to the system: copies that no worker knows at once,
+        then those of sleepers, the longest unused first, which their workers are made to forget."""
+        given_bytes = self._host_cache.give_up(num_bytes)
+        reason = f"the host lacks {format_bytes(num_bytes)}"
+        for sleeper, worker in self._moves.sleepers():
+            if given_bytes >= num_bytes:
+                break
+            num_copy_bytes = sleeper.spec.artifact.num_bytes
+            given_bytes += num_copy_bytes
+            forgetting = self._moves.forget_sleeper(sleeper, worker, reason, num_bytes)
+            forgetting.add_done_callback(partial(self._forgotten, num_copy_bytes))
+        self._on_change()
+
+    def _forgotten(self, num_copy_bytes: int, task: asyncio.Task[None]) -> None:
+        """Gives back what nobody holds now: the sleeper's copy, unless its worker failed to forget it."""
+        self._host_cache.give_up(num_copy_bytes)
+
+    def limit(self, worker: Worker) -> None:
+        """Tells a worker what its device's budget leaves it, where others have a part of it."""
+        self._execution.spawn(worker, self._moves.limit_memory(worker))

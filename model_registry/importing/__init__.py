@@ -1,0 +1,1 @@
+"""Imports: from a folder, a GGUF file or a hub to a version in the artifact store."""

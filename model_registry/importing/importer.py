@@ -1,0 +1,174 @@
+"""Registers models: from wherever a source points, through the store, into the registry."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from model_registry.checkpoint import check_folder, read_license
+from model_registry.importing.gguf_import import convert_gguf
+from model_registry.importing.hub import HUB_SCHEME, Hub, parse_hub_source
+from model_registry.policy import check_name
+from model_registry.progress import Progress, no_progress
+from model_registry.records import ModelDescription, NewVersion, VersionRecord
+from model_registry.registry import Registry
+from model_registry.store import ArtifactStore
+from mooring.errors import ArtifactError
+
+__all__ = ["Importer"]
+
+
+class Importer:
+    """Brings versions in, and takes them out with their files.
+
+    Args:
+        store: where the files go.
+        registry: where the version is noted.
+        inspect: an engine's view of a folder; raises ``ArtifactError`` for what it cannot run.
+        hub: for ``hf://`` sources.
+        downloads: folder of downloads that are not finished, kept so that a later try goes on with them.
+    """
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        registry: Registry,
+        inspect: Callable[[Path], ModelDescription],
+        hub: Hub,
+        downloads: Path,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._inspect = inspect
+        self._hub = hub
+        self._downloads = downloads
+        # From a file's arrival in the store to its row in the registry it has no owner yet, and a delete of
+        # an equal version would take it away. One copy at a time is also what a disk does best.
+        self._lock = threading.Lock()
+
+    def register(self, model: str, source: str, progress: Progress | None = None) -> VersionRecord:
+        """Registers a version of a model; the same bytes again are the version that is there.
+
+        Args:
+            source: a folder, a ``.gguf`` file, or ``hf://org/name[@revision]``.
+            progress: called with stages ``"download"``, ``"convert"`` and ``"copy"``, on this thread or on
+                the downloader's.
+
+        Raises:
+            InvalidRequestError: the name or the source is malformed.
+            ArtifactError: the model is unsafe, broken, unsupported or cannot be fetched; says which.
+        """
+        check_name(model, "model")
+        report = progress or no_progress
+        with self._opened(source, report) as (folder, origin):
+            check_folder(folder)
+            self._inspect(folder)  # here already, so that gigabytes are not copied only to be refused
+            with self._lock:
+                stored = self._store.import_folder(folder, report)
+                description = self._inspect(stored.path)
+                new = NewVersion(
+                    digest=stored.digest,
+                    num_bytes=stored.num_bytes,
+                    source=origin,
+                    architecture=description.architecture,
+                    description=_describe(description),
+                    license=read_license(stored.path),
+                )
+                return self._registry.register_version(model, new)
+
+    def delete_version(self, model: str, number: int) -> None:
+        """Removes a version, and its files where no other version has the same.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: a deployment uses it.
+        """
+        with self._lock:
+            version = self._registry.get_version(model, number)
+            packed = self._packed_keys(version)
+            self._registry.delete_version(model, number)
+            self._remove_files(version.digest, packed)
+
+    def delete_model(self, name: str) -> None:
+        """Removes a model with all its versions, or none of them; files as ``delete_version`` does.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: a deployment uses one of its versions.
+        """
+        with self._lock:
+            found = [(each, self._packed_keys(each)) for each in self._registry.list_versions(name)]
+            self._registry.delete_model(name)
+            for version, packed in found:
+                self._remove_files(version.digest, packed)
+
+    def _packed_keys(self, version: VersionRecord) -> list[str]:
+        variants = self._registry.list_variants(version.model, version.number)
+        return [each.packed_key for each in variants if each.packed_key is not None]
+
+    def _remove_files(self, digest: str, packed_keys: list[str]) -> None:
+        """Removes an artifact, and what was packed from it, unless another version is of it too."""
+        if self._registry.has_digest(digest):
+            return
+        for key in packed_keys:
+            self._store.remove_packed(key)
+        self._store.remove(digest)
+
+    @contextmanager
+    def _opened(self, source: str, progress: Progress) -> Iterator[tuple[Path, str]]:
+        """The source as a folder, and the words by which it is remembered."""
+        if source.startswith(HUB_SCHEME):
+            with self._downloaded(source, progress) as opened:
+                yield opened
+            return
+        path, is_folder = _located(source)
+        if is_folder:
+            yield path, str(path)
+        elif path.is_file():
+            with self._store.scratch() as scratch:
+                converted = scratch / "converted"
+                convert_gguf(path, converted, progress)
+                yield converted, str(path)
+        else:
+            raise ArtifactError(f"there is nothing at {path}")
+
+    @contextmanager
+    def _downloaded(self, source: str, progress: Progress) -> Iterator[tuple[Path, str]]:
+        wanted = self._hub.resolve(parse_hub_source(source))
+        folder = self._downloads / f"{wanted.repo_id.replace('/', '--')}@{wanted.revision}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two registrations of one commit take turns
+            self._hub.fetch(wanted, folder, progress)
+            yield folder, str(wanted)
+            shutil.rmtree(folder)  # only when all went well: a later try goes on with what is here
+        finally:
+            os.close(lock)
+
+
+def _located(source: str) -> tuple[Path, bool]:
+    """Where a local source is, and whether it is a folder."""
+    try:
+        path = Path(source).expanduser().resolve()
+        return path, path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a home that nobody has
+        raise ArtifactError(f"{source!r} cannot be looked up: {error}") from error
+
+
+def _describe(description: ModelDescription) -> dict[str, object]:
+    return {
+        "num_parameters": description.num_parameters,
+        "vocab_size": description.vocab_size,
+        "max_model_len": description.max_model_len,
+        "checkpoint_dtype": description.checkpoint_dtype,
+        "default_precision": description.default_precision,
+        "eos_token_ids": list(description.eos_token_ids),
+        "config": dict(description.config),
+        "generation_config": dict(description.generation_config),
+    }

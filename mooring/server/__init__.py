@@ -1,0 +1,1 @@
+"""The server process: makes the parts, opens the doors, ends in order."""

@@ -1,0 +1,146 @@
+"""Which device the settings mean, how it is read, and how much of it is ours by default."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+
+from memory_manager.config import DeviceBudget
+from memory_manager.watch.devices import DeviceReader, HostReader, NvmlReader, Pids, default_budget_bytes
+from memory_manager.watch.foreign import ForeignConfig
+from memory_manager.watch.foreign_watch import ForeignWatch
+from memory_manager.watch.host_watch import HostWatch
+from memory_manager.watch.others import Others
+from mooring.config import DeviceEntry, Settings
+from mooring.errors import ConfigurationError
+from mooring.units import GIB, format_bytes
+
+__all__ = [
+    "DEFAULT_GPU_RESERVE_BYTES",
+    "device_budgets",
+    "device_reader",
+    "device_readers",
+    "host_cache_budget_bytes",
+    "is_cpu",
+    "watch_others",
+]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_GPU_RESERVE_BYTES = 1 * GIB  # a CUDA context, workspace of the kernels
+
+
+def is_cpu(device: str) -> bool:
+    """Whether it is the host's CPU, or one of several devices that it is divided into."""
+    return device.partition(":")[0] == "cpu"
+
+
+def device_reader(device: str, pids: Pids) -> DeviceReader:
+    """Reads the memory of a device; ``pids`` tells which processes are ours."""
+    return HostReader(pids) if is_cpu(device) else NvmlReader(int(device.removeprefix("cuda:")), pids)
+
+
+def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
+    """What reads each device's memory, by its name."""
+    return {entry.name: device_reader(entry.name, pids) for entry in _entries(settings)}
+
+
+def device_budgets(settings: Settings) -> list[DeviceBudget]:
+    """What we may use of each device, in the settings' order; asked before any worker runs.
+
+    Raises:
+        ConfigurationError: no budget is set and the device cannot be read, or nothing of it is left.
+    """
+    return [_budget(entry) for entry in _entries(settings)]
+
+
+def _entries(settings: Settings) -> tuple[DeviceEntry, ...]:
+    if settings.devices:
+        return settings.devices
+    device = settings.device
+    if device == "auto":
+        device = "cuda:0" if _has_gpu() else "cpu"
+    return (
+        DeviceEntry(
+            name="cuda:0" if device == "cuda" else device,
+            memory_budget=settings.memory_budget,
+            reserve_bytes=settings.reserve_bytes,
+        ),
+    )
+
+
+def _budget(entry: DeviceEntry) -> DeviceBudget:
+    on_gpu = not is_cpu(entry.name)
+    reserve_bytes = entry.reserve_bytes
+    if reserve_bytes is None:
+        reserve_bytes = DEFAULT_GPU_RESERVE_BYTES if on_gpu else 0
+    if entry.memory_budget is not None:
+        return DeviceBudget(entry.name, entry.memory_budget, reserve_bytes)
+    memory = device_reader(entry.name, lambda: {os.getpid()}).read()
+    if memory is None:
+        raise ConfigurationError(f"{entry.name} cannot be read: give its memory with --memory-budget")
+    free_bytes = default_budget_bytes(memory, 0)
+    # The host's memory is also everybody else's, and warm copies want some of it.
+    budget_bytes = free_bytes if on_gpu else free_bytes // 2
+    logger.info("memory budget of %s (%s): %s", entry.name, memory.name, format_bytes(budget_bytes))
+    return DeviceBudget(entry.name, budget_bytes, reserve_bytes)
+
+
+def host_cache_budget_bytes(settings: Settings) -> int:
+    """Host memory for warm copies of weights: as set, or a quarter of the machine's."""
+    if settings.host_cache_budget is not None:
+        return settings.host_cache_budget
+    memory = HostReader(set).read()
+    if memory is None:
+        raise ConfigurationError("this machine's memory cannot be read: give --host-cache-budget")
+    return memory.total_bytes // 4
+
+
+def watch_others(
+    settings: Settings, readers: Mapping[str, DeviceReader], owner: Others
+) -> list[asyncio.Task[None]]:
+    """Begins to watch every device, and the host, for other processes' memory; the tasks run until they are
+    cancelled."""
+    others = settings.others
+    if not others.watch:
+        return []
+    num_on_cpu = sum(map(is_cpu, readers))
+    host = next((reader for device, reader in readers.items() if is_cpu(device)), HostReader(set))
+    config = ForeignConfig(period_s=others.period_s, margin_bytes=others.margin)
+    watches: list[ForeignWatch | HostWatch] = [HostWatch(host, owner.give_up_copies, config)]
+    watches += [
+        ForeignWatch(
+            device,
+            reader,
+            owner,
+            ForeignConfig(
+                period_s=others.period_s,
+                margin_bytes=others.margin,
+                grow_after_s=others.grow_after_s,
+                num_sharing=num_on_cpu if is_cpu(device) else 1,
+            ),
+        )
+        for device, reader in readers.items()
+    ]
+    tasks = [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]
+    for task in tasks:
+        task.add_done_callback(_tell_end)
+    return tasks
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    """Only a bug of ours ends a watch before it is cancelled; it must not pass unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("other processes' memory is no longer watched", exc_info=error)
+
+
+def _has_gpu() -> bool:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return bool(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return False  # no driver: a machine without an NVIDIA GPU

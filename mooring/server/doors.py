@@ -1,0 +1,114 @@
+"""The doors' listeners: uvicorn for HTTP and grpc.aio, both on the server's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc.aio
+import uvicorn
+
+from mooring.errors import ConfigurationError
+from mooring.server.http_connection import DoorConfig, HttpLimits
+from router.doors.grpc.reading import MessageReader
+
+__all__ = ["grpc_door", "http_door"]
+
+_STOP_S = 5.0
+_SILENCE_S = 60  # after which a client is asked whether it is still there
+
+
+@asynccontextmanager
+async def http_door(app: Any, host: str, port: int, limits: HttpLimits | None = None) -> AsyncIterator[str]:
+    """Serves an ASGI application; gives its address, and at the end lets open answers finish for a while.
+
+    Args:
+        limits: of each connection.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    listener = _listen("HTTP", host, port)
+    config = DoorConfig(
+        app,
+        limits or HttpLimits(),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(_STOP_S),
+        ws_per_message_deflate=False,  # a chunk holds one token: compressing it costs more than it saves
+    )
+    server = _HttpServer(config)
+    # A bound socket queues connections from now on, so the address is good before uvicorn has started.
+    listener.listen(config.backlog)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    bound_host, bound_port = listener.getsockname()[:2]
+    try:
+        yield f"http://{_bracketed(bound_host)}:{bound_port}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def grpc_door(
+    add_services: Callable[[grpc.aio.Server], None], host: str, port: int, max_message_bytes: int
+) -> AsyncIterator[str]:
+    """Serves gRPC; gives its target.
+
+    Args:
+        add_services: puts the services on the server, before it starts.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", _SILENCE_S * 1000),
+    ]
+    server = grpc.aio.server(interceptors=[MessageReader()], options=options)
+    add_services(server)
+    if port:
+        _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot
+    try:
+        bound_port = server.add_insecure_port(f"{_bracketed(host)}:{port}")
+    except RuntimeError as error:
+        raise ConfigurationError(f"gRPC cannot listen on {host}:{port}: {error}") from error
+    await server.start()
+    try:
+        yield f"{_bracketed(host)}:{bound_port}"
+    finally:
+        await server.stop(_STOP_S)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the end is ours to order."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(door: str, host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with ExitStack() as stack:
+            # Named TCP, since asyncio (unlike uvloop) turns delays of small writes off only for what is.
+            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit it: a client that vanished without a word is noticed.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S)
+            listener.bind((host, port))
+            stack.pop_all()  # bound: it is the caller's to close
+            return listener
+    except OSError as error:
+        raise ConfigurationError(f"{door} cannot listen on {host}:{port}: {error}") from error
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,376 @@
+"""The server: makes the parts, gives them to each other, opens the doors, and ends it all in order.
+
+Wiring only. At a start the data folder is locked, the registry opened, workers started, the doors opened
+(alive and not yet ready), the models of the registry and of the settings served; then it is ready. At
+SIGTERM: not ready, new requests refused, running ones given their time, doors shut, workers ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc.aio
+import uvloop
+
+from engines.checkpoint.model_config import describe
+from engines.supervise.packer import ensure_packed
+from engines.supervise.supervisor import Supervisor
+from memory_manager.cores import CoreSignal, wait_clear
+from memory_manager.fleet.controller import MemoryManager
+from memory_manager.fleet.events import Reporter
+from memory_manager.fleet.status import Snapshot
+from memory_manager.host.cache import HostCache
+from memory_manager.policy.residency import ResidencyEvent
+from memory_manager.ports import ArtifactRef
+from model_registry.database import open_database
+from model_registry.importing.hub import Hub
+from model_registry.importing.importer import Importer
+from model_registry.registry import Registry
+from model_registry.store import ArtifactStore
+from mooring.config import ModelEntry, Settings
+from mooring.errors import ConfigurationError, MooringError
+from mooring.server.admin_key import ensure_admin_key
+from mooring.server.data_dir import own_data_dir, published
+from mooring.server.devices import (
+    device_budgets,
+    device_readers,
+    host_cache_budget_bytes,
+    is_cpu,
+    watch_others,
+)
+from mooring.server.doors import grpc_door, http_door
+from mooring.server.http_connection import HttpLimits
+from mooring.server.malloc import keep_little_free
+from mooring.server.worker_specs import manager_config, worker_specs
+from router.control.directory import DeploymentDirectory
+from router.control.journal import Journal, JournalConfig
+from router.control.registrar import Registrar
+from router.dispatch.dispatch import Dispatcher
+from router.dispatch.gate import Gate
+from router.doors.admin.routes import AdminServices, create_admin_router
+from router.doors.grpc_app import add_grpc_services
+from router.doors.http_app import create_app
+from router.doors.kserve.core import KServe
+from router.doors.kserve.repository import DeploymentRepository
+from router.doors.kserve.rest import create_kserve_routes
+from router.intake import Intake
+from router.request.bounds import RouterConfig
+from router.services import RouterServices
+from router.telemetry.metrics import Gauges, Metrics, ModelGauges
+from router.tenancy.keys import Tenancy
+
+__all__ = ["run"]
+
+logger = logging.getLogger("mooring")
+
+_PRECISIONS = {"auto": "auto", "float32": "fp32", "bfloat16": "bf16"}
+_WORKER_STOP_S = 5.0
+
+T = TypeVar("T")
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: the settings cannot be served.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for chatty in ("alembic", "uvicorn", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    keep_little_free()
+    with own_data_dir(settings.data_dir):
+        uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = _stop_signal()
+    async with AsyncExitStack() as stack:
+        server = await _unless(stopping, Server.start(settings, stack))
+        if server is None or not await _unless(stopping, server.serve_models()):
+            return
+        await stopping.wait()
+        await server.drain()
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. The second one finds no handler and ends the process at once: its
+    workers end with it, since the kernel kills them then."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopping.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)  # asyncio would give SIGINT back to Python
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` gives; None where ``stopping`` was set first, and ``work`` is cancelled then."""
+    task = asyncio.create_task(work)
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait([task])
+        return None
+    finally:
+        stop.cancel()
+
+
+@dataclass(slots=True)
+class Server:
+    """The running parts, as far as the end needs them."""
+
+    settings: Settings
+    registrar: Registrar
+    manager: MemoryManager
+    supervisor: Supervisor
+    gate: Gate
+    directory: DeploymentDirectory
+    journal: Journal
+    ready: bool = False
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    async def start(cls, settings: Settings, stack: AsyncExitStack) -> Server:
+        """Makes every part and opens the doors; ``stack`` ends them in the reverse order."""
+        admin_key = ensure_admin_key(settings.admin_key_path)
+        registry = await asyncio.to_thread(_open_registry, settings, stack)
+        await asyncio.to_thread(_check_exposure, settings, registry)
+        store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
+        budgets = device_budgets(settings)
+        core_signals = {each.name: CoreSignal.make() for each in budgets if is_cpu(each.name)}
+        for each in core_signals.values():
+            stack.callback(each.close)
+        wait_for_cores = partial(wait_clear, tuple(core_signals.values()))
+        cache = HostCache(host_cache_budget_bytes(settings), wait_for_cores=wait_for_cores)
+        stack.push_async_callback(cache.close)
+
+        directory = DeploymentDirectory()
+        metrics = Metrics(lambda: _gauges(manager.snapshot()))
+        sink = partial(_note_residency, metrics)
+        journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
+        journal.start()
+        stack.push_async_callback(journal.stop)
+        manager = MemoryManager(budgets, cache, manager_config(settings), sink=sink, events=journal.note)
+        stack.push_async_callback(manager.stop)
+        supervisor = Supervisor(
+            worker_specs(settings, budgets, core_signals),
+            on_ready=manager.add_worker,
+            on_lost=manager.worker_lost,
+            on_step=partial(_note_step, metrics),
+        )
+        stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
+        await supervisor.start()
+        registrar = Registrar(
+            registry=registry,
+            store=store,
+            importer=Importer(store, registry, describe, Hub(), settings.data_dir / "downloads"),
+            pack=partial(_pack, settings.data_dir / "store" / "packed"),
+            manager=manager,
+            directory=directory,
+            precision=_PRECISIONS[settings.dtype],
+            engine=settings.engine,
+            default_idle_timeout_s=settings.planner.idle_timeout_s,
+            reporter=Reporter(time.monotonic, journal.note),
+        )
+        stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
+        gate = Gate(Dispatcher(manager, supervisor.client))
+        server = cls(settings, registrar, manager, supervisor, gate, directory, journal)
+        config = RouterConfig(max_body_bytes=settings.max_body_bytes)
+        services = RouterServices(
+            tokens=gate,
+            models=directory,
+            tenancy=Tenancy(registry.authenticate, allow_anonymous=_anonymous(settings), config=config),
+            metrics=metrics,
+            is_ready=server.is_ready,
+            config=config,
+        )
+        readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
+        admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
+        for watching in watch_others(settings, readers, manager.others):
+            stack.callback(watching.cancel)
+        await server.open_doors(services, admin, stack)
+        return server
+
+    def is_ready(self) -> bool:
+        """Whether a request that comes now can be served."""
+        return self.ready and any(each.state.value == "ready" for each in self.supervisor.workers())
+
+    async def open_doors(self, services: RouterServices, admin: AdminServices, stack: AsyncExitStack) -> None:
+        intake = Intake(services)
+        kserve = KServe(services, intake, DeploymentRepository(self.registrar))
+        app = create_app(services, intake)
+        app.include_router(create_admin_router(admin))
+        settings = self.settings
+        app.router.routes.extend(
+            create_kserve_routes(
+                kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.max_body_bytes
+            )
+        )
+        limits = HttpLimits(
+            max_frame_bytes=settings.max_body_bytes,
+            max_head_bytes=settings.max_head_bytes,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        http = http_door(app, settings.http_host, settings.http_port, limits)
+        self.addresses["http"] = await stack.enter_async_context(http)
+
+        def add_services(to: grpc.aio.Server) -> None:
+            add_grpc_services(to, services, intake, kserve, admin.admin_key)
+
+        rpc = grpc_door(add_services, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
+        self.addresses["grpc"] = await stack.enter_async_context(rpc)
+        stack.enter_context(published(settings.data_dir, self.addresses))
+        logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])
+
+    async def serve_models(self) -> bool:
+        """Serves what the registry and the settings name; True, and ready, when that is done.
+
+        Raises:
+            ConfigurationError: a model of the settings cannot be served.
+        """
+        await self.registrar.restore()
+        for entry in self.settings.models:
+            try:
+                await self.registrar.ensure(entry.name, entry.source, _entry_policy(entry))
+            except MooringError as error:
+                raise ConfigurationError(f"model {entry.name}: {error.message}") from error
+        self.directory.complete()
+        self.ready = True
+        logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
+        return True
+
+    async def drain(self) -> None:
+        """Refuses what is new and waits for what runs."""
+        self.ready = False
+        self.gate.shut()
+        self.journal.shut()  # or streams of events would hold up the end of the HTTP door
+        logger.info("stopping: running requests have %g s", self.settings.shutdown_grace_s)
+        if not await self.gate.wait_empty(self.settings.shutdown_grace_s):
+            logger.warning("some requests did not end in time and are cut off")
+            await self.manager.stop()  # refuses those that wait for their model
+            await self.gate.cut_off()
+
+
+def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
+    engine = open_database(settings.registry_url, settings.database_password_file)
+    stack.callback(engine.dispose)
+    return Registry(engine)
+
+
+def _anonymous(settings: Settings) -> bool:
+    hosts = (settings.http_host, settings.grpc_host)
+    return settings.allow_anonymous or all(_is_loopback(host) for host in hosts)
+
+
+def _check_exposure(settings: Settings, registry: Registry) -> None:
+    """Raises ConfigurationError where others could reach us and nobody could have a key."""
+    if _anonymous(settings):
+        return
+    tenants = registry.list_tenants()
+    if not any(key.revoked_at_s is None for tenant in tenants for key in registry.list_keys(tenant.name)):
+        raise ConfigurationError(
+            "the doors are open to other machines and there are no API keys: start on 127.0.0.1, make one "
+            "with `mooring tenants create NAME` and `mooring tenants keys create NAME`, and start again; or "
+            "give --allow-anonymous"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _pack(
+    packed_root: Path, folder: Path, digest: str, precision: str, progress: Callable[[int, int], None]
+) -> ArtifactRef:
+    return await ensure_packed(folder, digest, precision, packed_root, progress)
+
+
+def _worker_pids(supervisor: Supervisor) -> set[int]:
+    return {each.pid for each in supervisor.workers() if each.pid is not None}
+
+
+def _entry_policy(entry: ModelEntry) -> Mapping[str, Any]:
+    """What the settings say of a model, and only that: the rest is the administrator's."""
+    return entry.model_dump(include=entry.model_fields_set - {"name", "source"})
+
+
+def _note_step(metrics: Metrics, replica_id: str, num_tokens: int) -> None:
+    metrics.observe_step(replica_id.rpartition("/")[0], num_tokens)
+
+
+def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
+    before, after = event.before.value, event.after.value
+    metrics.observe_transition(event.deployment, before, after, event.duration_s)
+    logger.debug(
+        "%s: %s -> %s after %.3f s (%s)", event.replica_id, before, after, event.duration_s, event.reason
+    )
+
+
+def _gauges(snapshot: Snapshot) -> Gauges:
+    return Gauges(_model_gauges(snapshot), _device_memory(snapshot), _kv_unused(snapshot))
+
+
+def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
+    kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
+    return {
+        deployment.name: ModelGauges(
+            num_requests_running=sum(each.num_active - each.num_queued for each in deployment.replicas),
+            num_requests_queued=sum(each.num_queued for each in deployment.replicas),
+            num_requests_deferred=deployment.num_waiting,
+            kv_cache_usage=sum(replica.cache.live_bytes for replica in deployment.replicas)
+            / max(kv_lease_bytes, 1),
+            num_preemptions=sum(replica.preemptions_total for replica in deployment.replicas),
+            prefix_query_tokens=sum(replica.cache.query_tokens_total for replica in deployment.replicas),
+            prefix_hit_tokens=sum(replica.cache.hit_tokens_total for replica in deployment.replicas),
+            residency=deployment.residency.value,
+        )
+        for deployment in snapshot.deployments
+    }
+
+
+def _device_memory(snapshot: Snapshot) -> dict[tuple[str, str], int]:
+    return {
+        (device.name, owner): num_bytes
+        for device in snapshot.devices
+        for owner, num_bytes in device.owners.items()
+    }
+
+
+def _kv_unused(snapshot: Snapshot) -> dict[tuple[str, str], int]:
+    return {
+        (worker.worker_id, kind.removesuffix("_bytes")): num_bytes
+        for worker in snapshot.workers
+        for kind, num_bytes in asdict(worker.fragmentation).items()
+    }

@@ -1,0 +1,1 @@
+"""Capacity planning: what models need of a device's memory."""

@@ -1,0 +1,1 @@
+"""The control plane: deployments, the journal, retries of what failed."""

@@ -1,0 +1,47 @@
+"""What a deployment of the registry is to the memory manager."""
+
+from __future__ import annotations
+
+from engines.checkpoint.model_config import ModelConfig, kv_groups
+from memory_manager.kv_spec import kv_bytes_for_tokens, round_to_pages
+from memory_manager.ports import ArtifactRef, DeploymentSpec
+from model_registry.records import DeploymentRecord
+
+__all__ = ["deployment_spec"]
+
+_ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
+
+
+def deployment_spec(
+    record: DeploymentRecord, artifact: ArtifactRef, default_idle_timeout_s: float | None
+) -> DeploymentSpec:
+    """What the memory manager needs to know of a deployment.
+
+    The KV guarantee is at least what one sequence of the longest length needs, so that every request
+    that is admitted can be finished whatever else happens.
+    """
+    version, policy = record.variant.version, record.policy
+    config = ModelConfig.from_dict(version.description["config"])
+    max_model_len = policy.max_model_len or int(version.description["max_model_len"])
+    groups = kv_groups(config, _ELEMENT_BYTES[record.variant.precision])
+    # With less, a long request would wait for ever beside models that are idle: they are not put to sleep for
+    # KV. Beyond the cap there is nothing to guarantee, and a request that needs more is refused.
+    longest_bytes = kv_bytes_for_tokens(groups, max_model_len)
+    if policy.kv_cap_bytes is not None:
+        longest_bytes = min(longest_bytes, policy.kv_cap_bytes)
+    guarantee_bytes = max(policy.kv_guarantee_bytes or 0, longest_bytes)
+    idle_timeout_s = policy.idle_timeout_s if policy.idle_timeout_s is not None else default_idle_timeout_s
+    return DeploymentSpec(
+        name=record.name,
+        artifact=artifact,
+        weights_bytes=round_to_pages(artifact.num_bytes),
+        kv_guarantee_bytes=round_to_pages(guarantee_bytes),
+        max_model_len=max_model_len,
+        kv_cap_bytes=policy.kv_cap_bytes,
+        enabled=policy.enabled,
+        pinned=policy.pinned,
+        priority=policy.priority,
+        idle_timeout_s=idle_timeout_s,
+        min_replicas=policy.min_replicas,
+        max_replicas=policy.max_replicas,
+    )

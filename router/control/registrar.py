@@ -1,0 +1,391 @@
+"""Brings models from a source to the doors: store, registry, packing, manager, directory.
+
+The registry says what should be served; the memory manager and the directory hold what is. Everything that
+changes the first for a running server goes through here, so that the others follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from memory_manager.fleet.controller import MemoryManager
+from memory_manager.fleet.events import EventKind, Reporter
+from memory_manager.ports import ArtifactRef
+from model_registry.importing.hub import HUB_SCHEME
+from model_registry.importing.importer import Importer
+from model_registry.policy import change_policy, check_name
+from model_registry.progress import Progress, no_progress
+from model_registry.records import DeploymentPolicy, DeploymentRecord, VersionRecord
+from model_registry.registry import Registry
+from model_registry.store import ArtifactStore
+from mooring.errors import (
+    ArtifactError,
+    ConfigurationError,
+    ConflictError,
+    InternalError,
+    MooringError,
+    NotFoundError,
+    ShuttingDownError,
+)
+from router.control.deployment_spec import deployment_spec
+from router.control.directory import DeploymentDirectory
+from router.control.retries import Retries, RetryConfig
+from router.request.sampling import GenerationDefaults
+from router.request.served_model import ServedModel
+
+__all__ = ["Packer", "Registrar", "Registration"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_IMPORTS = 32  # at a time; others wait for their turn
+KEPT_REGISTRATIONS = 256  # ended ones whose outcome can still be asked for
+
+Packer = Callable[[Path, str, str, Callable[[int, int], None]], Awaitable[ArtifactRef]]
+"""(folder, digest, precision, progress) to the packed artifact; ``engines.supervise.packer.ensure_packed`` bound to
+its folder. Raises ``ArtifactError``."""
+
+
+@dataclass(slots=True)
+class Registration:
+    """How far a registration has come; ``error`` says why it failed."""
+
+    id: str
+    name: str
+    source: str
+    state: Literal["running", "done", "failed"] = "running"
+    stage: str = "waiting"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: str | None = None
+
+    def note(self, stage: str, done_bytes: int, total_bytes: int) -> None:
+        self.stage, self.done_bytes, self.total_bytes = stage, done_bytes, total_bytes
+
+
+@dataclass(slots=True)
+class Registrar:
+    """One for a server; lives on its event loop. Attributes are its collaborators and defaults.
+
+    Where the registry changes, the manager and the directory follow under the same lock, so that they can
+    never end up in another order than it. Packing may take minutes and is done outside of the lock; what has
+    become of the deployment meanwhile is looked up afterwards.
+    """
+
+    registry: Registry
+    store: ArtifactStore
+    importer: Importer
+    pack: Packer
+    manager: MemoryManager
+    directory: DeploymentDirectory
+    precision: str = "auto"
+    engine: str = "torch"
+    default_idle_timeout_s: float | None = None
+    reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
+    retries: RetryConfig = field(default_factory=RetryConfig)
+    _registrations: dict[str, Registration] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _following: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stopped: bool = False
+    _retries: Retries = field(init=False)
+    # Downloads and copies take minutes, and wait for each other. On asyncio's own few threads they would keep
+    # requests from the checks of their keys.
+    _importing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(MAX_IMPORTS, thread_name_prefix="import")
+    )
+
+    def __post_init__(self) -> None:
+        self._retries = Retries(self._serve, self.retries)
+
+    # Start and stop.
+
+    async def restore(self) -> None:
+        """Serves every deployment of the registry; one that cannot be served is withheld with its reason."""
+        for record in await asyncio.to_thread(self.registry.list_deployments):
+            await self._serve(record.name)
+
+    async def ensure(self, name: str, source: str, policy: Mapping[str, Any]) -> None:
+        """Registers and deploys a model unless it is; settings of ``policy`` are made so.
+
+        A source that cannot be read any more (the hub is out of reach, the folder is gone) is no reason not
+        to serve what it gave before.
+
+        Raises:
+            MooringError: the source cannot be registered, or the model not served.
+        """
+        report = self._report_to(Registration(secrets.token_hex(8), name, source))
+        try:
+            version = await self._import(name, source, report)
+        except ArtifactError as error:
+            known = await asyncio.to_thread(self._registered_from, name, source)
+            if known is None:
+                raise
+            logger.warning("model %s is served as it was registered before: %s", name, error.message)
+            version = known
+        await self._deploy(name, version, policy, report)
+
+    async def stop(self, grace_s: float) -> None:
+        """Lets running registrations end within the grace period; then they are dropped, and threads that
+        still copy or download for them end at their next report of progress."""
+        _, late = await asyncio.wait(self._tasks, timeout=grace_s) if self._tasks else ((), ())
+        self._stopped = True
+        await self._retries.stop()
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    # Registrations.
+
+    def start(self, name: str, source: str, policy: Mapping[str, Any] | None) -> Registration:
+        """Begins to register a model, and to deploy it under its name where there is a policy. Of a
+        deployment that exists, the policy changes only what it names.
+
+        Raises:
+            InvalidRequestError: the name cannot be one, or the policy cannot be had.
+            ConflictError: one of that name is being registered.
+        """
+        check_name(name)
+        change_policy(DeploymentPolicy(), policy or {})  # now, not when gigabytes have been copied
+        if any(each.name == name and each.state == "running" for each in self._registrations.values()):
+            raise ConflictError(f"model {name!r} is being registered already", param="name")
+        registration = Registration(secrets.token_hex(8), name, source)
+        self._registrations[registration.id] = registration
+        self._forget_old()
+        task = asyncio.create_task(self._run(registration, policy), name=f"register-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return registration
+
+    def get(self, registration_id: str) -> Registration:
+        """Raises ``NotFoundError``."""
+        if registration_id not in self._registrations:
+            raise NotFoundError(f"there is no registration {registration_id!r}")
+        return self._registrations[registration_id]
+
+    def list(self) -> list[Registration]:
+        return list(self._registrations.values())
+
+    # Deployments.
+
+    async def create(
+        self, name: str, model: str, version: int | None, policy: DeploymentPolicy
+    ) -> DeploymentRecord:
+        """Deploys a registered model; raises what ``Registry.create_deployment`` raises."""
+        record = await asyncio.to_thread(
+            self.registry.create_deployment, name, model, version, self.precision, self.engine, policy
+        )
+        await self._serve(name)
+        return record
+
+    async def update(self, name: str, changes: Mapping[str, object]) -> DeploymentRecord:
+        """Changes a deployment; raises what ``Registry.update_deployment`` raises."""
+        record = await asyncio.to_thread(self.registry.update_deployment, name, changes)
+        await self._serve(name)
+        return record
+
+    async def delete(self, name: str) -> None:
+        """Stops serving a deployment. Running requests finish. Raises ``NotFoundError``."""
+        async with self._following:
+            await asyncio.to_thread(self.registry.delete_deployment, name)
+            self._retries.settled(name)
+            self._drop(name)
+
+    async def sleep(self, name: str) -> None:
+        """Puts a deployment to sleep; raises what ``MemoryManager.sleep`` raises, and
+        ``ModelUnavailableError`` where it is not served."""
+        self._check_managed(name)
+        await self.manager.sleep(name)
+
+    async def wake(self, name: str) -> None:
+        """Makes a deployment resident; raises what ``MemoryManager.wake`` raises, and
+        ``ModelUnavailableError`` where it is not served."""
+        self._check_managed(name)
+        await self.manager.wake(name)
+
+    async def delete_model(self, name: str) -> None:
+        """Removes a model, and from the store what nothing else uses; raises what
+        ``Registry.delete_model`` raises."""
+        await self._in_own_thread(partial(self.importer.delete_model, name))
+
+    # The steps.
+
+    async def _run(self, registration: Registration, policy: Mapping[str, Any] | None) -> None:
+        try:
+            report = self._report_to(registration)
+            name, source = registration.name, registration.source
+            version = await self._import(name, source, report)
+            if policy is not None:
+                await self._deploy(name, version, policy, report)
+            registration.state = "done"
+        except MooringError as error:
+            registration.state, registration.error = "failed", error.message
+            logger.warning(
+                "model %s from %s is not registered: %s", registration.name, registration.source, error
+            )
+        except asyncio.CancelledError:
+            registration.state, registration.error = "failed", "the server shut down"
+            raise
+        except Exception as error:  # a task's boundary: nobody else would hear of it
+            registration.state, registration.error = "failed", f"internal error: {error!r}"
+            logger.exception("registering %s failed", registration.name)
+
+    async def _import(self, name: str, source: str, report: Progress) -> VersionRecord:
+        return await self._in_own_thread(partial(self.importer.register, name, source, report))
+
+    async def _in_own_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._importing, work)
+
+    def _report_to(self, registration: Registration) -> Progress:
+        def report(stage: str, done_bytes: int, total_bytes: int) -> None:
+            if self._stopped:  # on the thread that copies, which nothing else can stop
+                raise ShuttingDownError("the server shut down")
+            registration.note(stage, done_bytes, total_bytes)
+
+        return report
+
+    async def _deploy(
+        self, name: str, version: VersionRecord, policy: Mapping[str, Any], report: Progress
+    ) -> None:
+        """Serves a version under this name. Raises ``MooringError`` where that cannot be."""
+        await asyncio.to_thread(self._note_deployed, name, version, policy)
+        if (error := await self._serve(name, report)) is not None:
+            raise error
+
+    def _note_deployed(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:
+        """Makes the registry's deployment of this name one of this version, new or not."""
+        try:
+            present = self.registry.get_deployment(name).variant.version
+        except NotFoundError:
+            self.registry.create_deployment(
+                name, version.model, version.number, self.precision, self.engine, DeploymentPolicy(**policy)
+            )
+            return
+        if present.model != version.model:
+            raise ConflictError(
+                f"deployment {name!r} is of model {present.model!r}: delete it, or use another name"
+            )
+        changes = {**policy, "version": version.number, "precision": self.precision}
+        self.registry.update_deployment(name, changes)
+
+    def _registered_from(self, name: str, source: str) -> VersionRecord | None:
+        """The version deployed under this name, if it is from this source: for a hub's default branch, at
+        any commit."""
+        try:
+            version = self.registry.get_deployment(name).variant.version
+        except NotFoundError:
+            return None
+        if source.startswith(HUB_SCHEME):
+            same = version.source == source or version.source.startswith(f"{source}@")
+        else:
+            same = version.source == str(Path(source).expanduser().resolve())
+        return version if same else None
+
+    async def _serve(self, name: str, report: Progress = no_progress) -> MooringError | None:
+        """Makes the manager and the directory follow the registry, whatever it says by then; returns why
+        the deployment cannot be served, where it cannot."""
+        error: MooringError | None = None
+        artifact: ArtifactRef | None = None
+        try:
+            packed_for = await asyncio.to_thread(self.registry.get_deployment, name)
+            artifact = await self._packed(packed_for, report)
+        except MooringError as caught:
+            error = caught
+        async with self._following:
+            try:
+                record = await asyncio.to_thread(self.registry.get_deployment, name)
+            except NotFoundError:
+                self._retries.settled(name)
+                return None  # deleted meanwhile
+            if artifact is not None and record.variant.id == packed_for.variant.id:
+                self._retries.settled(name)
+                self._follow(record, artifact)
+            elif error is not None:
+                self._withhold(name, error)
+        return error
+
+    def _withhold(self, name: str, error: MooringError) -> None:
+        """The deployment cannot be served; it is tried again unless only another start can mend it."""
+        figures: dict[str, int | float | str] = {"code": error.code, "while": "packing"}
+        if not isinstance(error, ConfigurationError):
+            figures["retry_in_s"] = self._retries.failed(name)
+        logger.error("deployment %s cannot be served: %s", name, error.message)
+        self.reporter.of_deployment(EventKind.FAILURE, name, error.message, figures)
+        self._drop(name)
+        self.directory.withhold(name, error.message)
+
+    async def _packed(self, record: DeploymentRecord, report: Progress) -> ArtifactRef:
+        """The packed artifact of a deployment's variant. Raises ``MooringError`` where there can be none."""
+        if record.engine != self.engine:
+            raise ConfigurationError(
+                f"its engine is {record.engine!r} and this server runs {self.engine!r}: start the server "
+                f"with --engine {record.engine}"
+            )
+        variant, digest = record.variant, record.variant.version.digest
+        folder = self.store.get(digest).path
+        artifact = await self.pack(folder, digest, variant.precision, partial(report, "pack"))
+        if variant.packed_key != artifact.key:
+            await asyncio.to_thread(self._note_packed, variant.id, digest, artifact)
+        return artifact
+
+    def _note_packed(self, variant_id: int, digest: str, artifact: ArtifactRef) -> None:
+        try:
+            self.registry.set_packed(variant_id, artifact.key, artifact.num_bytes)
+        except NotFoundError:  # the version was deleted while it was packed
+            if not self.registry.has_digest(digest):
+                self.store.remove_packed(artifact.key)
+            raise
+
+    def _follow(self, record: DeploymentRecord, artifact: ArtifactRef) -> None:
+        version = record.variant.version
+        spec = deployment_spec(record, artifact, self.default_idle_timeout_s)
+        self.manager.upsert_deployment(spec)
+        if not spec.enabled:
+            self.directory.withhold(record.name, "it is disabled")
+            return
+        self.directory.serve(
+            ServedModel(
+                name=record.name,
+                artifact_key=artifact.key,
+                folder=self.store.get(version.digest).path,
+                max_model_len=spec.max_model_len,
+                created_s=int(record.created_at_s),
+                residency=lambda: self._residency(record.name),
+                engine=record.engine,
+                defaults=GenerationDefaults.from_mapping(version.description["generation_config"]),
+                version=version.number,
+                prefix_cache=record.policy.prefix_cache,
+            )
+        )
+
+    def _drop(self, name: str) -> None:
+        if self._is_managed(name):
+            self.manager.remove_deployment(name)
+        self.directory.forget(name)
+
+    def _check_managed(self, name: str) -> None:
+        """Raises what the directory says of a deployment that the manager does not have."""
+        if not self._is_managed(name):
+            self.directory.get(name)
+
+    def _is_managed(self, name: str) -> bool:
+        return any(each.name == name for each in self.manager.snapshot().deployments)
+
+    def _residency(self, name: str) -> str:
+        for deployment in self.manager.snapshot().deployments:
+            if deployment.name == name:
+                return deployment.residency.value
+        raise InternalError(f"deployment {name!r} is served and not managed")
+
+    def _forget_old(self) -> None:
+        ended = [each.id for each in self._registrations.values() if each.state != "running"]
+        for registration_id in ended[: max(0, len(self._registrations) - KEPT_REGISTRATIONS)]:
+            del self._registrations[registration_id]

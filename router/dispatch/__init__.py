@@ -1,0 +1,1 @@
+"""Dispatch: which replica runs a request, and what happens when its worker dies."""

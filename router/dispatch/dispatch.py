@@ -1,0 +1,392 @@
+"""From a request to sequences on a replica, through sleeps and deaths of workers, to its tokens.
+
+A request acquires a replica, sends one sequence for each choice and gathers what comes back. Where its
+worker dies, or its replica is put to sleep under it, it acquires another and goes on from the tokens that it
+has, prompt and output apart, so that what was sent already never changes. One task drives each request over
+its whole life; tokens pass through none: the worker client calls the stream's sink, which appends to lists
+that the reader takes whole. A slow reader holds back nobody, and what waits for it is bounded by its own
+``max_tokens``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+from engines.api import REPLICA_ASLEEP, Finished, FinishReason, SamplingParams, SequenceRequest
+from engines.supervise.client import SequenceChunk, SequenceSink
+from mooring.errors import (
+    InternalError,
+    ModelUnavailableError,
+    MooringError,
+    PoisonousRequestError,
+    WorkerLostError,
+    error_from_code,
+)
+from router.dispatch.attendance import Attendance
+from router.dispatch.failover import SuspectPolicy
+from router.request.request import ChoiceTokens, GenerationRequest
+
+__all__ = ["DispatchConfig", "Dispatcher", "ReplicaLease", "ReplicaSource", "SequenceRunner"]
+
+
+class ReplicaLease(Protocol):
+    """The right to run sequences on a replica; the replica stays resident until it is released."""
+
+    @property
+    def replica_id(self) -> str: ...
+
+    @property
+    def worker_id(self) -> str: ...
+
+    @property
+    def artifact_key(self) -> str: ...
+
+    def release(self) -> None: ...
+
+
+class ReplicaSource(Protocol):
+    """What gives out replicas: ``memory_manager.fleet.controller.MemoryManager``."""
+
+    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> ReplicaLease: ...
+
+
+class SequenceRunner(Hashable, Protocol):
+    """What runs sequences: one life of a worker, ``engines.supervise.client.WorkerClient``."""
+
+    def submit(self, request: SequenceRequest, sink: SequenceSink) -> None: ...
+
+    def cancel(self, sequence_ids: Sequence[int]) -> None: ...
+
+
+async def acquire(replicas: ReplicaSource, request: GenerationRequest) -> ReplicaLease:
+    """A replica of the very weights that the request was made for.
+
+    Raises:
+        MooringError: there is none and there will be none; ``ModelUnavailableError`` also where the deployment
+            has come to serve other weights, which would go on with ids of another tokenizer.
+    """
+    lease = await replicas.acquire(
+        request.deployment, deadline_s=request.deadline_s, priority=request.priority
+    )
+    if request.artifact_key and lease.artifact_key != request.artifact_key:
+        lease.release()
+        raise ModelUnavailableError(
+            f"model '{request.deployment}' was given another version while the request waited: send it again",
+            code="model_changed",
+            retry_after_s=0,
+        )
+    return lease
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchConfig:
+    """How requests are tried again.
+
+    Attributes:
+        clear_after_tokens: further tokens that clear a suspect of a worker's death.
+        first_pause_s: before trying again after an attempt that gave no token; doubles with each.
+        max_pause_s: the longest such pause.
+        max_fruitless_attempts: attempts in a row without a token after which the request fails.
+    """
+
+    clear_after_tokens: int = 8
+    first_pause_s: float = 0.01
+    max_pause_s: float = 1.0
+    max_fruitless_attempts: int = 30
+
+
+@dataclass(slots=True)
+class _Choice:
+    index: int
+    output_ids: list[int] = field(default_factory=list)
+    num_at_start: int = 0  # output tokens when it was last submitted
+    submitted_s: float = 0.0
+    sequence_id: int | None = None  # None: on no worker now
+    ended: bool = False
+
+
+class RequestStream:
+    """The tokens of one request (``router.request.request.TokenStream``). Made by ``Dispatcher.generate``."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        lease: ReplicaLease,
+        replicas: ReplicaSource,
+        clients: Callable[[str], SequenceRunner],
+        attendance: Attendance,
+        sequence_ids: Iterator[int],
+        config: DispatchConfig,
+        clock: Callable[[], float],
+    ) -> None:
+        self._request = request
+        self._lease: ReplicaLease | None = lease
+        self._replicas = replicas
+        self._clients = clients
+        self._attendance = attendance
+        self._sequence_ids = sequence_ids
+        self._config = config
+        self._clock = clock
+        self._choices = [_Choice(index) for index in range(request.n)]
+        self._pending: list[ChoiceTokens] = []  # one for each step of each choice, in order of arrival
+        self._arrived = asyncio.Event()
+        self._has_to_move = asyncio.Event()
+        self._runner: SequenceRunner | None = None
+        self._error: MooringError | None = None
+        self._task = asyncio.create_task(self._run(), name=f"request-{request.request_id}")
+        self._task.add_done_callback(self._settle)
+
+    # The reader's side -----------------------------------------------------------------------------
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> list[ChoiceTokens]:
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if self._task.done() or self._all_ended():
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        pending, self._pending = self._pending, []
+        return pending
+
+    def stop(self, index: int) -> None:
+        choice = self._choices[index]
+        choice.ended = True
+        self._pending = [new for new in self._pending if new.index != index]
+        if choice.sequence_id is not None and self._runner is not None:
+            self._runner.cancel([choice.sequence_id])
+            choice.sequence_id = None
+        self._note_end()
+
+    async def aclose(self) -> None:
+        self._finish()
+        self._pending.clear()
+        await asyncio.wait([self._task])
+
+    # The worker's side -----------------------------------------------------------------------------
+
+    def num_further_tokens(self) -> int:
+        """Tokens since it was last submitted, of the running choice that has fewest."""
+        return min(
+            (len(c.output_ids) - c.num_at_start for c in self._choices if not c.ended),
+            default=self._config.clear_after_tokens,
+        )
+
+    def interrupt(self, *, poisonous: bool) -> None:
+        """The worker under it died."""
+        self._runner = None
+        for choice in self._choices:
+            choice.sequence_id = None
+        if poisonous:
+            self._fail(
+                PoisonousRequestError(
+                    "this request was present at two deaths of a worker and is not tried again"
+                )
+            )
+        else:
+            self._has_to_move.set()
+
+    def _receive(self, choice: _Choice, chunk: SequenceChunk) -> None:
+        """The sink of one choice's sequence: called once a step, never blocks."""
+        if chunk.token_ids:
+            choice.output_ids += chunk.token_ids
+        if chunk.finished is not None:
+            choice.sequence_id = None
+            self._end(choice, chunk, chunk.finished)
+        elif chunk.token_ids:
+            self._put(_new_tokens(choice, chunk))
+        if chunk.token_ids:
+            self._attendance.progressed(self)
+
+    def _end(self, choice: _Choice, chunk: SequenceChunk, finished: Finished) -> None:
+        if chunk.token_ids or finished.reason is not FinishReason.ERROR:
+            self._put(_new_tokens(choice, chunk))
+        if finished.reason is not FinishReason.ERROR:
+            choice.ended = True
+        elif finished.error_code == WorkerLostError.code:
+            if self._runner is not None:
+                self._attendance.worker_died(self._runner)
+        elif finished.error_code != REPLICA_ASLEEP:
+            self._fail(error_from_code(finished.error_code, finished.error_message))
+            return
+        self._note_end()
+
+    def _put(self, new: ChoiceTokens) -> None:
+        self._pending.append(new)
+        self._arrived.set()
+
+    # The life of the request -----------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Attempts, until ``_finish`` cancels the task."""
+        num_fruitless = 0
+        try:
+            while self._lease is not None:
+                num_tokens = self._num_tokens()
+                await self._attempt(self._lease)
+                num_fruitless = 0 if self._num_tokens() > num_tokens else num_fruitless + 1
+                await self._pause(num_fruitless)
+                self._lease = await acquire(self._replicas, self._request)
+        except MooringError as error:
+            self._fail(error)
+
+    async def _attempt(self, lease: ReplicaLease) -> None:
+        """Runs on the leased replica until the request has to move."""
+        try:
+            await self._attendance.turn(self)
+            self._has_to_move.clear()
+            self._submit(self._clients(lease.worker_id), lease.replica_id)
+            await self._has_to_move.wait()
+        except WorkerLostError:
+            return  # it died before anything was sent to it: nobody of ours was present
+        finally:
+            self._withdraw()
+
+    def _submit(self, runner: SequenceRunner, replica_id: str) -> None:
+        self._runner = runner
+        self._attendance.enter(self, runner)
+        for choice in self._choices:
+            if choice.ended:
+                continue
+            sequence_id = next(self._sequence_ids)
+            sequence = SequenceRequest(
+                sequence_id=sequence_id,
+                replica_id=replica_id,
+                prompt_ids=self._request.prompt_ids,
+                sampling=_sampling_of(choice, self._request.sampling),
+                output_ids=tuple(choice.output_ids),
+                deadline_s=self._request.deadline_s,
+                priority=self._request.priority,
+                cache_scope=self._request.cache_scope,
+            )
+            runner.submit(sequence, partial(self._receive, choice))
+            choice.sequence_id = sequence_id
+            choice.num_at_start = len(choice.output_ids)
+            choice.submitted_s = self._clock()
+
+    async def _pause(self, num_fruitless: int) -> None:
+        if num_fruitless == 0:
+            return
+        if num_fruitless > self._config.max_fruitless_attempts:
+            raise WorkerLostError("no replica of this model stays up long enough to answer; try again later")
+        doublings = num_fruitless - 1
+        await asyncio.sleep(min(self._config.max_pause_s, self._config.first_pause_s * 2.0**doublings))
+
+    def _withdraw(self) -> None:
+        """Leaves the worker and gives the replica back; cancels what still runs there."""
+        runner, self._runner = self._runner, None
+        running = [choice.sequence_id for choice in self._choices if choice.sequence_id is not None]
+        if runner is not None and running:
+            runner.cancel(running)
+        for choice in self._choices:
+            choice.sequence_id = None
+        self._attendance.leave(self, runner)
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _fail(self, error: MooringError) -> None:
+        self._error = self._error or error
+        self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more is to run: worker and replica are free from this moment on."""
+        self._withdraw()
+        self._task.cancel()
+        self._arrived.set()
+
+    def _note_end(self) -> None:
+        """One choice no longer runs."""
+        if self._all_ended():
+            self._finish()
+        elif all(choice.sequence_id is None for choice in self._choices):
+            self._has_to_move.set()
+
+    def _all_ended(self) -> bool:
+        return all(choice.ended for choice in self._choices)
+
+    def _num_tokens(self) -> int:
+        return sum(len(choice.output_ids) for choice in self._choices)
+
+    def _settle(self, task: asyncio.Task[None]) -> None:
+        """The last thing to happen, also to a task that was cancelled before it ran."""
+        self._withdraw()
+        self._attendance.forget(self)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self._error = InternalError(f"the dispatcher failed: {bug!r}")
+            self._error.__cause__ = bug
+        self._arrived.set()
+
+
+def _new_tokens(choice: _Choice, chunk: SequenceChunk) -> ChoiceTokens:
+    new = ChoiceTokens(
+        choice.index, chunk.token_ids, chunk.logprobs or None, prompt_logprobs=chunk.prompt_logprobs
+    )
+    if chunk.queue_s is not None:
+        new.began_s = choice.submitted_s + chunk.queue_s
+    if choice.num_at_start == 0:
+        new.cached_tokens = chunk.cached_tokens
+    finished = chunk.finished
+    if finished is not None and finished.reason is not FinishReason.ERROR:
+        new.finish_reason = finished.reason
+        new.stop_token_id = finished.stop_token_id
+    return new
+
+
+def _sampling_of(choice: _Choice, sampling: SamplingParams) -> SamplingParams:
+    """The request's ``sampling`` for one choice. The prompt's log-probabilities come with the first token of the
+    first choice, so they are asked for until that is there, and of no other."""
+    sent = choice.index > 0 or bool(choice.output_ids)
+    prompt_logprobs = None if sent else sampling.prompt_logprobs
+    return replace(sampling, choice=choice.index, prompt_logprobs=prompt_logprobs)
+
+
+class Dispatcher:
+    """Runs requests on replicas (``router.request.request.TokenSource``).
+
+    Args:
+        replicas: gives out replicas, and waits for those that have to be loaded first.
+        clients: the present life of a worker by its id; raises ``WorkerLostError`` where there is none.
+        clock: of ``GenerationRequest.arrival_s``.
+    """
+
+    def __init__(
+        self,
+        replicas: ReplicaSource,
+        clients: Callable[[str], SequenceRunner],
+        config: DispatchConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replicas = replicas
+        self._clients = clients
+        self._config = config or DispatchConfig()
+        self._clock = clock
+        self._attendance = Attendance(SuspectPolicy(self._config.clear_after_tokens))
+        self._sequence_ids = itertools.count(1)
+
+    async def generate(self, request: GenerationRequest) -> RequestStream:
+        """Returns the stream once a replica is there for it.
+
+        Raises:
+            MooringError: there is none and there will be none, or not in time.
+        """
+        lease = await acquire(self._replicas, request)
+        return RequestStream(
+            request,
+            lease,
+            self._replicas,
+            self._clients,
+            self._attendance,
+            self._sequence_ids,
+            self._config,
+            self._clock,
+        )

@@ -1,0 +1,1 @@
+"""Doors: each protocol that clients speak."""

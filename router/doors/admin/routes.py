@@ -1,0 +1,333 @@
+"""The admin API: models, deployments, tenants, keys, and who holds which bytes.
+
+The ``mooring`` command and the web UI speak to this and to nothing else. Every call needs the admin key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Depends, Request
+
+from engines.supervise.supervisor import WorkerStatus as SupervisedWorker
+from memory_manager.fleet.controller import MemoryManager
+from memory_manager.fleet.status import WorkerStatus as ManagedWorker
+from memory_manager.watch.devices import DeviceReader
+from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
+from model_registry.registry import Registry
+from router.control.journal import Journal
+from router.control.registrar import Registrar, Registration
+from router.doors.admin import bodies as types
+from router.doors.admin.events import create_event_routes
+from router.doors.admin.why import create_why_routes
+from router.doors.http.errors import ERROR_RESPONSES
+from router.tenancy.keys import api_key_of, check_admin_key
+
+__all__ = ["AdminServices", "create_admin_router"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminServices:
+    """What the admin API is given.
+
+    Attributes:
+        admin_key: every call must carry it.
+        workers: the supervisor's view of its processes.
+        readers: of the devices' own figures, by device.
+        journal: of the manager's events.
+    """
+
+    admin_key: str
+    registry: Registry
+    registrar: Registrar
+    manager: MemoryManager
+    workers: Callable[[], Sequence[SupervisedWorker]]
+    readers: Mapping[str, DeviceReader]
+    journal: Journal
+
+
+def create_admin_router(services: AdminServices) -> APIRouter:
+    """The routes under ``/admin/v1``."""
+
+    def check_key(request: Request) -> None:
+        check_admin_key(api_key_of(request.headers), services.admin_key)
+
+    router = APIRouter(prefix="/admin/v1", dependencies=[Depends(check_key)], responses=dict(ERROR_RESPONSES))
+    router.include_router(_model_routes(services))
+    router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
+    router.include_router(_deployment_routes(services))
+    router.include_router(_tenant_routes(services))
+    router.include_router(_status_routes(services))
+    router.include_router(create_event_routes(services.journal))
+    return router
+
+
+def _model_routes(services: AdminServices) -> APIRouter:
+    router = APIRouter(tags=["models"])
+    registrar, registry = services.registrar, services.registry
+
+    @router.post("/models", status_code=202)
+    async def register_model(body: types.RegistrationCreate) -> types.RegistrationBody:
+        """Begin to register a model; ask for the registration to see how far it is."""
+        policy = body.policy.model_dump(exclude_unset=True) if body.deploy else None
+        return _registration(registrar.start(body.name, body.source, policy))
+
+    @router.get("/models")
+    async def list_models() -> list[types.ModelBody]:
+        models = await asyncio.to_thread(registry.list_models)
+        deployments = await asyncio.to_thread(registry.list_deployments)
+        return [
+            types.ModelBody(
+                name=model.name,
+                created=_time(model.created_at_s),
+                versions=len(model.version_numbers),
+                deployments=[each.name for each in deployments if each.variant.version.model == model.name],
+            )
+            for model in models
+        ]
+
+    # Names may hold slashes; the versions' route stands before the one that would swallow it.
+    @router.get("/models/{name:path}/versions")
+    async def list_versions(name: str) -> list[types.VersionBody]:
+        return [
+            types.VersionBody(
+                model=version.model,
+                number=version.number,
+                digest=version.digest,
+                source=version.source,
+                architecture=version.architecture,
+                num_parameters=version.description["num_parameters"],
+                max_model_len=version.description["max_model_len"],
+                num_bytes=version.num_bytes,
+                created=_time(version.created_at_s),
+                default_precision=version.description["default_precision"],
+                config=version.description["config"],
+            )
+            for version in await asyncio.to_thread(registry.list_versions, name)
+        ]
+
+    @router.delete("/models/{name:path}", status_code=204)
+    async def delete_model(name: str) -> None:
+        """Delete a model with all its versions; refused while a deployment uses one."""
+        await registrar.delete_model(name)
+
+    @router.get("/registrations")
+    async def list_registrations() -> list[types.RegistrationBody]:
+        return [_registration(each) for each in registrar.list()]
+
+    @router.get("/registrations/{registration_id}")
+    async def show_registration(registration_id: str) -> types.RegistrationBody:
+        return _registration(registrar.get(registration_id))
+
+    return router
+
+
+def _deployment_routes(services: AdminServices) -> APIRouter:
+    router = APIRouter(prefix="/deployments", tags=["deployments"])
+    registrar, registry = services.registrar, services.registry
+
+    @router.get("")
+    async def list_deployments() -> list[types.DeploymentBody]:
+        records = await asyncio.to_thread(registry.list_deployments)
+        return [_deployment(services, record) for record in records]
+
+    @router.post("", status_code=201)
+    async def create_deployment(body: types.DeploymentCreate) -> types.DeploymentBody:
+        """Deploy a registered model."""
+        record = await registrar.create(body.name, body.model, body.version, _policy(body.policy))
+        return _deployment(services, record)
+
+    @router.post("/{name:path}/sleep", status_code=204)
+    async def sleep(name: str) -> None:
+        """Take it off its device once its running requests have ended; the next request wakes it."""
+        await registrar.sleep(name)
+
+    @router.post("/{name:path}/wake", status_code=204)
+    async def wake(name: str) -> None:
+        """Bring it to its device; answers when it is there."""
+        await registrar.wake(name)
+
+    @router.get("/{name:path}")
+    async def show_deployment(name: str) -> types.DeploymentBody:
+        return _deployment(services, await asyncio.to_thread(registry.get_deployment, name))
+
+    @router.patch("/{name:path}")
+    async def update_deployment(name: str, body: types.DeploymentUpdate) -> types.DeploymentBody:
+        """Change the fields that are sent."""
+        return _deployment(services, await registrar.update(name, body.model_dump(exclude_unset=True)))
+
+    @router.delete("/{name:path}", status_code=204)
+    async def delete_deployment(name: str) -> None:
+        """Stop serving it; running requests finish and the model stays registered."""
+        await registrar.delete(name)
+
+    return router
+
+
+def _tenant_routes(services: AdminServices) -> APIRouter:
+    router = APIRouter(prefix="/tenants", tags=["tenants"])
+    registry = services.registry
+
+    def tenant_body(record: TenantRecord) -> types.TenantBody:
+        valid = [key for key in registry.list_keys(record.name) if key.revoked_at_s is None]
+        return types.TenantBody(name=record.name, created=_time(record.created_at_s), keys=len(valid))
+
+    @router.get("")
+    async def list_tenants() -> list[types.TenantBody]:
+        records = await asyncio.to_thread(registry.list_tenants)
+        return [await asyncio.to_thread(tenant_body, record) for record in records]
+
+    @router.post("", status_code=201)
+    async def create_tenant(body: types.TenantCreate) -> types.TenantBody:
+        record = await asyncio.to_thread(registry.create_tenant, body.name)
+        return types.TenantBody(name=record.name, created=_time(record.created_at_s), keys=0)
+
+    @router.delete("/{name}", status_code=204)
+    async def delete_tenant(name: str) -> None:
+        """Delete a tenant; refused while it has keys that are not revoked."""
+        await asyncio.to_thread(registry.delete_tenant, name)
+
+    @router.get("/{name}/keys")
+    async def list_keys(name: str) -> list[types.KeyBody]:
+        return [_key(record) for record in await asyncio.to_thread(registry.list_keys, name)]
+
+    @router.post("/{name}/keys", status_code=201)
+    async def create_key(name: str, body: types.KeyCreate) -> types.KeyCreated:
+        """Make a key; this answer is the only one that holds it."""
+        key, record = await asyncio.to_thread(registry.create_key, name, body.name)
+        return types.KeyCreated(**_key(record).model_dump(), key=key)
+
+    @router.delete("/{name}/keys/{prefix}", status_code=204)
+    async def revoke_key(name: str, prefix: str) -> None:
+        """Revoke the key that begins so. Servers may still take it for a few seconds."""
+        await asyncio.to_thread(registry.revoke_key, name, prefix)
+
+    return router
+
+
+def _status_routes(services: AdminServices) -> APIRouter:
+    router = APIRouter(tags=["status"])
+
+    async def devices() -> list[types.DeviceStatus]:
+        memory = {name: await asyncio.to_thread(reader.read) for name, reader in services.readers.items()}
+        return [
+            types.DeviceStatus(
+                name=each.name,
+                budget_bytes=each.budget_bytes,
+                owners=dict(each.owners),
+                memory=memory.get(each.name),
+            )
+            for each in services.manager.snapshot().devices
+        ]
+
+    def workers() -> list[types.WorkerStatus]:
+        managed = {each.worker_id: each for each in services.manager.snapshot().workers}
+        return [_worker_status(each, managed.get(each.worker_id)) for each in services.workers()]
+
+    @router.get("/devices")
+    async def list_devices() -> list[types.DeviceStatus]:
+        """Budgets, and bytes by owner."""
+        return await devices()
+
+    @router.get("/workers")
+    async def list_workers() -> list[types.WorkerStatus]:
+        """Worker processes."""
+        return workers()
+
+    @router.get("/status")
+    async def status() -> types.StatusBody:
+        """Who holds which bytes, and what is where."""
+        records = await asyncio.to_thread(services.registry.list_deployments)
+        return types.StatusBody(
+            devices=await devices(),
+            workers=workers(),
+            deployments=[_deployment_status(services, record) for record in records],
+            ledger_mismatches=services.manager.snapshot().num_ledger_mismatches,
+        )
+
+    return router
+
+
+def _worker_status(worker: SupervisedWorker, managed: ManagedWorker | None) -> types.WorkerStatus:
+    return types.WorkerStatus(
+        worker_id=worker.worker_id,
+        pid=worker.pid,
+        device=worker.device,
+        state=worker.state.value,
+        ready_bytes=0 if managed is None else managed.ready_bytes,
+        kv_fragmentation=None
+        if managed is None
+        else types.KvFragmentation.model_validate(managed.fragmentation),
+    )
+
+
+def _deployment_status(services: AdminServices, record: DeploymentRecord) -> types.DeploymentStatus:
+    for managed in services.manager.snapshot().deployments:
+        if managed.name == record.name:
+            return types.DeploymentStatus(
+                name=record.name,
+                engine=record.engine,
+                residency=managed.residency.value,
+                reason=managed.reason or None,
+                replicas=[
+                    types.ReplicaStatus(
+                        id=replica.replica_id,
+                        worker=replica.worker_id,
+                        residency=replica.residency.value,
+                        weights_bytes=replica.weights_bytes,
+                        kv_bytes=replica.kv_bytes,
+                        kv_live_bytes=replica.cache.live_bytes,
+                        kv_cached_bytes=replica.cache.cached_bytes,
+                    )
+                    for replica in managed.replicas
+                ],
+            )
+    reason = services.registrar.directory.reason(record.name)
+    return types.DeploymentStatus(
+        name=record.name,
+        engine=record.engine,
+        residency="cold" if reason is None else "failed",  # cold: it is being packed
+        reason=reason,
+        replicas=[],
+    )
+
+
+def _deployment(services: AdminServices, record: DeploymentRecord) -> types.DeploymentBody:
+    status = _deployment_status(services, record)
+    return types.DeploymentBody(
+        name=record.name,
+        model=record.variant.version.model,
+        version=record.variant.version.number,
+        precision=record.variant.precision,
+        engine=record.engine,
+        policy=types.Policy(**dataclasses.asdict(record.policy)),
+        residency=status.residency,
+        reason=status.reason,
+    )
+
+
+def _policy(body: types.Policy) -> DeploymentPolicy:
+    return DeploymentPolicy(**body.model_dump())
+
+
+def _registration(registration: Registration) -> types.RegistrationBody:
+    return types.RegistrationBody.model_validate(registration)
+
+
+def _key(record: KeyRecord) -> types.KeyBody:
+    revoked = _time(record.revoked_at_s) if record.revoked_at_s is not None else None
+    return types.KeyBody(
+        prefix=record.prefix,
+        name=record.name,
+        tenant=record.tenant,
+        created=_time(record.created_at_s),
+        revoked=revoked,
+    )
+
+
+def _time(at_s: float) -> datetime:
+    return datetime.fromtimestamp(at_s, UTC)

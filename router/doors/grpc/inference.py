@@ -1,0 +1,173 @@
+"""The native gRPC door: ``proto/mooring/v1/inference.proto`` on ``grpc.aio``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from mooring.errors import InternalError, InvalidRequestError, MooringError
+from mooring.v1 import inference_pb2 as pb
+from mooring.v1 import inference_pb2_grpc
+from router.doors.grpc.errors import Context, abort, metadata_of, refuse_unknown_fields
+from router.intake import Intake, request_id_from
+from router.request.sampling import DEFAULT_COMPLETION_TOKENS, SamplingOptions
+from router.services import RouterServices
+from router.tenancy.keys import api_key_of
+from router.text.detokenizer import token_string
+from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
+from router.text.tokenizers import ChatPrompt, Prompt
+
+__all__ = ["InferenceService", "create_grpc_service"]
+
+_log = logging.getLogger(__name__)
+
+_OPTIONAL_FIELDS = (
+    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "logprobs", "prompt_logprobs"),
+    *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens"),
+    "cache_salt",
+)
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """Serves ``Inference``. Errors end a call with the status of ``mooring.errors.STATUS``; trailing
+    metadata tells the rest: ``error-code``, ``error-param``, ``retry-after``.
+
+    Args:
+        services: what is served, to whom.
+        intake: starts generations.
+    """
+
+    def __init__(self, services: RouterServices, intake: Intake) -> None:
+        self._services = services
+        self._intake = intake
+
+    async def Generate(  # noqa: N802 (gRPC's name)
+        self, request: pb.GenerateTextRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateTextResponse]:
+        metadata = metadata_of(context)
+        request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
+        await context.send_initial_metadata((("x-request-id", request_id),))
+        generation: TextGeneration | None = None
+        try:
+            tenant = await self._services.tenancy.tenant_of(api_key_of(metadata))
+            refuse_unknown_fields(request)
+            generation = await self._intake.start(
+                model=request.model,
+                prompt=_prompt(request),
+                options=_options(request),
+                request_id=request_id,
+                tenant=tenant,
+            )
+            async for batch in generation:
+                for step in by_step(batch):
+                    yield pb.GenerateTextResponse(
+                        request_id=request_id, model=request.model, choices=[_choice(delta) for delta in step]
+                    )
+            yield pb.GenerateTextResponse(
+                request_id=request_id, model=request.model, usage=_usage(generation)
+            )
+        except MooringError as error:
+            await abort(context, error)
+        # The edge of the process: a bug must end this call and no other.
+        except Exception:
+            _log.exception("a bug while answering Generate")
+            await abort(context, InternalError("An error of the server's own; it has been logged."))
+        finally:
+            # Also when the client cancelled or went away: gRPC cancels this coroutine then.
+            if generation is not None:
+                await generation.aclose()
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        metadata = metadata_of(context)
+        request_id = request_id_from(metadata.get("x-request-id"))
+        await context.send_initial_metadata((("x-request-id", request_id),))
+        try:
+            await self._services.tenancy.tenant_of(api_key_of(metadata))
+            refuse_unknown_fields(request)
+        except MooringError as error:
+            await abort(context, error)
+        return pb.ListModelsResponse(
+            models=[
+                pb.Model(
+                    name=model.name,
+                    max_model_len=model.max_model_len,
+                    residency=model.residency(),
+                    engine=model.engine,
+                )
+                for model in self._services.models.list()
+            ]
+        )
+
+
+def create_grpc_service(services: RouterServices, intake: Intake | None = None) -> InferenceService:
+    """The service, to be added to a server with ``add_InferenceServicer_to_server``.
+
+    Args:
+        services: what is served, to whom.
+        intake: shared with the other doors, so that tokenizers are read once; its own by default.
+    """
+    return InferenceService(services, intake or Intake(services))
+
+
+def _prompt(request: pb.GenerateTextRequest) -> Prompt:
+    kind = request.WhichOneof("input")
+    if kind == "prompt":
+        return request.prompt
+    if kind == "prompt_token_ids":
+        return tuple(request.prompt_token_ids.ids)
+    if kind == "chat":
+        return ChatPrompt(
+            tuple({"role": message.role, "content": message.content} for message in request.chat.messages)
+        )
+    raise InvalidRequestError("Set one of 'prompt', 'prompt_token_ids' and 'chat'.", param="input")
+
+
+def _options(request: pb.GenerateTextRequest) -> SamplingOptions:
+    given: Mapping[str, Any] = {
+        name: getattr(request, name) for name in _OPTIONAL_FIELDS if request.HasField(name)
+    }
+    kind = request.WhichOneof("input") or "input"
+    return SamplingOptions(
+        **given,
+        default_max_tokens=None if kind == "chat" else DEFAULT_COMPLETION_TOKENS,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        logit_bias=tuple(sorted(request.logit_bias.items())),
+        bad_words=tuple(request.bad_words),
+        prompt_field=kind,
+    )
+
+
+def _choice(delta: TextDelta) -> pb.Choice:
+    if delta.logprobs is None:
+        tokens = [pb.TokenOutput(token_id=token_id) for token_id in delta.token_ids]
+    else:
+        tokens = [_token(entry) for entry in delta.logprobs]
+    choice = pb.Choice(
+        index=delta.index, text=delta.text, tokens=tokens, finish_reason=delta.finish_reason or ""
+    )
+    if delta.prompt_logprobs is not None:
+        choice.prompt_tokens.extend(map(_token, delta.prompt_logprobs))
+    return choice
+
+
+def _token(entry: TokenLogprob) -> pb.TokenOutput:
+    top = [
+        pb.TokenLogprob(token_id=token_id, token=token_string(raw), logprob=logprob)
+        for token_id, raw, logprob in entry.top
+    ]
+    return pb.TokenOutput(token_id=entry.token_id, logprob=entry.logprob, top_logprobs=top)
+
+
+def _usage(generation: TextGeneration) -> pb.Usage:
+    usage = generation.usage
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        cached_tokens=usage.cached_tokens,
+    )

@@ -1,0 +1,60 @@
+"""The HTTP application: OpenAI's API, health and metrics. The server's wiring adds the admin API to it."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.routing import WebSocketRoute
+
+from mooring.errors import OverloadedError
+from router.doors.http.errors import ERROR_RESPONSES, install_error_handlers
+from router.doors.http.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from router.doors.openai.routes import OpenAiApi
+from router.doors.openai.tokenize import TokenizeApi
+from router.doors.openai.websocket import SOCKET_PATH, OpenAiSocket
+from router.intake import Intake
+from router.services import RouterServices
+
+__all__ = ["create_app"]
+
+
+def create_app(services: RouterServices, intake: Intake | None = None) -> FastAPI:
+    """Builds the application; nothing runs yet.
+
+    Args:
+        services: what is served, to whom.
+        intake: shared with the other doors, so that tokenizers are read once; its own by default.
+    """
+    app = FastAPI(
+        title="Mooring",
+        summary="Many language models on few devices, each tenant's latency target kept.",
+        redoc_url=None,
+    )
+    install_error_handlers(app)
+    # The last one added is the outermost: refusals of the body limit have their x-request-id too.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=services.config.max_body_bytes)
+    app.add_middleware(RequestIdMiddleware)
+    intake = intake or Intake(services)
+    app.include_router(OpenAiApi(services, intake).routes())
+    app.include_router(TokenizeApi(services, intake).routes())
+    app.router.routes.append(WebSocketRoute(SOCKET_PATH, OpenAiSocket(services, app)))
+
+    @app.get("/health/live", tags=["health"])
+    async def live() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", tags=["health"], responses=dict(ERROR_RESPONSES))
+    async def ready() -> dict[str, str]:
+        """The server can serve; 503 while it cannot."""
+        if not services.is_ready():
+            raise OverloadedError("The server is not ready to serve.", code="not_ready", retry_after_s=1)
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(services.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+    return app

@@ -1,0 +1,113 @@
+"""From a generation to the output tensors of its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from router.doors.kserve.inputs import InferRequest
+from router.doors.kserve.outputs import OUTPUTS
+from router.doors.kserve.tensors import Tensor
+from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
+from router.text.prompt_view import logprobs_by_id
+
+__all__ = ["Answer", "answers_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response. ``final``: nothing follows. Without ``outputs`` it says that alone."""
+
+    outputs: Sequence[Tensor]
+    final: bool
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What one choice has new, and what it adds up to."""
+
+    text: str = ""
+    num_tokens: int = 0
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+
+    def take(self, delta: TextDelta) -> None:
+        self.text += delta.text
+        self.num_tokens += len(delta.token_ids)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        if delta.logprobs is not None:
+            self.logprobs += delta.logprobs
+            self.cumulative_logprob += sum(map(_logprob_of, delta.logprobs))
+
+    def told(self) -> None:
+        """An answer has what was new."""
+        self.text, self.num_tokens, self.logprobs = "", 0, []
+
+
+async def answers_of(
+    generation: TextGeneration, request: InferRequest, *, whole: bool
+) -> AsyncGenerator[Answer, None]:
+    """The answers to a request: one for each step of the engine, however many have come together, or a single
+    one with everything; each with all choices. The last is final, unless an empty one that is was asked for.
+
+    Raises:
+        MooringError: the generation failed; nothing follows.
+    """
+    choices = [_Choice() for _ in range(generation.num_choices)]
+    num_running = len(choices)
+    num_prompt_tokens = generation.usage.prompt_tokens
+    async for batch in generation:
+        for step in by_step(batch):
+            for delta in step:
+                choices[delta.index].take(delta)
+                num_running -= delta.finish_reason is not None
+            if whole and num_running:
+                continue
+            if whole and request.prepend_prompt:
+                for choice in choices:
+                    choice.text = request.prompt + choice.text
+            outputs = [_output(name, choices, num_prompt_tokens) for name in request.outputs]
+            yield Answer(outputs, final=num_running == 0 and not request.empty_final)
+            for choice in choices:
+                choice.told()
+    if request.empty_final:
+        yield Answer((), final=True)
+
+
+def _output(name: str, choices: Sequence[_Choice], num_prompt_tokens: int) -> Tensor:
+    datatype = OUTPUTS[name].datatype
+    if name == "num_input_tokens":
+        return Tensor(name, datatype, (1,), [num_prompt_tokens])
+    if name == "output_log_probs":
+        return _log_probs(choices)
+    return Tensor(name, datatype, (len(choices),), [_value(name, choice) for choice in choices])
+
+
+def _value(name: str, choice: _Choice) -> Any:
+    if name == "text_output":
+        return choice.text.encode()
+    if name == "finish_reason":
+        return str(choice.finish_reason).encode()  # "None" while it runs, as the vLLM backend says it
+    if name == "num_output_tokens":
+        return choice.num_tokens
+    if name == "logprobs":
+        return json.dumps([logprobs_by_id(entry) for entry in choice.logprobs]).encode()
+    return choice.cumulative_logprob
+
+
+def _log_probs(choices: Sequence[_Choice]) -> Tensor:
+    """TensorRT-LLM's rows of log-probabilities, one for each choice, filled up with zeros to one length."""
+    longest = max(len(choice.logprobs) for choice in choices)
+    values: list[float] = []
+    for choice in choices:
+        row = [_logprob_of(entry) for entry in choice.logprobs]
+        values += row + [0.0] * (longest - len(row))
+    return Tensor("output_log_probs", "FP32", (len(choices), longest), values)
+
+
+def _logprob_of(entry: TokenLogprob) -> float:
+    assert entry.logprob is not None  # that is the first token of an echoed prompt, and no door echoes here
+    return entry.logprob

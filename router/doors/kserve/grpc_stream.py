@@ -1,0 +1,93 @@
+"""One stream of the KServe gRPC door: several requests at a time, their answers interleaved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from mooring.errors import InternalError, MooringError
+from router.doors.grpc.errors import Context, refuse_unknown_fields
+from router.doors.kserve.core import KServe
+from router.doors.kserve.grpc_messages import StreamResponse, error_message, read_infer_request
+from router.intake import request_id_from
+
+__all__ = ["InferStream"]
+
+_log = logging.getLogger(__name__)
+
+
+class InferStream:
+    """Answers the requests of one call, each in a task of its own.
+
+    A request that fails is answered with its error, and the others go on. A reader that is slow holds back
+    its own requests: each waits until its last answer has gone out. When the call is cancelled, so is every
+    request.
+
+    Args:
+        kserve: answers.
+        context: of the call.
+        tenant: whose call it is.
+        max_requests: at a time; further ones wait unread.
+        strict: the first request that fails ends the call with its error, as Triton's clients ask for with
+            the metadata ``triton_grpc_error``.
+    """
+
+    def __init__(
+        self, kserve: KServe, context: Context, tenant: str, *, max_requests: int, strict: bool
+    ) -> None:
+        self._kserve = kserve
+        self._context = context
+        self._tenant = tenant
+        self._strict = strict
+        self._slots = asyncio.Semaphore(max_requests)
+        self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
+
+    async def run(self, requests: AsyncIterator[Any]) -> None:
+        """Returns when the client has sent its last request and all are answered.
+
+        Raises:
+            MooringError: a request of a strict stream failed.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for request in requests:
+                    await self._slots.acquire()
+                    task = tasks.create_task(self._answer(request))
+                    task.add_done_callback(lambda _: self._slots.release())
+        except* MooringError as failed:
+            error: BaseException = failed
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+
+    async def _answer(self, request: Any) -> None:
+        try:
+            await self._infer(request)
+        except MooringError as error:
+            await self._refuse(request, error)
+        except Exception:  # the edge of the process: a bug must end this request and no other
+            _log.exception("a bug while answering ModelStreamInfer")
+            await self._refuse(request, InternalError("An error of the server's own; it has been logged."))
+
+    async def _infer(self, request: Any) -> None:
+        refuse_unknown_fields(request)
+        model = self._kserve.model(request.model_name, request.model_version)
+        response = StreamResponse(model.name, str(model.version), request.id)
+        answers = self._kserve.infer(
+            model, read_infer_request(request), request_id=request_id_from(request.id), tenant=self._tenant
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                await self._send(response.of(answer))
+
+    async def _refuse(self, request: Any, error: MooringError) -> None:
+        if self._strict:
+            raise error
+        await self._send(error_message(request.model_name, request.model_version, request.id, error.message))
+
+    async def _send(self, message: Any) -> None:
+        async with self._writing:
+            await self._context.write(message)

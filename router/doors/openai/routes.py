@@ -1,0 +1,144 @@
+"""OpenAI's HTTP API: models, completions, chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+
+from router.doors.http.errors import ERROR_RESPONSES
+from router.doors.http.sse import CLIENT_GONE, DONE, ClientGoneError, EventStream, until_disconnect
+from router.doors.openai.answers import AnswerFormat, ChatFormat, CompletionFormat, model_card
+from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
+from router.intake import Intake
+from router.services import RouterServices
+from router.tenancy.keys import Tenancy, api_key_of
+from router.text.batch_generation import BatchGeneration
+from router.text.generation import TextDelta, TextGeneration
+
+__all__ = ["OpenAiApi", "authenticate"]
+
+_Generation = TextGeneration | BatchGeneration
+
+
+def authenticate(tenancy: Tenancy) -> Callable[[Request], Awaitable[None]]:
+    """A dependency of routes: it checks the key and leaves the tenant's name in ``request.state``."""
+
+    async def check_key(request: Request) -> None:
+        request.state.tenant = await tenancy.tenant_of(api_key_of(request.headers))
+
+    return check_key
+
+
+class OpenAiApi:
+    """The routes under ``/v1``.
+
+    Args:
+        services: what is served, to whom.
+        intake: starts generations.
+    """
+
+    def __init__(self, services: RouterServices, intake: Intake) -> None:
+        self._services = services
+        self._intake = intake
+
+    def routes(self) -> APIRouter:
+        """The routes, each behind the key check."""
+        router = APIRouter(
+            prefix="/v1",
+            tags=["OpenAI"],
+            dependencies=[Depends(authenticate(self._services.tenancy))],
+            responses=dict(ERROR_RESPONSES),
+        )
+        router.add_api_route("/models", self.list_models, methods=["GET"])
+        router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])
+        router.add_api_route("/completions", self.complete, methods=["POST"])
+        router.add_api_route("/chat/completions", self.chat, methods=["POST"])
+        return router
+
+    async def list_models(self) -> Response:
+        """The models that may be asked for."""
+        cards = [model_card(model) for model in self._services.models.list()]
+        return _json(orjson.dumps({"object": "list", "data": cards}))
+
+    async def get_model(self, name: str) -> Response:
+        """One model."""
+        return _json(orjson.dumps(model_card(self._services.models.get(name))))
+
+    async def complete(self, request: Request, body: CompletionRequest) -> Response:
+        """Continues a text."""
+        answer = CompletionFormat(request.state.request_id, body.model, body.style())
+        return await self._answer(request, body, answer)
+
+    async def chat(self, request: Request, body: ChatCompletionRequest) -> Response:
+        """Answers a conversation."""
+        answer = ChatFormat(request.state.request_id, body.model, body.style())
+        return await self._answer(request, body, answer)
+
+    async def _answer(
+        self,
+        request: Request,
+        body: CompletionRequest | ChatCompletionRequest,
+        answer: AnswerFormat,
+    ) -> Response:
+        try:
+            generation = await until_disconnect(request.receive, self._start(request, body))
+            if body.stream:
+                return await _stream(request, generation, answer)
+            return await _whole(request, generation, answer)
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
+
+    async def _start(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> _Generation:
+        prompts, options = body.prompts(), body.options()
+        request_id, tenant = request.state.request_id, request.state.tenant
+        if len(prompts) == 1:
+            return await self._intake.start(
+                model=body.model, prompt=prompts[0], options=options, request_id=request_id, tenant=tenant
+            )
+        return await self._intake.start_batch(
+            model=body.model, prompts=prompts, options=options, request_id=request_id, tenant=tenant
+        )
+
+
+async def _whole(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
+    try:
+        choices = await until_disconnect(request.receive, generation.whole())
+        return _json(answer.whole(choices, generation.usage))
+    finally:
+        await generation.aclose()
+
+
+async def _stream(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
+    """Waits for the first token before it says 200: until then an error still has its own status."""
+    batches = aiter(generation)
+    try:
+        first = await until_disconnect(request.receive, _next(batches))
+    except BaseException:
+        await generation.aclose()
+        raise
+    return EventStream(_frames(first, batches, generation, answer), generation.aclose)
+
+
+async def _next(batches: AsyncIterator[list[TextDelta]]) -> list[TextDelta]:
+    return await anext(batches)
+
+
+async def _frames(
+    first: Sequence[TextDelta],
+    rest: AsyncIterator[list[TextDelta]],
+    generation: _Generation,
+    answer: AnswerFormat,
+) -> AsyncIterator[bytes]:
+    usage = generation.usage if answer.wants_usage_so_far else None
+    yield answer.opening(generation.num_choices, usage) + answer.events(first, usage)
+    async for batch in rest:
+        usage = generation.usage if answer.wants_usage_so_far else None
+        if events := answer.events(batch, usage):
+            yield events
+    yield answer.usage_event(generation.usage) + DONE
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,144 @@
+"""One request of a socket, carried out inside the process as an HTTP request of the application's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Scope
+
+from mooring.errors import InternalError
+from router.doors.http.errors import error_body
+from router.doors.http.sse import DONE_PAYLOAD, payloads
+
+__all__ = ["SocketCall", "socket_event"]
+
+_log = logging.getLogger(__name__)
+_CREDENTIALS = (b"authorization", b"x-api-key")
+_ERROR_START = b'{"error":'
+
+
+def socket_event(
+    request_id: str | None,
+    kind: Literal["chunk", "completed", "cancelled", "error"],
+    data: bytes = b"null",
+) -> str:
+    """An event as the client reads it.
+
+    Args:
+        request_id: the client's; None where the event belongs to no request.
+        kind: what happened.
+        data: JSON: OpenAI's chunk, whole answer or error object.
+    """
+    return f'{{"id":{json.dumps(request_id)},"type":"{kind}","data":{data.decode()}}}'
+
+
+class SocketCall:
+    """A request on its way.
+
+    Args:
+        request_id: the client's.
+        socket: the socket's own scope: who is there, and with which key.
+        path: what is asked for.
+        body: JSON.
+        emit: sends an event; it waits where the client reads slowly.
+        ended: told the id, once, before the last event is sent: the client may use it again then.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        socket: Scope,
+        path: str,
+        body: bytes,
+        emit: Callable[[str], Awaitable[None]],
+        ended: Callable[[str], object],
+    ) -> None:
+        self._id = request_id
+        self._scope = _http_scope(request_id, socket, path, body)
+        self._unread: bytes | None = body
+        self._emit = emit
+        self._ended = ended
+        self._is_over = False
+        self._gone = asyncio.Event()
+        self._status = 0
+        self._is_stream = False
+        self._answer = bytearray()
+
+    def cancel(self) -> None:
+        """To the application the client has hung up; ``run`` returns when it has freed what it held."""
+        self._gone.set()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Answers the request, whatever happens."""
+        try:
+            await app(self._scope, self._receive, self._send)
+        # The edge of the process: a bug must end this request and leave the socket to the others.
+        except Exception:
+            _log.exception("a bug while answering a request of a socket")
+        if self._gone.is_set():
+            await self._end("cancelled")
+        else:
+            await self._end("error", error_body(InternalError("The server gave no whole answer.")))
+
+    async def _receive(self) -> Message:
+        body, self._unread = self._unread, None
+        if body is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._gone.is_set():
+            return
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            content_type = Headers(raw=message["headers"]).get("content-type", "")
+            self._is_stream = content_type.startswith("text/event-stream")
+        elif self._is_stream:
+            await self._send_events(message["body"])
+        else:
+            self._answer += message["body"]
+            if not message.get("more_body", False):
+                await self._end("completed" if self._status == 200 else "error", bytes(self._answer))
+
+    async def _send_events(self, frame: bytes) -> None:
+        for payload in payloads(frame):
+            if payload == DONE_PAYLOAD:
+                await self._end("completed")
+            elif payload.startswith(_ERROR_START):
+                await self._end("error", payload)
+            else:
+                await self._emit(socket_event(self._id, "chunk", payload))
+
+    async def _end(self, kind: Literal["completed", "cancelled", "error"], data: bytes = b"null") -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._ended(self._id)
+        await self._emit(socket_event(self._id, kind, data))
+
+
+def _http_scope(request_id: str, socket: Scope, path: str, body: bytes) -> dict[str, Any]:
+    root_path = socket.get("root_path", "")
+    headers = [(name, value) for name, value in socket["headers"] if name in _CREDENTIALS]
+    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
+    return {
+        "type": "http",
+        "asgi": socket["asgi"],
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https" if socket.get("scheme") == "wss" else "http",
+        "path": root_path + path,
+        "raw_path": (root_path + path).encode(),
+        "root_path": root_path,
+        "query_string": b"",
+        "headers": headers,
+        "client": socket.get("client"),
+        "server": socket.get("server"),
+    }

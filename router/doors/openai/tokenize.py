@@ -1,0 +1,99 @@
+"""``/tokenize`` and ``/detokenize``, in vLLM's form: what a prompt becomes, without running it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import orjson
+from fastapi import APIRouter, Depends, Response
+from pydantic import Field
+
+from mooring.errors import InvalidRequestError
+from router.doors.http.errors import ERROR_RESPONSES
+from router.doors.openai.bodies import ChatLayout, ChatMessage, RequestBody
+from router.doors.openai.routes import authenticate
+from router.intake import Intake
+from router.services import RouterServices
+from router.text.tokenizers import Prompt
+
+__all__ = ["DetokenizeRequest", "TokenizeApi", "TokenizeRequest"]
+
+
+class TokenizeRequest(ChatLayout):
+    """The body of ``POST /tokenize``: ``prompt``, or ``messages`` for the model's chat template."""
+
+    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "chat_template": (),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "tools": ([],),
+    }
+
+    model: str
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    def either_prompt(self) -> Prompt:
+        """What was sent of the two.
+
+        Raises:
+            InvalidRequestError: both, or neither.
+        """
+        if self.prompt is not None and self.messages is None:
+            return self.prompt
+        if self.messages is not None and self.prompt is None:
+            return self.chat_prompt(self.messages)
+        raise InvalidRequestError("Send one of 'prompt' and 'messages'.", param="prompt")
+
+
+class DetokenizeRequest(RequestBody):
+    """The body of ``POST /detokenize``."""
+
+    model: str
+    tokens: list[int]
+
+
+class TokenizeApi:
+    """The two routes.
+
+    Args:
+        services: what is served, to whom.
+        intake: turns prompts into tokens, as it does for generations.
+    """
+
+    def __init__(self, services: RouterServices, intake: Intake) -> None:
+        self._services = services
+        self._intake = intake
+
+    def routes(self) -> APIRouter:
+        """The routes, each behind the key check."""
+        router = APIRouter(
+            tags=["tokens"],
+            dependencies=[Depends(authenticate(self._services.tenancy))],
+            responses=dict(ERROR_RESPONSES),
+        )
+        router.add_api_route("/tokenize", self.tokenize, methods=["POST"])
+        router.add_api_route("/detokenize", self.detokenize, methods=["POST"])
+        return router
+
+    async def tokenize(self, body: TokenizeRequest) -> Response:
+        """The tokens that a prompt becomes."""
+        tokens = await self._intake.tokenize(body.model, body.either_prompt(), body.add_special_tokens)
+        return _json(
+            {
+                "count": len(tokens.ids),
+                "max_model_len": tokens.max_model_len,
+                "tokens": tokens.ids,
+                "token_strs": tokens.strings if body.return_token_strs else None,
+            }
+        )
+
+    async def detokenize(self, body: DetokenizeRequest) -> Response:
+        """The text of tokens, special ones included."""
+        return _json({"prompt": await self._intake.detokenize(body.model, body.tokens)})
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

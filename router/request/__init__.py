@@ -1,0 +1,1 @@
+"""The request that every door makes, its defaults and its bounds."""

@@ -1,0 +1,303 @@
+"""What the caller asked for, over what the model suggests, over OpenAI's defaults; checked once for all
+doors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engines.api import SamplingParams
+from mooring.errors import ArtifactError, ContextLengthError, InvalidRequestError
+from router.request.bounds import RouterConfig
+
+__all__ = [
+    "DEFAULT_COMPLETION_TOKENS",
+    "GenerationDefaults",
+    "SamplingOptions",
+    "num_prompt_tokens_kept",
+    "resolve_sampling",
+    "wants_prompt_only",
+]
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, where a plain prompt comes without a length
+_LOWEST_TEMPERATURE = 0.01
+_SEED_MASK = (1 << 64) - 1
+_MAX_TOKENS = (1 << 31) - 1  # a count beyond it is no wish but a mistake, and may be too long to print
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What a model's ``generation_config.json`` suggests; None where it says nothing.
+
+    Attributes:
+        temperature, top_p, top_k, min_p, repetition_penalty: as in ``SamplingParams``.
+        max_new_tokens: output of a chat answer whose length the caller left open, in tokens.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, Any]) -> GenerationDefaults:
+        """Takes what we know from the parsed file; the rest of it speaks to other software.
+
+        Raises:
+            ArtifactError: a value is no number, or out of its range.
+        """
+        values = {name: raw[name] for name in cls.__slots__ if raw.get(name) is not None}
+        for name, value in values.items():
+            whole = name in ("top_k", "max_new_tokens")
+            is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not is_number or not _RANGES[name].holds(value):
+                raise ArtifactError(
+                    f"generation_config.json of the model: {name} is {value!r} and must be a "
+                    f"{'whole number' if whole else 'number'}, {_RANGES[name]}"
+                )
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """The caller's wishes; None is "left out". Meanings and units as in ``SamplingParams``.
+
+    Attributes:
+        stop: strings that end a choice.
+        include_stop_str_in_output: the stop string, or the token of ``stop_token_ids``, stays in the text.
+        skip_special_tokens: special tokens are no text; so where left out.
+        bad_words: texts that the output never completes, alone or after a space.
+        echo: every choice begins with the prompt, and its log-probabilities where ``logprobs`` are asked for;
+            ``max_tokens`` may then be 0.
+        prompt_logprobs: likeliest tokens at each position of the prompt, beside its own; ``max_tokens`` may
+            then be 0.
+        truncate_prompt_tokens: only so many tokens of the prompt's end are used; -1 is as many as leave room for
+            the output.
+        add_special_tokens: the prompt gets what the tokenizer adds to a text; left out, a plain text does and
+            chat does not.
+        cache_salt: only requests with the same salt share computed prefixes with this one.
+        default_max_tokens: output where neither caller nor model sets it; None is the rest of the context.
+        max_tokens_field, logprobs_field, prompt_field: what this door calls them, for error messages.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool | None = None
+    n: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[str, ...] = ()
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    echo: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: str | None = None
+    default_max_tokens: int | None = None
+    max_tokens_field: str = "max_tokens"
+    logprobs_field: str = "logprobs"
+    prompt_field: str = "prompt"
+
+
+class _Range(NamedTuple):
+    low: float
+    high: float
+    above_low: bool = False  # the low end itself is not allowed
+
+    def holds(self, value: float) -> bool:
+        return (self.low < value if self.above_low else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'more than' if self.above_low else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:.15g}"
+
+
+_RANGES = {
+    "temperature": _Range(0, 2),
+    "top_p": _Range(0, 1, above_low=True),
+    "top_k": _Range(-1, (1 << 31) - 1),
+    "min_p": _Range(0, 1),
+    "repetition_penalty": _Range(0.01, 100),  # beyond, logits leave the range of single precision
+    "presence_penalty": _Range(-2, 2),
+    "frequency_penalty": _Range(-2, 2),
+    "min_tokens": _Range(0, _MAX_TOKENS),
+    "max_new_tokens": _Range(1, math.inf),
+    "seed": _Range(-(1 << 63), _SEED_MASK),
+}
+_TOKEN_IDS = _Range(0, (1 << 32) - 1)
+
+
+def resolve_sampling(
+    options: SamplingOptions,
+    defaults: GenerationDefaults,
+    *,
+    num_prompt_tokens: int,
+    max_model_len: int,
+    new_seed: int,
+    config: RouterConfig,
+) -> SamplingParams:
+    """The sampling parameters of choice 0.
+
+    Args:
+        num_prompt_tokens, max_model_len: in tokens.
+        new_seed: the seed of a request that brought none.
+
+    Raises:
+        InvalidRequestError: a value is out of its range; ``param`` names it.
+        ContextLengthError: prompt and output do not fit the model.
+    """
+    _check(options, config)
+    max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len)
+    min_tokens = options.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens is {min_tokens}, more than the {max_tokens} tokens of output that are allowed.",
+            param="min_tokens",
+        )
+    return SamplingParams(
+        temperature=_temperature(_first(options.temperature, defaults.temperature, 1.0)),
+        top_p=_first(options.top_p, defaults.top_p, 1.0),
+        top_k=int(max(_first(options.top_k, defaults.top_k, 0), 0)),
+        min_p=_first(options.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(options.repetition_penalty, defaults.repetition_penalty, 1.0),
+        presence_penalty=_first(options.presence_penalty, None, 0.0),
+        frequency_penalty=_first(options.frequency_penalty, None, 0.0),
+        seed=(new_seed if options.seed is None else options.seed) & _SEED_MASK,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop_token_ids=options.stop_token_ids,
+        ignore_eos=bool(options.ignore_eos),
+        logprobs=options.logprobs,
+        prompt_logprobs=_prompt_logprobs(options),
+        logit_bias=options.logit_bias,
+    )
+
+
+def wants_prompt_only(options: SamplingOptions) -> bool:
+    """Whether the caller wants to see the prompt and no output: then the engine is asked for one token, which
+    nobody gets to see."""
+    return options.max_tokens == 0
+
+
+def num_prompt_tokens_kept(options: SamplingOptions, max_model_len: int) -> int | None:
+    """How many tokens of the prompt's end ``truncate_prompt_tokens`` leaves; None where it was left out.
+
+    Raises:
+        InvalidRequestError: it is neither -1 nor at least 1, or leaves no token.
+    """
+    asked = options.truncate_prompt_tokens
+    if asked is None:
+        return None
+    kept = max_model_len - max(1, options.max_tokens or 1) if asked == -1 else asked
+    if kept < 1:
+        raise InvalidRequestError(
+            f"Invalid 'truncate_prompt_tokens': {asked} leaves no token of the prompt; it must be at least 1, or "
+            f"-1 for all that fit beside the output.",
+            param="truncate_prompt_tokens",
+        )
+    return kept
+
+
+def _prompt_logprobs(options: SamplingOptions) -> int | None:
+    """Of the prompt's tokens as many as somebody looks at: the caller, or the echo."""
+    echoed = options.logprobs if options.echo else None
+    asked = [num for num in (options.prompt_logprobs, echoed) if num is not None]
+    return max(asked, default=None)
+
+
+def _first(asked: float | None, suggested: float | None, default: float) -> float:
+    if asked is not None:
+        return asked
+    return default if suggested is None else suggested
+
+
+def _temperature(asked: float) -> float:
+    """0 stays greedy; a temperature so low that logits would overflow is raised to where the answer is
+    practically the same (as in vLLM)."""
+    return max(asked, _LOWEST_TEMPERATURE) if asked > 0 else 0.0
+
+
+def _check(options: SamplingOptions, config: RouterConfig) -> None:
+    for name, allowed in _RANGES.items():
+        _check_range(getattr(options, name, None), allowed, name)
+    fewest_tokens = 0 if options.echo or options.prompt_logprobs is not None else 1
+    _check_range(options.max_tokens, _Range(fewest_tokens, _MAX_TOKENS), options.max_tokens_field)
+    _check_range(options.n, _Range(1, config.max_choices), "n")
+    _check_range(options.logprobs, _Range(0, config.max_logprobs), options.logprobs_field)
+    _check_range(options.prompt_logprobs, _Range(0, config.max_logprobs), "prompt_logprobs")
+    _check_range(len(options.stop), _Range(0, config.max_stop_strings), "stop", what="the number of strings")
+    for text in options.stop:
+        _check_range(
+            len(text), _Range(1, config.max_stop_string_chars), "stop", what="the length of each string"
+        )
+    _check_range(
+        len(options.stop_token_ids),
+        _Range(0, config.max_stop_token_ids),
+        "stop_token_ids",
+        what="the number of ids",
+    )
+    for token_id in options.stop_token_ids:
+        _check_range(token_id, _TOKEN_IDS, "stop_token_ids", what="each id")
+    _check_token_choice(options, config)
+
+
+def _check_token_choice(options: SamplingOptions, config: RouterConfig) -> None:
+    biases, words = options.logit_bias, options.bad_words
+    _check_range(
+        len(biases), _Range(0, config.max_logit_biases), "logit_bias", what="the number of token ids"
+    )
+    for token_id, bias in biases:
+        _check_range(token_id, _TOKEN_IDS, "logit_bias", what="each token id")
+        _check_range(bias, _Range(-100, 100), "logit_bias", what="each bias")
+    _check_range(len(words), _Range(0, config.max_bad_words), "bad_words", what="the number of strings")
+    for word in words:
+        allowed = _Range(1, config.max_stop_string_chars)
+        _check_range(len(word), allowed, "bad_words", what="the length of each string")
+
+
+def _check_range(value: float | None, allowed: _Range, param: str, *, what: str = "the value") -> None:
+    if value is not None and not allowed.holds(value):
+        raise InvalidRequestError(f"Invalid '{param}': {what} is {value} and must be {allowed}.", param=param)
+
+
+def _max_tokens(
+    options: SamplingOptions, defaults: GenerationDefaults, num_prompt_tokens: int, max_model_len: int
+) -> int:
+    if num_prompt_tokens == 0:
+        raise InvalidRequestError("The prompt is empty: send at least one token.", param=options.prompt_field)
+    rest_tokens = max_model_len - num_prompt_tokens
+    asked = 1 if wants_prompt_only(options) else options.max_tokens
+    if rest_tokens < 1:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, your "
+            f"{options.prompt_field} resulted in {num_prompt_tokens} tokens. "
+            f"Please reduce the length of the {options.prompt_field}.",
+            param=options.prompt_field,
+        )
+    if asked is None:
+        suggested = options.default_max_tokens or defaults.max_new_tokens or rest_tokens
+        return max(1, min(suggested, rest_tokens))
+    if asked > rest_tokens:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the {options.prompt_field}, "
+            f"{asked} in the completion). Please reduce the length of the {options.prompt_field} or "
+            f"completion.",
+            param=options.max_tokens_field,
+        )
+    return asked

@@ -1,0 +1,287 @@
+"""What the server measures, under the names that vLLM's dashboards read, and ours beside them.
+
+docs/metrics.md has the list. Names, labels and buckets of ``vllm:`` metrics are vLLM's
+(vllm/v1/metrics/loggers.py), with the tenant beside the model in those that are about requests. Present states
+are in ``router.telemetry.gauges``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from router.request.request import GenerationRequest
+from router.telemetry.gauges import ENGINE, GaugeCollector, Gauges, ModelGauges
+
+__all__ = ["Gauges", "Metrics", "ModelGauges", "RequestMetrics"]
+
+_TTFT_BUCKETS_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_ITL_BUCKETS_S = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0),
+)
+_LATENCY_BUCKETS_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0),
+    *(240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+# vLLM ends them at its one model's longest context; ours serve all models.
+_TOKEN_BUCKETS = tuple(mantissa * 10**exponent for exponent in range(6) for mantissa in (1, 2, 5))
+_ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES_BUCKETS = (1, 2, 5, 10, 20)
+# Ours: a wake takes milliseconds, a cold load of a large model minutes.
+_TRANSITION_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+    *(120.0, 300.0, 600.0),
+)
+
+_REQUEST_HISTOGRAMS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
+    ("ttft", "time_to_first_token_seconds", "Time to first token.", _TTFT_BUCKETS_S),
+    ("itl", "inter_token_latency_seconds", "Inter-token latency.", _ITL_BUCKETS_S),
+    (
+        "tpot",
+        "request_time_per_output_token_seconds",
+        "Mean time per output token of a choice.",
+        _ITL_BUCKETS_S,
+    ),
+    ("e2e", "e2e_request_latency_seconds", "From arrival to the end.", _LATENCY_BUCKETS_S),
+    ("queue", "request_queue_time_seconds", "From arrival to the first step.", _LATENCY_BUCKETS_S),
+    (
+        "prefill",
+        "request_prefill_time_seconds",
+        "From the first step to the first token.",
+        _LATENCY_BUCKETS_S,
+    ),
+    ("decode", "request_decode_time_seconds", "From the first token to the last.", _LATENCY_BUCKETS_S),
+    (
+        "inference",
+        "request_inference_time_seconds",
+        "From the first step to the last token.",
+        _LATENCY_BUCKETS_S,
+    ),
+    ("num_prompt", "request_prompt_tokens", "Prompt tokens of a request.", _TOKEN_BUCKETS),
+    (
+        "num_computed",
+        "request_prefill_kv_computed_tokens",
+        "Prompt tokens of a request whose KV was computed.",
+        _TOKEN_BUCKETS,
+    ),
+    ("num_output", "request_generation_tokens", "Output tokens of a choice.", _TOKEN_BUCKETS),
+    (
+        "max_output",
+        "request_max_num_generation_tokens",
+        "Output tokens of a request's longest choice.",
+        _TOKEN_BUCKETS,
+    ),
+    ("n", "request_params_n", "Choices wanted.", _CHOICES_BUCKETS),
+    ("max_tokens", "request_params_max_tokens", "The limit of the output, in tokens.", _TOKEN_BUCKETS),
+)
+_FINISH_REASONS = ("stop", "length", "abort", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The instruments of one model and tenant; attributes are those of ``_REQUEST_HISTOGRAMS``."""
+
+    ttft: Histogram
+    itl: Histogram
+    tpot: Histogram
+    e2e: Histogram
+    queue: Histogram
+    prefill: Histogram
+    decode: Histogram
+    inference: Histogram
+    num_prompt: Histogram
+    num_computed: Histogram
+    num_output: Histogram
+    max_output: Histogram
+    n: Histogram
+    max_tokens: Histogram
+    prompt_tokens: Counter
+    computed_tokens: Counter
+    generation_tokens: Counter
+    success: dict[str, Counter]
+
+
+class Metrics:
+    """All instruments, in a registry of their own.
+
+    Args:
+        read_gauges: the present states; answers from memory.
+        clock: seconds, monotonic; the clock of ``GenerationRequest.arrival_s``.
+    """
+
+    def __init__(
+        self, read_gauges: Callable[[], Gauges], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.clock = clock
+        labels = ["model_name", "engine", "tenant"]
+        self._histograms = {
+            attribute: Histogram(f"vllm:{name}", text, labels, buckets=buckets, registry=registry)
+            for attribute, name, text, buckets in _REQUEST_HISTOGRAMS
+        }
+        self._prompt_tokens = Counter(
+            "vllm:prompt_tokens", "Prompt tokens processed.", labels, registry=registry
+        )
+        self._prompt_tokens_by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens, by where their KV comes from.",
+            [*labels, "source"],
+            registry=registry,
+        )
+        self._generation_tokens = Counter(
+            "vllm:generation_tokens", "Tokens generated.", labels, registry=registry
+        )
+        self._request_success = Counter(
+            "vllm:request_success",
+            "Choices ended, by reason.",
+            [*labels, "finished_reason"],
+            registry=registry,
+        )
+        self._iteration_tokens = Histogram(
+            "vllm:iteration_tokens_total",
+            "Tokens of a step.",
+            ["model_name", "engine"],
+            buckets=_ITERATION_BUCKETS,
+            registry=registry,
+        )
+        transition = ["deployment", "from", "to"]
+        self._transitions = Counter(
+            "mooring_residency_transitions", "Residency changes.", transition, registry=registry
+        )
+        self._transition_seconds = Histogram(
+            "mooring_residency_transition_seconds",
+            "Duration of residency changes.",
+            transition,
+            buckets=_TRANSITION_BUCKETS_S,
+            registry=registry,
+        )
+        registry.register(GaugeCollector(read_gauges))
+        registry.register(_SecondName(self._histograms["itl"], "vllm:time_per_output_token_seconds"))
+        self._series: dict[tuple[str, str], _Series] = {}
+
+    def request(self, request: GenerationRequest) -> RequestMetrics:
+        """The measurements of one request that was accepted."""
+        key = (request.deployment, request.tenant)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._make_series(*key)
+        return RequestMetrics(series, request, self.clock)
+
+    def observe_step(self, model: str, num_tokens: int) -> None:
+        """Counts a step of the model's and its tokens, those of prompts with the first token after them."""
+        self._iteration_tokens.labels(model, ENGINE).observe(num_tokens)
+
+    def observe_transition(self, deployment: str, source: str, target: str, duration_s: float) -> None:
+        """Counts a residency change of a deployment, from one residency to another."""
+        self._transitions.labels(deployment, source, target).inc()
+        self._transition_seconds.labels(deployment, source, target).observe(duration_s)
+
+    def expose(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _make_series(self, model: str, tenant: str) -> _Series:
+        labels = (model, ENGINE, tenant)
+        return _Series(
+            **{name: histogram.labels(*labels) for name, histogram in self._histograms.items()},
+            prompt_tokens=self._prompt_tokens.labels(*labels),
+            computed_tokens=self._prompt_tokens_by_source.labels(*labels, "local_compute"),
+            generation_tokens=self._generation_tokens.labels(*labels),
+            success={reason: self._request_success.labels(*labels, reason) for reason in _FINISH_REASONS},
+        )
+
+
+class RequestMetrics:
+    """Measures one request from its tokens' arrivals."""
+
+    def __init__(self, series: _Series, request: GenerationRequest, clock: Callable[[], float]) -> None:
+        self._series = series
+        self._request = request
+        self._clock = clock
+        self._began_s: float | None = None  # when a step began with it
+        self._first_token_s: float | None = None
+        self._last_token_s = 0.0
+        self._last_s: dict[int, float] = {}  # of each choice that has tokens: when the newest came
+        self._longest_tokens = 0  # of the choices that have ended
+        self._ended = False
+
+    def tokens(self, index: int, num_tokens: int, began_s: float | None = None) -> None:
+        """New tokens of a choice that came together.
+
+        Args:
+            began_s: with the first ones: when a step began with the choice; None where the engine does not say.
+        """
+        now_s = self._last_token_s = self._clock()
+        series = self._series
+        if self._first_token_s is None:
+            self._first_token_s = now_s
+            self._began_s = began_s
+            series.ttft.observe(now_s - self._request.arrival_s)
+            series.prompt_tokens.inc(len(self._request.prompt_ids))
+            series.computed_tokens.inc(len(self._request.prompt_ids))
+        last_s = self._last_s.get(index)
+        if last_s is not None:
+            series.itl.observe(now_s - last_s)
+        self._last_s[index] = now_s
+        series.generation_tokens.inc(num_tokens)
+
+    def finished(self, reason: str, num_tokens: int) -> None:
+        """A choice ended with this many tokens: ``stop``, ``length``, ``abort`` or ``error``."""
+        self._series.success[reason].inc()
+        self._series.num_output.observe(num_tokens)
+        self._longest_tokens = max(self._longest_tokens, num_tokens)
+        if self._first_token_s is not None and num_tokens > 1:
+            decode_s = self._clock() - self._first_token_s
+            self._series.tpot.observe(decode_s / (num_tokens - 1))
+
+    def end(self) -> None:
+        """The request is over, however it went. Only the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        series, request = self._series, self._request
+        series.e2e.observe(self._clock() - request.arrival_s)
+        series.num_prompt.observe(len(request.prompt_ids))
+        series.max_output.observe(self._longest_tokens)
+        series.n.observe(request.n)
+        series.max_tokens.observe(request.sampling.max_tokens)
+        if self._first_token_s is None:
+            return
+        series.num_computed.observe(len(request.prompt_ids))
+        series.decode.observe(self._last_token_s - self._first_token_s)
+        if self._began_s is not None:
+            series.queue.observe(self._began_s - request.arrival_s)
+            series.prefill.observe(self._first_token_s - self._began_s)
+            series.inference.observe(self._last_token_s - self._began_s)
+
+
+class _SecondName(Collector):
+    """Shows an instrument under the name that it had in earlier releases of vLLM too."""
+
+    def __init__(self, instrument: Histogram, name: str) -> None:
+        self._instrument = instrument
+        self._name = name
+
+    def describe(self) -> Iterable[Metric]:
+        return [self._renamed(metric) for metric in self._instrument.describe()]
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._instrument.collect():
+            yield self._renamed(metric)
+
+    def _renamed(self, metric: Metric) -> Metric:
+        renamed = Metric(self._name, f"{metric.documentation} The name in older dashboards.", metric.type)
+        renamed.samples = [
+            sample._replace(name=self._name + sample.name.removeprefix(metric.name))
+            for sample in metric.samples
+        ]
+        return renamed

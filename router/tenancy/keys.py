@@ -1,0 +1,83 @@
+"""Who is asking: API keys to tenants, the same for every door."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from model_registry.tenants import KEY_PREFIX
+from mooring.errors import AuthenticationError
+from router.request.bounds import RouterConfig
+from router.request.single_flight import SingleFlightCache
+
+__all__ = ["ANONYMOUS", "Tenancy", "TenantRecord", "api_key_of", "check_admin_key"]
+
+ANONYMOUS = "anonymous"
+
+
+class TenantRecord(Protocol):
+    """A tenant as the registry knows it."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Tenancy:
+    """Checks keys, and remembers the answers for a few seconds.
+
+    Args:
+        authenticate: the registry's look-up; blocking, None for a key it does not know.
+        allow_anonymous: inference needs no key. A key that is not of our making is then as good as none,
+            since OpenAI's clients always send one; one of ours that was revoked is still refused.
+        config: how long answers are remembered.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        authenticate: Callable[[str], TenantRecord | None],
+        *,
+        allow_anonymous: bool,
+        config: RouterConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._allow_anonymous = allow_anonymous
+        self._tenants = SingleFlightCache[str, TenantRecord | None](
+            authenticate,
+            max_entries=config.key_cache_entries,
+            ttl_s=lambda record: config.unknown_key_cache_s if record is None else config.key_cache_s,
+            clock=clock,
+        )
+
+    async def tenant_of(self, api_key: str | None) -> str:
+        """The tenant's name for a key as it was sent.
+
+        Raises:
+            AuthenticationError: no key where one is needed, or an unknown one.
+        """
+        record = await self._tenants.get(api_key) if api_key else None
+        if record is not None:
+            return record.name
+        if self._allow_anonymous and not (api_key or "").startswith(KEY_PREFIX):
+            return ANONYMOUS
+        if not api_key:
+            raise AuthenticationError(
+                "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'."
+            )
+        raise AuthenticationError("Incorrect API key provided. Ask the operator of this server for one.")
+
+
+def api_key_of(headers: Mapping[str, str]) -> str | None:
+    """The key in HTTP headers or gRPC metadata (names in lower case), or None."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials.strip():
+        return credentials.strip()
+    return headers.get("x-api-key") or None
+
+
+def check_admin_key(api_key: str | None, admin_key: str) -> None:
+    """Raises ``AuthenticationError`` where the key, as it was sent, is not the admin key."""
+    if not hmac.compare_digest((api_key or "").encode(), admin_key.encode()):
+        raise AuthenticationError("This needs the admin key: 'Authorization: Bearer KEY'.")

@@ -1,0 +1,92 @@
+"""The generations of several prompts, read as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from router.text.generation import TextDelta, TextGeneration, Usage, WholeChoice, join_choices
+
+__all__ = ["BatchGeneration"]
+
+
+class BatchGeneration:
+    """Used as one ``TextGeneration``; its choices are numbered prompt by prompt.
+
+    The generations run side by side, and what has come from any of them is read at once. One that fails is the
+    failure of all: ``aclose()`` then frees what the others hold.
+
+    Args:
+        generations: of each prompt, all with the same number of choices.
+    """
+
+    def __init__(self, generations: Sequence[TextGeneration]) -> None:
+        self._generations = tuple(generations)
+        self._pumps: list[asyncio.Task[None]] = []
+        self._pending: list[TextDelta] = []
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices there will be."""
+        return sum(generation.num_choices for generation in self._generations)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far, of all prompts together."""
+        usages = [generation.usage for generation in self._generations]
+        return Usage(
+            sum(usage.prompt_tokens for usage in usages),
+            sum(usage.completion_tokens for usage in usages),
+            sum(usage.cached_tokens for usage in usages),
+        )
+
+    async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
+        """Yields what has come since the last turn.
+
+        Raises:
+            MooringError: one of them failed; nothing follows.
+        """
+        first_index = 0
+        for generation in self._generations:
+            self._pumps.append(asyncio.create_task(self._pump(generation, first_index)))
+            first_index += generation.num_choices
+        for pump in self._pumps:
+            pump.add_done_callback(lambda _: self._arrived.set())
+        running = list(self._pumps)
+        while running or self._pending:
+            await self._arrived.wait()
+            self._arrived.clear()
+            pending, self._pending = self._pending, []
+            self._taken.set()
+            if pending:
+                yield pending
+            for pump in [pump for pump in running if pump.done()]:
+                running.remove(pump)
+                pump.result()
+
+    async def whole(self) -> list[WholeChoice]:
+        """Waits for all of it.
+
+        Raises:
+            MooringError: one of them failed.
+        """
+        return await join_choices(self, self.num_choices)
+
+    async def aclose(self) -> None:
+        """Frees what the requests hold. Safe to call more than once."""
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await asyncio.gather(*(generation.aclose() for generation in self._generations))
+
+    async def _pump(self, generation: TextGeneration, first_index: int) -> None:
+        """Reads one of them, each time when the last that it read was taken: a slow reader slows it down."""
+        async for deltas in generation:
+            for delta in deltas:
+                delta.index += first_index
+            self._pending += deltas
+            self._arrived.set()
+            self._taken.clear()
+            await self._taken.wait()

@@ -1,0 +1,275 @@
+"""Tokens to text: what every door shows of a generation, in pieces or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from engines.api import FinishReason
+from mooring.errors import InternalError, MooringError
+from router.request.request import ChoiceTokens, GenerationRequest, TokenStream
+from router.telemetry.metrics import RequestMetrics
+from router.text.detokenizer import TokenTable
+from router.text.prompt_view import PromptView, TokenLogprob, spell_logprob
+from router.text.stop_strings import StopStrings
+
+__all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice", "by_step", "join_choices"]
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """What is new in one choice. What the choice shows of its prompt comes in a delta of its own, before the
+    first token: ``text`` and ``logprobs`` of an echo, ``prompt_logprobs``, and no ``token_ids``.
+
+    Attributes:
+        text: may be empty while a character or a stop string is incomplete.
+        token_ids: the token that ended the choice is among them, its text is not in ``text``.
+        logprobs: parallel to ``token_ids``; None where they were not asked for.
+        finish_reason: ``stop`` or ``length`` in the choice's last delta.
+        stop_reason: beside it, the stop string or the token of ``stop_token_ids`` that ended the choice; None where
+            the model ended it, or its length.
+        prompt_logprobs: of every token of the prompt, where they were asked for.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a request is billed for; those of all its choices together. ``cached_tokens`` are the prompt's
+    that its first choice found computed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """A finished choice, its deltas laid together."""
+
+    index: int
+    text: str
+    logprobs: list[TokenLogprob] | None
+    finish_reason: str
+    prompt_logprobs: list[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
+
+
+class TextGeneration:
+    """One accepted request, read as text. Iterate it once, or take ``whole()``; in either case call
+    ``aclose()`` at the end, whatever happened: it frees what the request holds.
+
+    Args:
+        request: as it was accepted.
+        stream: its tokens.
+        table: of the model's tokenizer.
+        metrics: of this request.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, stream: TokenStream, table: TokenTable, metrics: RequestMetrics
+    ) -> None:
+        self.request = request
+        self._stream = stream
+        self._metrics = metrics
+        self._prompt = PromptView(request, table) if PromptView.is_wanted(request) else None
+        self._choices = [_ChoiceText(index, request, table, self._prompt) for index in range(request.n)]
+        self._failed = False
+        self._cached_tokens = 0
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices there will be."""
+        return len(self._choices)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        num_tokens = sum(choice.num_tokens for choice in self._choices)
+        return Usage(len(self.request.prompt_ids), num_tokens, self._cached_tokens)
+
+    async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
+        """Yields what one turn of the stream brought, in one list.
+
+        Raises:
+            MooringError: the request failed; nothing follows.
+        """
+        prompt, shown = self._prompt, False
+        try:
+            async for batch in self._stream if prompt is None else prompt.before(self._stream):
+                if prompt is not None and not shown:
+                    shown = True
+                    yield self._show_prompt(prompt)
+                if deltas := self._read(batch):
+                    yield deltas
+                if all(choice.finished for choice in self._choices):
+                    return
+            if not all(choice.finished for choice in self._choices):
+                raise InternalError("The engine ended the request without saying why.")
+        except MooringError:
+            self._failed = True
+            raise
+
+    async def whole(self) -> list[WholeChoice]:
+        """Waits for all of it.
+
+        Raises:
+            MooringError: the request failed.
+        """
+        return await join_choices(self, self.num_choices)
+
+    async def aclose(self) -> None:
+        """Frees what the request holds. Safe to call more than once."""
+        await self._stream.aclose()
+        reason = "error" if self._failed else "abort"
+        for choice in self._choices:
+            if not choice.finished:
+                choice.finished = True
+                self._metrics.finished(reason, choice.num_tokens)
+        self._metrics.end()
+
+    def _show_prompt(self, prompt: PromptView) -> list[TextDelta]:
+        entries = prompt.logprobs()
+        shown = entries if self.request.echo and self.request.sampling.logprobs is not None else None
+        return [
+            TextDelta(choice.index, choice.prompt_text, logprobs=shown, prompt_logprobs=entries)
+            for choice in self._choices
+        ]
+
+    def _read(self, batch: Sequence[ChoiceTokens]) -> list[TextDelta]:
+        """What one turn brought, as text. It counts as one arrival, however many steps it is from."""
+        deltas: list[TextDelta] = []
+        num_new: dict[int, int] = {}
+        began_s: float | None = None
+        for new in batch:
+            choice = self._choices[new.index]
+            if choice.finished:
+                continue
+            delta = choice.take(new)
+            deltas.append(delta)
+            num_new[new.index] = num_new.get(new.index, 0) + len(delta.token_ids)
+            if began_s is None:
+                began_s = new.began_s
+            if new.index == 0 and new.cached_tokens is not None:
+                self._cached_tokens = new.cached_tokens
+            if delta.finish_reason is not None and new.finish_reason is None:
+                self._stream.stop(new.index)
+        for index, num_tokens in num_new.items():
+            if num_tokens or self.request.prompt_only:
+                self._metrics.tokens(index, num_tokens, began_s)
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._metrics.finished(delta.finish_reason, self._choices[delta.index].num_tokens)
+        return deltas
+
+
+class _ChoiceText:
+    """The text of one choice; ``prompt_text`` is what it begins with, where the prompt is echoed."""
+
+    def __init__(
+        self, index: int, request: GenerationRequest, table: TokenTable, prompt: PromptView | None
+    ) -> None:
+        self.index = index
+        self.finished = False
+        self.num_tokens = 0
+        self.prompt_text = ""
+        self._table = table
+        if prompt is not None and request.echo:
+            self.prompt_text, self._detokenizer = prompt.detokenizer()
+        else:
+            self._detokenizer = table.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        self._include_stop = request.include_stop
+        self._stops = StopStrings(request.stop, include=request.include_stop)
+        self._min_tokens = request.sampling.min_tokens
+        self._stop_token_ids = request.sampling.stop_token_ids
+        self._num_chars = len(self.prompt_text)  # decoded so far, held back or not
+
+    def take(self, new: ChoiceTokens) -> TextDelta:
+        """Turns new tokens into text; sets ``finished`` with the last ones."""
+        delta = TextDelta(self.index, logprobs=None if new.logprobs is None else [])
+        last = len(new.token_ids) - 1
+        for place, token_id in enumerate(new.token_ids):
+            ends_it = place == last and token_id == new.stop_token_id
+            if new.logprobs is not None and delta.logprobs is not None:
+                top = new.logprobs[place]
+                delta.logprobs.append(spell_logprob(self._table, token_id, top, self._num_chars))
+            self.num_tokens += 1
+            delta.token_ids.append(token_id)
+            if (not ends_it or self._include_stop) and self._show(delta, self._detokenizer.push(token_id)):
+                return delta
+        if new.finish_reason is not None:
+            self._finish(delta, new.finish_reason)
+            if delta.stop_reason is None and new.stop_token_id in self._stop_token_ids:
+                delta.stop_reason = new.stop_token_id
+        return delta
+
+    def _show(self, delta: TextDelta, text: str) -> bool:
+        """Lets text through to the delta; True where a stop string ended the choice."""
+        self._num_chars += len(text)
+        if self.num_tokens < self._min_tokens:
+            delta.text += text
+            return False
+        shown, stopped = self._stops.feed(text)
+        delta.text += shown
+        if stopped:
+            delta.finish_reason = FinishReason.STOP.value
+            delta.stop_reason = self._stops.found
+            self.finished = True
+        return stopped
+
+    def _finish(self, delta: TextDelta, reason: FinishReason) -> None:
+        if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            raise InternalError(f"The engine ended the request with '{reason.value}'.")
+        if self._show(delta, self._detokenizer.finish()):
+            return
+        delta.text += self._stops.finish()
+        delta.finish_reason = reason.value
+        self.finished = True
+
+
+def by_step(batch: Sequence[TextDelta]) -> Iterator[Sequence[TextDelta]]:
+    """The deltas of one turn as the steps that they came from: in order, no choice twice in one. For doors that
+    tell of all choices in one message, and of each token in one of its own."""
+    start = 0
+    seen: set[int] = set()
+    for place, delta in enumerate(batch):
+        if delta.index in seen:
+            yield batch[start:place]
+            start = place
+            seen.clear()
+        seen.add(delta.index)
+    if start < len(batch):
+        yield batch[start:]
+
+
+async def join_choices(batches: AsyncIterable[Sequence[TextDelta]], num_choices: int) -> list[WholeChoice]:
+    """All choices whole, once their deltas have ended."""
+    deltas: list[list[TextDelta]] = [[] for _ in range(num_choices)]
+    async for batch in batches:
+        for delta in batch:
+            deltas[delta.index].append(delta)
+    return [_join(index, parts) for index, parts in enumerate(deltas)]
+
+
+def _join(index: int, parts: Sequence[TextDelta]) -> WholeChoice:
+    logprobs = [entry for part in parts for entry in part.logprobs or ()]
+    asked = any(part.logprobs is not None for part in parts)
+    return WholeChoice(
+        index,
+        text="".join(part.text for part in parts),
+        logprobs=logprobs if asked else None,
+        finish_reason=parts[-1].finish_reason or "",
+        prompt_logprobs=parts[0].prompt_logprobs,
+        stop_reason=parts[-1].stop_reason,
+    )

@@ -1,0 +1,188 @@
+"""Registering from a hub: a real HTTP server that answers as the hub does, and the real client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from engines.checkpoint.model_config import describe
+from model_registry.database import open_database
+from model_registry.importing.hub import Hub, parse_hub_source
+from model_registry.importing.importer import Importer
+from model_registry.registry import Registry
+from model_registry.store import ArtifactStore
+from mooring.errors import ArtifactError, InvalidRequestError
+
+pytestmark = pytest.mark.integration
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "vocab_size": 16,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "eos_token_id": 2,
+}
+
+
+def weights() -> bytes:
+    layer = "model.layers.0."
+    shapes = {
+        "model.embed_tokens.weight": (16, 8),
+        "model.norm.weight": (8,),
+        layer + "input_layernorm.weight": (8,),
+        layer + "post_attention_layernorm.weight": (8,),
+        layer + "self_attn.q_proj.weight": (8, 8),
+        layer + "self_attn.k_proj.weight": (4, 8),
+        layer + "self_attn.v_proj.weight": (4, 8),
+        layer + "self_attn.o_proj.weight": (8, 8),
+        layer + "mlp.gate_proj.weight": (8, 8),
+        layer + "mlp.up_proj.weight": (8, 8),
+        layer + "mlp.down_proj.weight": (8, 8),
+    }
+    return save({name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
+
+
+@dataclass
+class FakeHub:
+    """Files by repository, and the paths that were asked for."""
+
+    endpoint: str = ""
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    fetched: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    state = FakeHub()
+    state.repositories["org/tiny"] = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "tokenizer.json": b'{"model": {}}',
+        "README.md": b"---\nlicense: apache-2.0\n---\n# Tiny\n",
+        "model.safetensors": weights(),
+        "pytorch_model.bin": b"\x80\x04.",
+        "onnx/model.safetensors": b"another format",
+    }
+    state.repositories["org/pickled"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80\x04."}
+
+    class Answers(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+            api = parts[:2] == ["api", "models"]
+            repository = state.repositories.get("/".join(parts[2:4] if api else parts[:2]))
+            if repository is None:
+                self.reply(404, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
+            elif api and "tree" in parts:
+                tree = [
+                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for name, data in repository.items()
+                ]
+                self.reply(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, with_body)
+            elif api and parts[-1] not in ("main", COMMIT) and "revision" in parts:
+                self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
+            elif api:
+                siblings = [{"rfilename": name, "size": len(data)} for name, data in repository.items()]
+                info = {"id": "org/x", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+                self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, with_body)
+            else:
+                name = "/".join(parts[4:])
+                data = repository[name]
+                if with_body:
+                    state.fetched.append(name)
+                etag = f'"{hashlib.sha256(data).hexdigest()}"'
+                self.reply(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT}, with_body)
+
+        def reply(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    state.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join(timeout=10)
+
+
+def make_importer(tmp_path: Path, endpoint: str) -> Importer:
+    registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    store = ArtifactStore(tmp_path / "store")
+    return Importer(store, registry, describe, Hub(endpoint), tmp_path / "downloads")
+
+
+def test_a_repository_is_registered_at_its_commit(hub: FakeHub, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    importer = make_importer(tmp_path, hub.endpoint)
+    version = importer.register("tiny", "hf://org/tiny@main", lambda *state: seen.append(state))
+
+    assert version.source == f"hf://org/tiny@{COMMIT}"
+    assert version.license == "apache-2.0"
+    assert sorted(hub.fetched) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    downloads = [state for state in seen if state[0] == "download"]
+    total_bytes = downloads[-1][2]
+    assert downloads[0] == ("download", 0, total_bytes)
+    assert downloads[-1] == ("download", total_bytes, total_bytes)
+    assert {stage for stage, _, _ in seen} == {"download", "copy"}
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_pickles_are_refused_before_anything_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"pytorch_model\.bin is a pickle"):
+        make_importer(tmp_path, hub.endpoint).register("m", "hf://org/pickled")
+    assert hub.fetched == []
+
+
+def test_what_the_hub_does_not_have_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    importer = make_importer(tmp_path, hub.endpoint)
+    with pytest.raises(ArtifactError, match="no org/nothing, or it is private"):
+        importer.register("m", "hf://org/nothing")
+    with pytest.raises(ArtifactError, match="no revision 'v9'"):
+        importer.register("m", "hf://org/tiny@v9")
+
+
+def test_without_a_connection_the_error_says_what_to_do(tmp_path: Path) -> None:
+    importer = make_importer(tmp_path, "http://127.0.0.1:1")
+    with pytest.raises(ArtifactError, match="register a local folder"):
+        importer.register("m", "hf://org/tiny")
+
+
+@pytest.mark.parametrize(
+    "text", ["hf://", "hf://tiny", "hf://org/tiny@", "hf://org/../x/y", "hf://org/ti ny"]
+)
+def test_malformed_sources(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_hub_source(text)
+    assert caught.value.param == "source"

@@ -1,0 +1,123 @@
+"""Both ways in which weights come to a CPU: a copy into the arena, and the host copy's own pages."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from support.torch_engines import engine_driver, tiny_model
+
+from engines.torch.weights.core_turns import CoreTurns
+from engines.torch.weights.host_copy_view import _PIECE_BYTES, HostCopyView
+from engines.torch.weights.weights import WeightsRegion
+from memory_manager.arena.host_arena import HostArena
+from memory_manager.kv_spec import PAGE_BYTES as PAGE
+from mooring.errors import ArtifactError, InsufficientMemoryError
+
+
+def host_copy(content: bytes, *, sealed: bool = True) -> int:
+    fd = os.memfd_create("host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, content)
+    if sealed:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+@contextmanager
+def region(num_bytes: int, *, may_borrow: bool) -> Iterator[tuple[WeightsRegion, HostArena]]:
+    arena = HostArena(8 * PAGE, stock_limit_bytes=8 * PAGE)
+    weights = WeightsRegion(
+        arena,
+        num_bytes,
+        copy_chunk_bytes=PAGE,
+        num_copy_threads=2,
+        core_turns=CoreTurns(),
+        may_borrow=may_borrow,
+    )
+    yield weights, arena
+    weights.close()
+    arena.close()
+
+
+@pytest.mark.parametrize(
+    ("may_borrow", "sealed", "own_pages"),
+    [(True, True, 0), (False, True, 3), (True, False, 3)],
+    ids=["remapped", "copied", "copied: not sealed"],
+)
+def test_weights_come_whole_and_go_whole(may_borrow: bool, sealed: bool, own_pages: int) -> None:
+    content = os.urandom(2 * PAGE + 12_345)
+    fd = host_copy(content, sealed=sealed)
+    with region(len(content), may_borrow=may_borrow) as (weights, arena):
+        for _ in range(3):
+            weights.restore(fd, 3 * PAGE, core_share=0.5)
+            # The device's books show the same bytes either way; the memory behind them is the arena's or not.
+            assert weights.committed_bytes == arena.committed_bytes == 3 * PAGE
+            assert arena.allocated_bytes() == own_pages * PAGE
+            assert weights._memory[: len(content)].numpy().tobytes() == content
+            assert weights.release() == 3 * PAGE
+            assert weights.committed_bytes == arena.committed_bytes == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("may_borrow", [True, False])
+def test_what_is_short_is_refused_and_leaves_nothing(may_borrow: bool) -> None:
+    fd = host_copy(b"x" * PAGE)
+    with region(2 * PAGE, may_borrow=may_borrow) as (weights, arena):
+        with pytest.raises(ArtifactError, match="the host copy ends at byte 2097152"):
+            weights.restore(fd, 2 * PAGE, core_share=0.5)
+        with pytest.raises(InsufficientMemoryError):
+            weights.restore(fd, PAGE, core_share=0.5)
+        assert arena.committed_bytes == weights.committed_bytes == 0
+    os.close(fd)
+
+
+def test_the_host_copy_outlives_whoever_maps_it() -> None:
+    content = os.urandom(PAGE)
+    fd = host_copy(content)
+    with region(PAGE, may_borrow=True) as (weights, _):
+        weights.restore(fd, PAGE, core_share=0.5)
+    assert os.pread(fd, PAGE, 0) == content
+    os.close(fd)
+
+
+class _ShortTurns(CoreTurns):
+    """Each is over at once."""
+
+    num_turns = 0
+
+    @contextmanager
+    def copy(self, share: float) -> Iterator[Callable[[], bool]]:
+        self.num_turns += 1
+        yield lambda: True
+
+
+def test_a_copy_whose_turn_is_over_goes_on_in_the_next_one_after_a_piece_at_least() -> None:
+    content = os.urandom(2 * _PIECE_BYTES + 12_345)
+    fd = host_copy(content)
+    view = HostCopyView(fd, len(content))
+    copied, turns = torch.zeros(len(content), dtype=torch.uint8), _ShortTurns()
+    view.copy_to_host(copied, 1, turns, 0.5)
+    assert turns.num_turns == 3
+    assert copied.numpy().tobytes() == content
+    view.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("cpu_wake", ["remap", "copy"])
+def test_a_model_says_the_same_however_it_was_woken(cpu_wake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(type(model), "host_copy", lambda self: host_copy(self.packed))
+    prompt = [5, 17, 203, 44]
+    with engine_driver(cpu_wake=cpu_wake) as driver:
+        held_bytes = driver.load(model)
+        driver.submit(1, prompt)
+        driver.run()
+        driver.engine.sleep("m")
+        assert driver.engine.wake("m", held_bytes) == held_bytes
+        driver.submit(2, prompt)
+        driver.run()
+        assert driver.tokens[1] == driver.tokens[2] == model.generate(prompt, 20)

@@ -1,0 +1,184 @@
+"""The dispatcher over real workers that die, sleep and refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from support.null_worker import (
+    MAX_MODEL_LEN,
+    POISON_COMMAND,
+    WEIGHTS_BYTES,
+    NullFleet,
+    expected_tokens,
+    null_fleet,
+    until,
+)
+from support.poison_worker import POISON_ID
+
+from engines.api import FinishReason, SamplingParams
+from mooring.errors import ContextLengthError, PoisonousRequestError
+from router.dispatch.dispatch import Dispatcher, RequestStream
+from router.request.request import GenerationRequest
+
+pytestmark = pytest.mark.integration
+
+
+def request(prompt_ids: tuple[int, ...], max_tokens: int, n: int = 1) -> GenerationRequest:
+    return GenerationRequest("r", "m", prompt_ids, SamplingParams(max_tokens=max_tokens), n=n)
+
+
+async def read(stream: RequestStream) -> dict[int, list[int]]:
+    """All tokens by choice; every choice must end with a reason."""
+    tokens: dict[int, list[int]] = {}
+    reasons: dict[int, FinishReason] = {}
+    async with asyncio.timeout(30):
+        async for chunks in stream:
+            for chunk in chunks:
+                tokens.setdefault(chunk.index, []).extend(chunk.token_ids)
+                if chunk.finish_reason is not None:
+                    assert chunk.index not in reasons
+                    reasons[chunk.index] = chunk.finish_reason
+    assert reasons.keys() == tokens.keys()
+    return tokens
+
+
+def dispatcher(fleet: NullFleet) -> Dispatcher:
+    return Dispatcher(fleet, fleet.supervisor.client)
+
+
+async def idle(fleet: NullFleet) -> bool:
+    return not any(replica.running for replica in (await fleet.client.stats()).replicas)
+
+
+async def test_choices_of_one_request() -> None:
+    async with null_fleet() as fleet:
+        stream = await dispatcher(fleet).generate(request((4, 5), 30, n=3))
+        assert await read(stream) == dict.fromkeys(range(3), expected_tokens((4, 5), 30))
+        assert not fleet.leases
+
+
+async def test_streams_go_on_where_they_were_when_the_worker_is_killed() -> None:
+    async with null_fleet(step_time_s=0.002) as fleet:
+        dispatch = dispatcher(fleet)
+        prompts = [(number, 7) for number in range(16)]
+        streams = [await dispatch.generate(request(prompt, 600)) for prompt in prompts]
+        reads = [asyncio.create_task(read(stream)) for stream in streams]
+        await asyncio.sleep(0.1)
+        os.kill(fleet.pid, signal.SIGKILL)
+        for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
+            assert tokens == {0: expected_tokens(prompt, 600)}
+        assert fleet.num_deaths == 1
+        assert not fleet.leases
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.05], ids=["before the first token", "after it"])
+async def test_prompt_logprobs_come_once_and_of_one_choice_whenever_the_worker_dies(pause_s: float) -> None:
+    async with null_fleet(step_time_s=0.02) as fleet:
+        asked = SamplingParams(max_tokens=60, prompt_logprobs=1)
+        stream = await dispatcher(fleet).generate(GenerationRequest("r", "m", (4, 5, 6), asked, n=2))
+        await asyncio.sleep(pause_s)
+        os.kill(fleet.pid, signal.SIGKILL)
+        chunks = []
+        async with asyncio.timeout(10):
+            async for step in stream:
+                chunks += step
+        assert fleet.num_deaths == 1
+    [(index, found)] = [(c.index, c.prompt_logprobs) for c in chunks if c.prompt_logprobs is not None]
+    assert (index, [top.token_ids for top in found]) == (0, [(5,), (6,)])
+    assert next(chunk for chunk in chunks if chunk.index == 0).prompt_logprobs is found
+
+
+async def test_a_request_present_at_two_deaths_fails_alone() -> None:
+    async with null_fleet(POISON_COMMAND, step_time_s=0.002) as fleet:
+        dispatch = dispatcher(fleet)
+        prompts = [(number, 7) for number in range(6)]
+        streams = [await dispatch.generate(request(prompt, 100)) for prompt in prompts]
+        poison = await dispatch.generate(request((POISON_ID,), 100))
+        reads = [asyncio.create_task(read(stream)) for stream in streams]
+        with pytest.raises(PoisonousRequestError, match="two deaths"):
+            await read(poison)
+        late = await dispatch.generate(request((9, 9), 20))
+        assert await read(late) == {0: expected_tokens((9, 9), 20)}
+        for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
+            assert tokens == {0: expected_tokens(prompt, 100)}
+        assert fleet.num_deaths == 2
+        assert not fleet.leases
+
+
+async def test_a_request_goes_on_after_its_replica_slept() -> None:
+    async with null_fleet(step_time_s=0.002) as fleet:
+        stream = await dispatcher(fleet).generate(request((1,), 100, n=2))
+        reading = asyncio.create_task(read(stream))
+        await asyncio.sleep(0.05)
+        fleet.resident.clear()
+        await fleet.client.sleep("m/0")
+        await fleet.client.wake("m/0", WEIGHTS_BYTES)
+        fleet.resident.set()
+        assert await reading == dict.fromkeys(range(2), expected_tokens((1,), 100))
+        assert fleet.num_deaths == 0
+
+
+async def test_closing_a_stream_frees_the_worker_and_the_lease() -> None:
+    async with null_fleet(step_time_s=0.01) as fleet:  # by itself it would end after 40 s
+        stream = await dispatcher(fleet).generate(request((1,), 4000))
+        await anext(stream)
+        await stream.aclose()
+        assert not fleet.leases
+        await until(lambda: idle(fleet))
+        await stream.aclose()
+        assert [chunks async for chunks in stream] == []
+
+
+async def test_closing_before_anything_ran_gives_the_lease_back() -> None:
+    async with null_fleet() as fleet:
+        stream = await dispatcher(fleet).generate(request((1,), 4000))
+        assert fleet.leases
+        await stream.aclose()
+        assert not fleet.leases
+        assert await idle(fleet)
+
+
+async def test_closing_while_it_waits_for_the_next_life_leaves_no_trace() -> None:
+    async with null_fleet(step_time_s=0.002) as fleet:
+        dispatch = dispatcher(fleet)
+        streams = [await dispatch.generate(request((number,), 200)) for number in range(3)]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        os.kill(fleet.pid, signal.SIGKILL)
+        await until(lambda: asyncio.sleep(0, not fleet.leases))
+        await streams[0].aclose()
+        await streams[1].aclose()
+        async with asyncio.timeout(20):
+            async for _ in streams[2]:
+                pass
+        assert not fleet.leases
+
+
+async def test_a_stopped_choice_says_no_more_and_the_others_go_on() -> None:
+    async with null_fleet() as fleet:
+        stream = await dispatcher(fleet).generate(request((1,), 300, n=2))
+        await anext(stream)
+        stream.stop(0)
+        rest = [chunk async for chunks in stream for chunk in chunks]
+        assert {chunk.index for chunk in rest} == {1}
+        assert rest[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_what_the_engine_refuses_is_raised_as_it_was_meant() -> None:
+    async with null_fleet() as fleet:
+        stream = await dispatcher(fleet).generate(request((1,) * MAX_MODEL_LEN, 4))
+        with pytest.raises(ContextLengthError):
+            await anext(stream)
+        assert not fleet.leases
+
+
+async def test_a_slow_reader_gets_everything_at_once_and_holds_back_nobody() -> None:
+    async with null_fleet(step_time_s=0.0) as fleet:
+        dispatch = dispatcher(fleet)
+        slow = await dispatch.generate(request((1,), 2000))
+        quick = await dispatch.generate(request((2,), 2000))
+        assert await read(quick) == {0: expected_tokens((2,), 2000)}
+        await until(lambda: idle(fleet))
+        assert await read(slow) == {0: expected_tokens((1,), 2000)}

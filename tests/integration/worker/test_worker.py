@@ -1,0 +1,263 @@
+"""One real worker process with the null engine, through its client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+from support.null_worker import (
+    MAX_MODEL_LEN,
+    WEIGHTS_BYTES,
+    Collected,
+    NullFleet,
+    deployment,
+    expected_tokens,
+    load,
+    null_fleet,
+    sequence,
+    until,
+)
+
+from engines.api import REPLICA_ASLEEP, FinishReason
+from engines.config import ClientConfig
+from engines.link.descriptors import DescriptorSender, open_channel
+from engines.supervise.client import WorkerClient
+from memory_manager.ports import LeaseStatus
+from mooring.errors import NotFoundError, WorkerLostError
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[NullFleet]:
+    async with null_fleet() as fleet:
+        yield fleet
+
+
+async def running(client: WorkerClient) -> int:
+    return sum(replica.running for replica in (await client.stats()).replicas)
+
+
+async def second_router(fleet: NullFleet) -> WorkerClient:
+    """Another client of the same life of the worker, as another router process would be."""
+    ours, theirs = open_channel()
+    theirs.close()
+    [socket_path] = [
+        connection.laddr
+        for connection in psutil.Process(fleet.pid).net_connections("unix")
+        if str(connection.laddr).endswith(".sock") and connection.status == psutil.CONN_NONE
+    ][:1]
+    client = WorkerClient("cpu-0", socket_path, DescriptorSender(ours, "cpu-0"), ClientConfig())
+    await client.connect()
+    return client
+
+
+async def test_a_sequence_streams_token_by_token_to_its_end(fleet: NullFleet) -> None:
+    sink = Collected()
+    fleet.client.submit(sequence(1, max_tokens=20), sink)
+    end = await sink.end()
+    assert sink.token_ids == expected_tokens((1, 2, 3), 20)
+    assert all(len(chunk.token_ids) == 1 for chunk in sink.chunks), "one step, one token"
+    assert end.finished is not None
+    assert end.finished.reason is FinishReason.LENGTH
+    assert end.token_ids, "the last token and the end come together"
+
+
+async def test_output_of_an_earlier_life_is_counted_and_not_sent_again(fleet: NullFleet) -> None:
+    tokens = expected_tokens((1, 2, 3), 20)
+    sink = Collected()
+    request = sequence(1, max_tokens=20)
+    fleet.client.submit(
+        type(request)(1, "m/0", (1, 2, 3), request.sampling, output_ids=tuple(tokens[:12])), sink
+    )
+    await sink.end()
+    assert sink.token_ids == tokens[12:]
+
+
+async def test_logprobs_and_stop_tokens_cross_the_wire(fleet: NullFleet) -> None:
+    tokens = expected_tokens((1, 2, 3), 3)
+    sink = Collected()
+    fleet.client.submit(sequence(1, max_tokens=20, stop_token_ids=(tokens[2],), logprobs=2), sink)
+    end = await sink.end()
+    assert end.finished is not None
+    assert (end.finished.reason, end.finished.stop_token_id) == (FinishReason.STOP, tokens[2])
+    tops = [top for chunk in sink.chunks for top in chunk.logprobs]
+    assert [top.token_ids[0] for top in tops] == sink.token_ids == tokens
+    assert all(len(top.logprobs) == 2 for top in tops)
+
+
+async def test_prompt_logprobs_come_once_with_the_first_token(fleet: NullFleet) -> None:
+    asked, others, short = Collected(), Collected(), Collected()
+    fleet.client.submit(sequence(1, (5, 6, 7), max_tokens=4, prompt_logprobs=2), asked)
+    fleet.client.submit(sequence(2, (5, 6, 7), max_tokens=4), others)
+    fleet.client.submit(sequence(3, (5,), max_tokens=4, prompt_logprobs=2), short)
+    for sink in (asked, others, short):
+        await sink.end()
+    first, *later = [chunk.prompt_logprobs for chunk in asked.chunks]
+    assert first is not None
+    assert [top.token_ids[0] for top in first] == [6, 7], "of every token but the first"
+    assert all(len(set(top.token_ids)) == len(top.logprobs) == 2 for top in first)
+    assert all(top.logprob == top.logprobs[0] > top.logprobs[1] for top in first)
+    assert later == [None] * 3
+    assert [chunk.prompt_logprobs for chunk in others.chunks] == [None] * 4
+    assert [chunk.prompt_logprobs for chunk in short.chunks] == [[], None, None, None]
+
+
+async def test_the_null_engine_accepts_biases_and_bad_words(fleet: NullFleet) -> None:
+    sink = Collected()
+    tokens = expected_tokens((1, 2, 3), 5)
+    choices = {"logit_bias": ((tokens[0], -100.0),), "bad_words_ids": ((tokens[1],), (5, 6))}
+    fleet.client.submit(sequence(1, max_tokens=5, **choices), sink)
+    await sink.end()
+    assert sink.token_ids == tokens
+
+
+async def test_a_prompt_beyond_the_context_ends_with_its_own_code(fleet: NullFleet) -> None:
+    sink = Collected()
+    fleet.client.submit(sequence(1, prompt_ids=(7,) * MAX_MODEL_LEN), sink)
+    end = await sink.end()
+    assert end.finished is not None
+    assert end.finished.error_code == "context_length_exceeded"
+
+
+async def test_cancel_frees_at_the_next_step_and_silences_the_sink() -> None:
+    async with null_fleet(step_time_s=0.01) as fleet:  # by itself it would end after 40 s
+        sink = Collected()
+        fleet.client.submit(sequence(1, max_tokens=4000), sink)
+        await sink.started.wait()
+        fleet.client.cancel([1])
+        num_tokens = len(sink.token_ids)
+
+        async def idle() -> bool:
+            return await running(fleet.client) == 0
+
+        await until(idle)
+        assert len(sink.token_ids) == num_tokens
+        assert not sink.ends
+
+
+async def test_two_routers_with_the_same_ids_do_not_meet_and_one_leaving_takes_only_its_own(
+    fleet: NullFleet,
+) -> None:
+    other = await second_router(fleet)
+    ours, theirs = Collected(), Collected()
+    fleet.client.submit(sequence(1, prompt_ids=(1,), max_tokens=2000), ours)
+    other.submit(sequence(1, prompt_ids=(2,), max_tokens=4000), theirs)
+    await asyncio.gather(ours.started.wait(), theirs.started.wait())
+    assert await running(fleet.client) == 2
+    await other.close()
+
+    async def alone() -> bool:
+        return await running(fleet.client) <= 1
+
+    await until(alone)
+    assert not ours.ends
+    await ours.end()
+    assert ours.token_ids == expected_tokens((1,), 2000)
+    assert theirs.token_ids == expected_tokens((2,), len(theirs.token_ids))
+    assert theirs.ends[0].finished is not None
+    assert theirs.ends[0].finished.error_code == "worker_lost"
+
+
+async def test_sleep_ends_what_runs_and_wake_serves_again(fleet: NullFleet) -> None:
+    client = fleet.client
+    sink = Collected()
+    client.submit(sequence(1, max_tokens=4000), sink)
+    await sink.started.wait()
+    assert await client.sleep("m/0") == WEIGHTS_BYTES
+    end = await sink.end()
+    assert end.finished is not None
+    assert end.finished.error_code == REPLICA_ASLEEP
+    assert await client.sleep("m/0") == 0, "sleeping what sleeps changes nothing"
+    [replica] = (await client.usage()).replicas
+    assert (replica.residency, replica.weights_bytes) == ("warm", 0)
+    assert await client.wake("m/0", WEIGHTS_BYTES) == WEIGHTS_BYTES
+    again = Collected()
+    client.submit(sequence(2), again)
+    await again.end()
+    assert again.token_ids == expected_tokens((1, 2, 3), 8)
+
+
+async def test_the_verbs_are_idempotent_and_their_errors_keep_their_kind(fleet: NullFleet) -> None:
+    client = fleet.client
+    num_fds = psutil.Process(fleet.pid).num_fds()
+    assert await load(client, "m/0") == WEIGHTS_BYTES
+    assert psutil.Process(fleet.pid).num_fds() == num_fds, "a second load keeps no second descriptor"
+    await client.unload("m/0")
+    await client.unload("m/0")
+    with pytest.raises(NotFoundError, match="m/0"):
+        await client.sleep("m/0")
+
+
+async def test_leases_are_absolute_and_revisioned(fleet: NullFleet) -> None:
+    client = fleet.client
+    assert await client.set_lease(100, 5) is LeaseStatus.APPLIED
+    assert await client.set_lease(100, 5) is LeaseStatus.APPLIED
+    assert await client.set_lease(200, 4) is LeaseStatus.STALE
+    assert await client.set_lease(200, 5) is LeaseStatus.CONFLICT
+    stats = await client.stats()
+    assert (stats.kv_lease_bytes, stats.kv_lease_revision) == (100, 5)
+
+
+async def test_death_ends_every_sequence_once_and_every_call_with_worker_lost(fleet: NullFleet) -> None:
+    client = fleet.client
+    sinks = [Collected() for _ in range(8)]
+    for number, sink in enumerate(sinks):
+        client.submit(sequence(number, max_tokens=4000), sink)
+    await sinks[0].started.wait()
+    os.kill(fleet.pid, signal.SIGKILL)
+    await client.wait_lost()
+    for sink in sinks:
+        [end] = sink.ends
+        assert end.finished is not None
+        assert (end.finished.reason, end.finished.error_code) == (FinishReason.ERROR, "worker_lost")
+    with pytest.raises(WorkerLostError):
+        client.submit(sequence(99), Collected())
+    with pytest.raises(WorkerLostError):
+        await client.stats()
+    await until_lost_calls_raise(client)
+
+
+async def until_lost_calls_raise(client: WorkerClient) -> None:
+    """Also a call that needs the descriptor channel, which may not be closed yet."""
+    descriptor = os.memfd_create("late")
+    try:
+        with pytest.raises(WorkerLostError):
+            await client.load("m/1", deployment(), descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def test_sigterm_drains_then_ends(fleet: NullFleet) -> None:
+    client = fleet.client
+    process = psutil.Process(fleet.pid)
+    old = Collected()
+    client.submit(sequence(1, max_tokens=2000), old)
+    await old.started.wait()
+    os.kill(process.pid, signal.SIGTERM)
+    code, number = "", 1
+    while not code:  # what comes before the signal is still served
+        number += 1
+        new = Collected()
+        client.submit(sequence(number, max_tokens=1), new)
+        end = (await new.end()).finished
+        assert end is not None
+        code = end.error_code
+    assert code == "shutting_down"
+    await old.end()
+    assert old.token_ids == expected_tokens((1, 2, 3), 2000)
+    await client.wait_lost()
+
+
+async def test_an_idle_worker_sleeps(fleet: NullFleet) -> None:
+    process = psutil.Process(fleet.pid)
+    sink = Collected()
+    fleet.client.submit(sequence(1), sink)
+    await sink.end()
+    before_s = sum(process.cpu_times()[:2])
+    await asyncio.sleep(2.0)
+    assert sum(process.cpu_times()[:2]) - before_s <= 0.1

@@ -1,0 +1,110 @@
+"""What crosses the socket arrives as it was."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest, TopLogprobs
+from engines.link.wire import (
+    finished_from_wire,
+    finished_to_wire,
+    prompt_logprobs_from_wire,
+    prompt_logprobs_to_wire,
+    submit_from_wire,
+    submit_to_wire,
+    top_logprobs_from_wire,
+    top_logprobs_to_wire,
+)
+
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
+floats32 = st.floats(-100, 100, width=32)
+sampling_params = st.builds(
+    SamplingParams,
+    temperature=floats32,
+    top_p=floats32,
+    top_k=st.integers(0, 2**31 - 1),
+    min_p=floats32,
+    repetition_penalty=floats32,
+    presence_penalty=floats32,
+    frequency_penalty=floats32,
+    seed=st.integers(0, 2**64 - 1),
+    choice=st.integers(0, 127),
+    max_tokens=st.integers(0, 2**32 - 1),
+    min_tokens=st.integers(0, 2**32 - 1),
+    stop_token_ids=token_ids,
+    ignore_eos=st.booleans(),
+    logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**32 - 1), floats32), max_size=4).map(tuple),
+    bad_words_ids=st.lists(token_ids, max_size=4).map(tuple),
+)
+requests = st.builds(
+    SequenceRequest,
+    sequence_id=st.integers(0, 2**40 - 1),
+    replica_id=st.text(max_size=8),
+    prompt_ids=token_ids,
+    sampling=sampling_params,
+    output_ids=token_ids,
+    deadline_s=st.just(math.inf),
+    priority=st.integers(-(2**31), 2**31 - 1),
+    cache_scope=st.none() | st.binary(max_size=32),
+)
+
+
+@given(requests)
+def test_submit(request: SequenceRequest) -> None:
+    message = submit_to_wire(request, now_s=5.0)
+    assert submit_from_wire(message, request.sequence_id, now_s=99.0) == request
+
+
+@given(until_s=st.floats(-1e6, 1e6), sender_s=st.floats(0, 1e6), receiver_s=st.floats(0, 1e6))
+def test_a_deadline_is_as_far_away_on_the_other_clock(
+    until_s: float, sender_s: float, receiver_s: float
+) -> None:
+    request = SequenceRequest(1, "m", (1,), SamplingParams(), deadline_s=sender_s + until_s)
+    arrived = submit_from_wire(submit_to_wire(request, sender_s), 1, receiver_s)
+    assert np.isclose(arrived.deadline_s - receiver_s, until_s, atol=1e-6)
+
+
+@given(
+    st.builds(
+        Finished,
+        sequence_id=st.integers(0, 2**40 - 1),
+        reason=st.sampled_from([FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.ERROR]),
+        error_code=st.text(max_size=8),
+        error_message=st.text(max_size=8),
+    )
+    | st.builds(
+        Finished,
+        sequence_id=st.integers(0, 2**40 - 1),
+        reason=st.just(FinishReason.STOP),
+        stop_token_id=st.integers(0, 2**32 - 1),
+    )
+)
+def test_finished(finished: Finished) -> None:
+    assert finished_from_wire(finished_to_wire(finished, finished.sequence_id)) == finished
+
+
+top_logprobs = st.builds(TopLogprobs, floats32, token_ids, st.lists(floats32, max_size=8).map(tuple))
+
+
+@given(top_logprobs)
+def test_top_logprobs(top: TopLogprobs) -> None:
+    assert top_logprobs_from_wire(top_logprobs_to_wire(top, 1)) == top
+
+
+@given(st.lists(top_logprobs, max_size=5))
+def test_prompt_logprobs(tops: list[TopLogprobs]) -> None:
+    message = prompt_logprobs_to_wire(tops, 7)
+    assert message.sequence_id == 7
+    assert prompt_logprobs_from_wire(message) == tops
+
+
+def test_what_was_not_asked_for_takes_no_bytes() -> None:
+    plain = submit_to_wire(SequenceRequest(1, "m", (1,), SamplingParams()), now_s=0.0).sampling
+    named = {field.name for field, _ in plain.ListFields()}
+    assert named.isdisjoint(("logprobs", "prompt_logprobs", "logit_bias", "bad_words"))

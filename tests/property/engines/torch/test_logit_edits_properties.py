@@ -1,0 +1,81 @@
+"""Biases and bad words of many sequences at once, against the words' definition for one sequence at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.api import SamplingParams, SequenceRequest
+from engines.torch.sampling.logit_edits import LogitEdits
+from engines.torch.scheduling.sequences import SequenceTable
+from engines.torch.scheduling.waiting import PendingSequence
+
+VOCAB_SIZE = 4  # few tokens, so that words are often half said
+NUM_SLOTS = 6
+tokens = st.integers(0, VOCAB_SIZE - 1)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sequence and what it asks for."""
+
+    prompt: list[int]
+    output: list[int]
+    logit_bias: dict[int, float]
+    bad_words: list[tuple[int, ...]]
+
+    def logits(self) -> np.ndarray:
+        """What is added to logits of zero."""
+        logits = np.zeros(VOCAB_SIZE, np.float32)
+        for token_id, bias in self.logit_bias.items():
+            logits[token_id] += bias
+        for *start, end in self.bad_words:
+            if not start or self.output[-len(start) :] == start:
+                logits[end] = -np.inf
+        return logits
+
+
+sequences = st.builds(
+    Said,
+    prompt=st.lists(tokens, min_size=1, max_size=4),
+    output=st.lists(tokens, max_size=5),
+    logit_bias=st.dictionaries(tokens, st.sampled_from([-100.0, -1.5, 0.25, 100.0]), max_size=3),
+    bad_words=st.lists(st.lists(tokens, min_size=1, max_size=4).map(tuple), max_size=3),
+)
+
+
+def insert(table: SequenceTable, edits: LogitEdits, said: Said, number: int) -> int:
+    params = SamplingParams(logit_bias=tuple(said.logit_bias.items()), bad_words_ids=tuple(said.bad_words))
+    request = SequenceRequest(number, "m", said.prompt, params)
+    token_ids = np.array([*said.prompt, *said.output], np.int32)
+    slot = table.insert(PendingSequence(request, token_ids, number), (), penalty_row=-1)
+    edits.add(slot, params)
+    return slot
+
+
+@given(st.lists(sequences, min_size=1, max_size=NUM_SLOTS), st.randoms(use_true_random=False))
+def test_every_row_is_changed_as_its_own_sequence_asks(all_said: list[Said], random: object) -> None:
+    table, edits = SequenceTable(NUM_SLOTS, 16), LogitEdits(NUM_SLOTS)
+    of_slot = {insert(table, edits, said, number): said for number, said in enumerate(all_said)}
+    gone = random.sample(sorted(of_slot), random.randrange(len(of_slot)))  # type: ignore[attr-defined]
+    for slot in gone:
+        edits.remove(slot)
+        table.remove(slot)
+        del of_slot[slot]
+    drawing = random.sample(sorted(of_slot), random.randrange(1, len(of_slot) + 1))  # type: ignore[attr-defined]
+    changes = edits.changes(table, np.array(drawing))
+    assert changes is not None
+    logits = np.zeros((len(drawing), VOCAB_SIZE), np.float32)
+    np.add.at(logits, (changes.rows, changes.token_ids), changes.values)
+    np.testing.assert_array_equal(logits, np.array([of_slot[slot].logits() for slot in drawing]))
+
+
+def test_nobody_asked() -> None:
+    table, edits = SequenceTable(NUM_SLOTS, 16), LogitEdits(NUM_SLOTS)
+    slot = insert(table, edits, Said([1], [], {1: 2.0}, []), 1)
+    edits.remove(slot)
+    edits.remove(slot)
+    assert edits.changes(table, np.array([slot])) is None

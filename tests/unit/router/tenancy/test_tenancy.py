@@ -1,0 +1,147 @@
+"""Keys, the cache in front of them, and the metrics that need no request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from support.router_doors import Tenant
+
+from model_registry.tenants import KEY_PREFIX
+from mooring.errors import AuthenticationError
+from router.request.bounds import RouterConfig
+from router.request.single_flight import SingleFlightCache
+from router.telemetry.metrics import Gauges, Metrics, ModelGauges
+from router.tenancy.keys import ANONYMOUS, Tenancy, api_key_of
+
+
+class Registry:
+    """Counts look-ups; knows the keys it is told of."""
+
+    def __init__(self, **tenant_by_key: str) -> None:
+        self.tenant_by_key = tenant_by_key
+        self.asked: list[str] = []
+        self.threads: set[int] = set()
+
+    def authenticate(self, key: str) -> Tenant | None:
+        self.asked.append(key)
+        self.threads.add(threading.get_ident())
+        name = self.tenant_by_key.get(key)
+        return None if name is None else Tenant(name)
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def tenancy(registry: Registry, clock: Clock, *, allow_anonymous: bool = False) -> Tenancy:
+    return Tenancy(registry.authenticate, allow_anonymous=allow_anonymous, config=RouterConfig(), clock=clock)
+
+
+async def test_good_keys_are_remembered_for_a_while_and_unknown_ones_briefly() -> None:
+    registry, clock = Registry(k1="acme"), Clock()
+    checked = tenancy(registry, clock)
+    for _ in range(3):
+        assert await checked.tenant_of("k1") == "acme"
+    with pytest.raises(AuthenticationError):
+        await checked.tenant_of("nope")
+    assert registry.asked == ["k1", "nope"]
+    assert threading.get_ident() not in registry.threads
+    clock.now_s = 1.5
+    registry.tenant_by_key["nope"] = "late"
+    assert await checked.tenant_of("nope") == "late"
+    assert await checked.tenant_of("k1") == "acme"
+    assert registry.asked == ["k1", "nope", "nope"]
+    clock.now_s = 5.5
+    del registry.tenant_by_key["k1"]
+    with pytest.raises(AuthenticationError):
+        await checked.tenant_of("k1")
+
+
+async def test_without_a_key() -> None:
+    registry = Registry(k1="acme")
+    with pytest.raises(AuthenticationError, match="provide an API key"):
+        await tenancy(registry, Clock()).tenant_of(None)
+    relaxed = tenancy(registry, Clock(), allow_anonymous=True)
+    assert await relaxed.tenant_of(None) == ANONYMOUS
+    assert await relaxed.tenant_of("whatever") == ANONYMOUS
+    assert await relaxed.tenant_of("k1") == "acme"
+    with pytest.raises(AuthenticationError):
+        await relaxed.tenant_of(f"{KEY_PREFIX}revoked")
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ({"authorization": "Bearer abc"}, "abc"),
+        ({"authorization": "bearer  abc "}, "abc"),
+        ({"authorization": "Basic abc"}, None),
+        ({"authorization": "Bearer"}, None),
+        ({"x-api-key": "abc"}, "abc"),
+        ({"authorization": "Bearer", "x-api-key": "abc"}, "abc"),
+        ({}, None),
+    ],
+)
+def test_where_keys_are_looked_for(headers: dict[str, str], key: str | None) -> None:
+    assert api_key_of(headers) == key
+
+
+async def test_a_slow_look_up_is_made_once_and_survives_a_caller_that_leaves() -> None:
+    may_go = threading.Event()
+    loads = []
+
+    def load(key: str) -> str:
+        loads.append(key)
+        assert may_go.wait(10)
+        return key.upper()
+
+    cache = SingleFlightCache[str, str](load, max_entries=2)
+    callers = [asyncio.create_task(cache.get("a")) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    callers[0].cancel()
+    may_go.set()
+    assert await asyncio.gather(*callers[1:]) == ["A", "A"]
+    assert loads == ["a"]
+    for key in ("b", "a", "c", "a", "b"):
+        await cache.get(key)
+    assert loads == ["a", "b", "c", "b"]
+
+
+async def test_a_failed_look_up_is_told_and_tried_again() -> None:
+    answers = [ValueError("broken"), None]
+
+    def load(key: str) -> str:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        return key
+
+    cache = SingleFlightCache[str, str](load, max_entries=2)
+    with pytest.raises(ValueError, match="broken"):
+        await cache.get("a")
+    assert await cache.get("a") == "a"
+
+
+def test_gauges_are_asked_for_at_the_scrape() -> None:
+    models = {"m": ModelGauges(1, 2, 3, 0.5)}
+    memory = {("cpu", "kv:m"): 10}
+    metrics = Metrics(lambda: Gauges(models, memory))
+    models["n"] = ModelGauges(3, 0, 0, 0.0)
+    memory[("cpu", "kv:m")] = 20
+    metrics.observe_transition("m", "warm", "resident", 0.004)
+    text = metrics.expose().decode()
+    for line in (
+        'vllm:num_requests_running{engine="0",model_name="n"} 3.0',
+        'vllm:num_requests_waiting{engine="0",model_name="m"} 5.0',
+        'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 2.0',
+        'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="deferred"} 3.0',
+        'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5',
+        'mooring_device_memory_bytes{device="cpu",owner="kv:m"} 20.0',
+        'mooring_residency_transitions_total{deployment="m",from="warm",to="resident"} 1.0',
+        'mooring_residency_transition_seconds_count{deployment="m",from="warm",to="resident"} 1.0',
+    ):
+        assert line in text
