@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mooring.errors import ConfigurationError, InternalError
 
-__all__ = ["Load", "LoadGenerator", "LoadResult"]
+__all__ = ["DoorLoad", "LoadGenerator", "LoadResult"]
 
 _SOURCES = Path(__file__).with_name("loadgen")
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
@@ -21,7 +21,7 @@ _TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class DoorLoad:
     """What is asked of one door.
 
     Attributes:
@@ -84,7 +84,7 @@ class LoadGenerator:
         sources = sorted(str(path) for path in _SOURCES.glob("*.c"))
         subprocess.run([compiler, *_FLAGS, "-o", str(self._program), *sources], check=True)
 
-    def run(self, load: Load) -> LoadResult:
+    def run(self, load: DoorLoad) -> LoadResult:
         """Puts the load on, and checks that every token arrived once.
 
         Raises:

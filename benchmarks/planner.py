@@ -19,7 +19,7 @@ import typer
 from benchmarks.report import Report
 from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
-from memory_manager.fleet.records import HostCopy
+from memory_manager.fleet.records import HeldCopy
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef, DeploymentSpec, LeaseStatus, WorkerUsage
 
@@ -44,7 +44,7 @@ class InstantCopy:
 class InstantHostCache:
     """Has every artifact."""
 
-    async def get(self, ref: ArtifactRef) -> HostCopy:
+    async def get(self, ref: ArtifactRef) -> HeldCopy:
         return InstantCopy()
 
     def contains(self, key: str) -> bool:

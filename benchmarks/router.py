@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.load_generator import Load, LoadGenerator, LoadResult
+from benchmarks.load_generator import DoorLoad, LoadGenerator, LoadResult
 from benchmarks.null_model import NullModel, make_null_model
 from benchmarks.profile import flame_graph, shares
 from benchmarks.report import Report
@@ -95,7 +95,7 @@ class _Bench:
             door.body(f"Say something that nobody said {number} times.", tokens) for number in range(64)
         ]
         units = tokens + door.num_extra_units
-        load = Load(door.protocol, address, door.path, bodies, units, num_streams, num_requests)
+        load = DoorLoad(door.protocol, address, door.path, bodies, units, num_streams, num_requests)
         before_s = self._cpu_s()
         result = self._generator.run(load)
         return result, self._cpu_s() - before_s

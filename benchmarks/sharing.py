@@ -20,7 +20,7 @@ from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models
 from benchmarks.replay import Summary, Targets, Timing, replay, summarize
 from benchmarks.report import Report
 from benchmarks.sharing_figures import FULL_GOAL, STATIC_GOAL, compare, highest_load
-from benchmarks.sharing_policies import Arrangement, Budget, Policy, write_config
+from benchmarks.sharing_policies import Arrangement, Budget, SharingPolicy, write_config
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace, write_trace
 from mooring.units import format_bytes
 from ops.running_server import RunningServer
@@ -33,7 +33,7 @@ _FIRST_LOAD_TIMES_ALONE = 2.4  # what one request after the other would do, wher
 _WELL_PAST_FULL = 0.85  # elastic's attainment at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
 
-Curves = dict[Policy, dict[float, Summary]]
+Curves = dict[SharingPolicy, dict[float, Summary]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +111,13 @@ class _Bench:
     """The servers of one budget, and what was measured on them."""
 
     load: SharingLoad
-    servers: dict[Policy, RunningServer]
+    servers: dict[SharingPolicy, RunningServer]
     targets: Targets
     traces: Path
     show: Callable[[str], None]
     curves: Curves
 
-    def measure(self, policy: Policy, load_per_s: float) -> Summary:
+    def measure(self, policy: SharingPolicy, load_per_s: float) -> Summary:
         curve = self.curves[policy]
         if load_per_s not in curve:
             spec = replace(self.load.trace, requests_per_s=load_per_s)
@@ -136,26 +136,28 @@ class _Bench:
         while not self._answered() and len(loads) < self.load.max_loads:
             lowest /= step
             loads.append(lowest)
-            for policy in (Policy.ELASTIC, Policy.STATIC):
+            for policy in (SharingPolicy.ELASTIC, SharingPolicy.STATIC):
                 self.measure(policy, lowest)
-        at_99 = highest_load(self.curves[Policy.ELASTIC], FULL_GOAL)
+        at_99 = highest_load(self.curves[SharingPolicy.ELASTIC], FULL_GOAL)
         if at_99 is not None:
-            self.measure(Policy.SWAP, at_99)
+            self.measure(SharingPolicy.SWAP, at_99)
 
     def _measure_all(self, load_per_s: float) -> float:
         """Elastic's attainment."""
-        attainment = self.measure(Policy.ELASTIC, load_per_s).attainment
-        for policy in (Policy.STATIC, Policy.SWAP):
+        attainment = self.measure(SharingPolicy.ELASTIC, load_per_s).attainment
+        for policy in (SharingPolicy.STATIC, SharingPolicy.SWAP):
             lower = [summary for load, summary in self.curves[policy].items() if load < load_per_s]
             if all(summary.attainment >= _WORTH_MEASURING for summary in lower):
                 self.measure(policy, load_per_s)
         return attainment
 
     def _answered(self) -> bool:
-        elastic, static = self.curves[Policy.ELASTIC], self.curves[Policy.STATIC]
+        elastic, static = self.curves[SharingPolicy.ELASTIC], self.curves[SharingPolicy.STATIC]
         if highest_load(elastic, FULL_GOAL) is None:
             return False
-        unserved = len(self.load.trace.models) - len(self.servers[Policy.STATIC].status()["deployments"])
+        unserved = len(self.load.trace.models) - len(
+            self.servers[SharingPolicy.STATIC].status()["deployments"]
+        )
         return bool(unserved) or None not in (
             highest_load(static, STATIC_GOAL),
             highest_load(static, FULL_GOAL),
@@ -196,17 +198,19 @@ def main(
                     policy: stack.enter_context(
                         _server(scratch, arrangement, budget, policy, load.num_threads)
                     )
-                    for policy in Policy
+                    for policy in SharingPolicy
                 }
                 for server in servers.values():
                     _alone(server, load)  # everything is in the host cache now, and pages have been touched
                 if goal is None:
-                    goal = _Goal.found(_alone(servers[Policy.ELASTIC], load))
+                    goal = _Goal.found(_alone(servers[SharingPolicy.ELASTIC], load))
                     _describe(report, arrangement, load, goal.targets)
-                bench = _Bench(load, servers, goal.targets, traces, show, {policy: {} for policy in Policy})
+                bench = _Bench(
+                    load, servers, goal.targets, traces, show, {policy: {} for policy in SharingPolicy}
+                )
                 fit = arrangement.num_models(budget) / len(load.trace.models)
                 bench.explore(_FIRST_LOAD_TIMES_ALONE * fit * goal.alone_per_s)
-            elastic, static, swap = (bench.curves[policy] for policy in Policy)
+            elastic, static, swap = (bench.curves[policy] for policy in SharingPolicy)
             found = compare(elastic, static, swap, load.trace.duration_s)
             suffix = "" if budget is Budget.ALL else f"_{budget.value}"
             figures |= {f"{figure}{suffix}": value for figure, value in found.items()}
@@ -222,7 +226,7 @@ def main(
 
 
 def _server(
-    scratch: Path, arrangement: Arrangement, budget: Budget, policy: Policy, num_threads: int | None
+    scratch: Path, arrangement: Arrangement, budget: Budget, policy: SharingPolicy, num_threads: int | None
 ) -> RunningServer:
     name = f"{budget.value}-{policy.value}"
     config = scratch / f"{name}.toml"

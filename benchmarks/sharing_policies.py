@@ -16,12 +16,12 @@ from pathlib import Path
 from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 
-__all__ = ["Arrangement", "Budget", "Policy", "write_config"]
+__all__ = ["Arrangement", "Budget", "SharingPolicy", "write_config"]
 
 _ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
-class Policy(enum.Enum):
+class SharingPolicy(enum.Enum):
     """How the models share."""
 
     ELASTIC = "elastic"
@@ -74,7 +74,11 @@ class Arrangement:
 
 
 def write_config(
-    arrangement: Arrangement, budget: Budget, policy: Policy, path: Path, num_threads: int | None = None
+    arrangement: Arrangement,
+    budget: Budget,
+    policy: SharingPolicy,
+    path: Path,
+    num_threads: int | None = None,
 ) -> None:
     """Writes the server's settings."""
     budget_bytes = arrangement.budget_bytes(budget)
@@ -82,10 +86,10 @@ def write_config(
     part_bytes = arrangement.kv_bytes // num_models // PAGE_BYTES * PAGE_BYTES
     share: dict[str, object] = {}
     served = dict(arrangement.folders)
-    if policy is Policy.STATIC:
+    if policy is SharingPolicy.STATIC:
         served = dict(list(served.items())[:num_models])
         share = {"kv_guarantee_bytes": part_bytes, "kv_cap_bytes": part_bytes, "pinned": "true"}
-    elif policy is Policy.SWAP:
+    elif policy is SharingPolicy.SWAP:
         share = {"kv_guarantee_bytes": budget_bytes - arrangement.weights_bytes - PAGE_BYTES}
     lines = [
         f"memory_budget = {budget_bytes}",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from memory_manager.ports import KvFragmentation, LeaseStatus
+from memory_manager.ports import KVFragmentation, LeaseStatus
 
 __all__ = [
     "REPLICA_ASLEEP",
@@ -242,7 +242,7 @@ class WorkerStats:
     rss_bytes: int
     kv_swapped_bytes: int = 0
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
     kv_wanted_bytes: int = 0
 
 

@@ -14,8 +14,8 @@ from typing import Protocol
 __all__ = [
     "ArtifactRef",
     "DeploymentSpec",
-    "KvCacheFigures",
-    "KvFragmentation",
+    "KVCacheFigures",
+    "KVFragmentation",
     "LeaseStatus",
     "ReplicaUsage",
     "WorkerPort",
@@ -77,7 +77,7 @@ class DeploymentSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class KvCacheFigures:
+class KVCacheFigures:
     """What the KV of one replica is used for.
 
     Attributes:
@@ -107,11 +107,11 @@ class ReplicaUsage:
     running: int
     waiting: int
     preemptions_total: int = 0
-    cache: KvCacheFigures = KvCacheFigures()
+    cache: KVCacheFigures = KVCacheFigures()
 
 
 @dataclass(frozen=True, slots=True)
-class KvFragmentation:
+class KVFragmentation:
     """Committed KV memory of one worker that holds no token, in bytes; docs/memory.md bounds it.
 
     Attributes:
@@ -140,7 +140,7 @@ class WorkerUsage:
     kv_bytes_committed: int
     kv_lease_revision: int
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
     kv_wanted_bytes: int = 0
 
 

@@ -18,7 +18,7 @@ from model_registry.records import (
     VersionRecord,
 )
 from model_registry.rows import deployment_record, model_record, variant_record, version_record
-from model_registry.schema import Deployment, Model, Variant, Version
+from model_registry.schema import DeploymentRow, ModelRow, VariantRow, VersionRow
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
 
@@ -42,16 +42,16 @@ class CatalogQueries(Transactions):
         """
         check_name(model, "model")
         with self._writing() as session:
-            row = session.scalar(select(Model).where(Model.name == model))
+            row = session.scalar(select(ModelRow).where(ModelRow.name == model))
             if row is None:
-                row = Model(name=model, last_number=0, created_at_s=self._now())
+                row = ModelRow(name=model, last_number=0, created_at_s=self._now())
                 session.add(row)
             known = next((version for version in row.versions if version.digest == new.digest), None)
             if known is not None:
                 return version_record(known)
             row.last_number += 1
             values = dataclasses.asdict(new)
-            version = Version(model=row, number=row.last_number, created_at_s=self._now(), **values)
+            version = VersionRow(model=row, number=row.last_number, created_at_s=self._now(), **values)
             session.add(version)
             session.flush()
             return version_record(version)
@@ -59,7 +59,9 @@ class CatalogQueries(Transactions):
     def list_models(self) -> list[ModelRecord]:
         """All models by name."""
         with self._reading() as session:
-            rows = session.scalars(select(Model).options(selectinload(Model.versions)).order_by(Model.name))
+            rows = session.scalars(
+                select(ModelRow).options(selectinload(ModelRow.versions)).order_by(ModelRow.name)
+            )
             return [model_record(row) for row in rows]
 
     def get_model(self, name: str) -> ModelRecord:
@@ -80,7 +82,9 @@ class CatalogQueries(Transactions):
     def has_digest(self, digest: str) -> bool:
         """Whether any version is of this artifact."""
         with self._reading() as session:
-            return session.scalar(select(Version.id).where(Version.digest == digest).limit(1)) is not None
+            return (
+                session.scalar(select(VersionRow.id).where(VersionRow.digest == digest).limit(1)) is not None
+            )
 
     def delete_version(self, model: str, number: int) -> None:
         """Removes a version and its variants.
@@ -112,13 +116,15 @@ class CatalogQueries(Transactions):
         """The variants of a version by precision. Raises ``NotFoundError``."""
         with self._reading() as session:
             version = _version(session, model, number)
-            query = select(Variant).where(Variant.version_id == version.id).order_by(Variant.precision)
+            query = (
+                select(VariantRow).where(VariantRow.version_id == version.id).order_by(VariantRow.precision)
+            )
             return [variant_record(row) for row in session.scalars(query)]
 
     def set_packed(self, variant_id: int, packed_key: str, packed_bytes: int) -> VariantRecord:
         """Notes the packed artifact of a variant. Raises ``NotFoundError``."""
         with self._writing() as session:
-            row = one(session, select(Variant).where(Variant.id == variant_id), f"variant {variant_id}")
+            row = one(session, select(VariantRow).where(VariantRow.id == variant_id), f"variant {variant_id}")
             row.packed_key, row.packed_bytes = packed_key, packed_bytes
             session.flush()
             return variant_record(row)
@@ -151,13 +157,13 @@ class CatalogQueries(Transactions):
         policy = policy or DeploymentPolicy()
         check_policy(policy)
         with self._writing() as session:
-            if session.scalar(select(Deployment.id).where(Deployment.name == name)) is not None:
+            if session.scalar(select(DeploymentRow.id).where(DeploymentRow.name == name)) is not None:
                 raise ConflictError(f"a deployment {name!r} exists already", param="name")
             variant = _variant(session, _version(session, model, version), precision)
             _check_context(policy, variant.version)
             now = self._now()
             values = dataclasses.asdict(policy)
-            row = Deployment(
+            row = DeploymentRow(
                 name=name, variant=variant, engine=engine, created_at_s=now, updated_at_s=now, **values
             )
             session.add(row)
@@ -174,7 +180,7 @@ class CatalogQueries(Transactions):
         with self._reading() as session:
             return [
                 deployment_record(row)
-                for row in session.scalars(select(Deployment).order_by(Deployment.name))
+                for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.name))
             ]
 
     def update_deployment(self, name: str, changes: Mapping[str, object]) -> DeploymentRecord:
@@ -204,24 +210,24 @@ class CatalogQueries(Transactions):
             session.delete(_deployment(session, name))
 
 
-def _model(session: Session, name: str) -> Model:
-    return one(session, select(Model).where(Model.name == name), f"model {name!r}")
+def _model(session: Session, name: str) -> ModelRow:
+    return one(session, select(ModelRow).where(ModelRow.name == name), f"model {name!r}")
 
 
-def _version(session: Session, model: str, number: int | None) -> Version:
-    query = select(Version).where(Version.model_id == _model(session, model).id)
+def _version(session: Session, model: str, number: int | None) -> VersionRow:
+    query = select(VersionRow).where(VersionRow.model_id == _model(session, model).id)
     if number is None:
-        return one(session, query.order_by(Version.number.desc()).limit(1), f"version of model {model!r}")
+        return one(session, query.order_by(VersionRow.number.desc()).limit(1), f"version of model {model!r}")
     if abs(number) > MAX_NUMBER:
         raise NotFoundError(f"there is no version {number} of model {model!r}")
-    return one(session, query.where(Version.number == number), f"version {number} of model {model!r}")
+    return one(session, query.where(VersionRow.number == number), f"version {number} of model {model!r}")
 
 
-def _deployment(session: Session, name: str) -> Deployment:
-    return one(session, select(Deployment).where(Deployment.name == name), f"deployment {name!r}")
+def _deployment(session: Session, name: str) -> DeploymentRow:
+    return one(session, select(DeploymentRow).where(DeploymentRow.name == name), f"deployment {name!r}")
 
 
-def _variant(session: Session, version: Version, precision: str) -> Variant:
+def _variant(session: Session, version: VersionRow, precision: str) -> VariantRow:
     """The variant of this precision, made where it lacks."""
     if precision == AUTO:
         precision = str(version.description["default_precision"])
@@ -229,11 +235,11 @@ def _variant(session: Session, version: Version, precision: str) -> Variant:
         raise InvalidRequestError(
             f"precision {precision!r} is not one of {', '.join((AUTO, *PRECISIONS))}", param="precision"
         )
-    query = select(Variant).where(Variant.version_id == version.id, Variant.precision == precision)
-    return session.scalar(query) or Variant(version=version, precision=precision)
+    query = select(VariantRow).where(VariantRow.version_id == version.id, VariantRow.precision == precision)
+    return session.scalar(query) or VariantRow(version=version, precision=precision)
 
 
-def _changed_variant(session: Session, variant: Variant, changes: Mapping[str, object]) -> Variant:
+def _changed_variant(session: Session, variant: VariantRow, changes: Mapping[str, object]) -> VariantRow:
     number = changes.get("version", variant.version.number)
     precision = changes.get("precision", variant.precision)
     if not isinstance(number, int) or isinstance(number, bool):
@@ -243,7 +249,7 @@ def _changed_variant(session: Session, variant: Variant, changes: Mapping[str, o
     return _variant(session, _version(session, variant.version.model.name, number), precision)
 
 
-def _check_context(policy: DeploymentPolicy, version: Version) -> None:
+def _check_context(policy: DeploymentPolicy, version: VersionRow) -> None:
     longest = int(version.description["max_model_len"])
     if policy.max_model_len is not None and policy.max_model_len > longest:
         raise InvalidRequestError(
@@ -251,9 +257,11 @@ def _check_context(policy: DeploymentPolicy, version: Version) -> None:
         )
 
 
-def _delete_version(session: Session, version: Version) -> None:
-    variants = session.scalars(select(Variant).where(Variant.version_id == version.id)).all()
-    user = session.scalar(select(Deployment.name).where(Deployment.variant_id.in_([v.id for v in variants])))
+def _delete_version(session: Session, version: VersionRow) -> None:
+    variants = session.scalars(select(VariantRow).where(VariantRow.version_id == version.id)).all()
+    user = session.scalar(
+        select(DeploymentRow.name).where(DeploymentRow.variant_id.in_([v.id for v in variants]))
+    )
     if user is not None:
         raise ConflictError(
             f"version {version.number} of model {version.model.name!r} is used by deployment {user!r}: "

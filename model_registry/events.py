@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, func, select
 
 from model_registry.records import EventRecord, NewEvent
-from model_registry.schema import Event
+from model_registry.schema import EventRow
 from model_registry.transactions import Transactions
 
 __all__ = ["MAX_EVENTS_LISTED", "EventQueries"]
@@ -27,10 +27,10 @@ class EventQueries(Transactions):
             max_kept: rows that stay at most; one or a few less where the database skipped numbers.
         """
         with self._writing() as session:
-            session.add_all(Event(**dataclasses.asdict(each)) for each in events)
+            session.add_all(EventRow(**dataclasses.asdict(each)) for each in events)
             session.flush()
-            newest = session.scalar(select(func.max(Event.id))) or 0
-            session.execute(delete(Event).where(Event.id <= newest - max_kept))
+            newest = session.scalar(select(func.max(EventRow.id))) or 0
+            session.execute(delete(EventRow).where(EventRow.id <= newest - max_kept))
 
     def list_events(
         self,
@@ -49,16 +49,16 @@ class EventQueries(Transactions):
             before_id, after_id: only those before or after this one, itself left out.
             kinds: only these; empty is all.
         """
-        query = select(Event).limit(min(limit, MAX_EVENTS_LISTED))
-        query = query.order_by(Event.id if oldest_first else Event.id.desc())
+        query = select(EventRow).limit(min(limit, MAX_EVENTS_LISTED))
+        query = query.order_by(EventRow.id if oldest_first else EventRow.id.desc())
         if before_id is not None:
-            query = query.where(Event.id < before_id)
+            query = query.where(EventRow.id < before_id)
         if after_id is not None:
-            query = query.where(Event.id > after_id)
+            query = query.where(EventRow.id > after_id)
         if deployment is not None:
-            query = query.where(Event.deployment == deployment)
+            query = query.where(EventRow.deployment == deployment)
         if kinds:
-            query = query.where(Event.kind.in_(kinds))
+            query = query.where(EventRow.kind.in_(kinds))
         with self._reading() as session:
             return [
                 EventRecord(**{name: getattr(row, name) for name in FIELDS}) for row in session.scalars(query)
@@ -67,4 +67,4 @@ class EventQueries(Transactions):
     def newest_event_id(self) -> int:
         """0 where there is none."""
         with self._reading() as session:
-            return session.scalar(select(func.max(Event.id))) or 0
+            return session.scalar(select(func.max(EventRow.id))) or 0

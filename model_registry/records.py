@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = [
+    "CheckpointDescription",
     "DeploymentPolicy",
     "DeploymentRecord",
     "EventRecord",
     "KeyRecord",
-    "ModelDescription",
     "ModelRecord",
     "NewEvent",
     "NewVersion",
@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 
-class ModelDescription(Protocol):
-    """What an engine says of a checkpoint (``engines.checkpoint.model_config.ModelDescription`` is one)."""
+class CheckpointDescription(Protocol):
+    """What an engine says of a checkpoint (``engines.checkpoint.model_config.CheckpointDescription`` is one)."""
 
     @property
     def architecture(self) -> str: ...

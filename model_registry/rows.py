@@ -13,7 +13,7 @@ from model_registry.records import (
     VariantRecord,
     VersionRecord,
 )
-from model_registry.schema import ApiKey, Deployment, Model, Tenant, Variant, Version
+from model_registry.schema import DeploymentRow, KeyRow, ModelRow, TenantRow, VariantRow, VersionRow
 
 __all__ = [
     "deployment_record",
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 
-def model_record(row: Model) -> ModelRecord:
+def model_record(row: ModelRow) -> ModelRecord:
     return ModelRecord(row.name, tuple(version.number for version in row.versions), row.created_at_s)
 
 
-def version_record(row: Version) -> VersionRecord:
+def version_record(row: VersionRow) -> VersionRecord:
     return VersionRecord(
         model=row.model.name,
         number=row.number,
@@ -43,12 +43,12 @@ def version_record(row: Version) -> VersionRecord:
     )
 
 
-def variant_record(row: Variant) -> VariantRecord:
+def variant_record(row: VariantRow) -> VariantRecord:
     version = version_record(row.version)
     return VariantRecord(row.id, version, row.precision, row.packed_key, row.packed_bytes)
 
 
-def deployment_record(row: Deployment) -> DeploymentRecord:
+def deployment_record(row: DeploymentRow) -> DeploymentRecord:
     fields = dataclasses.fields(DeploymentPolicy)
     return DeploymentRecord(
         name=row.name,
@@ -60,9 +60,9 @@ def deployment_record(row: Deployment) -> DeploymentRecord:
     )
 
 
-def tenant_record(row: Tenant) -> TenantRecord:
+def tenant_record(row: TenantRow) -> TenantRecord:
     return TenantRecord(row.id, row.name, row.created_at_s)
 
 
-def key_record(row: ApiKey) -> KeyRecord:
+def key_record(row: KeyRow) -> KeyRecord:
     return KeyRecord(row.id, row.tenant.name, row.name, row.prefix, row.created_at_s, row.revoked_at_s)

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["ApiKey", "Base", "Deployment", "Event", "Model", "Tenant", "Variant", "Version"]
+__all__ = ["Base", "DeploymentRow", "EventRow", "KeyRow", "ModelRow", "TenantRow", "VariantRow", "VersionRow"]
 
 NAME_CHARS = 128
 DIGEST_CHARS = 64
@@ -46,7 +46,7 @@ class Base(DeclarativeBase):
     )
 
 
-class Model(Base):
+class ModelRow(Base):
     """A registered name. ``last_number`` only grows, so a deleted version's number never comes back with
     other bytes behind it."""
 
@@ -57,12 +57,12 @@ class Model(Base):
     last_number: Mapped[int]
     created_at_s: Mapped[float]
 
-    versions: Mapped[list[Version]] = relationship(
-        back_populates="model", order_by="Version.number", passive_deletes="all"
+    versions: Mapped[list[VersionRow]] = relationship(
+        back_populates="model", order_by="VersionRow.number", passive_deletes="all"
     )
 
 
-class Version(Base):
+class VersionRow(Base):
     """An immutable artifact of a model, in the store under ``digest``; rows are written once."""
 
     __tablename__ = "versions"
@@ -79,10 +79,10 @@ class Version(Base):
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at_s: Mapped[float]
 
-    model: Mapped[Model] = relationship(back_populates="versions", lazy="joined")
+    model: Mapped[ModelRow] = relationship(back_populates="versions", lazy="joined")
 
 
-class Variant(Base):
+class VariantRow(Base):
     """One precision of a version; the packed columns are filled in when it is first packed."""
 
     __tablename__ = "variants"
@@ -94,10 +94,10 @@ class Variant(Base):
     packed_key: Mapped[str | None] = mapped_column(String(2 * NAME_CHARS))
     packed_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
-    version: Mapped[Version] = relationship(lazy="joined")
+    version: Mapped[VersionRow] = relationship(lazy="joined")
 
 
-class Deployment(Base):
+class DeploymentRow(Base):
     """A variant, the engine that runs it, and its policy (``records.DeploymentPolicy``)."""
 
     __tablename__ = "deployments"
@@ -119,10 +119,10 @@ class Deployment(Base):
     created_at_s: Mapped[float]
     updated_at_s: Mapped[float]
 
-    variant: Mapped[Variant] = relationship(lazy="joined")
+    variant: Mapped[VariantRow] = relationship(lazy="joined")
 
 
-class Tenant(Base):
+class TenantRow(Base):
     """Who is served."""
 
     __tablename__ = "tenants"
@@ -132,7 +132,7 @@ class Tenant(Base):
     created_at_s: Mapped[float]
 
 
-class ApiKey(Base):
+class KeyRow(Base):
     """A tenant's key. The key itself is never kept, only its SHA-256: it has 256 random bits, so a slow
     password hash would add nothing but time to every request."""
 
@@ -147,10 +147,10 @@ class ApiKey(Base):
     created_at_s: Mapped[float]
     revoked_at_s: Mapped[float | None]
 
-    tenant: Mapped[Tenant] = relationship(lazy="joined")
+    tenant: Mapped[TenantRow] = relationship(lazy="joined")
 
 
-class Event(Base):
+class EventRow(Base):
     """A decision of the memory manager (``records.EventRecord``). It names deployments that may be gone by the
     time it is read, so nothing refers to another table."""
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from model_registry.policy import check_name
 from model_registry.records import KeyRecord, TenantRecord
 from model_registry.rows import key_record, tenant_record
-from model_registry.schema import ApiKey, Tenant
+from model_registry.schema import KeyRow, TenantRow
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError
 
@@ -35,9 +35,9 @@ class TenantQueries(Transactions):
         """
         check_name(name)
         with self._writing() as session:
-            if session.scalar(select(Tenant.id).where(Tenant.name == name)) is not None:
+            if session.scalar(select(TenantRow.id).where(TenantRow.name == name)) is not None:
                 raise ConflictError(f"a tenant {name!r} exists already", param="name")
-            row = Tenant(name=name, created_at_s=self._now())
+            row = TenantRow(name=name, created_at_s=self._now())
             session.add(row)
             session.flush()
             return tenant_record(row)
@@ -45,7 +45,7 @@ class TenantQueries(Transactions):
     def list_tenants(self) -> list[TenantRecord]:
         """All tenants by name."""
         with self._reading() as session:
-            return [tenant_record(row) for row in session.scalars(select(Tenant).order_by(Tenant.name))]
+            return [tenant_record(row) for row in session.scalars(select(TenantRow).order_by(TenantRow.name))]
 
     def delete_tenant(self, name: str) -> None:
         """Removes a tenant with its revoked keys.
@@ -56,7 +56,7 @@ class TenantQueries(Transactions):
         """
         with self._writing() as session:
             tenant = _tenant(session, name)
-            keys = session.scalars(select(ApiKey).where(ApiKey.tenant_id == tenant.id)).all()
+            keys = session.scalars(select(KeyRow).where(KeyRow.tenant_id == tenant.id)).all()
             if any(key.revoked_at_s is None for key in keys):
                 raise ConflictError(f"tenant {name!r} has keys in use: revoke them first")
             for key in keys:
@@ -78,11 +78,11 @@ class TenantQueries(Transactions):
             raise InvalidRequestError(f"a key's name has at most {KEY_NAME_CHARS} characters", param="name")
         with self._writing() as session:
             owner = _tenant(session, tenant)
-            taken = set(session.scalars(select(ApiKey.prefix).where(ApiKey.tenant_id == owner.id)))
+            taken = set(session.scalars(select(KeyRow.prefix).where(KeyRow.tenant_id == owner.id)))
             key = _new_key()
             while key[:SHOWN_CHARS] in taken:  # a tenant tells its keys apart by what is shown of them
                 key = _new_key()
-            row = ApiKey(
+            row = KeyRow(
                 tenant=owner,
                 name=name,
                 prefix=key[:SHOWN_CHARS],
@@ -96,12 +96,12 @@ class TenantQueries(Transactions):
     def list_keys(self, tenant: str) -> list[KeyRecord]:
         """The keys of a tenant, revoked ones too, oldest first. Raises ``NotFoundError``."""
         with self._reading() as session:
-            query = select(ApiKey).where(ApiKey.tenant_id == _tenant(session, tenant).id).order_by(ApiKey.id)
+            query = select(KeyRow).where(KeyRow.tenant_id == _tenant(session, tenant).id).order_by(KeyRow.id)
             return [key_record(row) for row in session.scalars(query)]
 
     def authenticate(self, key: str) -> TenantRecord | None:
         """The tenant of a key, or None where the key is unknown or revoked."""
-        query = select(ApiKey).where(ApiKey.key_hash == _hash_key(key), ApiKey.revoked_at_s.is_(None))
+        query = select(KeyRow).where(KeyRow.key_hash == _hash_key(key), KeyRow.revoked_at_s.is_(None))
         with self._reading() as session:
             row = session.scalar(query)
             return None if row is None else tenant_record(row.tenant)
@@ -111,7 +111,7 @@ class TenantQueries(Transactions):
         ``NotFoundError``."""
         with self._writing() as session:
             owner = _tenant(session, tenant)
-            query = select(ApiKey).where(ApiKey.tenant_id == owner.id, ApiKey.prefix == prefix)
+            query = select(KeyRow).where(KeyRow.tenant_id == owner.id, KeyRow.prefix == prefix)
             row = one(session, query, f"key {prefix}... of tenant {tenant!r}")
             if row.revoked_at_s is None:
                 row.revoked_at_s = self._now()
@@ -119,8 +119,8 @@ class TenantQueries(Transactions):
             return key_record(row)
 
 
-def _tenant(session: Session, name: str) -> Tenant:
-    return one(session, select(Tenant).where(Tenant.name == name), f"tenant {name!r}")
+def _tenant(session: Session, name: str) -> TenantRow:
+    return one(session, select(TenantRow).where(TenantRow.name == name), f"tenant {name!r}")
 
 
 def _new_key() -> str:

@@ -24,7 +24,7 @@ from engines.api import (
     TopLogprobs,
     WorkerStats,
 )
-from memory_manager.ports import KvFragmentation, LeaseStatus
+from memory_manager.ports import KVFragmentation, LeaseStatus
 from mooring.errors import InternalError, MooringError, WorkerLostError, error_from_code, status_of
 from mooring.v1 import engine_pb2 as pb
 
@@ -249,7 +249,7 @@ def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
         rss_bytes=stats.rss_bytes,
         kv_swapped_bytes=stats.kv_swapped_bytes,
         ready_bytes=stats.ready_bytes,
-        fragmentation=pb.KvFragmentation(**dataclasses.asdict(stats.fragmentation)),
+        fragmentation=pb.KVFragmentation(**dataclasses.asdict(stats.fragmentation)),
         kv_wanted_bytes=stats.kv_wanted_bytes,
     )
 
@@ -282,7 +282,7 @@ def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
         rss_bytes=message.rss_bytes,
         kv_swapped_bytes=message.kv_swapped_bytes,
         ready_bytes=message.ready_bytes,
-        fragmentation=KvFragmentation(
+        fragmentation=KVFragmentation(
             free_bytes=message.fragmentation.free_bytes,
             vacant_bytes=message.fragmentation.vacant_bytes,
             tail_bytes=message.fragmentation.tail_bytes,

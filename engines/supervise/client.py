@@ -39,7 +39,7 @@ from engines.link.wire import (
     submit_to_wire,
     top_logprobs_from_wire,
 )
-from memory_manager.ports import DeploymentSpec, KvCacheFigures, LeaseStatus, ReplicaUsage, WorkerUsage
+from memory_manager.ports import DeploymentSpec, KVCacheFigures, LeaseStatus, ReplicaUsage, WorkerUsage
 from mooring.errors import WorkerLostError
 from mooring.v1 import engine_pb2 as pb
 from mooring.v1 import engine_pb2_grpc
@@ -248,7 +248,7 @@ class WorkerClient:
                     running=replica.running,
                     waiting=replica.waiting,
                     preemptions_total=replica.preemptions_total,
-                    cache=KvCacheFigures(
+                    cache=KVCacheFigures(
                         live_bytes=replica.kv_live_bytes,
                         cached_bytes=replica.kv_cached_bytes,
                         query_tokens_total=replica.prefix_query_tokens_total,

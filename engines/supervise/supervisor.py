@@ -28,7 +28,7 @@ from engines.supervise.client import StepSink, WorkerClient
 from mooring.errors import ConfigurationError, MooringError, WorkerLostError
 from mooring.units import MIB
 
-__all__ = ["WORKER_ENVIRONMENT", "Supervisor", "WorkerState", "WorkerStatus", "restart_pause_s"]
+__all__ = ["WORKER_ENVIRONMENT", "Supervisor", "WorkerProcess", "WorkerState", "restart_pause_s"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class WorkerState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerStatus:
+class WorkerProcess:
     """One worker as ``mooring status`` shows it; ``pid`` is None while there is no process."""
 
     worker_id: str
@@ -90,8 +90,8 @@ class _Worker:
         self.num_lives = 0
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def status(self) -> WorkerStatus:
-        return WorkerStatus(
+    def status(self) -> WorkerProcess:
+        return WorkerProcess(
             worker_id=self.spec.worker_id,
             pid=self.process.pid if self.process is not None else None,
             device=self.spec.device,
@@ -182,7 +182,7 @@ class Supervisor:
             raise WorkerLostError(f"worker {worker_id} is not running")
         return worker.client
 
-    def workers(self) -> tuple[WorkerStatus, ...]:
+    def workers(self) -> tuple[WorkerProcess, ...]:
         return tuple(worker.status() for worker in self._workers.values())
 
     async def _watch(self, worker: _Worker) -> None:

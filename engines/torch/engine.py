@@ -24,14 +24,14 @@ from engines.api import (
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease
-from engines.torch.replica import Replica
+from engines.torch.replica import TorchReplica
 from engines.torch.scheduling.requests import error_end
 from engines.torch.scheduling.runner import SequenceRunner
 from engines.torch.scheduling.turns import Turn, order_of_turns
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.arena.protocol import Arena
 from memory_manager.cores import CoreSignal
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.memfd import closed_on_error
@@ -56,7 +56,7 @@ class _Place:
         num_turns_waited: since then, while it had work.
     """
 
-    replica: Replica
+    replica: TorchReplica
     last_step: int = 0
     num_turns_waited: int = 0
 
@@ -83,11 +83,11 @@ class TorchEngine:
         self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
         self._kv_memory = arena.tensor(self._pool.address_range)
         self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
-        self._cache = PrefixCache(self._pool)
+        self._cache = BlockStore(self._pool)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._core_turns = CoreTurns(core_signal)
         self._lease = KVLease()
-        self._arrived: deque[Replica] = deque()  # on the device, not let in yet
+        self._arrived: deque[TorchReplica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
         self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
         self._num_submitted = 0
@@ -108,7 +108,7 @@ class TorchEngine:
             os.close(host_copy_fd)
             return self.wake(spec.replica_id, spec.weights_lease_bytes)
         with closed_on_error(host_copy_fd):
-            replica = Replica(
+            replica = TorchReplica(
                 spec, host_copy_fd, self._arena, self._kv_memory, self._core_turns, self._config
             )
         try:
@@ -256,7 +256,7 @@ class TorchEngine:
         while self._arrived:
             self._arrived.popleft().attach(self._cache)
 
-    def _detach(self, replica: Replica) -> None:
+    def _detach(self, replica: TorchReplica) -> None:
         self._let_in()
         ended = replica.detach(self._cache, _asleep(replica.replica_id))
         if ended:

@@ -25,17 +25,17 @@ from engines.torch.scheduling.runner import SequenceRunner
 from engines.torch.weights.core_turns import CoreTurns
 from engines.torch.weights.weights import WeightsRegion
 from memory_manager.arena.protocol import Arena
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
 from mooring.errors import ArtifactError, MooringError
 
-__all__ = ["Replica"]
+__all__ = ["TorchReplica"]
 
 _MOVED_BYTES = 4 * PAGE_BYTES  # of blocks at once: between two places they lie in memory that nobody leased
 
 
-class Replica:
+class TorchReplica:
     """A model that is resident (weights on the device, attached to the pool) or warm (addresses only).
 
     Making one reserves addresses and builds the model over them; its weights are no memory until
@@ -116,7 +116,7 @@ class Replica:
         return self._weights.committed_bytes
 
     def restore(
-        self, weights_lease_bytes: int, cache: PrefixCache, swap_space: SwapSpace, *, core_share: float
+        self, weights_lease_bytes: int, cache: BlockStore, swap_space: SwapSpace, *, core_share: float
     ) -> None:
         """Brings the weights onto the device and makes ready for ``attach``; all or nothing.
 
@@ -147,7 +147,7 @@ class Replica:
             self._weights.release()
             raise
 
-    def attach(self, cache: PrefixCache) -> None:
+    def attach(self, cache: BlockStore) -> None:
         """Lets sequences in, after ``restore``."""
         self.runner, self._next_runner = self._next_runner, None
         assert self.runner is not None, "restore has made it"
@@ -156,7 +156,7 @@ class Replica:
             self.replica_id, self._groups, self._spec.kv_guarantee_bytes, self._spec.kv_cap_bytes, move
         )
 
-    def detach(self, cache: PrefixCache, error: MooringError) -> list[Finished]:
+    def detach(self, cache: BlockStore, error: MooringError) -> list[Finished]:
         """Ends all sequences with ``error``, drops what is stored and leaves the pool; returns their ends."""
         if self.runner is None:
             return []

@@ -18,7 +18,7 @@ from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.audit import Audit
 from memory_manager.fleet.events import EventKind, EventSink, Reporter
 from memory_manager.fleet.execution import Execution
-from memory_manager.fleet.kv_lease import KvLease
+from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.moves import Moves
@@ -27,7 +27,7 @@ from memory_manager.fleet.records import (
     Deployment,
     HostCopies,
     Replica,
-    ReplicaLease,
+    ReplicaTicket,
     Worker,
     disabled,
     must_be_replaced,
@@ -35,13 +35,13 @@ from memory_manager.fleet.records import (
     shutting_down,
 )
 from memory_manager.fleet.status import Snapshot
-from memory_manager.fleet.views import planner_state, snapshot, stirring
+from memory_manager.fleet.views import planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
 from memory_manager.policy.what_if import WayIn, way_in
 from memory_manager.ports import DeploymentSpec, WorkerPort
-from memory_manager.watch.others import Others
+from memory_manager.watch.others_share import OthersShare
 from mooring.errors import (
     ConfigurationError,
     ConflictError,
@@ -114,7 +114,7 @@ class MemoryManager:
             self._lost,
         )
         self._has_moved = False
-        self.others = Others(
+        self.others = OthersShare(
             self._ledgers,
             self._workers,
             self._replicas,
@@ -143,12 +143,12 @@ class MemoryManager:
         if port.worker_id in self._workers:
             raise ConflictError(f"worker {port.worker_id} is there already")
         ledger = self._ledgers[port.device]
-        kv = KvLease(port, ledger, self._config.lease_poll_s, self._schedule.soon)
+        kv = WorkerKVLease(port, ledger, self._config.lease_poll_s, self._schedule.soon)
         worker = Worker(port, ledger, kv)
         self._workers[port.worker_id] = worker
         self._execution.spawn(worker, self._keep_lease(worker))
         self._execution.spawn(worker, self._audit.watch(worker))
-        if ledger.claim_bytes:
+        if ledger.others_bytes:
             self.others.limit(worker)
         self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
         self._schedule.soon()
@@ -182,7 +182,7 @@ class MemoryManager:
             self._lost(worker)
 
     def _drop_from_lost(self, replica: Replica) -> None:
-        replica.leases.clear()
+        replica.tickets.clear()
         replica.in_flight = False
         replica.deployment.stirred = self._has_moved = True
         error: WorkerLostError | None = None
@@ -269,7 +269,7 @@ class MemoryManager:
 
     # Requests.
 
-    async def acquire(self, name: str, *, deadline_s: float = math.inf, priority: int = 0) -> ReplicaLease:
+    async def acquire(self, name: str, *, deadline_s: float = math.inf, priority: int = 0) -> ReplicaTicket:
         """Waits until a replica is resident and takes requests; the lease counts as activity until released.
 
         Args:
@@ -359,7 +359,7 @@ class MemoryManager:
             self._follow_moves()
         self._admission.serve(self._deployments.values())
         now_s = self._clock()
-        deployments, replicas, next_due_s = stirring(
+        deployments, replicas, next_due_s = unsettled(
             self._deployments.values(), self._replicas.values(), self._config, now_s
         )
         for deployment in deployments:

@@ -9,7 +9,7 @@ from typing import Any
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.moves import Moves
 from memory_manager.fleet.records import Replica, Worker
-from memory_manager.policy.plan_types import Action, Drain, Load, Resume, SetKvLease, Sleep, Unload, Wake
+from memory_manager.policy.plan_types import Action, Drain, Load, Resume, SetKVLease, Sleep, Unload, Wake
 from memory_manager.policy.residency import Residency
 from mooring.units import format_bytes
 
@@ -43,7 +43,7 @@ class Execution:
     def begin(self, action: Action) -> None:
         """Begins one action of a plan that was made from the present state."""
         match action:
-            case SetKvLease(worker_id, num_bytes):
+            case SetKVLease(worker_id, num_bytes):
                 self._set_kv_lease(self._workers[worker_id], num_bytes)
             case Drain(replica_id, reason):
                 replica = self._replicas[replica_id]

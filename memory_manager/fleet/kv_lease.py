@@ -10,14 +10,14 @@ from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.ports import LeaseStatus, WorkerPort
 from mooring.errors import InternalError, MooringError, WorkerLostError
 
-__all__ = ["KvLease"]
+__all__ = ["WorkerKVLease"]
 
 logger = logging.getLogger(__name__)
 
 _MAX_DOUBLINGS = 9  # of the pause after failures: 5 s where the poll is 10 ms
 
 
-class KvLease:
+class WorkerKVLease:
     """Moves a worker's KV lease to where the planner aims.
 
     Growth is taken from the ledger first and then told to the worker; what it gives up leaves the ledger

@@ -51,12 +51,12 @@ class Ledger:
         return max(0, self.budget_bytes - self._leased_bytes - self._claim_bytes)
 
     @property
-    def claim_bytes(self) -> int:
+    def others_bytes(self) -> int:
         """What is to be left to other processes. ``owners`` shows how much of it they have: the rest is
         leased to us still, and theirs as soon as it is given back."""
         return self._claim_bytes
 
-    def claim_for_others(self, num_bytes: int) -> None:
+    def set_others(self, num_bytes: int) -> None:
         """Sets the claim of other processes, rounded up to pages, at most the budget; absolute."""
         self._claim_bytes = min(round_to_pages(max(0, num_bytes)), self.budget_bytes)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.records import HostCopies, HostCopy, Replica, Worker
+from memory_manager.fleet.records import HeldCopy, HostCopies, Replica, Worker
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent
@@ -116,7 +116,7 @@ class Moves:
         ledger = worker.ledger
         answer = await attempt(
             worker.port.set_memory_limit(
-                ledger.budget_bytes - ledger.bytes_of("reserve") - ledger.claim_bytes
+                ledger.budget_bytes - ledger.bytes_of("reserve") - ledger.others_bytes
             )
         )
         if isinstance(answer, WorkerLostError):
@@ -167,7 +167,7 @@ class Moves:
             replica.host_copy = await self._host_copy(replica)
         return await worker.port.load(replica.replica_id, replica.spec, replica.host_copy.fd)
 
-    async def _host_copy(self, replica: Replica) -> HostCopy:
+    async def _host_copy(self, replica: Replica) -> HeldCopy:
         """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
         ref = replica.spec.artifact
         while True:

@@ -10,22 +10,22 @@ from types import TracebackType
 from typing import Protocol
 
 from memory_manager.config import ManagerConfig, PlannerConfig
-from memory_manager.fleet.kv_lease import KvLease
+from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
-from memory_manager.ports import ArtifactRef, DeploymentSpec, KvCacheFigures, KvFragmentation, WorkerPort
+from memory_manager.ports import ArtifactRef, DeploymentSpec, KVCacheFigures, KVFragmentation, WorkerPort
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
 
 __all__ = [
     "Deployment",
+    "HeldCopy",
     "HostCopies",
-    "HostCopy",
     "Replica",
-    "ReplicaLease",
+    "ReplicaTicket",
     "Waiter",
     "Worker",
     "disabled",
@@ -48,7 +48,7 @@ _BEST = (
 _OFF_DEVICE = (Residency.WARM, Residency.COLD, Residency.FAILED)
 
 
-class HostCopy(Protocol):
+class HeldCopy(Protocol):
     """A packed artifact in host memory, kept there until released."""
 
     @property
@@ -60,7 +60,7 @@ class HostCopy(Protocol):
 class HostCopies(Protocol):
     """The host cache, as far as it is needed here."""
 
-    async def get(self, ref: ArtifactRef) -> HostCopy:
+    async def get(self, ref: ArtifactRef) -> HeldCopy:
         """Raises ``InsufficientMemoryError`` where it is too large, where all else in the cache is in use, and where
         the host has no memory."""
         ...
@@ -108,11 +108,11 @@ class Worker:
 
     port: WorkerPort
     ledger: Ledger
-    kv: KvLease
+    kv: WorkerKVLease
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     kv_bytes: int = 0
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
     kv_wanted_bytes: int = 0
     kv_wanted_since_s: float = 0.0
 
@@ -130,7 +130,7 @@ class Replica:
         worker: that knows it: where it is, goes to, or sleeps.
         host_copy: kept while a worker knows it, since that worker's memory is the same pages.
         in_flight: a load, wake, sleep or unload is under way.
-        leases: of the requests that it serves.
+        tickets: those of the requests that it serves.
         retired: to be unloaded and forgotten.
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
@@ -144,9 +144,9 @@ class Replica:
     spec: DeploymentSpec
     state: ResidencyState
     worker: Worker | None = None
-    host_copy: HostCopy | None = None
+    host_copy: HeldCopy | None = None
     in_flight: bool = False
-    leases: set[ReplicaLease] = field(default_factory=set)
+    tickets: set[ReplicaTicket] = field(default_factory=set)
     last_used_s: float = 0.0
     retired: bool = False
     asleep: asyncio.Future[None] | None = None
@@ -155,7 +155,7 @@ class Replica:
     kv_bytes: int = 0
     preemptions_total: int = 0
     num_queued: int = 0
-    cache: KvCacheFigures = field(default_factory=KvCacheFigures)
+    cache: KVCacheFigures = field(default_factory=KVCacheFigures)
     owner: Owner = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,7 +171,7 @@ class Replica:
 
     @property
     def is_at_rest(self) -> bool:
-        """Off its device, with nothing under way, nothing leased and nothing to clean up: no plan turns on it
+        """Off its device, with nothing under way, no ticket and nothing to clean up: no plan turns on it
         unless its deployment wants it."""
         residency = self.state.residency
         if self.worker is None:
@@ -183,13 +183,13 @@ class Replica:
         """No worker knows it any more; the host cache may evict its copy."""
         self.worker = None
         self.kv_bytes = 0
-        self.cache = KvCacheFigures()
+        self.cache = KVCacheFigures()
         if self.host_copy is not None:
             self.host_copy.release()
             self.host_copy = None
 
 
-class ReplicaLease:
+class ReplicaTicket:
     """The right to use a resident replica, which counts as activity until it is released.
 
     Attributes:
@@ -203,15 +203,15 @@ class ReplicaLease:
         self.artifact_key = replica.spec.artifact.key
         self._replica = replica
         self._on_release = on_release
-        replica.leases.add(self)
+        replica.tickets.add(self)
 
     def release(self) -> None:
         """Ends the use. Safe to call more than once, and after the worker's death."""
-        if self in self._replica.leases:
-            self._replica.leases.discard(self)
+        if self in self._replica.tickets:
+            self._replica.tickets.discard(self)
             self._on_release(self._replica)
 
-    def __enter__(self) -> ReplicaLease:
+    def __enter__(self) -> ReplicaTicket:
         return self
 
     def __exit__(
@@ -227,7 +227,7 @@ class Waiter:
     arrival_s: float
     deadline_s: float
     priority: int
-    lease: asyncio.Future[ReplicaLease]
+    ticket: asyncio.Future[ReplicaTicket]
 
 
 @dataclass(slots=True, eq=False)
@@ -274,11 +274,11 @@ class Deployment:
         return all(each.is_at_rest for each in self.replicas)
 
     def best_replica(self) -> Replica:
-        return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.leases)))
+        return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.tickets)))
 
     def least_replica(self) -> Replica:
         """The one whose going is missed least."""
-        return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.leases)))
+        return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.tickets)))
 
     def demand(self) -> DemandView | None:
         if not self.waiters:
@@ -303,8 +303,8 @@ class Deployment:
     def fail_waiters(self, make_error: Callable[[], MooringError]) -> None:
         """Ends every waiting acquire, each with an error object of its own."""
         for waiter in self.waiters:
-            if not waiter.lease.done():
-                waiter.lease.set_exception(make_error())
+            if not waiter.ticket.done():
+                waiter.ticket.set_exception(make_error())
         self.waiters.clear()
 
     def count_arrival(self, now_s: float, half_life_s: float) -> None:
@@ -314,7 +314,7 @@ class Deployment:
 
     def rescale(self, now_s: float, config: PlannerConfig) -> None:
         """Takes the present load into ``scale``."""
-        num_requests = len(self.waiters) + sum(len(each.leases) for each in self.replicas)
+        num_requests = len(self.waiters) + sum(len(each.tickets) for each in self.replicas)
         num_up = sum(each.residency in ON_DEVICE for each in self.replicas)
         self.scale = rescale(self.scale, num_requests, num_up, self.spec.max_replicas, now_s, config)
 

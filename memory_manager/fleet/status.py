@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memory_manager.policy.residency import Residency
-from memory_manager.ports import KvCacheFigures, KvFragmentation
+from memory_manager.ports import KVCacheFigures, KVFragmentation
 
 __all__ = ["DeploymentStatus", "DeviceStatus", "ReplicaStatus", "Snapshot", "WorkerStatus"]
 
@@ -30,7 +30,7 @@ class WorkerStatus:
     kv_lease_bytes: int
     kv_bytes: int
     ready_bytes: int = 0
-    fragmentation: KvFragmentation = field(default_factory=KvFragmentation)
+    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ReplicaStatus:
     preemptions_total: int
     since_s: float
     last_used_s: float
-    cache: KvCacheFigures = field(default_factory=KvCacheFigures)
+    cache: KVCacheFigures = field(default_factory=KVCacheFigures)
 
 
 @dataclass(frozen=True, slots=True)

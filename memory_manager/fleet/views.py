@@ -11,10 +11,10 @@ from memory_manager.fleet.records import Deployment, Replica, Worker
 from memory_manager.fleet.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
 from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState, ReplicaView, WorkerView
 
-__all__ = ["planner_state", "snapshot", "stirring"]
+__all__ = ["planner_state", "snapshot", "unsettled"]
 
 
-def stirring(
+def unsettled(
     deployments: Iterable[Deployment], replicas: Iterable[Replica], config: ManagerConfig, now_s: float
 ) -> tuple[list[Deployment], list[Replica], float]:
     """Those that a plan can turn on, and when time alone will stir another one.
@@ -45,10 +45,10 @@ def planner_state(
     now_s: float,
     next_due_s: float = math.inf,
 ) -> PlannerState:
-    """What the planner reads. ``next_due_s``: as ``stirring`` gives it, where some are left out."""
+    """What the planner reads. ``next_due_s``: as ``unsettled`` gives it, where some are left out."""
     return PlannerState(
         devices=tuple(
-            DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve"), each.claim_bytes)
+            DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve"), each.others_bytes)
             for each in ledgers.values()
         ),
         workers=tuple(
@@ -100,7 +100,7 @@ def _replica_view(replica: Replica) -> ReplicaView:
         kv_guarantee_bytes=replica.spec.kv_guarantee_bytes,
         worker_id=replica.worker.worker_id if replica.worker is not None else None,
         lease_bytes=replica.lease_bytes,
-        num_active=len(replica.leases),
+        num_active=len(replica.tickets),
         in_flight=replica.in_flight,
         retired=replica.retired,
         sleep_requested=replica.asleep is not None,
@@ -162,8 +162,8 @@ def _deployment_status(deployment: Deployment) -> DeploymentStatus:
                 reason=each.state.reason,
                 weights_bytes=each.lease_bytes,
                 kv_bytes=each.kv_bytes,
-                num_active=len(each.leases),
-                num_queued=min(each.num_queued, len(each.leases)),
+                num_active=len(each.tickets),
+                num_queued=min(each.num_queued, len(each.tickets)),
                 preemptions_total=each.preemptions_total,
                 cache=each.cache,
                 since_s=each.state.since_s,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.records import Deployment, Replica, ReplicaLease, Waiter, unavailable
+from memory_manager.fleet.records import Deployment, Replica, ReplicaTicket, Waiter, unavailable
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import Residency
 from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError
@@ -35,7 +35,7 @@ class Admission:
         self._reporter = reporter
         self._replan_soon = replan_soon
 
-    async def acquire(self, deployment: Deployment, deadline_s: float, priority: int) -> ReplicaLease:
+    async def acquire(self, deployment: Deployment, deadline_s: float, priority: int) -> ReplicaTicket:
         """As ``MemoryManager.acquire``."""
         now_s = self._clock()
         try:
@@ -48,7 +48,7 @@ class Admission:
         if best.residency is Residency.RESIDENT:
             if deployment.spec.max_replicas > 1:
                 self._replan_soon()  # it may be one too many for those that are up
-            return self._lease(best)
+            return self._admit(best)
         num_waiting = len(deployment.waiters)
         if num_waiting >= self._config.max_waiting_per_deployment:
             message = f"{num_waiting} requests already wait for model {deployment.spec.name!r}"
@@ -57,10 +57,10 @@ class Admission:
         deployment.waiters[waiter] = None
         self._replan_soon()
         try:
-            return await waiter.lease
+            return await waiter.ticket
         except asyncio.CancelledError:
-            if waiter.lease.done() and not waiter.lease.cancelled() and waiter.lease.exception() is None:
-                waiter.lease.result().release()
+            if waiter.ticket.done() and not waiter.ticket.cancelled() and waiter.ticket.exception() is None:
+                waiter.ticket.result().release()
             raise
         finally:
             deployment.waiters.pop(waiter, None)
@@ -72,8 +72,8 @@ class Admission:
             while deployment.waiters and (best := deployment.best_replica()).residency is Residency.RESIDENT:
                 waiter = next(iter(deployment.waiters))
                 del deployment.waiters[waiter]
-                if not waiter.lease.done():
-                    waiter.lease.set_result(self._lease(best))
+                if not waiter.ticket.done():
+                    waiter.ticket.set_result(self._admit(best))
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
@@ -119,13 +119,13 @@ class Admission:
         told: Figures = {"code": error.code, "num_refused": num_refused, **figures}
         self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
 
-    def _lease(self, replica: Replica) -> ReplicaLease:
+    def _admit(self, replica: Replica) -> ReplicaTicket:
         assert replica.worker is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
-        return ReplicaLease(replica, replica.worker.worker_id, self._released)
+        return ReplicaTicket(replica, replica.worker.worker_id, self._released)
 
     def _released(self, replica: Replica) -> None:
         replica.last_used_s = self._clock()
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
-        if not replica.leases or replica.spec.max_replicas > 1:
+        if not replica.tickets or replica.spec.max_replicas > 1:
             self._replan_soon()

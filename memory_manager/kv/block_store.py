@@ -27,7 +27,7 @@ from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import KVGroup
 from mooring.errors import InternalError
 
-__all__ = ["MoveBlocks", "PrefixCache"]
+__all__ = ["BlockStore", "MoveBlocks"]
 
 MoveBlocks = Callable[[int, NDArray[np.int64], NDArray[np.int64]], None]
 """Copies what blocks of a group hold to other blocks, and has all who use the old ones use the new: group, old and
@@ -70,7 +70,7 @@ class _StoredBlocks:
             del self.idle[offset]
 
 
-class PrefixCache:
+class BlockStore:
     """Gives out the blocks of a ``KVPool``, whose users it counts; who has blocks has them from here.
 
     Args:
@@ -90,7 +90,7 @@ class PrefixCache:
 
     def add_model(
         self,
-        model_id: str,
+        replica_id: str,
         groups: Sequence[KVGroup],
         guarantee_bytes: int,
         cap_bytes: int | None,
@@ -101,16 +101,16 @@ class PrefixCache:
         Args:
             move: called while another model asks for room, or the pool for less of it.
         """
-        self._pool.add_model(model_id, groups, guarantee_bytes, cap_bytes)
-        self._stored[model_id] = tuple(_StoredBlocks() for _ in groups)
-        self._move[model_id] = move
+        self._pool.add_model(replica_id, groups, guarantee_bytes, cap_bytes)
+        self._stored[replica_id] = tuple(_StoredBlocks() for _ in groups)
+        self._move[replica_id] = move
 
-    def remove_model(self, model_id: str) -> None:
+    def remove_model(self, replica_id: str) -> None:
         """Ends a model's share, and gives up what is stored for it; none of its blocks has a user."""
-        for group, stored in enumerate(self._stored[model_id]):
-            self._give_up(model_id, group, np.array(list(stored.idle), np.int64))
-        self._pool.remove_model(model_id)
-        del self._stored[model_id], self._move[model_id]
+        for group, stored in enumerate(self._stored[replica_id]):
+            self._give_up(replica_id, group, np.array(list(stored.idle), np.int64))
+        self._pool.remove_model(replica_id)
+        del self._stored[replica_id], self._move[replica_id]
         self.revision += 1
 
     def set_limit(self, num_bytes: int) -> None:
@@ -120,54 +120,55 @@ class PrefixCache:
 
     # Blocks for one user ---------------------------------------------------------------------------
 
-    def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+    def can_allocate(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
         """Whether ``make_room`` would find room for so many blocks of each group, all together."""
         pool = self._pool
         return (
-            pool.pages_short(model_id, num_blocks) <= 0
-            or pool.pages_short_without_idle(model_id, num_blocks) <= 0
-            or pool.pages_short_without_gaps(model_id, num_blocks) <= 0
+            pool.pages_short(replica_id, num_blocks) <= 0
+            or pool.pages_short_without_idle(replica_id, num_blocks) <= 0
+            or pool.pages_short_without_gaps(replica_id, num_blocks) <= 0
         )
 
-    def make_room(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+    def make_room(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
         """Gives up idle blocks, and moves others', until so many of each group can be allocated, one group after
         the other; False, and nothing changed, where that would not be enough."""
-        if self._pool.pages_short(model_id, num_blocks) <= 0:
+        if self._pool.pages_short(replica_id, num_blocks) <= 0:
             return True
-        if not self.can_allocate(model_id, num_blocks):
+        if not self.can_allocate(replica_id, num_blocks):
             return False
-        self._empty_pages(self._pool.pages_short_without_idle(model_id, num_blocks), model_id)
-        while (num_pages := self._pool.pages_short(model_id, num_blocks)) > 0:
-            num_own = self._pool.pages_over_cap(model_id, num_blocks)
-            if not self._give_up_pages(num_own or num_pages, model_id, own=num_own > 0):
-                self._give_up_blocks(model_id, self._pool.blocks_short(model_id, num_blocks))
+        self._empty_pages(self._pool.pages_short_without_idle(replica_id, num_blocks), replica_id)
+        while (num_pages := self._pool.pages_short(replica_id, num_blocks)) > 0:
+            num_own = self._pool.pages_over_cap(replica_id, num_blocks)
+            if not self._give_up_pages(num_own or num_pages, replica_id, own=num_own > 0):
+                self._give_up_blocks(replica_id, self._pool.blocks_short(replica_id, num_blocks))
         return True
 
-    def allocate(self, model_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
+    def allocate(self, replica_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
         """Blocks with one user each, all or nothing.
 
         Returns:
             Granule offsets int64 ``[num_blocks]``; None where there is no room that ``make_room`` has not
             made, or where the device has less memory than was leased and no idle blocks could stand in.
         """
-        offsets = self._pool.allocate(model_id, group, num_blocks)
+        offsets = self._pool.allocate(replica_id, group, num_blocks)
         if offsets is None and (
-            self._give_up_pages(num_blocks, model_id) or self._give_up_in_place(model_id, group, num_blocks)
+            self._give_up_pages(num_blocks, replica_id)
+            or self._give_up_in_place(replica_id, group, num_blocks)
         ):
-            offsets = self._pool.allocate(model_id, group, num_blocks)
+            offsets = self._pool.allocate(replica_id, group, num_blocks)
         return offsets
 
-    def free(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def free(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Takes one user from each of these blocks. Those that are stored become idle with their last one, the
         later of them first to be given up; the others go back to the pool."""
-        self.unuse(model_id, group, offsets)
+        self.unuse(replica_id, group, offsets)
         self.revision += 1
 
-    def unuse(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def unuse(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """The same for what was taken a moment ago and not used: nothing has changed since."""
-        stored = self._stored[model_id][group]
+        stored = self._stored[replica_id][group]
         if not stored.num_users:
-            self._pool.free(model_id, group, offsets)
+            self._pool.free(replica_id, group, offsets)
             return
         unstored: list[int] = []
         idle: list[int] = []
@@ -183,20 +184,20 @@ class PrefixCache:
                 idle.append(offset)
                 stored.idle[offset] = None
         if idle:
-            self._pool.set_idle(model_id, group, np.array(idle, np.int64))
+            self._pool.set_idle(replica_id, group, np.array(idle, np.int64))
         if unstored:
-            self._pool.free(model_id, group, np.array(unstored, np.int64))
+            self._pool.free(replica_id, group, np.array(unstored, np.int64))
 
     # Stored blocks ---------------------------------------------------------------------------------
 
-    def find(self, model_id: str, group: int, keys: Sequence[bytes]) -> NDArray[np.int64]:
+    def find(self, replica_id: str, group: int, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """Granule offset of the block of each key, 0 where none is stored."""
-        offset_of = self._stored[model_id][group].offset_of
+        offset_of = self._stored[replica_id][group].offset_of
         return np.array([offset_of.get(key, 0) for key in keys], np.int64)
 
-    def use(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def use(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Adds one user to each of these stored blocks."""
-        stored = self._stored[model_id][group]
+        stored = self._stored[replica_id][group]
         idle: list[int] = []
         for offset in offsets.tolist():
             num_users = stored.num_users[offset]
@@ -207,12 +208,12 @@ class PrefixCache:
                 idle.append(offset)
                 del stored.idle[offset]
         if idle:
-            self._pool.set_in_use(model_id, group, np.array(idle, np.int64))
+            self._pool.set_in_use(replica_id, group, np.array(idle, np.int64))
 
-    def store(self, model_id: str, group: int, keys: Sequence[bytes], offsets: NDArray[np.int64]) -> None:
+    def store(self, replica_id: str, group: int, keys: Sequence[bytes], offsets: NDArray[np.int64]) -> None:
         """Stores full, computed blocks in use. Where a key is stored already, its block stays the one that is
         found, and the new one remains its user's own."""
-        stored = self._stored[model_id][group]
+        stored = self._stored[replica_id][group]
         self.revision += 1
         for key, offset in zip(keys, offsets.tolist(), strict=True):
             if key not in stored.offset_of and offset not in stored.key_of:
@@ -220,14 +221,14 @@ class PrefixCache:
                 stored.key_of[offset] = key
                 stored.num_users[offset] = 1
 
-    def num_users(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    def num_users(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of each of these blocks, none of them free; int64."""
-        num_users = self._stored[model_id][group].num_users
+        num_users = self._stored[replica_id][group].num_users
         return np.array([num_users.get(offset, 1) for offset in offsets.tolist()], np.int64)
 
-    def shared(self, model_id: str, group: int) -> NDArray[np.int64]:
+    def shared(self, replica_id: str, group: int) -> NDArray[np.int64]:
         """The blocks that have several users."""
-        return np.array(list(self._stored[model_id][group].shared), np.int64)
+        return np.array(list(self._stored[replica_id][group].shared), np.int64)
 
     def shrink(self) -> bool:
         """Gives up idle pages while the pool is over its limit, or moves blocks out of others; False where there
@@ -241,71 +242,71 @@ class PrefixCache:
         Raises:
             InternalError: a bug of ours, with the model at fault.
         """
-        for model_id, groups in self._stored.items():
+        for replica_id, groups in self._stored.items():
             idle_bytes = 0
             for group, stored in enumerate(groups):
                 unused = {offset for offset, num_users in stored.num_users.items() if num_users == 0}
                 inverse = {key: offset for offset, key in stored.key_of.items()}
                 if inverse != stored.offset_of or stored.key_of.keys() != stored.num_users.keys():
-                    raise InternalError(f"group {group} of {model_id}: keys and blocks do not match")
+                    raise InternalError(f"group {group} of {replica_id}: keys and blocks do not match")
                 if unused != stored.idle.keys() or min(stored.num_users.values(), default=0) < 0:
                     raise InternalError(
-                        f"group {group} of {model_id}: idle blocks are not those without users"
+                        f"group {group} of {replica_id}: idle blocks are not those without users"
                     )
                 if stored.shared != {
                     offset for offset, num_users in stored.num_users.items() if num_users > 1
                 }:
                     raise InternalError(
-                        f"group {group} of {model_id}: shared blocks are not those with several users"
+                        f"group {group} of {replica_id}: shared blocks are not those with several users"
                     )
-                idle_bytes += len(unused) * self._pool.blocks_of(model_id, group).group.block_bytes
-            if idle_bytes != self._pool.usage(model_id).idle_bytes:
-                raise InternalError(f"{model_id}: the pool does not know the idle blocks")
+                idle_bytes += len(unused) * self._pool.blocks_of(replica_id, group).group.block_bytes
+            if idle_bytes != self._pool.usage(replica_id).idle_bytes:
+                raise InternalError(f"{replica_id}: the pool does not know the idle blocks")
 
     # Giving up -------------------------------------------------------------------------------------
 
     def _give_up_pages(self, num_pages: int, wanted_by: str | None, *, own: bool = False) -> bool:
         chosen = self._pool.longest_idle(num_pages, wanted_by, own=own)
-        for model_id, group, offsets in chosen:
-            self._give_up(model_id, group, offsets)
+        for replica_id, group, offsets in chosen:
+            self._give_up(replica_id, group, offsets)
         return bool(chosen)
 
     def _empty_pages(self, num_pages: int, wanted_by: str | None) -> bool:
         """Moves blocks in use until so many more pages are free, as far as that can be; False where none is."""
         chosen = self._pool.sparsest(num_pages, wanted_by) if num_pages > 0 else []
-        for model_id, group, pages in chosen:
-            blocks = self._pool.blocks_of(model_id, group)
+        for replica_id, group, pages in chosen:
+            blocks = self._pool.blocks_of(replica_id, group)
             idle_within, idle_beside, num_too_many = blocks.in_the_way(pages)
-            self._give_up(model_id, group, idle_within)
-            stored = self._stored[model_id][group]
+            self._give_up(replica_id, group, idle_within)
+            stored = self._stored[replica_id][group]
             oldest = islice((offset for offset in stored.idle if offset in idle_beside), num_too_many)
-            self._give_up(model_id, group, np.array(list(oldest), np.int64))
+            self._give_up(replica_id, group, np.array(list(oldest), np.int64))
             sources, destinations = blocks.take_elsewhere(pages)
-            self._move[model_id](group, sources, destinations)
+            self._move[replica_id](group, sources, destinations)
             stored.move(sources.tolist(), destinations.tolist())
-            self._pool.free(model_id, group, sources)
+            self._pool.free(replica_id, group, sources)
         return bool(chosen)
 
-    def _give_up_in_place(self, model_id: str, group: int, num_blocks: int) -> bool:
+    def _give_up_in_place(self, replica_id: str, group: int, num_blocks: int) -> bool:
         """Makes room for so many blocks of one group in the pages that it has; False where that is not enough."""
-        wanted = [num_blocks if g == group else 0 for g in range(len(self._stored[model_id]))]
-        short = self._pool.blocks_short(model_id, wanted)
-        if not 0 < short[group] <= len(self._stored[model_id][group].idle):
+        wanted = [num_blocks if g == group else 0 for g in range(len(self._stored[replica_id]))]
+        short = self._pool.blocks_short(replica_id, wanted)
+        if not 0 < short[group] <= len(self._stored[replica_id][group].idle):
             return False
-        self._give_up_blocks(model_id, short)
+        self._give_up_blocks(replica_id, short)
         return True
 
-    def _give_up_blocks(self, model_id: str, num_blocks: Sequence[int]) -> None:
+    def _give_up_blocks(self, replica_id: str, num_blocks: Sequence[int]) -> None:
         num_given_up = 0
         for group, wanted in enumerate(num_blocks):
-            offsets = list(islice(self._stored[model_id][group].idle, wanted))
-            self._give_up(model_id, group, np.array(offsets, np.int64))
+            offsets = list(islice(self._stored[replica_id][group].idle, wanted))
+            self._give_up(replica_id, group, np.array(offsets, np.int64))
             num_given_up += len(offsets)
         if not num_given_up:
-            raise InternalError(f"{model_id} has no idle blocks left and was to have room")
+            raise InternalError(f"{replica_id} has no idle blocks left and was to have room")
 
-    def _give_up(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def _give_up(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         if len(offsets):
-            self._stored[model_id][group].forget(offsets.tolist())
-            self._pool.set_in_use(model_id, group, offsets)
-            self._pool.free(model_id, group, offsets)
+            self._stored[replica_id][group].forget(offsets.tolist())
+            self._pool.set_in_use(replica_id, group, offsets)
+            self._pool.free(replica_id, group, offsets)

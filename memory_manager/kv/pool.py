@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from memory_manager.arena.protocol import AddressRange, Arena, contiguous_runs
 from memory_manager.kv.group_blocks import GroupBlocks
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
-from memory_manager.ports import KvFragmentation
+from memory_manager.ports import KVFragmentation
 from mooring.errors import InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
 
@@ -131,7 +131,7 @@ class KVPool:
         return max(0, self._committed_pages - self._limit_pages)
 
     def add_model(
-        self, model_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
+        self, replica_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
     ) -> None:
         """Lets a model draw blocks.
 
@@ -140,59 +140,59 @@ class KVPool:
             guarantee_bytes: pages that no other model can take while this one is here; rounded up.
             cap_bytes: most it may hold, rounded down to pages; None is no cap.
         """
-        if model_id in self._models:
-            raise InternalError(f"{model_id} is in the pool already")
+        if replica_id in self._models:
+            raise InternalError(f"{replica_id} is in the pool already")
         for group in groups:
             if group.block_bytes > PAGE_BYTES:
                 raise ValueError(
                     f"a block of {format_bytes(group.block_bytes)} exceeds a page: split {group}"
                 )
-        self._models[model_id] = _ModelBlocks(
+        self._models[replica_id] = _ModelBlocks(
             groups=tuple(GroupBlocks(group, self._clock) for group in groups),
             guarantee_pages=-(-guarantee_bytes // PAGE_BYTES),
             cap_pages=None if cap_bytes is None else cap_bytes // PAGE_BYTES,
         )
 
-    def remove_model(self, model_id: str) -> None:
+    def remove_model(self, replica_id: str) -> None:
         """Ends a model's share, guarantee included. All its blocks must be free."""
-        held = self._models[model_id].held_pages
+        held = self._models[replica_id].held_pages
         if held:
-            raise InternalError(f"{model_id} leaves the pool and still holds {held} pages")
-        del self._models[model_id]
+            raise InternalError(f"{replica_id} leaves the pool and still holds {held} pages")
+        del self._models[replica_id]
 
-    def pages_short(self, model_id: str, num_blocks: Sequence[int]) -> int:
+    def pages_short(self, replica_id: str, num_blocks: Sequence[int]) -> int:
         """Pages that have to come free before so many blocks of each group fit, all together; 0 or less
         where there is room, every idle block staying."""
-        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
         needed = sum(blocks.pages_needed(count) for blocks, count in pairs)
-        return needed - self._room(model_id) if needed else 0
+        return needed - self._room(replica_id) if needed else 0
 
-    def pages_short_without_idle(self, model_id: str, num_blocks: Sequence[int]) -> int:
+    def pages_short_without_idle(self, replica_id: str, num_blocks: Sequence[int]) -> int:
         """The same, if every idle block of every model were given up."""
-        return self._pages_short_where(model_id, num_blocks, _Keeps.PAGES_IN_USE)
+        return self._pages_short_where(replica_id, num_blocks, _Keeps.PAGES_IN_USE)
 
-    def pages_short_without_gaps(self, model_id: str, num_blocks: Sequence[int]) -> int:
+    def pages_short_without_gaps(self, replica_id: str, num_blocks: Sequence[int]) -> int:
         """The same, if moreover the other models' blocks were moved into as few pages as hold them."""
-        return self._pages_short_where(model_id, num_blocks, _Keeps.FEWEST_PAGES)
+        return self._pages_short_where(replica_id, num_blocks, _Keeps.FEWEST_PAGES)
 
-    def _pages_short_where(self, model_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
-        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+    def _pages_short_where(self, replica_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
+        pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
         needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
-        return needed - self._room(model_id, keeps) if needed else 0
+        return needed - self._room(replica_id, keeps) if needed else 0
 
-    def pages_over_cap(self, model_id: str, num_blocks: Sequence[int]) -> int:
+    def pages_over_cap(self, replica_id: str, num_blocks: Sequence[int]) -> int:
         """Of the pages that are short, those that the model itself has to give up, because of its cap."""
-        model = self._models[model_id]
+        model = self._models[replica_id]
         if model.cap_pages is None:
             return 0
         needed = sum(b.pages_needed(count) for b, count in zip(model.groups, num_blocks, strict=True))
         return max(0, needed - max(0, model.cap_pages - model.held_pages)) if needed else 0
 
-    def can_allocate(self, model_id: str, num_blocks: Sequence[int]) -> bool:
+    def can_allocate(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
         """Whether there is room for so many blocks of each group, all together, every idle block staying."""
-        return self.pages_short(model_id, num_blocks) <= 0
+        return self.pages_short(replica_id, num_blocks) <= 0
 
-    def allocate(self, model_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
+    def allocate(self, replica_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
         """Takes blocks of one group, all or nothing.
 
         Returns:
@@ -200,30 +200,30 @@ class KVPool:
             model's cap or the others' guarantees forbid it, or the device has less memory than was
             leased (then ``can_allocate`` may have said otherwise). What the blocks hold is arbitrary.
         """
-        blocks = self._models[model_id].groups[group]
+        blocks = self._models[replica_id].groups[group]
         num_pages = blocks.pages_needed(num_blocks)
         if num_pages:
-            if num_pages > self._room(model_id) or not self._commit(num_pages - len(self._free)):
+            if num_pages > self._room(replica_id) or not self._commit(num_pages - len(self._free)):
                 return None
             for _ in range(num_pages):
                 blocks.add_page(self._free.pop())
         return blocks.take(num_blocks)
 
-    def free(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def free(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Gives blocks back. A page that empties is any model's at once; while the pool is over its
         limit it leaves."""
-        emptied = self._models[model_id].groups[group].give(offsets)
+        emptied = self._models[replica_id].groups[group].give(offsets)
         if emptied:
             self._free.extend(emptied)
             self._release(self.pages_over_limit)
 
-    def set_idle(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def set_idle(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Nobody uses these blocks any more; they are kept for what they hold."""
-        self._models[model_id].groups[group].set_idle(offsets)
+        self._models[replica_id].groups[group].set_idle(offsets)
 
-    def set_in_use(self, model_id: str, group: int, offsets: NDArray[np.int64]) -> None:
+    def set_in_use(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Takes idle blocks up again."""
-        self._models[model_id].groups[group].set_in_use(offsets)
+        self._models[replica_id].groups[group].set_in_use(offsets)
 
     def longest_idle(
         self, num_pages: int, wanted_by: str | None, *, own: bool = False
@@ -282,13 +282,13 @@ class KVPool:
         )
         return _first_pages(candidates, num_pages, spare)
 
-    def blocks_of(self, model_id: str, group: int) -> GroupBlocks:
+    def blocks_of(self, replica_id: str, group: int) -> GroupBlocks:
         """The books of one group, for what concerns no page of others."""
-        return self._models[model_id].groups[group]
+        return self._models[replica_id].groups[group]
 
-    def blocks_short(self, model_id: str, num_blocks: Sequence[int]) -> list[int]:
+    def blocks_short(self, replica_id: str, num_blocks: Sequence[int]) -> list[int]:
         """By group, how many of so many blocks do not fit into the pages that the model holds."""
-        pairs = zip(self._models[model_id].groups, num_blocks, strict=True)
+        pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
         return [max(0, count - blocks.num_free) for blocks, count in pairs]
 
     def set_limit(self, num_bytes: int) -> bool:
@@ -302,17 +302,17 @@ class KVPool:
         self._release(self.pages_over_limit)
         return self.pages_over_limit == 0
 
-    def usage(self, model_id: str) -> KVUsage:
-        model = self._models[model_id]
+    def usage(self, replica_id: str) -> KVUsage:
+        model = self._models[replica_id]
         live_bytes = sum(blocks.num_live * blocks.group.block_bytes for blocks in model.groups)
         idle_bytes = sum(blocks.num_idle * blocks.group.block_bytes for blocks in model.groups)
         return KVUsage(model.held_pages * PAGE_BYTES, live_bytes, idle_bytes)
 
-    def fragmentation(self) -> KvFragmentation:
+    def fragmentation(self) -> KVFragmentation:
         """What is committed and holds no block: with the null page, and the blocks in use and idle of all
         models, it adds up to ``committed_bytes``."""
         groups = [blocks for model in self._models.values() for blocks in model.groups]
-        return KvFragmentation(
+        return KVFragmentation(
             free_bytes=len(self._free) * PAGE_BYTES,
             vacant_bytes=sum(blocks.num_free * blocks.group.block_bytes for blocks in groups),
             tail_bytes=sum(blocks.num_pages * blocks.group.tail_bytes for blocks in groups),
@@ -337,7 +337,7 @@ class KVPool:
     def _committed_pages(self) -> int:
         return self._num_pages - len(self._bare)
 
-    def _room(self, model_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
+    def _room(self, replica_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
         """Pages that the model may take now, below zero where that many must come free first: what stays
         free must cover the others' guarantees.
 
@@ -347,13 +347,13 @@ class KVPool:
         promised = held = 0
         for name, other in self._models.items():
             pages = other.held_pages if keeps is _Keeps.ALL_PAGES else other.pages_in_use
-            if name == model_id:
+            if name == replica_id:
                 held = pages
             else:
                 pages = other.fewest_pages if keeps is _Keeps.FEWEST_PAGES else pages
                 promised += max(pages, other.guarantee_pages)
         room = self._limit_pages - 1 - held - promised
-        cap_pages = self._models[model_id].cap_pages
+        cap_pages = self._models[replica_id].cap_pages
         return room if cap_pages is None else min(room, cap_pages - held)
 
     def _commit(self, num_pages: int) -> bool:
@@ -405,7 +405,7 @@ def _first_pages(
     return [(name, g, pages) for (name, g), pages in chosen.items()]
 
 
-def _by_age(model_id: str, group: int, blocks: GroupBlocks) -> Iterator[tuple[int, str, int, int]]:
+def _by_age(replica_id: str, group: int, blocks: GroupBlocks) -> Iterator[tuple[int, str, int, int]]:
     """Since when, model, group and page of the idle pages, the longest so first."""
     for page, since in blocks.idle_pages.items():
-        yield since, model_id, group, page
+        yield since, replica_id, group, page

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.policy.eviction import footprint_bytes
-from memory_manager.policy.plan_types import DeviceView, ReplicaView, SetKvLease, WorkerView
+from memory_manager.policy.plan_types import DeviceView, ReplicaView, SetKVLease, WorkerView
 from memory_manager.policy.residency import ON_DEVICE
 
-__all__ = ["Board"]
+__all__ = ["DeviceRoom"]
 
 
-class Board:
+class DeviceRoom:
     """What fits on a device now, and what will once all that leaves has left.
 
     Footprints are weights and KV guarantees; KV above the guarantees is nobody's claim and gives way.
@@ -92,7 +92,7 @@ class Board:
         self._free_bytes -= weights_bytes
         return True
 
-    def kv_leases(self) -> list[SetKvLease]:
+    def kv_leases(self) -> list[SetKVLease]:
         """Floors to all workers, and what is left over in equal parts to those that host something.
 
         A lease grows only into what the ledger has free at this moment; the rest follows when another
@@ -116,5 +116,5 @@ class Board:
             self._free_bytes -= growth_bytes
             target_bytes = min(target_bytes, worker.kv_lease_bytes + growth_bytes)
             if target_bytes != worker.kv_target_bytes:
-                leases.append(SetKvLease(worker.worker_id, target_bytes))
+                leases.append(SetKVLease(worker.worker_id, target_bytes))
         return leases

@@ -21,7 +21,7 @@ __all__ = [
     "PlannerState",
     "ReplicaView",
     "Resume",
-    "SetKvLease",
+    "SetKVLease",
     "Sleep",
     "Unload",
     "Wake",
@@ -216,14 +216,14 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
-class SetKvLease:
+class SetKVLease:
     """Tell a worker how many bytes of KV it may keep."""
 
     worker_id: str
     num_bytes: int
 
 
-Action = Load | Wake | Drain | Resume | Sleep | Unload | SetKvLease
+Action = Load | Wake | Drain | Resume | Sleep | Unload | SetKVLease
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from functools import partial
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import wake_at_s
-from memory_manager.policy.device_room import Board
+from memory_manager.policy.device_room import DeviceRoom
 from memory_manager.policy.eviction import Candidate, choose, choose_what_there_is, footprint_bytes, judge
 from memory_manager.policy.plan_types import (
     Action,
@@ -60,7 +60,7 @@ class _Option:
     to be leased. ``load``: requests that the worker serves."""
 
     rank: int
-    board: Board
+    board: DeviceRoom
     worker: WorkerView
     moves: bool
     weights_bytes: int
@@ -112,7 +112,7 @@ class _Planning:
         }
         self._others_bytes = {device.name: device.others_bytes for device in state.devices}
         self._boards = {
-            device.name: Board(
+            device.name: DeviceRoom(
                 device,
                 [each for each in state.workers if each.device == device.name],
                 self._by_device[device.name],
@@ -213,7 +213,7 @@ class _Planning:
             "unused_s": self._now_s - max(replica.last_used_s, replica.since_s),
         }
 
-    def _board_of(self, replica: ReplicaView) -> Board:
+    def _board_of(self, replica: ReplicaView) -> DeviceRoom:
         assert replica.worker_id is not None, "a replica on a device has a worker"
         return self._boards[self._workers[replica.worker_id].device]
 

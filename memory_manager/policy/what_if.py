@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.device_room import Board
+from memory_manager.policy.device_room import DeviceRoom
 from memory_manager.policy.plan_types import DemandView, Drain, Load, Plan, PlannerState, Sleep, Wake
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE
@@ -103,7 +103,7 @@ def _fits(state: PlannerState, need_bytes: int, config: PlannerConfig) -> bool:
         workers = [each for each in state.workers if each.device == device.name]
         ids = {each.worker_id for each in workers}
         hosted = [each for each in state.replicas if each.worker_id in ids]
-        if workers and Board(device, workers, hosted, config).fits_now(need_bytes):
+        if workers and DeviceRoom(device, workers, hosted, config).fits_now(need_bytes):
             return True
     return False
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from memory_manager.watch.devices import DeviceReader
-from memory_manager.watch.foreign import ForeignConfig
+from memory_manager.watch.others_rule import OthersConfig
 
 __all__ = ["HostWatch"]
 
@@ -21,7 +21,7 @@ class HostWatch:
         give_up: told how many bytes of copies to give back.
     """
 
-    def __init__(self, reader: DeviceReader, give_up: Callable[[int], None], config: ForeignConfig) -> None:
+    def __init__(self, reader: DeviceReader, give_up: Callable[[int], None], config: OthersConfig) -> None:
         self._reader = reader
         self._give_up = give_up
         self._config = config

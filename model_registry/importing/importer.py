@@ -15,7 +15,7 @@ from model_registry.importing.gguf_import import convert_gguf
 from model_registry.importing.hub import HUB_SCHEME, Hub, parse_hub_source
 from model_registry.policy import check_name
 from model_registry.progress import Progress, no_progress
-from model_registry.records import ModelDescription, NewVersion, VersionRecord
+from model_registry.records import CheckpointDescription, NewVersion, VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import ArtifactError
@@ -38,7 +38,7 @@ class Importer:
         self,
         store: ArtifactStore,
         registry: Registry,
-        inspect: Callable[[Path], ModelDescription],
+        inspect: Callable[[Path], CheckpointDescription],
         hub: Hub,
         downloads: Path,
     ) -> None:
@@ -161,7 +161,7 @@ def _located(source: str) -> tuple[Path, bool]:
         raise ArtifactError(f"{source!r} cannot be looked up: {error}") from error
 
 
-def _describe(description: ModelDescription) -> dict[str, object]:
+def _describe(description: CheckpointDescription) -> dict[str, object]:
     return {
         "num_parameters": description.num_parameters,
         "vocab_size": description.vocab_size,

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from memory_manager.config import DeviceBudget
 from memory_manager.watch.devices import DeviceReader, HostReader, NvmlReader, Pids, default_budget_bytes
-from memory_manager.watch.foreign import ForeignConfig
-from memory_manager.watch.foreign_watch import ForeignWatch
 from memory_manager.watch.host_watch import HostWatch
-from memory_manager.watch.others import Others
+from memory_manager.watch.others_rule import OthersConfig
+from memory_manager.watch.others_share import OthersShare
+from memory_manager.watch.others_watch import OthersWatch
 from mooring.config import DeviceEntry, Settings
 from mooring.errors import ConfigurationError
 from mooring.units import GIB, format_bytes
@@ -99,7 +99,7 @@ def host_cache_budget_bytes(settings: Settings) -> int:
 
 
 def watch_others(
-    settings: Settings, readers: Mapping[str, DeviceReader], owner: Others
+    settings: Settings, readers: Mapping[str, DeviceReader], owner: OthersShare
 ) -> list[asyncio.Task[None]]:
     """Begins to watch every device, and the host, for other processes' memory; the tasks run until they are
     cancelled."""
@@ -108,14 +108,14 @@ def watch_others(
         return []
     num_on_cpu = sum(map(is_cpu, readers))
     host = next((reader for device, reader in readers.items() if is_cpu(device)), HostReader(set))
-    config = ForeignConfig(period_s=others.period_s, margin_bytes=others.margin)
-    watches: list[ForeignWatch | HostWatch] = [HostWatch(host, owner.give_up_copies, config)]
+    config = OthersConfig(period_s=others.period_s, margin_bytes=others.margin)
+    watches: list[OthersWatch | HostWatch] = [HostWatch(host, owner.give_up_copies, config)]
     watches += [
-        ForeignWatch(
+        OthersWatch(
             device,
             reader,
             owner,
-            ForeignConfig(
+            OthersConfig(
                 period_s=others.period_s,
                 margin_bytes=others.margin,
                 grow_after_s=others.grow_after_s,

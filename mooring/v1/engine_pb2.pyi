@@ -373,7 +373,7 @@ class ReplicaStats(_message.Message):
     prefix_hit_tokens_total: int
     def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., preemptions_by_swap_total: _Optional[int] = ..., prefix_query_tokens_total: _Optional[int] = ..., prefix_hit_tokens_total: _Optional[int] = ...) -> None: ...
 
-class KvFragmentation(_message.Message):
+class KVFragmentation(_message.Message):
     __slots__ = ("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes")
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     VACANT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -405,6 +405,6 @@ class StatsResponse(_message.Message):
     rss_bytes: int
     kv_swapped_bytes: int
     ready_bytes: int
-    fragmentation: KvFragmentation
+    fragmentation: KVFragmentation
     kv_wanted_bytes: int
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KvFragmentation, _Mapping]] = ..., kv_wanted_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KVFragmentation, _Mapping]] = ..., kv_wanted_bytes: _Optional[int] = ...) -> None: ...

@@ -32,10 +32,10 @@ from router.dispatch.attendance import Attendance
 from router.dispatch.failover import SuspectPolicy
 from router.request.request import ChoiceTokens, GenerationRequest
 
-__all__ = ["DispatchConfig", "Dispatcher", "ReplicaLease", "ReplicaSource", "SequenceRunner"]
+__all__ = ["DispatchConfig", "Dispatcher", "ReplicaSource", "SequenceWorker", "Ticket"]
 
 
-class ReplicaLease(Protocol):
+class Ticket(Protocol):
     """The right to run sequences on a replica; the replica stays resident until it is released."""
 
     @property
@@ -53,10 +53,10 @@ class ReplicaLease(Protocol):
 class ReplicaSource(Protocol):
     """What gives out replicas: ``memory_manager.fleet.controller.MemoryManager``."""
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> ReplicaLease: ...
+    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> Ticket: ...
 
 
-class SequenceRunner(Hashable, Protocol):
+class SequenceWorker(Hashable, Protocol):
     """What runs sequences: one life of a worker, ``engines.supervise.client.WorkerClient``."""
 
     def submit(self, request: SequenceRequest, sink: SequenceSink) -> None: ...
@@ -64,24 +64,24 @@ class SequenceRunner(Hashable, Protocol):
     def cancel(self, sequence_ids: Sequence[int]) -> None: ...
 
 
-async def acquire(replicas: ReplicaSource, request: GenerationRequest) -> ReplicaLease:
+async def acquire(replicas: ReplicaSource, request: GenerationRequest) -> Ticket:
     """A replica of the very weights that the request was made for.
 
     Raises:
         MooringError: there is none and there will be none; ``ModelUnavailableError`` also where the deployment
             has come to serve other weights, which would go on with ids of another tokenizer.
     """
-    lease = await replicas.acquire(
+    ticket = await replicas.acquire(
         request.deployment, deadline_s=request.deadline_s, priority=request.priority
     )
-    if request.artifact_key and lease.artifact_key != request.artifact_key:
-        lease.release()
+    if request.artifact_key and ticket.artifact_key != request.artifact_key:
+        ticket.release()
         raise ModelUnavailableError(
             f"model '{request.deployment}' was given another version while the request waited: send it again",
             code="model_changed",
             retry_after_s=0,
         )
-    return lease
+    return ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +117,16 @@ class RequestStream:
     def __init__(
         self,
         request: GenerationRequest,
-        lease: ReplicaLease,
+        ticket: Ticket,
         replicas: ReplicaSource,
-        clients: Callable[[str], SequenceRunner],
+        clients: Callable[[str], SequenceWorker],
         attendance: Attendance,
         sequence_ids: Iterator[int],
         config: DispatchConfig,
         clock: Callable[[], float],
     ) -> None:
         self._request = request
-        self._lease: ReplicaLease | None = lease
+        self._ticket: Ticket | None = ticket
         self._replicas = replicas
         self._clients = clients
         self._attendance = attendance
@@ -137,7 +137,7 @@ class RequestStream:
         self._pending: list[ChoiceTokens] = []  # one for each step of each choice, in order of arrival
         self._arrived = asyncio.Event()
         self._has_to_move = asyncio.Event()
-        self._runner: SequenceRunner | None = None
+        self._runner: SequenceWorker | None = None
         self._error: MooringError | None = None
         self._task = asyncio.create_task(self._run(), name=f"request-{request.request_id}")
         self._task.add_done_callback(self._settle)
@@ -230,28 +230,28 @@ class RequestStream:
         """Attempts, until ``_finish`` cancels the task."""
         num_fruitless = 0
         try:
-            while self._lease is not None:
+            while self._ticket is not None:
                 num_tokens = self._num_tokens()
-                await self._attempt(self._lease)
+                await self._attempt(self._ticket)
                 num_fruitless = 0 if self._num_tokens() > num_tokens else num_fruitless + 1
                 await self._pause(num_fruitless)
-                self._lease = await acquire(self._replicas, self._request)
+                self._ticket = await acquire(self._replicas, self._request)
         except MooringError as error:
             self._fail(error)
 
-    async def _attempt(self, lease: ReplicaLease) -> None:
-        """Runs on the leased replica until the request has to move."""
+    async def _attempt(self, ticket: Ticket) -> None:
+        """Runs on the ticket's replica until the request has to move."""
         try:
             await self._attendance.turn(self)
             self._has_to_move.clear()
-            self._submit(self._clients(lease.worker_id), lease.replica_id)
+            self._submit(self._clients(ticket.worker_id), ticket.replica_id)
             await self._has_to_move.wait()
         except WorkerLostError:
             return  # it died before anything was sent to it: nobody of ours was present
         finally:
             self._withdraw()
 
-    def _submit(self, runner: SequenceRunner, replica_id: str) -> None:
+    def _submit(self, runner: SequenceWorker, replica_id: str) -> None:
         self._runner = runner
         self._attendance.enter(self, runner)
         for choice in self._choices:
@@ -290,9 +290,9 @@ class RequestStream:
         for choice in self._choices:
             choice.sequence_id = None
         self._attendance.leave(self, runner)
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+        if self._ticket is not None:
+            self._ticket.release()
+            self._ticket = None
 
     def _fail(self, error: MooringError) -> None:
         self._error = self._error or error
@@ -362,7 +362,7 @@ class Dispatcher:
     def __init__(
         self,
         replicas: ReplicaSource,
-        clients: Callable[[str], SequenceRunner],
+        clients: Callable[[str], SequenceWorker],
         config: DispatchConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -379,10 +379,10 @@ class Dispatcher:
         Raises:
             MooringError: there is none and there will be none, or not in time.
         """
-        lease = await acquire(self._replicas, request)
+        ticket = await acquire(self._replicas, request)
         return RequestStream(
             request,
-            lease,
+            ticket,
             self._replicas,
             self._clients,
             self._attendance,

@@ -12,12 +12,12 @@ from mooring.errors import AuthenticationError
 from router.request.bounds import RouterConfig
 from router.request.single_flight import SingleFlightCache
 
-__all__ = ["ANONYMOUS", "Tenancy", "TenantRecord", "api_key_of", "check_admin_key"]
+__all__ = ["ANONYMOUS", "KnownTenant", "Tenancy", "api_key_of", "check_admin_key"]
 
 ANONYMOUS = "anonymous"
 
 
-class TenantRecord(Protocol):
+class KnownTenant(Protocol):
     """A tenant as the registry knows it."""
 
     @property
@@ -37,14 +37,14 @@ class Tenancy:
 
     def __init__(
         self,
-        authenticate: Callable[[str], TenantRecord | None],
+        authenticate: Callable[[str], KnownTenant | None],
         *,
         allow_anonymous: bool,
         config: RouterConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._allow_anonymous = allow_anonymous
-        self._tenants = SingleFlightCache[str, TenantRecord | None](
+        self._tenants = SingleFlightCache[str, KnownTenant | None](
             authenticate,
             max_entries=config.key_cache_entries,
             ttl_s=lambda record: config.unknown_key_cache_s if record is None else config.key_cache_s,

@@ -83,8 +83,8 @@ def sequence(number: int, prompt_ids: tuple[int, ...] = (1, 2, 3), **sampling: A
     return SequenceRequest(number, "m/0", prompt_ids, SamplingParams(**{"max_tokens": 8, **sampling}))
 
 
-class _Lease:
-    def __init__(self, replica_id: str, worker_id: str, held: set[_Lease]) -> None:
+class _Ticket:
+    def __init__(self, replica_id: str, worker_id: str, held: set[_Ticket]) -> None:
         self.replica_id = replica_id
         self.worker_id = worker_id
         self._held = held
@@ -95,7 +95,7 @@ class _Lease:
 
 
 class NullFleet:
-    """One worker that loads ``m/0`` in each of its lives; gives out leases on it while it is resident."""
+    """One worker that loads ``m/0`` in each of its lives; gives out tickets for it while it is resident."""
 
     def __init__(self, command: tuple[str, ...], step_time_s: float, **config: Any) -> None:
         spec = WorkerSpec(
@@ -105,7 +105,7 @@ class NullFleet:
             [spec], self._ready, self._lost, SupervisorConfig(first_backoff_s=0.01, max_backoff_s=0.02)
         )
         self.resident = asyncio.Event()
-        self.leases: set[_Lease] = set()
+        self.tickets: set[_Ticket] = set()
         self.num_deaths = 0
         self._loads: set[asyncio.Task[None]] = set()
 
@@ -117,9 +117,9 @@ class NullFleet:
     def pid(self) -> int:
         return self.client.capabilities().pid
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> _Lease:
+    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> _Ticket:
         await self.resident.wait()
-        return _Lease("m/0", "cpu-0", self.leases)
+        return _Ticket("m/0", "cpu-0", self.tickets)
 
     def _ready(self, client: WorkerClient) -> None:
         self._loads.add(asyncio.create_task(self._load(client)))

@@ -18,7 +18,7 @@ from router.request.sampling import GenerationDefaults
 from router.request.served_model import ServedModel
 from router.services import RouterServices
 from router.telemetry.metrics import Gauges, Metrics, ModelGauges
-from router.tenancy.keys import Tenancy, TenantRecord
+from router.tenancy.keys import KnownTenant, Tenancy
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('I do not like this') }}"
@@ -184,7 +184,7 @@ def services(
     source: ScriptedSource,
     models: list[ServedModel],
     *,
-    authenticate: Callable[[str], TenantRecord | None] = lambda key: None,
+    authenticate: Callable[[str], KnownTenant | None] = lambda key: None,
     allow_anonymous: bool = True,
     config: RouterConfig | None = None,
 ) -> RouterServices:

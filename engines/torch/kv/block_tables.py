@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.torch.kv.prefix import BlockKeys, Prefix, first_seen_column, longest_prefix_tokens
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv_spec import KVGroup
 
 __all__ = ["BlockTables"]
@@ -35,7 +35,7 @@ class BlockTables:
     """
 
     def __init__(
-        self, cache: PrefixCache, model_id: str, groups: Sequence[KVGroup], num_slots: int, max_model_len: int
+        self, cache: BlockStore, model_id: str, groups: Sequence[KVGroup], num_slots: int, max_model_len: int
     ) -> None:
         self.groups = tuple(groups)
         self.tables = tuple(
@@ -50,7 +50,7 @@ class BlockTables:
 
     @property
     def revision(self) -> int:
-        """See ``PrefixCache``."""
+        """See ``BlockStore``."""
         return self._cache.revision
 
     @property

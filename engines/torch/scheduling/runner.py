@@ -29,7 +29,7 @@ from engines.torch.scheduling.resume import Resumption
 from engines.torch.scheduling.scheduler import Scheduler, StepPlan
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError
 
 __all__ = ["Forward", "SequenceRunner", "ToLogits"]
@@ -71,7 +71,7 @@ class SequenceRunner:
         *,
         limits: SequenceLimits,
         eos_ids: tuple[int, ...],
-        cache: PrefixCache,
+        cache: BlockStore,
         swap: KVSwap,
         artifact: bytes,
         device: torch.device,

@@ -16,10 +16,10 @@ __all__ = [
     "DeviceMemory",
     "DeviceStatus",
     "EventBody",
+    "KVFragmentation",
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
-    "KvFragmentation",
     "ModelBody",
     "Policy",
     "RegistrationBody",
@@ -40,7 +40,7 @@ Name = Annotated[
 ]
 
 
-PrefixCache = Literal["tenant", "shared", "off"]
+BlockStore = Literal["tenant", "shared", "off"]
 
 
 MAX_REPLICAS = 64  # more than there are devices in one machine
@@ -76,7 +76,7 @@ class Policy(_Request):
     max_replicas: int = Field(
         1, ge=1, le=MAX_REPLICAS, description="Replicas that load may bring, one on each device."
     )
-    prefix_cache: PrefixCache = Field(
+    prefix_cache: BlockStore = Field(
         "tenant",
         description="Who shares computed prefixes: requests of one tenant, all (`shared`; a tenant can then tell "
         "by the time what others sent), or none (`off`).",
@@ -148,7 +148,7 @@ class DeploymentUpdate(_Request):
     idle_timeout_s: float | None = Field(None, gt=0)
     min_replicas: int | None = Field(None, ge=0, le=MAX_REPLICAS)
     max_replicas: int | None = Field(None, ge=1, le=MAX_REPLICAS)
-    prefix_cache: PrefixCache | None = None
+    prefix_cache: BlockStore | None = None
 
 
 class DeploymentBody(_Body):
@@ -206,7 +206,7 @@ class DeviceStatus(_Body):
     memory: DeviceMemory | None = Field(None, description="Null where the device cannot be read.")
 
 
-class KvFragmentation(_Body):
+class KVFragmentation(_Body):
     """Committed KV memory that holds no token, in bytes."""
 
     free_bytes: int = Field(description="Pages that are nobody's: any model takes them in its next step.")
@@ -221,7 +221,7 @@ class WorkerStatus(_Body):
     device: str
     state: str
     ready_bytes: int = Field(0, description="Device memory that it keeps ready for nobody yet.")
-    kv_fragmentation: KvFragmentation | None = Field(None, description="Null before it takes orders.")
+    kv_fragmentation: KVFragmentation | None = Field(None, description="Null before it takes orders.")
 
 
 class ReplicaStatus(_Body):

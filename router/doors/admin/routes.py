@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Depends, Request
 
-from engines.supervise.supervisor import WorkerStatus as SupervisedWorker
+from engines.supervise.supervisor import WorkerProcess as SupervisedWorker
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.status import WorkerStatus as ManagedWorker
 from memory_manager.watch.devices import DeviceReader
@@ -261,7 +261,7 @@ def _worker_status(worker: SupervisedWorker, managed: ManagedWorker | None) -> t
         ready_bytes=0 if managed is None else managed.ready_bytes,
         kv_fragmentation=None
         if managed is None
-        else types.KvFragmentation.model_validate(managed.fragmentation),
+        else types.KVFragmentation.model_validate(managed.fragmentation),
     )
 
 

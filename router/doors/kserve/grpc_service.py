@@ -14,7 +14,6 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from mooring.errors import InternalError, MooringError
 from router.doors.grpc.errors import Context, abort, metadata_of, refuse_unknown_fields
 from router.doors.kserve import grpc_messages as messages
-from router.doors.kserve.absent import check_shared_memory_region, no_log_settings, no_shared_memory, no_trace
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_stream import InferStream
 from router.doors.kserve.metadata import EXTENSIONS, SERVER_NAME, SERVER_VERSION
@@ -22,6 +21,12 @@ from router.doors.kserve.repository import (
     check_load_parameters,
     check_repository_name,
     check_unload_parameters,
+)
+from router.doors.kserve.unsupported import (
+    check_shared_memory_region,
+    no_log_settings,
+    no_shared_memory,
+    no_trace,
 )
 from router.intake import request_id_from
 from router.tenancy.keys import Tenancy, api_key_of, check_admin_key

@@ -17,7 +17,6 @@ from starlette.routing import BaseRoute, Route
 from mooring.errors import InternalError, InvalidRequestError, MooringError
 from router.doors.http.errors import error_response, valid_unicode
 from router.doors.http.sse import CLIENT_GONE, ClientGoneError, EventStream, until_disconnect
-from router.doors.kserve.absent import check_shared_memory_region, no_log_settings, no_shared_memory, no_trace
 from router.doors.kserve.answer import Answer
 from router.doors.kserve.core import KServe
 from router.doors.kserve.inputs import InferRequest
@@ -31,6 +30,12 @@ from router.doors.kserve.rest_generate import answer_generate, generate_events, 
 from router.doors.kserve.rest_infer import HEADER_LENGTH, answer_infer, read_infer
 from router.doors.kserve.rest_json import index_json, metadata_json, server_json, statistics_json
 from router.doors.kserve.tensors import Tensor
+from router.doors.kserve.unsupported import (
+    check_shared_memory_region,
+    no_log_settings,
+    no_shared_memory,
+    no_trace,
+)
 from router.intake import request_id_from
 from router.request.served_model import ServedModel
 from router.tenancy.keys import Tenancy, api_key_of, check_admin_key

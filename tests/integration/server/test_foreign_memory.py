@@ -15,9 +15,9 @@ from support.memory_cgroup import MemoryCgroup, memory_cgroup
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from memory_manager.watch.devices import DeviceMemory, HostReader
-from memory_manager.watch.foreign import ForeignConfig
-from memory_manager.watch.foreign_watch import ForeignWatch
 from memory_manager.watch.host_watch import HostWatch
+from memory_manager.watch.others_rule import OthersConfig
+from memory_manager.watch.others_watch import OthersWatch
 from mooring.units import MIB
 
 pytestmark = pytest.mark.integration
@@ -125,12 +125,12 @@ def reader_in(group: MemoryCgroup, tmp_path: Path) -> HostReader:
 
 async def test_our_budget_makes_way_for_a_real_process_and_comes_back(tmp_path: Path) -> None:
     """A cgroup of 512 MiB, a budget of 384: a process that takes 300 leaves us about 148 less the margin."""
-    config = ForeignConfig(margin_bytes=32 * MIB, step_bytes=8 * MIB, grow_after_s=2.0)
+    config = OthersConfig(margin_bytes=32 * MIB, step_bytes=8 * MIB, grow_after_s=2.0)
     arena = HostArena(384 * MIB)
     owner = _Owner(384 * MIB, arena)
     clock = _Clock()
     with memory_cgroup(512 * MIB) as group, process_in(group, HOG) as hog:
-        watch = ForeignWatch("cpu", reader_in(group, tmp_path), owner, config, clock)
+        watch = OthersWatch("cpu", reader_in(group, tmp_path), owner, config, clock)
         await watch.look()
         assert owner.others_bytes == 0
 
@@ -156,7 +156,7 @@ async def test_our_budget_makes_way_for_a_real_process_and_comes_back(tmp_path: 
 
 async def test_host_copies_go_where_the_host_stays_short(tmp_path: Path) -> None:
     """A cgroup of 512 MiB, of which a process takes 460."""
-    config = ForeignConfig(margin_bytes=64 * MIB, step_bytes=8 * MIB)
+    config = OthersConfig(margin_bytes=64 * MIB, step_bytes=8 * MIB)
     wanted_bytes: list[int] = []
     with memory_cgroup(512 * MIB) as group, process_in(group, HOG) as hog:
         watch = HostWatch(reader_in(group, tmp_path), wanted_bytes.append, config)
@@ -189,7 +189,7 @@ async def test_a_device_that_cannot_be_read_keeps_its_configured_budget_and_says
     arena = HostArena(64 * MIB)
     owner = _Owner(64 * MIB, arena)
     reader = HostReader(set, tmp_path / "nothing")
-    watch = ForeignWatch("cpu", reader, owner, ForeignConfig(period_s=0.01))
+    watch = OthersWatch("cpu", reader, owner, OthersConfig(period_s=0.01))
     with caplog.at_level(logging.INFO):
         for _ in range(5):
             await watch.look()
@@ -213,8 +213,8 @@ class _Failing:
 async def test_a_device_that_stops_being_readable_goes_back_to_its_budget() -> None:
     arena = HostArena(64 * MIB)
     owner, reader, clock = _Owner(64 * MIB, arena), _Failing(), _Clock()
-    config = ForeignConfig(margin_bytes=4 * MIB, step_bytes=2 * MIB, grow_after_s=1.0)
-    watch = ForeignWatch("cuda:0", reader, owner, config, clock)
+    config = OthersConfig(margin_bytes=4 * MIB, step_bytes=2 * MIB, grow_after_s=1.0)
+    watch = OthersWatch("cuda:0", reader, owner, config, clock)
     await watch.look()
     assert owner.others_bytes == 48 * MIB  # 20 are not others', 4 stay free
     reader.memory = None

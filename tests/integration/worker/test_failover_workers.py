@@ -57,7 +57,7 @@ async def test_choices_of_one_request() -> None:
     async with null_fleet() as fleet:
         stream = await dispatcher(fleet).generate(request((4, 5), 30, n=3))
         assert await read(stream) == dict.fromkeys(range(3), expected_tokens((4, 5), 30))
-        assert not fleet.leases
+        assert not fleet.tickets
 
 
 async def test_streams_go_on_where_they_were_when_the_worker_is_killed() -> None:
@@ -71,7 +71,7 @@ async def test_streams_go_on_where_they_were_when_the_worker_is_killed() -> None
         for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
             assert tokens == {0: expected_tokens(prompt, 600)}
         assert fleet.num_deaths == 1
-        assert not fleet.leases
+        assert not fleet.tickets
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.05], ids=["before the first token", "after it"])
@@ -105,7 +105,7 @@ async def test_a_request_present_at_two_deaths_fails_alone() -> None:
         for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
             assert tokens == {0: expected_tokens(prompt, 100)}
         assert fleet.num_deaths == 2
-        assert not fleet.leases
+        assert not fleet.tickets
 
 
 async def test_a_request_goes_on_after_its_replica_slept() -> None:
@@ -126,7 +126,7 @@ async def test_closing_a_stream_frees_the_worker_and_the_lease() -> None:
         stream = await dispatcher(fleet).generate(request((1,), 4000))
         await anext(stream)
         await stream.aclose()
-        assert not fleet.leases
+        assert not fleet.tickets
         await until(lambda: idle(fleet))
         await stream.aclose()
         assert [chunks async for chunks in stream] == []
@@ -135,9 +135,9 @@ async def test_closing_a_stream_frees_the_worker_and_the_lease() -> None:
 async def test_closing_before_anything_ran_gives_the_lease_back() -> None:
     async with null_fleet() as fleet:
         stream = await dispatcher(fleet).generate(request((1,), 4000))
-        assert fleet.leases
+        assert fleet.tickets
         await stream.aclose()
-        assert not fleet.leases
+        assert not fleet.tickets
         assert await idle(fleet)
 
 
@@ -147,13 +147,13 @@ async def test_closing_while_it_waits_for_the_next_life_leaves_no_trace() -> Non
         streams = [await dispatch.generate(request((number,), 200)) for number in range(3)]
         await asyncio.gather(*(anext(stream) for stream in streams))
         os.kill(fleet.pid, signal.SIGKILL)
-        await until(lambda: asyncio.sleep(0, not fleet.leases))
+        await until(lambda: asyncio.sleep(0, not fleet.tickets))
         await streams[0].aclose()
         await streams[1].aclose()
         async with asyncio.timeout(20):
             async for _ in streams[2]:
                 pass
-        assert not fleet.leases
+        assert not fleet.tickets
 
 
 async def test_a_stopped_choice_says_no_more_and_the_others_go_on() -> None:
@@ -171,7 +171,7 @@ async def test_what_the_engine_refuses_is_raised_as_it_was_meant() -> None:
         stream = await dispatcher(fleet).generate(request((1,) * MAX_MODEL_LEN, 4))
         with pytest.raises(ContextLengthError):
             await anext(stream)
-        assert not fleet.leases
+        assert not fleet.tickets
 
 
 async def test_a_slow_reader_gets_everything_at_once_and_holds_back_nobody() -> None:

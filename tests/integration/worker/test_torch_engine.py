@@ -14,7 +14,7 @@ from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, en
 from support.until import until
 
 from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, ReplicaStats
-from engines.torch.replica import Replica
+from engines.torch.replica import TorchReplica
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
@@ -483,14 +483,14 @@ def test_stats_while_another_replica_is_attached(monkeypatch: pytest.MonkeyPatch
     model = tiny_model("llama")
     with engine_driver() as driver, ThreadPoolExecutor(1) as loader:
         driver.load(model, "a")
-        of_replica = Replica.stats
+        of_replica = TorchReplica.stats
 
-        def stats(replica: Replica, pool: KVPool) -> ReplicaStats:
+        def stats(replica: TorchReplica, pool: KVPool) -> ReplicaStats:
             if replica.replica_id == "a":
                 loader.submit(driver.load, model, "b").result()
             return of_replica(replica, pool)
 
-        monkeypatch.setattr(Replica, "stats", stats)
+        monkeypatch.setattr(TorchReplica, "stats", stats)
         assert [replica.replica_id for replica in driver.engine.stats().replicas] == ["a"]
 
 

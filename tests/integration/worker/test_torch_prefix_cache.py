@@ -8,7 +8,7 @@ import pytest
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
 from engines.torch.kv.swap import CopyRates, SwapSpace
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
 
@@ -126,14 +126,14 @@ def test_what_waits_for_room_is_looked_up_again_only_after_something_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lookups = 0
-    find = PrefixCache.find
+    find = BlockStore.find
 
     def counted(*arguments: Any) -> Any:
         nonlocal lookups
         lookups += 1
         return find(*arguments)
 
-    monkeypatch.setattr(PrefixCache, "find", counted)
+    monkeypatch.setattr(BlockStore, "find", counted)
     with engine_driver(lease_pages=4) as driver:
         driver.load(tiny_model("llama"), max_model_len=240)
         for sequence_id in range(8):  # five of them fill what there is

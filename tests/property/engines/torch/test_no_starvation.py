@@ -20,7 +20,7 @@ from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.requests import SequenceLimits
 from engines.torch.scheduling.runner import SequenceRunner
 from memory_manager.arena.host_arena import HostArena
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
 
@@ -35,7 +35,7 @@ def runner_without_a_model() -> Iterator[SequenceRunner]:
     arena = HostArena((NUM_PAGES + 1) * PAGE_BYTES)
     pool = KVPool(arena, (NUM_PAGES + 1) * PAGE_BYTES)
     pool.set_limit((NUM_PAGES + 1) * PAGE_BYTES)
-    cache = PrefixCache(pool)
+    cache = BlockStore(pool)
     cache.add_model("m", (GROUP,), 2 * PAGE_BYTES, None, move_nothing)
     view = KVCacheView(arena.tensor(pool.address_range), (GROUP,), torch.float32, 1, PAGE_BYTES // 32 // 8)
     yield SequenceRunner(

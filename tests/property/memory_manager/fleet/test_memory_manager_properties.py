@@ -10,7 +10,7 @@ from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, 
 
 from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
 from memory_manager.fleet.controller import MemoryManager
-from memory_manager.fleet.views import planner_state, stirring
+from memory_manager.fleet.views import planner_state, unsettled
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import Residency, ResidencyEvent
 from mooring.errors import ArtifactError, InsufficientMemoryError, ModelNotFoundError, ModelUnavailableError
@@ -117,7 +117,7 @@ class World:
             now_s = self.loop.time()
             deployments, replicas = manager._deployments.values(), manager._replicas.values()
             where = manager._ledgers, manager._workers
-            *moving, next_due_s = stirring(deployments, replicas, CONFIG, now_s)
+            *moving, next_due_s = unsettled(deployments, replicas, CONFIG, now_s)
             whole = planner_state(*where, deployments, replicas, CONFIG, now_s)
             part = planner_state(*where, *moving, CONFIG, now_s, next_due_s)
             self.num_left_out += len(whole.deployments) - len(part.deployments)

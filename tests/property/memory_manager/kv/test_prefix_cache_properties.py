@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from memory_manager.arena.host_arena import HostArena
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from memory_manager.kv_spec import KVGroup
@@ -35,7 +35,7 @@ class CacheTraffic(RuleBasedStateMachine):
     def build(self) -> None:
         self.arena = HostArena(NUM_PAGES * PAGE, stock_limit_bytes=NUM_PAGES * PAGE)
         self.pool = KVPool(self.arena, NUM_PAGES * PAGE)
-        self.cache = PrefixCache(self.pool)
+        self.cache = BlockStore(self.pool)
         self.users: dict[tuple[str, int], Counter[int]] = {}
         self.keys: dict[tuple[str, int], dict[bytes, int]] = {}  # stored, as far as nobody gave it up
         self.num_keys = 0

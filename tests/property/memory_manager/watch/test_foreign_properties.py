@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
-from memory_manager.watch.foreign import ForeignConfig, ForeignRule
+from memory_manager.watch.others_rule import OthersConfig, OthersRule
 
 BUDGET, FLOOR = 100 * PAGE, 3 * PAGE
-CONFIG = ForeignConfig(margin_bytes=8 * PAGE, step_bytes=4 * PAGE, grow_after_s=5.0)
+CONFIG = OthersConfig(margin_bytes=8 * PAGE, step_bytes=4 * PAGE, grow_after_s=5.0)
 rooms = st.one_of(st.none(), st.integers(0, 150 * PAGE))
 readings = st.lists(
     st.tuples(rooms, st.sampled_from([None, 0.0, 0.5]), st.floats(0.1, 8.0)), min_size=1, max_size=60
@@ -20,7 +20,7 @@ readings = st.lists(
 def test_the_budget_stays_in_its_bounds_and_leaves_others_what_they_took(
     trace: list[tuple[int | None, float | None, float]],
 ) -> None:
-    rule, now_s = ForeignRule(BUDGET, FLOOR, CONFIG), 0.0
+    rule, now_s = OthersRule(BUDGET, FLOOR, CONFIG), 0.0
     for room, stalled, pause_s in trace:
         now_s += pause_s
         effective = rule.observe(room, stalled, now_s)
@@ -35,7 +35,7 @@ def test_the_budget_stays_in_its_bounds_and_leaves_others_what_they_took(
 def test_it_grows_only_after_a_quiet_time_and_into_what_was_free_all_along(
     trace: list[tuple[int | None, float | None, float]],
 ) -> None:
-    rule, now_s = ForeignRule(BUDGET, FLOOR, CONFIG), 0.0
+    rule, now_s = OthersRule(BUDGET, FLOOR, CONFIG), 0.0
     seen: list[tuple[float, int | None, float | None]] = []
     for room, stalled, pause_s in trace:
         now_s += pause_s
@@ -53,7 +53,7 @@ def test_it_grows_only_after_a_quiet_time_and_into_what_was_free_all_along(
 def test_readings_that_stay_settle_it_within_a_step_of_the_room(
     trace: list[tuple[int | None, float | None, float]], room: int
 ) -> None:
-    rule, now_s = ForeignRule(BUDGET, FLOOR, CONFIG), 0.0
+    rule, now_s = OthersRule(BUDGET, FLOOR, CONFIG), 0.0
     for each, stalled, pause_s in trace:
         now_s += pause_s
         rule.observe(each, stalled, now_s)

@@ -6,7 +6,7 @@ import asyncio
 
 from support.simulated_memory import PAGE, SimulatedWorker, run_virtually
 
-from memory_manager.fleet.kv_lease import KvLease
+from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger
 from memory_manager.ports import LeaseStatus
 from mooring.errors import InternalError
@@ -30,7 +30,7 @@ def test_a_worker_that_keeps_failing_is_asked_ever_more_rarely_and_served_when_i
         ledger = Ledger("cpu", 100 * PAGE)
         worker = RefusingWorker(100 * PAGE)
         applied = asyncio.Event()
-        lease = KvLease(worker, ledger, 0.01, applied.set)
+        lease = WorkerKVLease(worker, ledger, 0.01, applied.set)
         lease.aim(10 * PAGE)
         running = asyncio.create_task(lease.run())
         await asyncio.sleep(60)

@@ -19,18 +19,18 @@ from mooring.errors import InternalError
 def test_a_claim_is_filled_by_what_comes_free_and_never_by_what_is_leased() -> None:
     ledger = Ledger("cpu", 10 * PAGE)
     assert ledger.grant(Owner("kv", "w"), 8 * PAGE)
-    ledger.claim_for_others(5 * PAGE - 1)
-    assert (ledger.claim_bytes, ledger.free_bytes) == (5 * PAGE, 0)
+    ledger.set_others(5 * PAGE - 1)
+    assert (ledger.others_bytes, ledger.free_bytes) == (5 * PAGE, 0)
     assert ledger.owners() == {Owner("kv", "w"): 8 * PAGE, Owner("others"): 2 * PAGE}
     assert not ledger.grant(Owner("weights", "a"), PAGE)
     ledger.shrink(Owner("kv", "w"), 4 * PAGE)
     assert ledger.owners() == {Owner("kv", "w"): 4 * PAGE, Owner("others"): 5 * PAGE}
     assert ledger.free_bytes == PAGE
     ledger.check()
-    ledger.claim_for_others(0)
+    ledger.set_others(0)
     assert ledger.free_bytes == 6 * PAGE
-    ledger.claim_for_others(99 * PAGE)
-    assert ledger.claim_bytes == 10 * PAGE
+    ledger.set_others(99 * PAGE)
+    assert ledger.others_bytes == 10 * PAGE
     with pytest.raises(InternalError):
         ledger.shrink(Owner("kv", "w"), -1)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from support.kv_moves import move_nothing
 
 from memory_manager.arena.host_arena import HostArena
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from memory_manager.kv_spec import KVGroup
@@ -23,7 +23,7 @@ NUM_PAGES = 4
 class House:
     """A pool of four pages for two models: "a" has four blocks a page, "b" one."""
 
-    def __init__(self, cache: PrefixCache, pool: KVPool) -> None:
+    def __init__(self, cache: BlockStore, pool: KVPool) -> None:
         self.cache, self.pool = cache, pool
         self.moves: list[tuple[list[int], list[int]]] = []
 
@@ -50,7 +50,7 @@ def house() -> Iterator[House]:
     arena = HostArena((NUM_PAGES + 1) * PAGE)
     pool = KVPool(arena, (NUM_PAGES + 1) * PAGE)
     pool.set_limit((NUM_PAGES + 1) * PAGE)
-    house = House(PrefixCache(pool), pool)
+    house = House(BlockStore(pool), pool)
     yield house
     pool.check_integrity()
     house.cache.check_integrity()

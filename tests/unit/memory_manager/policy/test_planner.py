@@ -20,7 +20,7 @@ from memory_manager.policy.plan_types import (
     PlannerState,
     ReplicaView,
     Resume,
-    SetKvLease,
+    SetKVLease,
     Sleep,
     Unload,
     Wake,
@@ -73,7 +73,7 @@ def actions(made: PlannerState, now_s: float = NOW) -> dict[type[Action], list[s
     """Replica ids by kind of action; reasons left out."""
     found: dict[type[Action], list[str]] = {}
     for action in decide(made, now_s).actions:
-        name = str(action.num_bytes // PAGE) if isinstance(action, SetKvLease) else action.replica_id
+        name = str(action.num_bytes // PAGE) if isinstance(action, SetKVLease) else action.replica_id
         found.setdefault(type(action), []).append(name)
     return found
 
@@ -85,12 +85,12 @@ def test_nothing_wanted_and_all_memory_leased_means_nothing_to_do() -> None:
 
 
 def test_an_idle_device_gives_all_memory_to_kv() -> None:
-    assert actions(state([model("a")], [replica("a")], kv_pages=0)) == {SetKvLease: ["39"]}
+    assert actions(state([model("a")], [replica("a")], kv_pages=0)) == {SetKVLease: ["39"]}
 
 
 def test_kv_shrinks_before_a_load_and_the_load_follows_when_the_ledger_is_free() -> None:
     deployments = [model("a", demand=waiting())]
-    assert actions(state(deployments, [replica("a")])) == {SetKvLease: ["29"]}
+    assert actions(state(deployments, [replica("a")])) == {SetKVLease: ["29"]}
     assert actions(state(deployments, [replica("a")], kv_pages=29)) == {Load: ["a/0"]}
 
 
@@ -388,7 +388,7 @@ def test_two_devices_are_filled_by_fit_and_one_deployment_is_not_twice_on_a_work
     made = plan(PlannerState(devices, workers, (wanted,), slots), NOW, CONFIG)
     loads = [(each.replica_id, each.worker_id) for each in made.actions if isinstance(each, Load)]
     assert loads == [("a/0", "w1"), ("a/1", "w0")]
-    leases = {each.worker_id: each.num_bytes // PAGE for each in made.actions if isinstance(each, SetKvLease)}
+    leases = {each.worker_id: each.num_bytes // PAGE for each in made.actions if isinstance(each, SetKVLease)}
     assert leases == {"w0": 10, "w1": 30}
 
 

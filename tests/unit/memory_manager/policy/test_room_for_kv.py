@@ -21,7 +21,7 @@ from memory_manager.policy.plan_types import (
     Plan,
     PlannerState,
     ReplicaView,
-    SetKvLease,
+    SetKVLease,
     Sleep,
     WorkerView,
 )
@@ -70,7 +70,7 @@ def asked(
 
 
 def slept(made: Plan) -> list[str]:
-    assert not [each for each in made.actions if isinstance(each, SetKvLease)], "it grows when they have gone"
+    assert not [each for each in made.actions if isinstance(each, SetKVLease)], "it grows when they have gone"
     return [each.replica_id for each in made.actions if isinstance(each, Sleep)]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from engines.api import SamplingParams
 from mooring.errors import ModelUnavailableError
-from router.dispatch.dispatch import ReplicaLease, acquire
+from router.dispatch.dispatch import Ticket, acquire
 from router.request.request import GenerationRequest
 
 
@@ -26,7 +26,7 @@ class Source:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> ReplicaLease:
+    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> Ticket:
         return self.lease
 
 

@@ -11,7 +11,7 @@ from support.kv_moves import move_nothing
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from memory_manager.arena.host_arena import HostArena
-from memory_manager.kv.block_store import PrefixCache
+from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
 
@@ -34,15 +34,15 @@ def pool() -> Iterator[KVPool]:
 
 
 @pytest.fixture
-def cache(pool: KVPool) -> Iterator[PrefixCache]:
-    cache = PrefixCache(pool)
+def cache(pool: KVPool) -> Iterator[BlockStore]:
+    cache = BlockStore(pool)
     cache.add_model("m", (FULL, WINDOW), 0, None, move_nothing)
     yield cache
     cache.check_integrity()
 
 
 @pytest.fixture
-def blocks(cache: PrefixCache) -> BlockTables:
+def blocks(cache: BlockStore) -> BlockTables:
     return BlockTables(cache, "m", (FULL, WINDOW), num_slots=4, max_model_len=128)
 
 

@@ -15,11 +15,11 @@ from memory_manager.fleet.records import HostCopies, Replica, Worker
 from memory_manager.policy.residency import Residency
 from mooring.units import format_bytes
 
-__all__ = ["Others"]
+__all__ = ["OthersShare"]
 
 
-class Others:
-    """Lets other processes have parts of the budgets (``memory_manager.watch.foreign_watch.BudgetOwner``).
+class OthersShare:
+    """Lets other processes have parts of the budgets (``memory_manager.watch.others_watch.BudgetOwner``).
 
     Args:
         ledgers, workers, replicas: the controller's own, by name and id.
@@ -71,18 +71,18 @@ class Others:
         """Leaves that part of a device's budget to other processes; absolute. KV leases shrink first, what
         workers keep ready leaves at once, and the planner puts replicas to sleep for the rest."""
         ledger = self._ledgers[device]
-        before_bytes = ledger.budget_bytes - ledger.claim_bytes
-        ledger.claim_for_others(num_bytes)
+        before_bytes = ledger.budget_bytes - ledger.others_bytes
+        ledger.set_others(num_bytes)
         figures = {
             "budget_bytes": ledger.budget_bytes,
             "before_bytes": before_bytes,
-            "after_bytes": ledger.budget_bytes - ledger.claim_bytes,
+            "after_bytes": ledger.budget_bytes - ledger.others_bytes,
             "leased_bytes": ledger.leased_bytes,
         }
         self._reporter.of_device(EventKind.BUDGET, device, reason, figures)
         if device.startswith("cpu"):
             on_cpu = [each for name, each in self._ledgers.items() if name.startswith("cpu")]
-            self._host_cache.allow_spare(not any(each.claim_bytes for each in on_cpu))
+            self._host_cache.allow_spare(not any(each.others_bytes for each in on_cpu))
         for worker in self._workers.values():
             if worker.port.device == device:
                 self.limit(worker)

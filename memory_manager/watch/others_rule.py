@@ -14,11 +14,11 @@ from memory_manager.watch.devices import DeviceMemory
 from mooring.errors import ConfigurationError
 from mooring.units import MIB
 
-__all__ = ["ForeignConfig", "ForeignRule", "room_bytes"]
+__all__ = ["OthersConfig", "OthersRule", "room_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignConfig:
+class OthersConfig:
     """How a device is shared with processes that are not ours.
 
     Attributes:
@@ -51,14 +51,14 @@ def room_bytes(memory: DeviceMemory, held_bytes: int, num_sharing: int = 1) -> i
     Args:
         held_bytes: device memory that our workers hold, by their own account. Where the device tells our
             processes' memory from others', its figure is used in place of this one.
-        num_sharing: see ``ForeignConfig``.
+        num_sharing: see ``OthersConfig``.
     """
     if memory.kind == "cuda" and memory.others_bytes is not None:
         return max(0, memory.total_bytes - memory.others_bytes)
     return held_bytes + memory.free_bytes // num_sharing
 
 
-class ForeignRule:
+class OthersRule:
     """The budget that follows from what is read of one device.
 
     Args:
@@ -69,7 +69,7 @@ class ForeignRule:
         effective_bytes: the budget now; ``floor_bytes <= effective_bytes <= budget_bytes``.
     """
 
-    def __init__(self, budget_bytes: int, floor_bytes: int, config: ForeignConfig) -> None:
+    def __init__(self, budget_bytes: int, floor_bytes: int, config: OthersConfig) -> None:
         self._budget_bytes = budget_bytes
         self._floor_bytes = min(floor_bytes, budget_bytes)
         self._config = config

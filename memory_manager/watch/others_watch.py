@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from memory_manager.watch.devices import DeviceReader
-from memory_manager.watch.foreign import ForeignConfig, ForeignRule, room_bytes
+from memory_manager.watch.others_rule import OthersConfig, OthersRule, room_bytes
 from mooring.units import format_bytes
 
-__all__ = ["BudgetOwner", "ForeignWatch"]
+__all__ = ["BudgetOwner", "OthersWatch"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class BudgetOwner(Protocol):
         ...
 
 
-class ForeignWatch:
+class OthersWatch:
     """Reads one device again and again.
 
     Args:
@@ -46,7 +46,7 @@ class ForeignWatch:
         device: str,
         reader: DeviceReader,
         owner: BudgetOwner,
-        config: ForeignConfig,
+        config: OthersConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device = device
@@ -55,7 +55,7 @@ class ForeignWatch:
         self._config = config
         self._clock = clock
         self._budget_bytes, floor_bytes = owner.budget_of(device)
-        self._rule = ForeignRule(self._budget_bytes, floor_bytes, config)
+        self._rule = OthersRule(self._budget_bytes, floor_bytes, config)
 
     async def run(self) -> None:
         """Until cancelled."""
