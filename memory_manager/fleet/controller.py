@@ -22,6 +22,7 @@ from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.moves import Moves
+from memory_manager.fleet.others_share import OthersShare
 from memory_manager.fleet.plan_schedule import PlanSchedule
 from memory_manager.fleet.records import (
     Deployment,
@@ -41,7 +42,6 @@ from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
 from memory_manager.policy.what_if import WayIn, way_in
 from memory_manager.ports import DeploymentSpec, WorkerPort
-from memory_manager.watch.others_share import OthersShare
 from mooring.errors import (
     ConfigurationError,
     ConflictError,

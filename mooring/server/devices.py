@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping
 
 from memory_manager.config import DeviceBudget
+from memory_manager.fleet.others_share import OthersShare
 from memory_manager.watch.devices import DeviceReader, HostReader, NvmlReader, Pids, default_budget_bytes
 from memory_manager.watch.host_watch import HostWatch
 from memory_manager.watch.others_rule import OthersConfig
-from memory_manager.watch.others_share import OthersShare
 from memory_manager.watch.others_watch import OthersWatch
 from mooring.config import DeviceEntry, Settings
 from mooring.errors import ConfigurationError
