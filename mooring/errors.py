@@ -20,6 +20,7 @@
     │   ├── ModelUnavailableError     disabled, or failed to load
     │   ├── WorkerLostError           the engine's process died
     │   ├── RegistryUnavailableError  the registry's database does not answer
+    │   ├── DeadlineExceededError     the caller's own limit has passed
     │   └── ShuttingDownError
     └── OperatorError           whoever runs the server must mend something
         ├── ConfigurationError

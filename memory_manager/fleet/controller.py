@@ -269,13 +269,16 @@ class MemoryManager:
 
     # Requests.
 
-    async def acquire(self, name: str, *, deadline_s: float = math.inf, priority: int = 0) -> ReplicaTicket:
-        """Waits until a replica is resident and takes requests; the lease counts as activity until released.
+    async def acquire(
+        self, name: str, *, deadline_s: float = math.inf, priority: int = 0, again: bool = False
+    ) -> ReplicaTicket:
+        """Waits until a replica is resident and takes requests; the ticket counts as activity until released.
 
         Args:
             deadline_s: on the manager's clock. It orders who waits; it does not end the wait, which is for
                 the caller to cancel.
             priority: higher first.
+            again: the request had a ticket before and is tried again or moves, so it is no new arrival.
 
         Raises:
             ModelNotFoundError: no such deployment, or it was removed meanwhile.
@@ -286,7 +289,7 @@ class MemoryManager:
         """
         if self._stopping:
             raise shutting_down()
-        return await self._admission.acquire(self._deployment(name), deadline_s, priority)
+        return await self._admission.acquire(self._deployment(name), deadline_s, priority, again)
 
     # What an operator asks for.
 
@@ -359,9 +362,9 @@ class MemoryManager:
             self._follow_moves()
         self._admission.serve(self._deployments.values())
         now_s = self._clock()
-        deployments, replicas, next_due_s = unsettled(
-            self._deployments.values(), self._replicas.values(), self._config, now_s
-        )
+        for deployment in self._deployments.values():
+            deployment.note_rest(now_s, self._config)
+        deployments, replicas, next_due_s = unsettled(self._deployments.values(), self._replicas.values())
         for deployment in deployments:
             deployment.rescale(now_s, self._config.planner)
         state = planner_state(

@@ -273,6 +273,13 @@ class Deployment:
             return False
         return all(each.is_at_rest for each in self.replicas)
 
+    def note_rest(self, now_s: float, config: ManagerConfig) -> None:
+        """Takes down whether it is at rest by now, and when time alone will end that. A deployment found at rest
+        before, to which nothing has happened since, still is, and is not looked at."""
+        if self.stirred or self.due_s <= now_s:
+            self.due_s = self.prewake_at_s(now_s, config)
+            self.stirred = self.due_s <= now_s or not self.is_at_rest
+
     def best_replica(self) -> Replica:
         return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.tickets)))
 

@@ -15,23 +15,21 @@ __all__ = ["planner_state", "snapshot", "unsettled"]
 
 
 def unsettled(
-    deployments: Iterable[Deployment], replicas: Iterable[Replica], config: ManagerConfig, now_s: float
+    deployments: Iterable[Deployment], replicas: Iterable[Replica]
 ) -> tuple[list[Deployment], list[Replica], float]:
-    """Those that a plan can turn on, and when time alone will stir another one.
+    """The deployments and replicas that a plan can turn on, and the time at which the next of the others will be
+    among them without anything happening to it (``inf`` for never).
 
-    Of many deployments most are at rest, and every plan is the same with and without them. Whatever happens to
-    one sets its ``stirred``; a look at each that is stirred finds whether it has come to rest.
+    Most of many deployments are at rest, and a plan comes out the same with and without them. Each has to have
+    noted before (``Deployment.note_rest``) whether it is.
     """
     moving: list[Deployment] = []
     next_due_s = math.inf
     for deployment in deployments:
-        if deployment.stirred or deployment.due_s <= now_s:
-            deployment.due_s = deployment.prewake_at_s(now_s, config)
-            deployment.stirred = deployment.due_s <= now_s or not deployment.is_at_rest
-            if deployment.stirred:
-                moving.append(deployment)
-                continue
-        next_due_s = min(next_due_s, deployment.due_s)
+        if deployment.stirred:
+            moving.append(deployment)
+        else:
+            next_due_s = min(next_due_s, deployment.due_s)
     stirred = [each for each in replicas if each.deployment.stirred or (each.retired and not each.is_at_rest)]
     return moving, stirred, next_due_s
 

@@ -35,7 +35,9 @@ class Admission:
         self._reporter = reporter
         self._replan_soon = replan_soon
 
-    async def acquire(self, deployment: Deployment, deadline_s: float, priority: int) -> ReplicaTicket:
+    async def acquire(
+        self, deployment: Deployment, deadline_s: float, priority: int, again: bool
+    ) -> ReplicaTicket:
         """As ``MemoryManager.acquire``."""
         now_s = self._clock()
         try:
@@ -43,7 +45,8 @@ class Admission:
         except MooringError as error:
             raise self._refused(deployment, error) from None
         deployment.held, deployment.stirred = False, True
-        deployment.count_arrival(now_s, self._config.rate_half_life_s)
+        if not again:
+            deployment.count_arrival(now_s, self._config.rate_half_life_s)
         best = deployment.best_replica()
         if best.residency is Residency.RESIDENT:
             if deployment.spec.max_replicas > 1:

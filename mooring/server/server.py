@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,6 @@ from engines.supervise.supervisor import Supervisor
 from memory_manager.cores import CoreSignal, wait_clear
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.events import Reporter
-from memory_manager.fleet.status import Snapshot
 from memory_manager.host.cache import HostCache
 from memory_manager.policy.residency import ResidencyEvent
 from memory_manager.ports import ArtifactRef
@@ -68,7 +67,8 @@ from router.doors.kserve.rest import create_kserve_routes
 from router.intake import Intake
 from router.request.bounds import RouterConfig
 from router.services import RouterServices
-from router.telemetry.metrics import Gauges, Metrics, ModelGauges
+from router.telemetry.gauges import gauges_of
+from router.telemetry.metrics import Metrics
 from router.tenancy.keys import Tenancy
 
 __all__ = ["run"]
@@ -172,18 +172,18 @@ class Server:
         stack.push_async_callback(cache.close)
 
         directory = DeploymentDirectory()
-        metrics = Metrics(lambda: _gauges(manager.snapshot()))
-        sink = partial(_note_residency, metrics)
+        metrics = Metrics(lambda: gauges_of(manager.snapshot()))
         journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
         journal.start()
         stack.push_async_callback(journal.stop)
+        sink = partial(_note_residency, metrics)
         manager = MemoryManager(budgets, cache, manager_config(settings), sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
         supervisor = Supervisor(
             worker_specs(settings, budgets, core_signals),
             on_ready=manager.add_worker,
             on_lost=manager.worker_lost,
-            on_step=partial(_note_step, metrics),
+            on_step=metrics.observe_step,
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
         await supervisor.start()
@@ -326,51 +326,9 @@ def _entry_policy(entry: ModelEntry) -> Mapping[str, Any]:
     return entry.model_dump(include=entry.model_fields_set - {"name", "source"})
 
 
-def _note_step(metrics: Metrics, replica_id: str, num_tokens: int) -> None:
-    metrics.observe_step(replica_id.rpartition("/")[0], num_tokens)
-
-
 def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
-    before, after = event.before.value, event.after.value
-    metrics.observe_transition(event.deployment, before, after, event.duration_s)
+    metrics.observe_transition(event)
     logger.debug(
-        "%s: %s -> %s after %.3f s (%s)", event.replica_id, before, after, event.duration_s, event.reason
+        "%s: %s -> %s after %.3f s (%s)",
+        *(event.replica_id, event.before.value, event.after.value, event.duration_s, event.reason),
     )
-
-
-def _gauges(snapshot: Snapshot) -> Gauges:
-    return Gauges(_model_gauges(snapshot), _device_memory(snapshot), _kv_unused(snapshot))
-
-
-def _model_gauges(snapshot: Snapshot) -> dict[str, ModelGauges]:
-    kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
-    return {
-        deployment.name: ModelGauges(
-            num_requests_running=sum(each.num_active - each.num_queued for each in deployment.replicas),
-            num_requests_queued=sum(each.num_queued for each in deployment.replicas),
-            num_requests_deferred=deployment.num_waiting,
-            kv_cache_usage=sum(replica.cache.live_bytes for replica in deployment.replicas)
-            / max(kv_lease_bytes, 1),
-            num_preemptions=sum(replica.preemptions_total for replica in deployment.replicas),
-            prefix_query_tokens=sum(replica.cache.query_tokens_total for replica in deployment.replicas),
-            prefix_hit_tokens=sum(replica.cache.hit_tokens_total for replica in deployment.replicas),
-            residency=deployment.residency.value,
-        )
-        for deployment in snapshot.deployments
-    }
-
-
-def _device_memory(snapshot: Snapshot) -> dict[tuple[str, str], int]:
-    return {
-        (device.name, owner): num_bytes
-        for device in snapshot.devices
-        for owner, num_bytes in device.owners.items()
-    }
-
-
-def _kv_unused(snapshot: Snapshot) -> dict[tuple[str, str], int]:
-    return {
-        (worker.worker_id, kind.removesuffix("_bytes")): num_bytes
-        for worker in snapshot.workers
-        for kind, num_bytes in asdict(worker.fragmentation).items()
-    }

@@ -53,7 +53,10 @@ class Ticket(Protocol):
 class ReplicaSource(Protocol):
     """What gives out replicas: ``memory_manager.fleet.controller.MemoryManager``."""
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> Ticket: ...
+    async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> Ticket:
+        """A replica of this deployment, once one is resident. ``again``: the request had a ticket before, so it
+        is no new arrival."""
+        ...
 
 
 class SequenceWorker(Hashable, Protocol):
@@ -64,15 +67,18 @@ class SequenceWorker(Hashable, Protocol):
     def cancel(self, sequence_ids: Sequence[int]) -> None: ...
 
 
-async def acquire(replicas: ReplicaSource, request: GenerationRequest) -> Ticket:
+async def acquire(replicas: ReplicaSource, request: GenerationRequest, *, again: bool = False) -> Ticket:
     """A replica of the very weights that the request was made for.
+
+    Args:
+        again: the request had a ticket before.
 
     Raises:
         MooringError: there is none and there will be none; ``ModelUnavailableError`` also where the deployment
             has come to serve other weights, which would go on with ids of another tokenizer.
     """
     ticket = await replicas.acquire(
-        request.deployment, deadline_s=request.deadline_s, priority=request.priority
+        request.deployment, deadline_s=request.deadline_s, priority=request.priority, again=again
     )
     if request.artifact_key and ticket.artifact_key != request.artifact_key:
         ticket.release()
@@ -235,7 +241,7 @@ class RequestStream:
                 await self._attempt(self._ticket)
                 num_fruitless = 0 if self._num_tokens() > num_tokens else num_fruitless + 1
                 await self._pause(num_fruitless)
-                self._ticket = await acquire(self._replicas, self._request)
+                self._ticket = await acquire(self._replicas, self._request, again=True)
         except MooringError as error:
             self._fail(error)
 

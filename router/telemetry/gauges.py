@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["ENGINE", "GaugeCollector", "Gauges", "ModelGauges"]
+from memory_manager.fleet.status import DeploymentStatus, Snapshot
+
+__all__ = ["ENGINE", "GaugeCollector", "Gauges", "ModelGauges", "gauges_of"]
 
 ENGINE = "0"
 """The value of the label ``engine``: vLLM numbers its data-parallel engines, and its dashboards select by it."""
@@ -66,6 +68,38 @@ class Gauges:
     models: Mapping[str, ModelGauges] = field(default_factory=dict)
     device_memory_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     kv_unused_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def gauges_of(snapshot: Snapshot) -> Gauges:
+    """The gauges that a snapshot of the memory manager gives."""
+    kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
+    return Gauges(
+        models={each.name: _model_gauges(each, kv_lease_bytes) for each in snapshot.deployments},
+        device_memory_bytes={
+            (device.name, owner): num_bytes
+            for device in snapshot.devices
+            for owner, num_bytes in device.owners.items()
+        },
+        kv_unused_bytes={
+            (worker.worker_id, kind.removesuffix("_bytes")): num_bytes
+            for worker in snapshot.workers
+            for kind, num_bytes in asdict(worker.fragmentation).items()
+        },
+    )
+
+
+def _model_gauges(deployment: DeploymentStatus, kv_lease_bytes: int) -> ModelGauges:
+    replicas = deployment.replicas
+    return ModelGauges(
+        num_requests_running=sum(each.num_active - each.num_queued for each in replicas),
+        num_requests_queued=sum(each.num_queued for each in replicas),
+        num_requests_deferred=deployment.num_waiting,
+        kv_cache_usage=sum(each.cache.live_bytes for each in replicas) / max(kv_lease_bytes, 1),
+        num_preemptions=sum(each.preemptions_total for each in replicas),
+        prefix_query_tokens=sum(each.cache.query_tokens_total for each in replicas),
+        prefix_hit_tokens=sum(each.cache.hit_tokens_total for each in replicas),
+        residency=deployment.residency.value,
+    )
 
 
 class GaugeCollector(Collector):

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from memory_manager.policy.residency import ResidencyEvent
 from router.request.request import GenerationRequest
 from router.telemetry.gauges import ENGINE, GaugeCollector, Gauges, ModelGauges
 
@@ -176,14 +177,16 @@ class Metrics:
             series = self._series[key] = self._make_series(*key)
         return RequestMetrics(series, request, self.clock)
 
-    def observe_step(self, model: str, num_tokens: int) -> None:
-        """Counts a step of the model's and its tokens, those of prompts with the first token after them."""
-        self._iteration_tokens.labels(model, ENGINE).observe(num_tokens)
+    def observe_step(self, replica_id: str, num_tokens: int) -> None:
+        """Counts a step of a replica and its tokens, those of prompts with the first token after them."""
+        deployment, _, _ = replica_id.rpartition("/")
+        self._iteration_tokens.labels(deployment, ENGINE).observe(num_tokens)
 
-    def observe_transition(self, deployment: str, source: str, target: str, duration_s: float) -> None:
-        """Counts a residency change of a deployment, from one residency to another."""
-        self._transitions.labels(deployment, source, target).inc()
-        self._transition_seconds.labels(deployment, source, target).observe(duration_s)
+    def observe_transition(self, event: ResidencyEvent) -> None:
+        """Counts a change of residency and how long the residency before it lasted."""
+        change = (event.deployment, event.before.value, event.after.value)
+        self._transitions.labels(*change).inc()
+        self._transition_seconds.labels(*change).observe(event.duration_s)
 
     def expose(self) -> bytes:
         """Everything, in Prometheus' text format."""

@@ -117,7 +117,7 @@ class NullFleet:
     def pid(self) -> int:
         return self.client.capabilities().pid
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> _Ticket:
+    async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> _Ticket:
         await self.resident.wait()
         return _Ticket("m/0", "cpu-0", self.tickets)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.integration
 MODELS = ("a", "b", "c")
 WEIGHTS_BYTES = 4 * MIB
 GUARANTEE_BYTES = 2 * MIB
+HALF_LIFE_S = 1e9  # no arrival is forgotten
 TWO_FIT_BYTES = 2 * (WEIGHTS_BYTES + GUARANTEE_BYTES) + 2 * MIB
 
 
@@ -38,9 +41,8 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         planner = PlannerConfig(min_residency_s=0.05, drain_after_s=0.05, idle_grace_s=0.01)
         self.cache = HostCache(64 * MIB)
-        self.manager = MemoryManager(
-            [DeviceBudget("cpu", TWO_FIT_BYTES)], self.cache, ManagerConfig(planner=planner)
-        )
+        config = ManagerConfig(planner=planner, rate_half_life_s=HALF_LIFE_S)
+        self.manager = MemoryManager([DeviceBudget("cpu", TWO_FIT_BYTES)], self.cache, config)
         self.num_deaths = 0
         spec = WorkerSpec(
             "cpu-0", "null", "cpu", TWO_FIT_BYTES, {"step_time_s": 0.002}, command=POISON_COMMAND
@@ -58,6 +60,11 @@ class Stack:
     def _lost(self, worker_id: str) -> None:
         self.num_deaths += 1
         self.manager.worker_lost(worker_id)
+
+    def num_arrivals(self, name: str) -> int:
+        """Requests that the planner has counted for a model."""
+        rate_per_s = self.manager._deployments[name].request_rate_per_s(time.monotonic(), HALF_LIFE_S)
+        return round(rate_per_s * HALF_LIFE_S / math.log(2))
 
     @property
     def pid(self) -> int:
@@ -103,6 +110,7 @@ async def test_all_streams_of_three_models_survive_a_kill(stack: Stack) -> None:
     for (_, prompt), tokens in zip(jobs, results, strict=True):
         assert tokens == expected_tokens(prompt, 100)
     assert stack.num_deaths == 1
+    assert [stack.num_arrivals(name) for name in MODELS] == [5, 5, 5], "who goes on arrives once"
 
 
 async def test_a_poisonous_request_takes_no_model_down_for_ever(stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -52,3 +53,23 @@ def test_an_unmapped_error_has_its_nearest_ancestors_status() -> None:
     assert status_of(Special("full")) == STATUS[errors.OverloadedError]
     assert status_of(MooringError("what")) == STATUS[InternalError]
     assert type(error_from_code("a code of tomorrow", "x")) is InternalError
+
+
+def test_the_drawing_of_the_tree_shows_every_error_below_its_parent() -> None:
+    drawn: dict[str, str] = {}
+    ancestors: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        if (found := re.match(r"( {4}[│├└─ ]*)(\w+Error)\b", line)) is None:
+            continue
+        depth = (len(found[1]) - 4) // 4
+        del ancestors[depth:]
+        drawn[found[2]] = ancestors[-1] if ancestors else ""
+        ancestors.append(found[2])
+    classes = {cls: cls.__base__ for cls in vars(errors).values() if _is_error(cls)}
+    parents = {cls.__name__: parent.__name__ for cls, parent in classes.items() if cls is not MooringError}
+    assert drawn == {"MooringError": "", **parents}
+    assert drawn.keys() <= set(errors.__all__)
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, MooringError)

@@ -117,7 +117,9 @@ class World:
             now_s = self.loop.time()
             deployments, replicas = manager._deployments.values(), manager._replicas.values()
             where = manager._ledgers, manager._workers
-            *moving, next_due_s = unsettled(deployments, replicas, CONFIG, now_s)
+            for each in deployments:
+                each.note_rest(now_s, CONFIG)
+            *moving, next_due_s = unsettled(deployments, replicas)
             whole = planner_state(*where, deployments, replicas, CONFIG, now_s)
             part = planner_state(*where, *moving, CONFIG, now_s, next_due_s)
             self.num_left_out += len(whole.deployments) - len(part.deployments)

@@ -26,7 +26,7 @@ class Source:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int) -> Ticket:
+    async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> Ticket:
         return self.lease
 
 

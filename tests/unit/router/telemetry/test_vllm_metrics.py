@@ -47,7 +47,7 @@ def samples() -> Samples:
     request.tokens(0, 1)
     request.finished("stop", 2)
     request.end()
-    metrics.observe_step("m", 4)
+    metrics.observe_step("m/0", 4)
     found: Samples = {}
     for family in text_string_to_metric_families(metrics.expose().decode()):
         for sample in family.samples:

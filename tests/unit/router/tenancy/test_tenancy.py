@@ -8,6 +8,7 @@ import threading
 import pytest
 from support.router_doors import Tenant
 
+from memory_manager.policy.residency import Residency, ResidencyEvent
 from model_registry.tenants import KEY_PREFIX
 from mooring.errors import AuthenticationError
 from router.request.bounds import RouterConfig
@@ -132,7 +133,9 @@ def test_gauges_are_asked_for_at_the_scrape() -> None:
     metrics = Metrics(lambda: Gauges(models, memory))
     models["n"] = ModelGauges(3, 0, 0, 0.0)
     memory[("cpu", "kv:m")] = 20
-    metrics.observe_transition("m", "warm", "resident", 0.004)
+    metrics.observe_transition(
+        ResidencyEvent(0.0, "m", "m/0", None, Residency.WARM, Residency.RESIDENT, 0.004, "asked for")
+    )
     text = metrics.expose().decode()
     for line in (
         'vllm:num_requests_running{engine="0",model_name="n"} 3.0',
