@@ -35,8 +35,8 @@ from memory_manager.fleet.records import (
     not_found,
     shutting_down,
 )
-from memory_manager.fleet.status import Snapshot
-from memory_manager.fleet.views import planner_state, snapshot, unsettled
+from memory_manager.fleet.status import DeploymentStatus, Snapshot
+from memory_manager.fleet.views import deployment_status, planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
@@ -327,8 +327,14 @@ class MemoryManager:
         state = planner_state(self._ledgers, self._workers, *everything, self._config, now_s)
         return way_in(state, name, now_s, self._config.planner)
 
+    def status(self, name: str) -> DeploymentStatus | None:
+        """The present state of one deployment, None if there is none of this name. Costs the same however many
+        deployments there are."""
+        deployment = self._deployments.get(name)
+        return None if deployment is None else deployment_status(deployment)
+
     def snapshot(self) -> Snapshot:
-        """The present state."""
+        """The present state of everything; who asks about one deployment takes ``status``."""
         return snapshot(
             self._clock(), self._ledgers, self._workers, self._deployments, self._audit.num_mismatches
         )

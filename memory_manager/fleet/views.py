@@ -11,7 +11,7 @@ from memory_manager.fleet.records import Deployment, Replica, Worker
 from memory_manager.fleet.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
 from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState, ReplicaView, WorkerView
 
-__all__ = ["planner_state", "snapshot", "unsettled"]
+__all__ = ["deployment_status", "planner_state", "snapshot", "unsettled"]
 
 
 def unsettled(
@@ -137,12 +137,13 @@ def snapshot(
             )
             for each in workers.values()
         ),
-        deployments=tuple(map(_deployment_status, deployments.values())),
+        deployments=tuple(map(deployment_status, deployments.values())),
         num_ledger_mismatches=num_ledger_mismatches,
     )
 
 
-def _deployment_status(deployment: Deployment) -> DeploymentStatus:
+def deployment_status(deployment: Deployment) -> DeploymentStatus:
+    """One deployment as status pages show it."""
     best = deployment.best_replica()
     return DeploymentStatus(
         name=deployment.spec.name,

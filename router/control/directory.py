@@ -38,8 +38,12 @@ class DeploymentDirectory:
     def list(self) -> Sequence[ServedModel]:
         return [self._served[name] for name in sorted(self._served)]
 
+    def is_served(self, name: str) -> bool:
+        """Whether a deployment takes requests."""
+        return name in self._served
+
     def reason(self, name: str) -> str | None:
-        """Why a deployment is not served, where it is not."""
+        """Why a deployment is not served; None if it is, or if nothing is known of it."""
         return self._unavailable.get(name)
 
     def complete(self) -> None:

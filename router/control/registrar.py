@@ -377,13 +377,13 @@ class Registrar:
             self.directory.get(name)
 
     def _is_managed(self, name: str) -> bool:
-        return any(each.name == name for each in self.manager.snapshot().deployments)
+        return self.manager.status(name) is not None
 
     def _residency(self, name: str) -> str:
-        for deployment in self.manager.snapshot().deployments:
-            if deployment.name == name:
-                return deployment.residency.value
-        raise InternalError(f"deployment {name!r} is served and not managed")
+        status = self.manager.status(name)
+        if status is None:
+            raise InternalError(f"deployment {name!r} is served and not managed")
+        return status.residency.value
 
     def _forget_old(self) -> None:
         ended = [each.id for each in self._registrations.values() if each.state != "running"]

@@ -15,6 +15,8 @@ from fastapi import APIRouter, Depends, Request
 
 from engines.supervise.supervisor import WorkerProcess as SupervisedWorker
 from memory_manager.fleet.controller import MemoryManager
+from memory_manager.fleet.status import DeploymentStatus as ManagedDeployment
+from memory_manager.fleet.status import Snapshot
 from memory_manager.fleet.status import WorkerStatus as ManagedWorker
 from memory_manager.watch.devices import DeviceReader
 from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
@@ -79,13 +81,15 @@ def _model_routes(services: AdminServices) -> APIRouter:
     @router.get("/models")
     async def list_models() -> list[types.ModelBody]:
         models = await asyncio.to_thread(registry.list_models)
-        deployments = await asyncio.to_thread(registry.list_deployments)
+        deployed: dict[str, list[str]] = {}
+        for each in await asyncio.to_thread(registry.list_deployments):
+            deployed.setdefault(each.variant.version.model, []).append(each.name)
         return [
             types.ModelBody(
                 name=model.name,
                 created=_time(model.created_at_s),
                 versions=len(model.version_numbers),
-                deployments=[each.name for each in deployments if each.variant.version.model == model.name],
+                deployments=deployed.get(model.name, []),
             )
             for model in models
         ]
@@ -130,16 +134,20 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
     router = APIRouter(prefix="/deployments", tags=["deployments"])
     registrar, registry = services.registrar, services.registry
 
+    def shown(record: DeploymentRecord) -> types.DeploymentBody:
+        return _deployment(services, record, services.manager.status(record.name))
+
     @router.get("")
     async def list_deployments() -> list[types.DeploymentBody]:
         records = await asyncio.to_thread(registry.list_deployments)
-        return [_deployment(services, record) for record in records]
+        managed = _by_name(services.manager.snapshot())
+        return [_deployment(services, record, managed.get(record.name)) for record in records]
 
     @router.post("", status_code=201)
     async def create_deployment(body: types.DeploymentCreate) -> types.DeploymentBody:
         """Deploy a registered model."""
         record = await registrar.create(body.name, body.model, body.version, _policy(body.policy))
-        return _deployment(services, record)
+        return shown(record)
 
     @router.post("/{name:path}/sleep", status_code=204)
     async def sleep(name: str) -> None:
@@ -153,12 +161,12 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
 
     @router.get("/{name:path}")
     async def show_deployment(name: str) -> types.DeploymentBody:
-        return _deployment(services, await asyncio.to_thread(registry.get_deployment, name))
+        return shown(await asyncio.to_thread(registry.get_deployment, name))
 
     @router.patch("/{name:path}")
     async def update_deployment(name: str, body: types.DeploymentUpdate) -> types.DeploymentBody:
         """Change the fields that are sent."""
-        return _deployment(services, await registrar.update(name, body.model_dump(exclude_unset=True)))
+        return shown(await registrar.update(name, body.model_dump(exclude_unset=True)))
 
     @router.delete("/{name:path}", status_code=204)
     async def delete_deployment(name: str) -> None:
@@ -212,7 +220,7 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
 def _status_routes(services: AdminServices) -> APIRouter:
     router = APIRouter(tags=["status"])
 
-    async def devices() -> list[types.DeviceStatus]:
+    async def devices(snapshot: Snapshot) -> list[types.DeviceStatus]:
         memory = {name: await asyncio.to_thread(reader.read) for name, reader in services.readers.items()}
         return [
             types.DeviceStatus(
@@ -221,32 +229,36 @@ def _status_routes(services: AdminServices) -> APIRouter:
                 owners=dict(each.owners),
                 memory=memory.get(each.name),
             )
-            for each in services.manager.snapshot().devices
+            for each in snapshot.devices
         ]
 
-    def workers() -> list[types.WorkerStatus]:
-        managed = {each.worker_id: each for each in services.manager.snapshot().workers}
+    def workers(snapshot: Snapshot) -> list[types.WorkerStatus]:
+        managed = {each.worker_id: each for each in snapshot.workers}
         return [_worker_status(each, managed.get(each.worker_id)) for each in services.workers()]
 
     @router.get("/devices")
     async def list_devices() -> list[types.DeviceStatus]:
         """Budgets, and bytes by owner."""
-        return await devices()
+        return await devices(services.manager.snapshot())
 
     @router.get("/workers")
     async def list_workers() -> list[types.WorkerStatus]:
         """Worker processes."""
-        return workers()
+        return workers(services.manager.snapshot())
 
     @router.get("/status")
     async def status() -> types.StatusBody:
         """Who holds which bytes, and what is where."""
         records = await asyncio.to_thread(services.registry.list_deployments)
+        snapshot = services.manager.snapshot()
+        managed = _by_name(snapshot)
         return types.StatusBody(
-            devices=await devices(),
-            workers=workers(),
-            deployments=[_deployment_status(services, record) for record in records],
-            ledger_mismatches=services.manager.snapshot().num_ledger_mismatches,
+            devices=await devices(snapshot),
+            workers=workers(snapshot),
+            deployments=[
+                _deployment_status(services, record, managed.get(record.name)) for record in records
+            ],
+            ledger_mismatches=snapshot.num_ledger_mismatches,
         )
 
     return router
@@ -265,27 +277,33 @@ def _worker_status(worker: SupervisedWorker, managed: ManagedWorker | None) -> t
     )
 
 
-def _deployment_status(services: AdminServices, record: DeploymentRecord) -> types.DeploymentStatus:
-    for managed in services.manager.snapshot().deployments:
-        if managed.name == record.name:
-            return types.DeploymentStatus(
-                name=record.name,
-                engine=record.engine,
-                residency=managed.residency.value,
-                reason=managed.reason or None,
-                replicas=[
-                    types.ReplicaStatus(
-                        id=replica.replica_id,
-                        worker=replica.worker_id,
-                        residency=replica.residency.value,
-                        weights_bytes=replica.weights_bytes,
-                        kv_bytes=replica.kv_bytes,
-                        kv_live_bytes=replica.cache.live_bytes,
-                        kv_cached_bytes=replica.cache.cached_bytes,
-                    )
-                    for replica in managed.replicas
-                ],
-            )
+def _by_name(snapshot: Snapshot) -> Mapping[str, ManagedDeployment]:
+    return {each.name: each for each in snapshot.deployments}
+
+
+def _deployment_status(
+    services: AdminServices, record: DeploymentRecord, managed: ManagedDeployment | None
+) -> types.DeploymentStatus:
+    """A deployment's present state; ``managed`` is the manager's view of it, None if it has none."""
+    if managed is not None:
+        return types.DeploymentStatus(
+            name=record.name,
+            engine=record.engine,
+            residency=managed.residency.value,
+            reason=managed.reason or None,
+            replicas=[
+                types.ReplicaStatus(
+                    id=replica.replica_id,
+                    worker=replica.worker_id,
+                    residency=replica.residency.value,
+                    weights_bytes=replica.weights_bytes,
+                    kv_bytes=replica.kv_bytes,
+                    kv_live_bytes=replica.cache.live_bytes,
+                    kv_cached_bytes=replica.cache.cached_bytes,
+                )
+                for replica in managed.replicas
+            ],
+        )
     reason = services.registrar.directory.reason(record.name)
     return types.DeploymentStatus(
         name=record.name,
@@ -296,8 +314,10 @@ def _deployment_status(services: AdminServices, record: DeploymentRecord) -> typ
     )
 
 
-def _deployment(services: AdminServices, record: DeploymentRecord) -> types.DeploymentBody:
-    status = _deployment_status(services, record)
+def _deployment(
+    services: AdminServices, record: DeploymentRecord, managed: ManagedDeployment | None
+) -> types.DeploymentBody:
+    status = _deployment_status(services, record, managed)
     return types.DeploymentBody(
         name=record.name,
         model=record.variant.version.model,

@@ -74,7 +74,7 @@ class DeploymentRepository:
 
     def _entry(self, name: str, version: str) -> IndexEntry:
         reason = self._registrar.directory.reason(name)
-        if reason is None and not any(name == model.name for model in self._registrar.directory.list()):
+        if reason is None and not self._registrar.directory.is_served(name):
             reason = "it is being prepared"
         return IndexEntry(name, version, "READY" if reason is None else "UNAVAILABLE", reason or "")
 
