@@ -55,15 +55,25 @@ class Intake:
         self._text_models = TextModels(services.config)
 
     async def start(
-        self, *, model: str, prompt: Prompt, options: SamplingOptions, request_id: str, tenant: str
+        self,
+        *,
+        model: str,
+        prompt: Prompt,
+        options: SamplingOptions,
+        request_id: str,
+        tenant: str,
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> TextGeneration:
         """Starts a generation; the caller must ``aclose()`` it.
+
+        Args:
+            metadata: as in ``GenerationRequest``.
 
         Raises:
             MooringError: the request is wrong, or cannot be served now.
         """
         text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
-        return await self._begin(request, text_model)
+        return await self._begin(replace(request, metadata=metadata), text_model)
 
     async def start_batch(
         self,

@@ -38,6 +38,7 @@ class GenerationRequest:
         cache_scope: requests of one scope share computed KV; None shares with none.
         artifact_key: of the weights that ``prompt_ids`` are for, since a deployment that has come to serve others
             cannot finish the request; empty where any will do.
+        metadata: pairs that the client noted beside the request; nothing here reads them.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class GenerationRequest:
     priority: int = 0
     artifact_key: str = ""
     cache_scope: bytes | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ quotes is an error, as it is at OpenAI.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -92,6 +92,10 @@ _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 _NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 
 
+# As many pairs, and as long ones, as OpenAI takes.
+_Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 # A conversation with tools has messages of these.
 _ROLES_OF_TOOLS = ("tool", "function")
 
@@ -196,6 +200,10 @@ class _SamplingBody(RequestBody):
             prompt_logprobs=self.prompt_logprobs is not None,
         )
 
+    def metadata_pairs(self) -> tuple[tuple[str, str], ...]:
+        """What the caller noted beside the request, in its order."""
+        return ()
+
     def _common_options(self) -> dict[str, Any]:
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
@@ -297,12 +305,19 @@ class ChatLayout(RequestBody):
 class ChatCompletionRequest(_SamplingBody, ChatLayout):
     """The body of ``POST /v1/chat/completions``."""
 
-    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL | {"echo": (False,)}
+    _neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **{name: values for name, values in _NEUTRAL.items() if name != "metadata"},
+        "echo": (False,),
+    }
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    metadata: _Metadata | None = None
+
+    def metadata_pairs(self) -> tuple[tuple[str, str], ...]:
+        return tuple((self.metadata or {}).items())
 
     def prompts(self) -> list[ChatPrompt]:
         """The one prompt of the conversation."""

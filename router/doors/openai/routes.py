@@ -95,7 +95,12 @@ class OpenAiApi:
         request_id, tenant = request.state.request_id, request.state.tenant
         if len(prompts) == 1:
             return await self._intake.start(
-                model=body.model, prompt=prompts[0], options=options, request_id=request_id, tenant=tenant
+                model=body.model,
+                prompt=prompts[0],
+                options=options,
+                request_id=request_id,
+                tenant=tenant,
+                metadata=body.metadata_pairs(),
             )
         return await self._intake.start_batch(
             model=body.model, prompts=prompts, options=options, request_id=request_id, tenant=tenant

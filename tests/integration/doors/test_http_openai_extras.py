@@ -242,6 +242,22 @@ async def test_what_reaches_the_engine(door: HttpDoor) -> None:
     assert list(request.prompt_ids) == ids_of("hello the")[-2:]
 
 
+async def test_metadata_stays_with_the_request(door: HttpDoor) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    noted = {"job": "nightly", "étage": "3"}
+    assert (await post(door, "/v1/chat/completions", messages=messages, metadata=noted)).status_code == 200
+    assert (await post(door, "/v1/chat/completions", messages=messages)).status_code == 200
+    assert [dict(request.metadata) for request in door.source.requests] == [noted, {}]
+    too_many = {str(number): "" for number in range(17)}
+    refused = await post(door, "/v1/chat/completions", messages=messages, metadata=too_many)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "metadata")
+    assert "at most 16" in error["message"]
+    refused = await post(door, "/v1/completions", prompt="hi", metadata=noted)
+    assert refused.json()["error"]["param"] == "metadata", "it is a field of chat"
+
+
 @pytest.mark.parametrize(
     ("fields", "finish_reason", "stop_reason"),
     [

@@ -198,6 +198,15 @@ def without_time(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name != "created"}
 
 
+async def test_metadata_stays_with_the_request(server: Server) -> None:
+    async with server.connect() as socket:
+        await socket.send(chat("a", metadata={"job": "nightly"}))
+        await socket.send(chat("b", metadata={"job": 7}))
+        events = await until_ended(socket, "a", "b")
+    assert [request.metadata for request in server.source.requests] == [(("job", "nightly"),)]
+    assert events["b"][-1]["data"]["error"]["param"] == "metadata.job"
+
+
 async def test_requests_run_side_by_side_and_one_is_cancelled_by_its_id(server: Server) -> None:
     async with server.connect() as socket:
         await socket.send(completion("slow", "crawl", stream=True))

@@ -225,7 +225,8 @@ def test_deployments(shell: Shell) -> None:
 def test_tenants_and_keys(shell: Shell) -> None:
     assert "acme is created" in shell.said("tenants", "create", "acme")
     made = shell.run("tenants", "keys", "create", "acme", "--name", "laptop")
-    key = made.stdout.strip()
+    assert made.stdout.endswith("\n"), "a pipe gets a whole line"
+    (key,) = made.stdout.splitlines()
     assert key.startswith("mk-"), "stdout is the key alone, so that a script can take it"
     assert "cannot be shown again" in made.stderr
     (listed,) = shell.json("tenants", "keys", "list", "acme")

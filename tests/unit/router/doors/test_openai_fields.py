@@ -64,7 +64,7 @@ _SERVED: dict[type[BaseModel], set[str]] = {
     ChatCompletionRequest: {
         *_SERVED_BY_BOTH,
         *("messages", "top_logprobs", "max_completion_tokens", "add_generation_prompt"),
-        *("continue_final_message", "chat_template_kwargs"),
+        *("continue_final_message", "chat_template_kwargs", "metadata"),
     },
 }
 _BASE: dict[type[BaseModel], dict[str, Any]] = {
@@ -128,6 +128,30 @@ def test_a_part_that_is_no_text_is_refused_where_it_stands(part: dict[str, Any],
     error = refusal(ChatCompletionRequest, messages=[{"role": "user", "content": content}])
     assert error is not None
     assert (error.param, error.code) == (f"messages[0].content[1].{field}", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "param"),
+    [
+        ({f"k{number}": "v" for number in range(17)}, "metadata"),
+        ({"k" * 65: "v"}, "metadata." + "k" * 65),
+        ({"long": "v" * 513}, "metadata.long"),
+        ({"number": 7}, "metadata.number"),
+        (["a", "b"], "metadata"),
+    ],
+    ids=["too many", "a long key", "a long value", "no text", "no object"],
+)
+def test_metadata_beyond_openais_limits_is_refused_where_it_stands(metadata: Any, param: str) -> None:
+    error = refusal(ChatCompletionRequest, metadata=metadata)
+    assert error is not None
+    assert error.param == param
+    assert error.code in ("invalid_value", "invalid_type")
+
+
+def test_metadata_within_openais_limits_is_taken() -> None:
+    most = {f"{number:064}": "v" * 512 for number in range(16)}
+    body = ChatCompletionRequest.model_validate({**_BASE[ChatCompletionRequest], "metadata": most})
+    assert body.metadata_pairs() == tuple(most.items())
 
 
 def test_the_page_names_every_field() -> None:
