@@ -19,18 +19,21 @@ from mooring.units import MIB, format_bytes
 __all__ = [
     "make_physical",
     "map_file",
+    "move_mapping",
     "populate",
     "punch_hole",
     "reserve",
     "touch",
     "unback",
+    "unpopulate",
     "unreserve",
 ]
 
 _PROT_NONE, _PROT_READ, _PROT_READ_WRITE = 0, 1, 3
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 _UNBACKED = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 22, 23, 25
+_MADV_DONTNEED, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 4, 22, 23, 25
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 0x1, 0x2
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 
 _SMALL_PAGE_BYTES = mmap.PAGESIZE
@@ -70,6 +73,26 @@ def map_file(address: int, num_bytes: int, fd: int, offset: int = 0, *, writable
     mapping cannot be pinned without becoming copies."""
     protection = _PROT_READ_WRITE if writable else _PROT_READ
     _mmap(address, num_bytes, protection, _MAP_SHARED | _MAP_FIXED, fd, offset)
+
+
+def move_mapping(old_address: int, old_bytes: int, new_address: int, new_bytes: int) -> None:
+    """Moves a mapping of a file to other reserved addresses, where it may be longer. Its protection stays as it was,
+    whatever seals the file has got since; the old addresses are nobody's afterwards.
+
+    Raises:
+        InsufficientMemoryError: the system has no memory for its tables.
+    """
+    flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
+    moved = _libc().mremap(old_address, old_bytes, new_bytes, flags, ctypes.c_void_p(new_address))
+    if moved == ctypes.c_void_p(-1).value:
+        raise _os_error("mremap", new_bytes)
+
+
+def unpopulate(address: int, num_bytes: int) -> None:
+    """Empties the page tables of a shared mapping of a file: what is there stays, and no longer counts as this
+    process's resident memory."""
+    if _libc().madvise(address, num_bytes, _MADV_DONTNEED):
+        raise _os_error("madvise(DONTNEED)", num_bytes)
 
 
 def populate(address: int, num_bytes: int, *, writable: bool) -> None:
@@ -148,6 +171,8 @@ def _libc() -> ctypes.CDLL:
     libc.mmap.argtypes = [pointer, size, integer, integer, integer, offset]
     libc.mmap.restype = pointer
     libc.munmap.argtypes = [pointer, size]
+    libc.mremap.argtypes = [pointer, size, size, integer, pointer]
+    libc.mremap.restype = pointer
     libc.madvise.argtypes = [pointer, size, integer]
     libc.fallocate.argtypes = [integer, integer, offset, offset]
     return libc

@@ -19,13 +19,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import attrgetter
 
 from memory_manager.cores import stand_back
 from memory_manager.host.copy_file import HostCopyFile, open_artifact
+from memory_manager.host.copy_memory import CopyMemory
 from memory_manager.host.spare import HostSpare
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.memfd import closed_on_error, is_ours_alone, new_memfd, open_to_read, refit
+from memory_manager.memfd import is_ours_alone, new_memfd, open_to_read
 from memory_manager.ports import ArtifactRef
 from mooring.errors import InsufficientMemoryError, ShuttingDownError
 from mooring.units import format_bytes
@@ -65,11 +66,11 @@ class _Stored:
 
     Attributes:
         fd: what others get.
-        own_fd: what the cache writes to.
+        memory: what the cache keeps.
     """
 
     fd: int
-    own_fd: int
+    memory: CopyMemory
     num_bytes: int
     seconds: float
 
@@ -84,6 +85,7 @@ class HostCache:
         num_readers: chunks read at once, over all artifacts. By default two, and on larger machines up to eight:
             more than there are idle cores only disturbs the busy ones.
         wait_for_cores: called before each piece of the work that its own threads do.
+        to_be_pinned: copies go to GPUs too, so they cannot be sealed against writing (see ``CopyMemory``).
     """
 
     def __init__(
@@ -91,7 +93,10 @@ class HostCache:
         budget_bytes: int,
         num_readers: int | None = None,
         wait_for_cores: Callable[[], None] = lambda: None,
+        *,
+        to_be_pinned: bool = False,
     ) -> None:
+        self._to_be_pinned = to_be_pinned
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
         self._expected: dict[str, int] = {}
@@ -99,7 +104,7 @@ class HostCache:
         self._wait_for_cores = wait_for_cores
         self._may_spare = True
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
-        self._evicted: dict[str, tuple[int, int]] = {}  # descriptor and bytes, for who is to be read
+        self._evicted: dict[str, CopyMemory] = {}  # for the artifact that is to be read
         self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
         if num_readers is None:
@@ -219,7 +224,7 @@ class HostCache:
             task.add_done_callback(lambda ended: self._read_ended(ref, ended))
         return await asyncio.shield(task)
 
-    def _make_room(self, ref: ArtifactRef) -> tuple[int, int] | None:
+    def _make_room(self, ref: ArtifactRef) -> CopyMemory | None:
         """Evicts until ``ref`` fits, or nothing at all where it cannot; returns the largest memory that was evicted,
         which is the caller's now."""
         size = format_bytes(ref.num_bytes)
@@ -241,26 +246,31 @@ class HostCache:
                 f"{ref.key} needs {size} of host memory and the host cache's {budget} are in use: "
                 "raise its budget or unload a model"
             )
-        memories = sorted((self._evict(key) for key in victims), key=itemgetter(1))
-        for fd, _ in memories[:-1]:
-            os.close(fd)
+        memories = sorted(map(self._evict, victims), key=attrgetter("physical_bytes"))
+        for memory in memories[:-1]:
+            memory.close()
         return memories[-1] if memories else None
 
-    def _memory_for(self, ref: ArtifactRef) -> tuple[int, int]:
-        """A memfd for it, whose bytes are counted already, and how many of them are physical."""
-        memory = None
-        if ref.key in self._evicted:
-            fd, physical_bytes = self._evicted.pop(ref.key)
-            if is_ours_alone(fd):
-                with closed_on_error(fd):
-                    memory = fd, refit(fd, physical_bytes, ref.num_bytes)
+    def _memory_for(self, ref: ArtifactRef) -> CopyMemory:
+        """Memory for it, whose bytes are counted already."""
+        memory = self._evicted.pop(ref.key, None)
+        if memory is not None:
+            if is_ours_alone(memory.fd):
+                try:
+                    memory.refit(ref.num_bytes)
+                except BaseException:  # whatever stopped it, the memory goes
+                    memory.close()
+                    raise
             else:
-                os.close(fd)
-        if memory is None:
-            memory = self._spare.take(ref.num_bytes)
+                memory.close()
+                memory = None
+        spare = None if memory is not None else self._spare.take(ref.num_bytes)
         if self._used_bytes + self._spare.num_bytes > self._budget_bytes:
             self._spare.give_back()
-        return memory or (new_memfd(ref.num_bytes), 0)
+        if memory is not None:
+            return memory
+        fd, physical_bytes = spare or (new_memfd(ref.num_bytes), 0)
+        return CopyMemory(fd, ref.num_bytes, physical_bytes, to_be_pinned=self._to_be_pinned)
 
     def _make_ready(self) -> None:
         """Keeps a spare for the largest artifact that is expected, not here, and fits beside what is."""
@@ -276,7 +286,7 @@ class HostCache:
 
     async def _read(self, ref: ArtifactRef) -> _Stored:
         started_s = time.monotonic()
-        file = HostCopyFile(ref, *self._memory_for(ref), self._wait_for_cores)
+        file = HostCopyFile(ref, self._memory_for(ref), self._wait_for_cores)
         try:
             source = open_artifact(ref)
             loop = asyncio.get_running_loop()
@@ -296,12 +306,12 @@ class HostCache:
             errors = [result for result in results if result is not None]
             if errors:
                 raise errors[0]
-            own_fd = file.seal()
-            fd = open_to_read(own_fd)
+            memory = file.seal()
+            fd = open_to_read(memory.fd)
         except BaseException:  # nothing of a failed or cancelled read stays
             file.abandon()
             raise
-        stored = _Stored(fd, own_fd, ref.num_bytes, time.monotonic() - started_s)
+        stored = _Stored(fd, memory, ref.num_bytes, time.monotonic() - started_s)
         self._copies[ref.key] = stored
         return stored
 
@@ -309,18 +319,18 @@ class HostCache:
         """Runs before any caller wakes; also for a task that was cancelled before it began."""
         del self._reading[ref.key]
         if ref.key in self._evicted:
-            os.close(self._evicted.pop(ref.key)[0])
+            self._evicted.pop(ref.key).close()
         # Asking for the error marks it as seen even where every caller was cancelled.
         if task.cancelled() or task.exception() is not None:
             self._used_bytes -= ref.num_bytes
         self._make_ready()
 
     def _drop(self, key: str) -> None:
-        os.close(self._evict(key)[0])
+        self._evict(key).close()
 
-    def _evict(self, key: str) -> tuple[int, int]:
-        """Forgets a copy; returns its memory, the caller's now, and how much that is."""
+    def _evict(self, key: str) -> CopyMemory:
+        """Forgets a copy; returns its memory, the caller's now."""
         copy = self._copies.pop(key)
         os.close(copy.fd)
         self._used_bytes -= copy.num_bytes
-        return copy.own_fd, copy.num_bytes
+        return copy.memory

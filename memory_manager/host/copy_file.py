@@ -1,4 +1,4 @@
-"""The memory of one host copy while it is filled: a memfd, mapped for the time of the reading and then sealed.
+"""One host copy while its memory is filled, until it is sealed.
 
 The file is read straight into place: the system copies each byte once, from its page cache into pages that
 were touched before, so a second copy of the weights exists at no moment.
@@ -10,13 +10,13 @@ something else: to touch fresh pages takes several times as long as to read into
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from memory_manager import host_pages
-from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
+from memory_manager.host.copy_memory import CopyMemory
+from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
 from mooring.errors import ArtifactError, InsufficientMemoryError
 from mooring.units import format_bytes
@@ -27,35 +27,25 @@ _READ_BYTES = 1 << 20  # at once: a step that wants the core meanwhile waits for
 
 
 class HostCopyFile:
-    """A memfd that is being filled from an artifact's file.
+    """Memory that is being filled from an artifact's file.
 
     Args:
-        fd: of ``ref.num_bytes`` or more; owned from here on, until ``seal`` gives it back.
-        physical_bytes: how many of its first bytes are physical already.
+        memory: for ``ref.num_bytes`` or more; owned from here on, until ``seal`` gives it back.
         wait_for_cores: called before each piece that is read or made physical, by the thread that does it.
 
     Raises:
-        InsufficientMemoryError: there are no addresses for it.
+        InsufficientMemoryError: what should be physical is not, and the system has no more.
     """
 
     def __init__(
-        self,
-        ref: ArtifactRef,
-        fd: int,
-        physical_bytes: int,
-        wait_for_cores: Callable[[], None] = lambda: None,
+        self, ref: ArtifactRef, memory: CopyMemory, wait_for_cores: Callable[[], None] = lambda: None
     ) -> None:
         self._ref = ref
+        self._memory = memory
         self._wait_for_cores = wait_for_cores
-        self._fd = fd
-        self._physical_bytes = physical_bytes
-        self._num_bytes = 0  # mapped
         try:
-            self._address = host_pages.reserve(round_to_pages(ref.num_bytes))
-            self._num_bytes = round_to_pages(ref.num_bytes)
-            host_pages.map_file(self._address, ref.num_bytes, fd, writable=True)
-            host_pages.populate(self._address, physical_bytes, writable=True)
-        except BaseException:  # whatever stopped it, the descriptor goes, and a mapping would keep its memory
+            host_pages.populate(memory.address, memory.physical_bytes, writable=True)
+        except BaseException:  # whatever stopped it, the memory goes
             self.abandon()
             raise
 
@@ -67,8 +57,10 @@ class HostCopyFile:
             ArtifactError: the file is unreadable or ends before.
             InsufficientMemoryError: the host has no memory for it.
         """
-        target = memoryview((ctypes.c_char * (stop - start)).from_address(self._address + start)).cast("B")
-        done = max(0, min(self._physical_bytes, stop) - start)
+        target = memoryview((ctypes.c_char * (stop - start)).from_address(self._memory.address + start)).cast(
+            "B"
+        )
+        done = max(0, min(self._memory.physical_bytes, stop) - start)
         self._read(source, target[:done], start)
         while done < len(target):
             # Made physical before the system writes there: a shortage is an error then, not a SIGBUS. And a
@@ -78,26 +70,20 @@ class HostCopyFile:
             self._read(source, target[done : done + length], start + done)
             done += length
 
-    def seal(self) -> int:
-        """Ends the filling; returns the descriptor, whose memory nobody can take away any more."""
-        self._unmap()
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        return self._fd
+    def seal(self) -> CopyMemory:
+        """Ends the filling; returns the memory, the caller's now."""
+        self._memory.physical_bytes = self._ref.num_bytes
+        self._memory.seal()
+        return self._memory
 
     def abandon(self) -> None:
         """Gives up a copy that failed. No thread fills it any more."""
-        self._unmap()
-        os.close(self._fd)
-
-    def _unmap(self) -> None:
-        if self._num_bytes:
-            host_pages.unreserve(self._address, self._num_bytes)
-            self._num_bytes = 0
+        self._memory.close()
 
     def _make_physical(self, offset: int, num_bytes: int) -> None:
         self._wait_for_cores()
         try:
-            host_pages.make_physical(self._address + offset, num_bytes)
+            host_pages.make_physical(self._memory.address + offset, num_bytes)
         except InsufficientMemoryError as error:
             raise InsufficientMemoryError(
                 f"the host has no memory for {self._ref.key} of {format_bytes(self._ref.num_bytes)}: "

@@ -168,7 +168,11 @@ class Server:
         for each in core_signals.values():
             stack.callback(each.close)
         wait_for_cores = partial(wait_clear, tuple(core_signals.values()))
-        cache = HostCache(host_cache_budget_bytes(settings), wait_for_cores=wait_for_cores)
+        cache = HostCache(
+            host_cache_budget_bytes(settings),
+            wait_for_cores=wait_for_cores,
+            to_be_pinned=not all(is_cpu(each.name) for each in budgets),
+        )
         stack.push_async_callback(cache.close)
 
         directory = DeploymentDirectory()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +17,7 @@ from support.open_files import open_files
 
 from memory_manager.host.cache import HostCache
 from memory_manager.host.copy_file import HostCopyFile
+from memory_manager.host.copy_memory import CopyMemory
 from memory_manager.host.spare import HostSpare
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.memfd import is_sealed, new_memfd
@@ -58,6 +61,51 @@ async def test_the_copy_is_the_file_whole_and_sealed(cache: HostCache, tmp_path:
         with pytest.raises(OSError, match=r"Bad file descriptor|Invalid argument|Permission denied"):
             tamper()
     assert is_sealed(copy.fd)
+
+
+# As a worker that was sent the descriptor could try it: by the descriptor, and by one that it opens itself.
+ATTEMPTS = """
+import errno, mmap, os, sys
+fd = int(sys.argv[1])
+again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+attempts = (
+    lambda: mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+    lambda: mmap.mmap(again, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE),
+    lambda: os.pwrite(fd, b"stray", 0),
+    lambda: os.pwrite(again, b"stray", 0),
+)
+for attempt in attempts:
+    try:
+        attempt()
+        print("done")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+def attempts_to_write(fd: int) -> list[str]:
+    """What a process that was given the descriptor is answered."""
+    command = [sys.executable, "-c", ATTEMPTS, str(fd)]
+    return subprocess.run(command, pass_fds=[fd], capture_output=True, text=True, check=True).stdout.split()
+
+
+async def test_no_worker_can_write_to_a_copy_in_any_of_its_memorys_lives(tmp_path: Path) -> None:
+    cache = HostCache(BUDGET)
+    for key, size in (("first", 5 * MIB), ("smaller", 3 * MIB + 1), ("larger", 7 * MIB)):
+        ref = artifact(tmp_path, key, size)
+        copy = await cache.get(ref)
+        assert attempts_to_write(copy.fd) == ["EACCES", "EPERM", "EBADF", "EPERM"]
+        assert os.pread(copy.fd, size, 0) == ref.weights_path.read_bytes()
+        copy.release()
+    await cache.close()
+
+
+async def test_copies_for_a_gpu_can_be_mapped_writable_to_be_pinned(tmp_path: Path) -> None:
+    cache = HostCache(BUDGET, to_be_pinned=True)
+    copy = await cache.get(artifact(tmp_path, "a"))
+    assert is_sealed(copy.fd)
+    assert attempts_to_write(copy.fd)[:2] == ["EACCES", "done"]
+    await cache.close()
 
 
 async def test_files_of_many_chunks_are_put_together_in_order(tmp_path: Path) -> None:
@@ -213,11 +261,12 @@ async def test_close_waits_for_reads_and_closes_every_descriptor(tmp_path: Path)
 # --- memory of copies that were evicted
 
 
+@pytest.mark.parametrize("to_be_pinned", [False, True], ids=["for a CPU", "for a GPU"])
 @pytest.mark.parametrize("num_bytes", [2 * MIB, 5 * MIB, 5 * MIB + 77, 8 * MIB])
 async def test_what_is_read_in_place_of_another_copy_is_read_into_its_memory(
-    tmp_path: Path, num_bytes: int
+    tmp_path: Path, num_bytes: int, to_be_pinned: bool
 ) -> None:
-    cache, before = HostCache(BUDGET), open_files()
+    cache, before = HostCache(BUDGET, to_be_pinned=to_be_pinned), open_files()
     first = await cache.get(artifact(tmp_path, "first", 7 * MIB))
     inode = os.fstat(first.fd).st_ino
     first.release()
@@ -234,11 +283,13 @@ async def test_what_is_read_in_place_of_another_copy_is_read_into_its_memory(
 
 async def test_memory_that_is_read_into_again_and_again_keeps_none_that_is_not_needed(tmp_path: Path) -> None:
     cache = HostCache(BUDGET)
+    inodes = set()
     for size in (7 * MIB, 5 * MIB + 1, 3 * MIB + 1):
         copy = await cache.get(artifact(tmp_path, str(size), size))
         assert os.fstat(copy.fd).st_blocks * 512 <= round_to_pages(size)
+        inodes.add(os.fstat(copy.fd).st_ino)
         copy.release()
-    assert os.fstat(copy.fd).st_size == 7 * MIB, "all were read into the first one's"
+    assert len(inodes) == 1, "all were read into the first one's"
     await cache.close()
 
 
@@ -365,7 +416,7 @@ def test_nobody_waits_for_the_thread_that_makes_the_spare() -> None:
 def test_a_copy_that_cannot_be_begun_leaves_neither_descriptor_nor_mapping(tmp_path: Path) -> None:
     ref, before = artifact(tmp_path, "a", 2 * MIB), open_files()
     with pytest.raises(InsufficientMemoryError):
-        HostCopyFile(ref, new_memfd(MIB), physical_bytes=2 * MIB)  # there is not as much as it should find
+        HostCopyFile(ref, CopyMemory(new_memfd(MIB), 2 * MIB, 2 * MIB))  # there is less than it should find
     assert open_files() <= before
     assert "mooring-host-copy" not in Path("/proc/self/maps").read_text()
 
