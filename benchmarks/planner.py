@@ -36,6 +36,7 @@ class InstantCopy:
     """A host copy of nothing."""
 
     fd = -1
+    checksum = None
 
     def release(self) -> None:
         """Nothing is held."""
@@ -62,6 +63,9 @@ class InstantHostCache:
     def forget(self, key: str) -> None:
         """Nothing is held."""
 
+    def discard(self, key: str) -> None:
+        """It has every artifact again at once."""
+
     def allow_spare(self, allowed: bool) -> int:
         return 0
 
@@ -75,7 +79,9 @@ class InstantWorker:
     worker_id = "worker-0"
     device = "cpu"
 
-    async def load(self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int) -> int:
+    async def load(
+        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+    ) -> int:
         return deployment.weights_bytes
 
     async def sleep(self, replica_id: str) -> int:

@@ -171,6 +171,8 @@ class LoadSpec:
         weights_lease_bytes: device bytes granted for the weights, a multiple of the page size.
         kv_guarantee_bytes: floor of KV that other models of the worker cannot take.
         kv_cap_bytes: most KV this replica may hold; None is no cap.
+        host_copy_checksum: what ``memory_manager.word_sum`` gives for the host copy, to be looked at whenever the
+            weights have come; None if nobody can write to it.
     """
 
     replica_id: str
@@ -179,6 +181,7 @@ class LoadSpec:
     weights_lease_bytes: int
     kv_guarantee_bytes: int = 0
     kv_cap_bytes: int | None = None
+    host_copy_checksum: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

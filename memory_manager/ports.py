@@ -154,8 +154,18 @@ class WorkerPort(Protocol):
     @property
     def device(self) -> str: ...
 
-    async def load(self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int) -> int:
-        """Makes the replica resident; returns the device bytes of its weights."""
+    async def load(
+        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+    ) -> int:
+        """Makes the replica resident; returns the device bytes of its weights.
+
+        Args:
+            checksum: of the host copy (``memory_manager.word_sum``), looked at now and at each wake; None if nobody
+                can have written to it.
+
+        Raises:
+            HostCopyAlteredError: it has another one.
+        """
         ...
 
     async def sleep(self, replica_id: str) -> int: ...

@@ -25,6 +25,7 @@
     └── OperatorError           whoever runs the server must mend something
         ├── ConfigurationError
         ├── ArtifactError             a model's files are broken, unsafe or unsupported
+        ├── HostCopyAlteredError      something wrote to weights in host memory
         ├── InsufficientMemoryError   can never fit the budget as configured
         ├── FeatureAbsentError        a part that this server was built without
         ├── PoisonousRequestError     a request that was present at two deaths of a worker
@@ -48,6 +49,7 @@ __all__ = [
     "ContextLengthError",
     "DeadlineExceededError",
     "FeatureAbsentError",
+    "HostCopyAlteredError",
     "InsufficientMemoryError",
     "InternalError",
     "InvalidRequestError",
@@ -227,6 +229,12 @@ class ArtifactError(OperatorError):
     code = "invalid_artifact"
 
 
+class HostCopyAlteredError(OperatorError):
+    """A host copy is not what was read from storage: something wrote to it. It is read again."""
+
+    code = "host_copy_altered"
+
+
 class InsufficientMemoryError(OperatorError):
     """Can never fit the memory budget as it is configured."""
 
@@ -279,6 +287,7 @@ STATUS: dict[type[MooringError], Status] = {
     ShuttingDownError: Status(503, "UNAVAILABLE", "server_error"),
     ConfigurationError: Status(500, "FAILED_PRECONDITION", "server_error"),
     ArtifactError: Status(422, "FAILED_PRECONDITION", "invalid_request_error"),
+    HostCopyAlteredError: Status(500, "INTERNAL", "server_error"),
     InsufficientMemoryError: Status(507, "FAILED_PRECONDITION", "server_error"),
     FeatureAbsentError: Status(503, "UNAVAILABLE", "server_error"),
     PoisonousRequestError: Status(500, "INTERNAL", "server_error"),

@@ -188,9 +188,10 @@ class WorkerClient:
 
     # Verbs -----------------------------------------------------------------------------------------
 
-    async def load(self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int) -> int:
-        """Makes the replica resident; returns the device bytes of its weights. The caller keeps
-        ``host_copy_fd``."""
+    async def load(
+        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+    ) -> int:
+        """As ``WorkerPort.load``. The caller keeps ``host_copy_fd``."""
         key = await self._descriptors.send(deployment.artifact.key, host_copy_fd)
         request = pb.LoadRequest(
             replica_id=replica_id,
@@ -200,6 +201,7 @@ class WorkerClient:
             weights_lease_bytes=deployment.weights_bytes,
             kv_guarantee_bytes=deployment.kv_guarantee_bytes,
             kv_cap_bytes=deployment.kv_cap_bytes or 0,
+            host_copy_checksum=checksum,
         )
         response: pb.LoadResponse = await self._call(self._stub.Load, request)
         return response.weights_bytes

@@ -78,6 +78,7 @@ class TorchReplica:
             num_copy_threads=config.num_copy_threads,
             core_turns=core_turns,
             may_borrow=config.cpu_wake == "remap",
+            checksum=spec.host_copy_checksum,
         )
         try:
             tensors = self._weights.tensors(manifest)
@@ -126,6 +127,7 @@ class TorchReplica:
         Raises:
             InsufficientMemoryError: the lease is smaller than the weights, or the arena has no more.
             ArtifactError: the host copy is not what the manifest says.
+            HostCopyAlteredError: something wrote to it.
         """
         self._weights.restore(self._host_copy_fd, weights_lease_bytes, core_share=core_share)
         try:

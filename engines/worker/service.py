@@ -148,6 +148,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 weights_lease_bytes=request.weights_lease_bytes,
                 kv_guarantee_bytes=request.kv_guarantee_bytes,
                 kv_cap_bytes=request.kv_cap_bytes or None,
+                host_copy_checksum=(
+                    request.host_copy_checksum if request.HasField("host_copy_checksum") else None
+                ),
             )
             weights_bytes = await self._copying(partial(self._engine.load, spec, descriptor))
             return pb.LoadResponse(weights_bytes=weights_bytes, seconds=self._clock() - started_s)

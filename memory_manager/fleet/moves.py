@@ -19,7 +19,13 @@ from memory_manager.fleet.records import HeldCopy, HostCopies, Replica, Worker
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent
-from mooring.errors import InsufficientMemoryError, InternalError, MooringError, WorkerLostError
+from mooring.errors import (
+    HostCopyAlteredError,
+    InsufficientMemoryError,
+    InternalError,
+    MooringError,
+    WorkerLostError,
+)
 from mooring.units import format_bytes
 
 __all__ = ["Moves", "attempt"]
@@ -165,7 +171,8 @@ class Moves:
     async def _load(self, replica: Replica, worker: Worker) -> int:
         if replica.host_copy is None:
             replica.host_copy = await self._host_copy(replica)
-        return await worker.port.load(replica.replica_id, replica.spec, replica.host_copy.fd)
+        copy = replica.host_copy
+        return await worker.port.load(replica.replica_id, replica.spec, copy.fd, copy.checksum)
 
     async def _host_copy(self, replica: Replica) -> HeldCopy:
         """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
@@ -236,8 +243,10 @@ class Moves:
     ) -> None:
         """Puts a replica back to where it came from, and its bytes back into the ledger."""
         self.count_failure(replica, error)
-        retry = replica.residency is Residency.WAKING and replica.num_failures < self._config.wake_attempts
-        if not retry:
+        altered = isinstance(error, HostCopyAlteredError)
+        comes_again = altered or replica.residency is Residency.WAKING
+        retry = comes_again and replica.num_failures < self._config.wake_attempts
+        if not retry or altered:
             kept_bytes = None  # it does not go back to sleep
         undo = worker.port.unload if kept_bytes is None else worker.port.sleep
         answer = await attempt(undo(replica.replica_id))
@@ -253,6 +262,8 @@ class Moves:
         worker.ledger.shrink(replica.owner, kept_bytes or 0)
         if kept_bytes is None:
             replica.forget_worker()
+        if altered:
+            self._host_cache.discard(replica.spec.artifact.key)
         if retry:
             self.enter(replica, self.off_device(replica), error.message)
         else:

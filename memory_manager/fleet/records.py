@@ -54,6 +54,11 @@ class HeldCopy(Protocol):
     @property
     def fd(self) -> int: ...
 
+    @property
+    def checksum(self) -> int | None:
+        """Of its bytes, if others can write to them."""
+        ...
+
     def release(self) -> None: ...
 
 
@@ -66,6 +71,10 @@ class HostCopies(Protocol):
         ...
 
     def contains(self, key: str) -> bool: ...
+
+    def discard(self, key: str) -> None:
+        """Drops a copy whose bytes have changed, once nobody holds it."""
+        ...
 
     def can_hold(self, num_bytes: int) -> bool:
         """Whether its budget has so much at all."""

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 
 from memory_manager.cores import stand_back
@@ -28,6 +29,7 @@ from memory_manager.host.spare import HostSpare
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.memfd import is_ours_alone, new_memfd, open_to_read
 from memory_manager.ports import ArtifactRef
+from memory_manager.word_sum import add_words
 from mooring.errors import InsufficientMemoryError, ShuttingDownError
 from mooring.units import format_bytes
 
@@ -43,10 +45,12 @@ class HostCopy:
     Attributes:
         fd: a sealed memfd, open to be read only, the cache's own: send it, never close it.
         seconds: what reading it from storage took.
+        checksum: of its bytes (``memory_manager.word_sum``); None if nobody can write to them.
     """
 
     key: str
     fd: int
+    checksum: int | None
     num_bytes: int
     seconds: float
     _give_back: Callable[[], None] = field(repr=False)
@@ -67,10 +71,12 @@ class _Stored:
     Attributes:
         fd: what others get.
         memory: what the cache keeps.
+        checksum: as in ``HostCopy``.
     """
 
     fd: int
     memory: CopyMemory
+    checksum: int | None
     num_bytes: int
     seconds: float
 
@@ -163,6 +169,13 @@ class HostCache:
             self._drop(key)
         return given_bytes
 
+    def discard(self, key: str) -> None:
+        """Drops a copy that is not what was read, so that it is read again; one that somebody holds stays until its
+        last holder says the same."""
+        if key in self._copies and key not in self._holders:
+            self._drop(key)
+            self._make_ready()
+
     async def wait_ready(self) -> None:
         """Until the spare is physical; for measurements."""
         await asyncio.to_thread(self._spare.wait)
@@ -188,7 +201,8 @@ class HostCache:
         except BaseException:  # a cancelled caller too holds nothing
             self._let_go(ref.key)
             raise
-        return HostCopy(ref.key, stored.fd, stored.num_bytes, stored.seconds, lambda: self._let_go(ref.key))
+        give_back = partial(self._let_go, ref.key)
+        return HostCopy(ref.key, stored.fd, stored.checksum, stored.num_bytes, stored.seconds, give_back)
 
     async def close(self) -> None:
         """Waits for reads under way, then closes every descriptor; idempotent. Memory that a worker
@@ -303,15 +317,18 @@ class HostCache:
                 # given up and by then somebody else's.
                 await chunks
                 os.close(source)
-            errors = [result for result in results if result is not None]
-            if errors:
-                raise errors[0]
+            sums = []
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+                sums.append(result)
             memory = file.seal()
             fd = open_to_read(memory.fd)
         except BaseException:  # nothing of a failed or cancelled read stays
             file.abandon()
             raise
-        stored = _Stored(fd, memory, ref.num_bytes, time.monotonic() - started_s)
+        checksum = add_words(*sums) if memory.to_be_pinned else None
+        stored = _Stored(fd, memory, checksum, ref.num_bytes, time.monotonic() - started_s)
         self._copies[ref.key] = stored
         return stored
 

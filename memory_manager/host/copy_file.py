@@ -18,6 +18,7 @@ from memory_manager import host_pages
 from memory_manager.host.copy_memory import CopyMemory
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef
+from memory_manager.word_sum import add_words, word_sum
 from mooring.errors import ArtifactError, InsufficientMemoryError
 from mooring.units import format_bytes
 
@@ -49,9 +50,12 @@ class HostCopyFile:
             self.abandon()
             raise
 
-    def fill(self, source: int, start: int, stop: int) -> None:
+    def fill(self, source: int, start: int, stop: int) -> int:
         """Reads the bytes ``[start, stop)`` of ``source`` into place; ``start`` at a page. Any thread, each its
         own bytes.
+
+        Returns:
+            Their checksum (``memory_manager.word_sum``); 0 if nobody else can write to them, who needs none.
 
         Raises:
             ArtifactError: the file is unreadable or ends before.
@@ -61,14 +65,15 @@ class HostCopyFile:
             "B"
         )
         done = max(0, min(self._memory.physical_bytes, stop) - start)
-        self._read(source, target[:done], start)
+        total = self._read(source, target[:done], start)
         while done < len(target):
             # Made physical before the system writes there: a shortage is an error then, not a SIGBUS. And a
             # page at a time, so that it is still in the processor's cache when it is read into.
             length = min(PAGE_BYTES, len(target) - done)
             self._make_physical(start + done, length)
-            self._read(source, target[done : done + length], start + done)
+            total = add_words(total, self._read(source, target[done : done + length], start + done))
             done += length
+        return total
 
     def seal(self) -> CopyMemory:
         """Ends the filling; returns the memory, the caller's now."""
@@ -90,7 +95,7 @@ class HostCopyFile:
                 "lower the host cache's budget"
             ) from error
 
-    def _read(self, source: int, target: memoryview, offset: int) -> None:
+    def _read(self, source: int, target: memoryview, offset: int) -> int:
         done = 0
         while done < len(target):
             self._wait_for_cores()
@@ -103,6 +108,8 @@ class HostCopyFile:
                     f"{self._ref.weights_path} shrank to {offset + done} bytes while it was read"
                 )
             done += num_read
+        # Here, where the bytes are in the processor's cache or near it.
+        return word_sum(target) if self._memory.to_be_pinned else 0
 
 
 def open_artifact(ref: ArtifactRef) -> int:

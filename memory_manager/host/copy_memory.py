@@ -27,6 +27,7 @@ class CopyMemory:
 
     Attributes:
         address: of the mapping.
+        to_be_pinned: as given: others can write to it after it was sealed.
 
     Raises:
         InsufficientMemoryError: there are no addresses for it.
@@ -37,7 +38,7 @@ class CopyMemory:
     ) -> None:
         self.fd = fd
         self.physical_bytes = physical_bytes
-        self._to_be_pinned = to_be_pinned
+        self.to_be_pinned = to_be_pinned
         with closed_on_error(fd):
             self._mapped_bytes = round_to_pages(num_bytes)
             self.address = host_pages.reserve(self._mapped_bytes)
@@ -52,7 +53,7 @@ class CopyMemory:
         host_pages.unpopulate(self.address, self._mapped_bytes)
         # Not against both: the seal against writing keeps holes from being punched, so to shrink it is the only way
         # to give a part of it back, and nobody shrinks it whom it would harm (see ``refit``).
-        seals = fcntl.F_SEAL_SHRINK if self._to_be_pinned else F_SEAL_FUTURE_WRITE
+        seals = fcntl.F_SEAL_SHRINK if self.to_be_pinned else F_SEAL_FUTURE_WRITE
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
 
     def refit(self, num_bytes: int) -> None:
@@ -64,7 +65,7 @@ class CopyMemory:
         """
         kept_bytes = round_to_pages(num_bytes)
         size_bytes = os.fstat(self.fd).st_size
-        if size_bytes > kept_bytes and self._to_be_pinned:  # its seal keeps it from shrinking
+        if size_bytes > kept_bytes and self.to_be_pinned:  # its seal keeps it from shrinking
             host_pages.punch_hole(self.fd, kept_bytes, size_bytes - kept_bytes)
         elif not num_bytes <= size_bytes <= kept_bytes:
             os.ftruncate(self.fd, kept_bytes)

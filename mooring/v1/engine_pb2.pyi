@@ -54,7 +54,7 @@ class CapabilitiesResponse(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("replica_id", "host_copy_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes")
+    __slots__ = ("replica_id", "host_copy_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes", "host_copy_checksum")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_COPY_KEY_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class LoadRequest(_message.Message):
     WEIGHTS_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_CAP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_COPY_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     host_copy_key: str
     manifest_json: bytes
@@ -69,7 +70,8 @@ class LoadRequest(_message.Message):
     weights_lease_bytes: int
     kv_guarantee_bytes: int
     kv_cap_bytes: int
-    def __init__(self, replica_id: _Optional[str] = ..., host_copy_key: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., max_model_len: _Optional[int] = ..., weights_lease_bytes: _Optional[int] = ..., kv_guarantee_bytes: _Optional[int] = ..., kv_cap_bytes: _Optional[int] = ...) -> None: ...
+    host_copy_checksum: int
+    def __init__(self, replica_id: _Optional[str] = ..., host_copy_key: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., max_model_len: _Optional[int] = ..., weights_lease_bytes: _Optional[int] = ..., kv_guarantee_bytes: _Optional[int] = ..., kv_cap_bytes: _Optional[int] = ..., host_copy_checksum: _Optional[int] = ...) -> None: ...
 
 class LoadResponse(_message.Message):
     __slots__ = ("weights_bytes", "seconds")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import ArtifactRef, DeploymentSpec, LeaseStatus, ReplicaUsage, WorkerUsage
-from mooring.errors import ArtifactError, InsufficientMemoryError, WorkerLostError
+from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError, WorkerLostError
 
 T = TypeVar("T")
 PAGE = PAGE_BYTES
@@ -70,6 +70,7 @@ class SimulatedCopy:
     cache: SimulatedHostCache
     key: str
     fd: int = 0
+    checksum: int | None = None
 
     def release(self) -> None:
         self.cache.pins[self.key] -= 1
@@ -88,9 +89,15 @@ class SimulatedHostCache:
     starved: bool = False
     pins: dict[str, int] = field(default_factory=dict)
     expected: set[str] = field(default_factory=set)
+    num_discarded: int = 0
 
     def contains(self, key: str) -> bool:
         return key in self.pins
+
+    def discard(self, key: str) -> None:
+        self.num_discarded += 1
+        if not self.pins.get(key):
+            self.pins.pop(key, None)
 
     def can_hold(self, num_bytes: int) -> bool:
         return num_bytes < self.too_large_bytes
@@ -145,8 +152,8 @@ class SimulatedWorker:
 
     Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``; asleep they keep
     ``remains_pages`` of their weights, as captured graphs would. Moves of replicas
-    fail at ``failure_rate``, calls named in ``failing`` always, having changed nothing; ``die()`` makes all
-    calls, under way too, fail for ever.
+    fail at ``failure_rate``, calls named in ``failing`` always, those named in ``altered`` once, for an altered host
+    copy, having changed nothing; ``die()`` makes all calls, under way too, fail for ever.
     """
 
     def __init__(
@@ -169,6 +176,7 @@ class SimulatedWorker:
         self.alive = True
         self.on_death: Callable[[SimulatedWorker], None] = lambda worker: None
         self.failing: set[str] = set()
+        self.altered: set[str] = set()
         self.violations: list[str] = []
         self.calls: list[tuple[str, str]] = []
         self.held: dict[str, _Held] = {}
@@ -214,10 +222,15 @@ class SimulatedWorker:
         await asyncio.wait([self._gone], timeout=duration_s)
         if not self.alive:
             raise WorkerLostError(f"{self.worker_id} is gone")
+        if verb in self.altered:
+            self.altered.discard(verb)
+            raise HostCopyAlteredError(f"the host copy of {replica_id} was written to")
         if verb in self.failing or (may_fail and self._random.random() < self.failure_rate):
             raise ArtifactError(f"{verb} of {replica_id} failed")
 
-    async def load(self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int) -> int:
+    async def load(
+        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+    ) -> int:
         # The pages are taken as the copy begins: that is when a lease must be there.
         self.calls.append(("load", replica_id))
         self.held[replica_id] = _Held(deployment, deployment.weights_bytes, True)
@@ -225,7 +238,7 @@ class SimulatedWorker:
         self._check()
         try:
             await self._call("load", replica_id, self.copy_s)
-        except ArtifactError:
+        except (ArtifactError, HostCopyAlteredError):
             del self.held[replica_id]
             raise
         return deployment.weights_bytes
@@ -241,7 +254,7 @@ class SimulatedWorker:
         self._check()
         try:
             await self._call("wake", replica_id, self.copy_s)
-        except ArtifactError:
+        except (ArtifactError, HostCopyAlteredError):
             held.resident = False
             raise
         return held.weights_bytes

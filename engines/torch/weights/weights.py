@@ -17,7 +17,8 @@ from engines.torch.weights.host_copy_view import HostCopyView, require_bytes
 from memory_manager.arena.protocol import Arena
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.memfd import is_sealed
-from mooring.errors import ArtifactError, InsufficientMemoryError
+from memory_manager.word_sum import WORD_BYTES, add_words
+from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError
 from mooring.units import format_bytes
 
 __all__ = ["WeightsRegion"]
@@ -34,6 +35,8 @@ class WeightsRegion:
         copy_chunk_bytes, num_copy_threads: see ``TorchEngineConfig``.
         core_turns: of a device that is the CPU.
         may_borrow: a sealed host copy in the memory of this very device is mapped and not copied.
+        checksum: what the host copy's bytes must have (``memory_manager.word_sum``) each time that they come; None
+            if nobody can write to it.
 
     Raises:
         InsufficientMemoryError: there are no such addresses.
@@ -48,6 +51,7 @@ class WeightsRegion:
         num_copy_threads: int,
         core_turns: CoreTurns,
         may_borrow: bool = False,
+        checksum: int | None = None,
     ) -> None:
         self._arena = arena
         self._num_bytes = num_bytes
@@ -57,6 +61,7 @@ class WeightsRegion:
         self._range = arena.reserve(round_to_pages(num_bytes))
         self._memory = arena.tensor(self._range)
         self._may_borrow = may_borrow and not self._memory.is_cuda
+        self._checksum = checksum
         self._pinned: HostCopyView | None = None
         self._committed = False
 
@@ -74,22 +79,19 @@ class WeightsRegion:
         Raises:
             InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more.
             ArtifactError: the host copy is shorter than the manifest says.
+            HostCopyAlteredError: it is not what it was when it was read.
         """
         if lease_bytes < self._range.num_bytes:
             raise InsufficientMemoryError(
                 f"the weights need {format_bytes(self._range.num_bytes)} and "
                 f"{format_bytes(lease_bytes)} were leased to them"
             )
-        if self._may_borrow and is_sealed(host_copy_fd):
-            self._borrow(host_copy_fd)
-            return
-        self._arena.commit(self._range, 0, self._num_pages)
-        self._committed = True
         try:
-            if self._memory.is_cuda:
-                self._copy_to_cuda(host_copy_fd)
+            if self._may_borrow and is_sealed(host_copy_fd):
+                self._borrow(host_copy_fd)
             else:
-                self._copy_to_host(host_copy_fd, core_share)
+                self._copy(host_copy_fd, core_share)
+            self._check_sum()
         except BaseException:  # whatever stopped it, the pages go back
             self.release()
             raise
@@ -133,6 +135,23 @@ class WeightsRegion:
         if not inside or num_elements * dtype.itemsize != entry.num_bytes or entry.offset % dtype.itemsize:
             raise ArtifactError(f"the manifest's entry of tensor {name} is wrong: {entry}")
         return self._memory[entry.offset : entry.offset + entry.num_bytes].view(dtype).view(entry.shape)
+
+    def _copy(self, host_copy_fd: int, core_share: float) -> None:
+        self._arena.commit(self._range, 0, self._num_pages)
+        self._committed = True
+        if self._memory.is_cuda:
+            self._copy_to_cuda(host_copy_fd)
+        else:
+            self._copy_to_host(host_copy_fd, core_share)
+
+    def _check_sum(self) -> None:
+        if self._checksum is None:
+            return
+        whole_bytes = self._num_bytes - self._num_bytes % WORD_BYTES
+        words = int(self._memory[:whole_bytes].view(torch.int64).sum())  # wraps around
+        rest = bytes(self._memory[whole_bytes : self._num_bytes].tolist())
+        if add_words(words, int.from_bytes(rest, "little")) != self._checksum:
+            raise HostCopyAlteredError("something wrote to the weights' copy in host memory")
 
     def _borrow(self, host_copy_fd: int) -> None:
         require_bytes(host_copy_fd, self._num_bytes)

@@ -9,14 +9,18 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from support.gpu import GPU
 from support.torch_engines import engine_driver, tiny_model
 
 from engines.torch.weights.core_turns import CoreTurns
 from engines.torch.weights.host_copy_view import _PIECE_BYTES, HostCopyView
 from engines.torch.weights.weights import WeightsRegion
+from memory_manager.arena.cuda_arena import CudaArena
 from memory_manager.arena.host_arena import HostArena
+from memory_manager.arena.paged_arena import PagedArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
-from mooring.errors import ArtifactError, InsufficientMemoryError
+from memory_manager.word_sum import word_sum
+from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError
 
 
 def host_copy(content: bytes, *, sealed: bool = True) -> int:
@@ -28,8 +32,11 @@ def host_copy(content: bytes, *, sealed: bool = True) -> int:
 
 
 @contextmanager
-def region(num_bytes: int, *, may_borrow: bool) -> Iterator[tuple[WeightsRegion, HostArena]]:
-    arena = HostArena(8 * PAGE, stock_limit_bytes=8 * PAGE)
+def region(
+    num_bytes: int, *, may_borrow: bool, checksum: int | None = None, device: str = "cpu"
+) -> Iterator[tuple[WeightsRegion, PagedArena]]:
+    kind = HostArena if device == "cpu" else CudaArena
+    arena: PagedArena = kind(8 * PAGE, stock_limit_bytes=8 * PAGE)
     weights = WeightsRegion(
         arena,
         num_bytes,
@@ -37,6 +44,7 @@ def region(num_bytes: int, *, may_borrow: bool) -> Iterator[tuple[WeightsRegion,
         num_copy_threads=2,
         core_turns=CoreTurns(),
         may_borrow=may_borrow,
+        checksum=checksum,
     )
     yield weights, arena
     weights.close()
@@ -72,6 +80,29 @@ def test_what_is_short_is_refused_and_leaves_nothing(may_borrow: bool) -> None:
         with pytest.raises(InsufficientMemoryError):
             weights.restore(fd, PAGE, core_share=0.5)
         assert arena.committed_bytes == weights.committed_bytes == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("num_bytes", [PAGE, 2 * PAGE - 3])
+@pytest.mark.parametrize(
+    ("device", "may_borrow"), [("cpu", True), ("cpu", False), pytest.param("cuda", False, marks=GPU)]
+)
+def test_weights_that_something_wrote_to_are_refused_and_leave_nothing(
+    device: str, may_borrow: bool, num_bytes: int
+) -> None:
+    content = os.urandom(num_bytes)
+    fd = host_copy(content)
+    checksum = word_sum(memoryview(content))
+    with region(num_bytes, may_borrow=may_borrow, checksum=checksum, device=device) as (weights, arena):
+        for stray in (0, num_bytes - 1):
+            weights.restore(fd, 2 * PAGE, core_share=0.5)
+            assert weights._memory[:num_bytes].cpu().numpy().tobytes() == content
+            weights.release()
+            os.pwrite(fd, bytes([content[stray] ^ 1]), stray)
+            with pytest.raises(HostCopyAlteredError):
+                weights.restore(fd, 2 * PAGE, core_share=0.5)
+            assert weights.committed_bytes == arena.committed_bytes == 0
+            os.pwrite(fd, content[stray : stray + 1], stray)
     os.close(fd)
 
 

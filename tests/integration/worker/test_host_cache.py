@@ -22,6 +22,7 @@ from memory_manager.host.spare import HostSpare
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.memfd import is_sealed, new_memfd
 from memory_manager.ports import ArtifactRef
+from memory_manager.word_sum import word_sum
 from mooring.errors import ArtifactError, InsufficientMemoryError, ShuttingDownError
 from mooring.units import MIB
 
@@ -100,11 +101,35 @@ async def test_no_worker_can_write_to_a_copy_in_any_of_its_memorys_lives(tmp_pat
     await cache.close()
 
 
-async def test_copies_for_a_gpu_can_be_mapped_writable_to_be_pinned(tmp_path: Path) -> None:
-    cache = HostCache(BUDGET, to_be_pinned=True)
-    copy = await cache.get(artifact(tmp_path, "a"))
+async def test_copies_for_a_gpu_can_be_mapped_writable_to_be_pinned_and_have_a_checksum(
+    tmp_path: Path,
+) -> None:
+    cache = HostCache(100 * MIB, to_be_pinned=True)
+    for key, size in (
+        ("large", 70 * MIB + 3),
+        ("in its memory", 66 * MIB),
+        ("in fresh memory", 3 * MIB + 17),
+    ):
+        ref = artifact(tmp_path, key, size)
+        copy = await cache.get(ref)
+        assert copy.checksum == word_sum(memoryview(ref.weights_path.read_bytes()))
+        copy.release()
     assert is_sealed(copy.fd)
     assert attempts_to_write(copy.fd)[:2] == ["EACCES", "done"]
+    await cache.close()
+
+
+async def test_a_copy_that_is_discarded_is_read_again(tmp_path: Path) -> None:
+    cache, ref = HostCache(BUDGET), artifact(tmp_path, "a")
+    copy = await cache.get(ref)
+    assert copy.checksum is None, "nobody can write to it"
+    cache.discard("a")
+    assert cache.contains("a"), "somebody has it"
+    copy.release()
+    ref.weights_path.write_bytes(b"m" * ref.num_bytes)
+    cache.discard("a")
+    assert (cache.contains("a"), cache.used_bytes) == (False, 0)
+    assert read_all((await cache.get(ref)).fd, ref.num_bytes) == b"m" * ref.num_bytes
     await cache.close()
 
 

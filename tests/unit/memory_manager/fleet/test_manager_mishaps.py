@@ -196,3 +196,28 @@ async def test_a_load_that_died_with_its_worker_is_told_with_that_worker() -> No
         assert (failure.worker_id, failure.figures["while"]) == ("worker-cpu", "loading")
         h.add_worker()
         (await waiting).release()
+
+
+@virtually
+async def test_a_model_whose_host_copy_was_altered_is_loaded_anew() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        await h.bring_in("a")
+        await h.manager.sleep("a")
+        worker.altered.add("wake")
+        (await h.manager.acquire("a")).release()
+        assert h.cache.num_discarded == 1
+        assert [call for call in worker.calls if call[1] == "a/0"] == [
+            *(("load", "a/0"), ("sleep", "a/0"), ("wake", "a/0"), ("unload", "a/0"), ("load", "a/0"))
+        ]
+        assert ("waking", "cold") in h.transitions("a")
+
+
+@virtually
+async def test_a_model_whose_first_load_finds_its_host_copy_altered_is_loaded_again() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        worker.altered.add("load")
+        await h.bring_in("a")
+        assert h.transitions("a")[:2] == [("cold", "loading"), ("loading", "cold")]
+        assert h.residency("a") is Residency.RESIDENT
