@@ -1,7 +1,7 @@
 """Mapping of host memory: addresses, the pages of memfds, and what makes them physical. Linux only.
 
-The first touch of a page is what costs (measured: 0.4 GB/s; mapping touched pages again: hundreds of GB/s),
-so whoever needs memory later has it touched earlier, and from then on only mapped.
+The first touch of a page is what costs (measured: 0.4 GB/s; mapping touched pages again: hundreds of GB/s).
+So memory is touched before it is needed, and from then on only mapped.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _NO_HUGE_PAGE = (errno.EINVAL, errno.EAGAIN, errno.ENOMEM, errno.EBUSY)
 
 
 def reserve(num_bytes: int) -> int:
-    """Addresses without memory behind them, aligned to pages, without which the system cannot map a page by
-    one entry; returns the first.
+    """Reserves addresses without memory behind them; returns the first. It is aligned to ``PAGE_BYTES``:
+    otherwise the system could not map a page by a single entry of its tables.
 
     Raises:
         InsufficientMemoryError: the system has no such addresses.
@@ -58,7 +58,7 @@ def reserve(num_bytes: int) -> int:
 
 
 def unreserve(address: int, num_bytes: int) -> None:
-    """Gives addresses back, and what is mapped there."""
+    """Gives addresses back, with whatever is mapped there."""
     if _libc().munmap(address, num_bytes):
         raise _os_error("munmap", num_bytes)
 
@@ -69,8 +69,8 @@ def unback(address: int, num_bytes: int) -> None:
 
 
 def map_file(address: int, num_bytes: int, fd: int, offset: int = 0, *, writable: bool) -> None:
-    """Puts bytes of a file under reserved addresses. Shared, also where they are read only: pages of a private
-    mapping cannot be pinned without becoming copies."""
+    """Puts bytes of a file under reserved addresses. The mapping is shared even if it is read-only: pages of
+    a private one cannot be pinned without becoming copies."""
     protection = _PROT_READ_WRITE if writable else _PROT_READ
     _mmap(address, num_bytes, protection, _MAP_SHARED | _MAP_FIXED, fd, offset)
 
@@ -100,7 +100,7 @@ def populate(address: int, num_bytes: int, *, writable: bool) -> None:
     SIGBUS at some later access.
 
     Raises:
-        InsufficientMemoryError: the system has no memory for it.
+        InsufficientMemoryError: the system has no memory for the pages or their tables.
     """
     advice = _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ
     for start in range(address, address + num_bytes, _POPULATE_BYTES):
@@ -111,11 +111,11 @@ def populate(address: int, num_bytes: int, *, writable: bool) -> None:
 
 
 def make_physical(address: int, num_bytes: int) -> None:
-    """Makes one page that is mapped writable physical, or the first part of one: as a huge page where the system
-    has one and it is whole. Quick where it is physical already.
+    """Makes one page that is mapped writable physical, or only its first ``num_bytes``. A whole page becomes
+    a huge page if the system has one left. Quick if the page is physical already.
 
     Raises:
-        InsufficientMemoryError: the system has no more.
+        InsufficientMemoryError: the system has no more memory.
     """
     if num_bytes == PAGE_BYTES:
         _make_huge(address)
@@ -123,13 +123,13 @@ def make_physical(address: int, num_bytes: int) -> None:
 
 
 def touch(fd: int, offset: int, num_bytes: int) -> None:
-    """Makes pages of a memfd physical, as huge pages where the system has them; they are mapped nowhere
+    """Makes pages of a memfd physical, as huge pages if the system has them; they are mapped nowhere
     afterwards. ``offset`` is a multiple of ``PAGE_BYTES``.
 
-    One page at a time: making one takes milliseconds, and other threads' mappings get in between.
+    Works one page at a time: each takes milliseconds, and other threads' mappings get in between.
 
     Raises:
-        InsufficientMemoryError: the system has no more; some of the pages may be there.
+        InsufficientMemoryError: the system has no more memory; some of the pages may be physical now.
     """
     scratch = reserve(PAGE_BYTES)
     try:
@@ -148,9 +148,9 @@ def punch_hole(fd: int, offset: int, num_bytes: int) -> None:
 
 
 def _make_huge(address: int) -> None:
-    """A page of which something exists can be collapsed into one huge page: less than half the time of making
-    512 small ones, and mapping it again is then one entry in place of 512 (measured: 128 MiB in 0.04 ms rather
-    than 9). Where the system has no huge page left, small ones do."""
+    """Collapses a page into one huge page, after touching its first bytes, which that takes. This needs less
+    than half the time of making 512 small pages, and mapping the page again then takes one entry instead of
+    512 (measured: 128 MiB in 0.04 ms rather than 9). If the system has no huge page left, small ones do."""
     populate(address, _SMALL_PAGE_BYTES, writable=True)
     failed = _libc().madvise(address, PAGE_BYTES, _MADV_COLLAPSE)
     if failed and ctypes.get_errno() not in _NO_HUGE_PAGE:

@@ -4,7 +4,7 @@ A block holds ``block_tokens`` tokens of every layer of one KV group, keys and v
 
     block = [layer][K, V][token][kv head][head dim]
 
-Blocks never straddle pages: a page of ``PAGE_BYTES`` holds ``PAGE_BYTES // block_bytes`` of them and a
+Blocks never straddle pages: a page of ``PAGE_BYTES`` holds ``PAGE_BYTES // block_bytes`` blocks and a
 tail that is lost. Addresses are counted in granules, the greatest common divisor of block and page, so
 that one 64-bit number names a block anywhere in the pool (Kwon et al., PagedAttention, SOSP 2023, with
 one pool under several models).
@@ -39,11 +39,12 @@ class KVGroup:
 
     Attributes:
         layers: indices of the model's layers, in order; layer ``layers[i]`` is row i of a block.
-        kind: ``full`` keeps every token, ``window`` only the last ``window_tokens``; ``latent`` (MLA)
-            and ``state`` (Mamba) have their place here and no engine yet.
-        bytes_per_token_layer: of one token in one layer, K and V together, quantization scales included.
+        kind: ``full`` keeps every token, ``window`` only the last ``window_tokens``; ``latent`` (MLA) and
+            ``state`` (Mamba) have their place here and no engine yet.
+        bytes_per_token_layer: bytes of one token in one layer, K and V together, quantization scales
+            included.
         block_tokens: tokens in a block.
-        window_tokens: with ``window``, how far back a token is still read; else None.
+        window_tokens: with kind ``window``, how far back a token is still read; else None.
     """
 
     layers: tuple[int, ...]
@@ -71,11 +72,11 @@ class KVGroup:
 
     @property
     def tail_bytes(self) -> int:
-        """Of a page, where no block fits any more."""
+        """Bytes at the end of a page, where no block fits any more."""
         return PAGE_BYTES - self.blocks_per_page * self.block_bytes
 
     def blocks_for_tokens(self, num_tokens: int) -> int:
-        """Most blocks that one sequence of ``num_tokens`` ever holds at once."""
+        """Most blocks that one sequence of ``num_tokens`` tokens ever holds at once."""
         if self.kind == "window" and self.window_tokens is not None:
             # The window may start inside a block, and a prefill chunk is freed behind only afterwards.
             in_window = -(-self.window_tokens // self.block_tokens) + 1
@@ -91,14 +92,14 @@ def round_to_pages(num_bytes: int) -> int:
 def choose_block_tokens(bytes_per_token: int, preferred: int = 16) -> int:
     """Tokens in a block, so that little of a page is lost to its tail.
 
-    ``preferred`` where at most an eighth of the page is lost; else the power of two from 64 down to 1 that
-    loses least (the larger one where two lose the same).
+    Returns ``preferred`` if that loses at most an eighth of the page; else the power of two from 64 down to 1
+    that loses least (of two that lose the same, the larger).
 
     Args:
-        bytes_per_token: of all layers of the group.
+        bytes_per_token: bytes of one token in all layers of the group.
 
     Raises:
-        ValueError: one token is larger than a page: split the layers into several groups.
+        ValueError: one token is larger than a page; the layers must be split into several groups.
     """
     if bytes_per_token > PAGE_BYTES:
         raise ValueError(f"a token of {bytes_per_token} bytes exceeds a page: split the layers into groups")
@@ -113,11 +114,13 @@ def choose_block_tokens(bytes_per_token: int, preferred: int = 16) -> int:
 
 
 def block_bytes_for_tokens(groups: Sequence[KVGroup], num_tokens: int) -> int:
-    """Bytes of the blocks that one sequence of ``num_tokens`` holds, which share pages with others'."""
+    """Bytes of the blocks that one sequence of ``num_tokens`` tokens holds; they may share pages with blocks
+    of other sequences."""
     return sum(group.blocks_for_tokens(num_tokens) * group.block_bytes for group in groups)
 
 
 def kv_bytes_for_tokens(groups: Sequence[KVGroup], num_tokens: int) -> int:
-    """Bytes of whole pages that one sequence of ``num_tokens`` needs when it is alone in the pool."""
+    """Bytes of the whole pages that one sequence of ``num_tokens`` tokens needs if it is alone in the
+    pool."""
     pages = sum(-(-group.blocks_for_tokens(num_tokens) // group.blocks_per_page) for group in groups)
     return pages * PAGE_BYTES

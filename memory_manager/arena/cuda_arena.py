@@ -1,10 +1,10 @@
 """The arena on an NVIDIA GPU, through the driver's virtual memory calls (cuda-bindings).
 
-A page is one physical allocation of ``cuMemCreate``; the handle stays in the stock while the page is
+A page is one physical allocation of ``cuMemCreate``; its handle stays in the stock while the page is
 mapped nowhere. Published for an A100, per 2 MiB: create 193 µs, set access 36, unmap 26, map 1.5; so
-created pages are kept, and access is set once for a whole run.
+created pages are kept, and access is set once for a whole run of pages.
 
-Nothing of CUDA is imported before the first ``CudaArena``: machines without a GPU read this module too.
+Nothing of CUDA is imported before the first ``CudaArena``: machines without a GPU import this module too.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class CudaMemory:
         raise InternalError("a GPU has no host pages under its addresses")
 
     def tensor(self, address: int, num_bytes: int) -> Tensor:
-        import torch  # the server process reads this module and never needs torch
+        import torch  # the server process imports this module and never needs torch
 
-        # With the device's index given, torch takes the address as it is; without one it would ask
-        # the driver whose it is, and addresses that are not committed yet are nobody's.
+        # If the device's index is given, torch takes the address as it is. Otherwise torch would ask the
+        # driver which device the address belongs to, and one that is not committed yet belongs to none.
         device = torch.device("cuda", self._index)
         return torch.as_tensor(_CudaBytes(address, num_bytes), device=device)
 
@@ -106,7 +106,7 @@ class CudaArena(PagedArena):
 
     Args:
         capacity_bytes: most physical memory at any time; rounded down to pages.
-        device_index: as CUDA numbers the visible GPUs.
+        device_index: index of the GPU, as CUDA numbers the visible ones.
         stock_limit_bytes: released pages kept for the next commit; NVML still shows them as used.
             Beyond this limit they leave at once.
         ready_bytes: see ``PagedArena``.
@@ -123,7 +123,7 @@ class CudaArena(PagedArena):
 
 
 class _CudaBytes:
-    """Bytes on a GPU, told through the CUDA array interface (version 3)."""
+    """Bytes on a GPU, described by the CUDA array interface (version 3)."""
 
     def __init__(self, address: int, num_bytes: int) -> None:
         self.__cuda_array_interface__ = {

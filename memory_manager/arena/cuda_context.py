@@ -1,6 +1,6 @@
 """The CUDA driver, through cuda-bindings, with every return code checked.
 
-Nothing of CUDA is imported before the first ``CudaContext``: machines without a GPU read this module too.
+Nothing of CUDA is imported before the first ``CudaContext``: machines without a GPU import this module too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["CudaContext"]
 
 
 class CudaContext:
-    """One GPU's primary context, which torch uses too: addresses mean the same to both.
+    """One GPU's primary context. Torch uses the same context, so an address means the same to both.
 
     Raises:
         ConfigurationError: no driver, no bindings, or no such GPU.
@@ -34,19 +34,19 @@ class CudaContext:
         self._context = self._checked("cuDevicePrimaryCtxRetain", self._device)
 
     def call(self, name: str, *arguments: object) -> Any:
-        """Calls ``name`` in the context, which each thread has to enter for itself; returns its one result, or
-        None where it has none.
+        """Calls the driver's function ``name`` in this context, which each thread has to enter for itself;
+        returns the function's one result, or None if it has none.
 
         Raises:
             InsufficientMemoryError: the device has no more memory or addresses.
             ConfigurationError: there is no such GPU.
-            InternalError: any other code; its name is in the message.
+            InternalError: the driver answered any other error code; the message has its name.
         """
         self._checked("cuCtxSetCurrent", self._context)
         return self._checked(name, *arguments)
 
     def close(self) -> None:
-        """Gives the context back; it lives on while others hold it."""
+        """Gives the context back; it lives on while torch or another holder has it."""
         self._checked("cuDevicePrimaryCtxRelease", self._device)
 
     def _checked(self, name: str, *arguments: object) -> Any:

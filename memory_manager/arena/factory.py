@@ -11,10 +11,11 @@ __all__ = ["arena_on"]
 
 
 def arena_on(device: str, capacity_bytes: int, stock_limit_bytes: int, ready_bytes: int = 0) -> Arena:
-    """Memory of ``cpu``, of ``cpu:1``, which is the same memory, or of ``cuda:0``; see ``PagedArena``.
+    """Makes an arena in the memory of a device: ``cpu``, ``cpu:1`` (the same memory) or ``cuda:0``.
+    ``PagedArena`` describes the other arguments.
 
     Raises:
-        ConfigurationError: no such kind of device, no such GPU, or nothing to reach it with.
+        ConfigurationError: no such kind of device, no such GPU, or no driver or bindings to reach it with.
     """
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():

@@ -1,7 +1,7 @@
 """The arena in host memory: one memfd is the physical memory, ``mmap(MAP_FIXED)`` puts it under ranges.
 
-It is the faithful twin of the CUDA arena (reserve, create, map, unmap, release each have their call
-there), so the same code and the same costs are exercised on a machine without a GPU. Linux only.
+This arena is the faithful twin of the CUDA arena (reserve, create, map, unmap and release each have their
+call there), so the same code and the same costs are exercised on a machine without a GPU. Linux only.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class HostMemory:
         try:
             host_pages.map_file(address, num_bytes, descriptor, writable=False)
             host_pages.populate(address, num_bytes, writable=False)
-        except BaseException:  # the same
+        except BaseException:  # an interrupt too
             host_pages.unback(address, num_bytes)
             raise
 
     def tensor(self, address: int, num_bytes: int) -> Tensor:
-        import torch  # the server process reads this module and never needs torch
+        import torch  # the server process imports this module and never needs torch
 
         memory = (ctypes.c_uint8 * num_bytes).from_address(address)
         return torch.frombuffer(memory, dtype=torch.uint8)
@@ -78,7 +78,7 @@ class HostMemory:
         os.close(self._fd)
 
     def allocated_bytes(self) -> int:
-        """What the system has behind the memfd, by its own count."""
+        """Bytes of physical memory behind the memfd, as the system counts them."""
         return os.fstat(self._fd).st_blocks * 512
 
 
@@ -102,5 +102,6 @@ class HostArena(PagedArena):
         super().__init__(self._host_memory, capacity_bytes, stock_limit_bytes, ready_bytes)
 
     def allocated_bytes(self) -> int:
-        """Physical memory of its own by the system's own count: committed and stock, nothing else."""
+        """Bytes of the arena's own physical memory, as the system counts them: committed pages that are not
+        lent, and stock."""
         return self._host_memory.allocated_bytes()

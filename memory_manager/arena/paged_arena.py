@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 
 __all__ = ["PagedArena"]
 
-_RESTOCK_PAGES = 2  # made at once: a commit that needs the very last pages waits for no more
-_LENT = -1  # stands in a range's table for memory that is not of this arena
+# Made at a time, so that a commit that needs the very last pages waits for no more than these.
+_RESTOCK_PAGES = 2
+_LENT = -1  # stands in a range's table for a page whose memory is not this arena's
 
 
 class PagedArena:
     """An ``Arena`` over any ``PhysicalMemory``.
 
-    The lock covers the books only. Pages are taken out of them before the memory is mapped and put
+    The lock covers the books only. Pages are taken out of the books before the memory is mapped and put
     back after it is unmapped, so a page is never in two hands, and the long calls (creating and
-    mapping gigabytes for a load) hold up nobody.
+    mapping gigabytes for a load) hold up no other thread.
 
     Args:
         memory: the kind of memory; the arena owns it and closes it.
         capacity_bytes: most physical memory at any time, stock included; rounded down to pages.
-        stock_limit_bytes: released pages beyond this go back to the system at once.
-        ready_bytes: stock that a thread makes ahead of need, as far as capacity and limit allow.
+        stock_limit_bytes: most stock; released pages beyond it go back to the system at once.
+        ready_bytes: stock that a thread makes ahead of need, as far as the capacity and the limit allow.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class PagedArena:
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)  # pages came back from the system
         self._stock: list[int] = []  # heap of physical pages that are mapped nowhere
-        self._hollow = list(range(self._capacity_pages))  # heap of numbers without memory behind them
+        self._hollow = list(range(self._capacity_pages))  # heap of page numbers without memory behind them
         self._num_committed = 0  # lent pages included
-        self._tables: dict[AddressRange, list[int | None]] = {}  # physical page of each virtual one
+        self._tables: dict[AddressRange, list[int | None]] = {}  # physical page of each page of a range
         self._closed = False
         self._keeper = StockKeeper(self._restock) if self._ready_pages else None
 
@@ -156,7 +157,8 @@ class PagedArena:
         return table
 
     def _require(self, addresses: AddressRange, span: range, *, committed: bool) -> list[int | None]:
-        """The range's table, after checking that all of ``span`` is committed, or none of it."""
+        """Returns the range's table, after checking that all pages of ``span`` are committed, or that none
+        is."""
         table = self._table(addresses)
         if span.start < 0 or span.stop > len(table) or span.stop < span.start:
             raise InternalError(f"pages {span} lie outside a range of {len(table)}")
@@ -166,7 +168,8 @@ class PagedArena:
         return table
 
     def _take(self, addresses: AddressRange, span: range) -> list[int]:
-        """Enters physical pages for ``span`` into the books: from the stock first, then new ones."""
+        """Finds physical pages for ``span``, first in the stock, then new ones, and enters them into the
+        books."""
         with self._lock:
             table = self._require(addresses, span, committed=False)
             self._require_room(len(span))
@@ -203,7 +206,8 @@ class PagedArena:
             )
 
     def _put_back(self, addresses: AddressRange, span: range) -> None:
-        """Moves the unmapped pages of ``span`` into the stock, and what exceeds its limit out of it."""
+        """Moves the unmapped pages of ``span`` into the stock, and the stock beyond its limit to the
+        system."""
         with self._lock:
             table = self._tables[addresses]
             self._to_stock(page for page in table[span.start : span.stop] if page not in (None, _LENT))
@@ -221,7 +225,7 @@ class PagedArena:
             self._keeper.look()
 
     def _restock(self) -> bool:
-        """Makes a few pages for the stock; False where it has what it should."""
+        """Makes a few pages for the stock; False if the stock has as many as it should."""
         with self._lock:
             wanted = min(self._ready_pages, self._most_stock()) - len(self._stock)
             pages = [

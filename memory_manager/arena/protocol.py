@@ -6,9 +6,8 @@ page while addresses, tensors and captured graphs stay valid. Creating physical 
 stock, still physical, and the next commit only maps them; a few are made ahead of need by a thread of their
 own. Stock leaves when the arena's limit falls: then memory is short elsewhere.
 
-``Arena`` is the interface. ``paged_arena`` keeps the books for it; what a page is and how it
-is mapped is a ``PhysicalMemory``, of which ``host_arena`` and ``cuda_arena``
-are the two kinds.
+``Arena`` is the interface. ``paged_arena`` keeps its books; a ``PhysicalMemory`` says what a page is and how
+it is mapped, and ``host_arena`` and ``cuda_arena`` have the two kinds.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class Arena(Protocol):
     """Physical pages under virtual address ranges.
 
     Threads: every method may be called from any thread, and commits to different ranges run side by
-    side (a load must not hold up the step). One range is one thread's at a time, and ``close`` comes
+    side (a load must not hold up the step). A range is used by one thread at a time, and ``close`` comes
     last, when no other call is under way.
 
-    Contents: a page that is committed holds whatever its last owner left in it. Nobody may read what
-    they did not write.
+    Contents: a page that is committed holds whatever its last owner left in it. Nobody may read bytes
+    that they did not write.
     """
 
     @property
@@ -62,12 +61,12 @@ class Arena(Protocol):
 
     @property
     def committed_bytes(self) -> int:
-        """Memory mapped into ranges: its own, and what was lent to it."""
+        """Bytes mapped into ranges: the arena's own memory, and memory lent to it."""
         ...
 
     @property
     def stock_bytes(self) -> int:
-        """Physical memory that is mapped nowhere and waits for the next commit."""
+        """Bytes of physical memory that is mapped nowhere and waits for the next commit."""
         ...
 
     def reserve(self, num_bytes: int) -> AddressRange:
@@ -83,7 +82,7 @@ class Arena(Protocol):
         All or nothing.
 
         Raises:
-            InsufficientMemoryError: past the capacity, or the system has no more.
+            InsufficientMemoryError: the pages exceed the capacity, or the system has no more memory.
         """
         ...
 
@@ -93,32 +92,33 @@ class Arena(Protocol):
         ...
 
     def lend(self, addresses: AddressRange, descriptor: int, num_bytes: int) -> None:
-        """Puts the first bytes of a memfd, read-only, under a range of which nothing is committed, instead of
-        memory of the arena. They count as committed until the range is released whole. The caller keeps the
-        memfd as it is until then; host memory only.
+        """Puts the first ``num_bytes`` of a memfd, read-only, under a range of which nothing is committed,
+        instead of memory of the arena. The range's pages count as committed until the range is released
+        whole. The caller keeps the memfd unchanged until then. Host memory only.
 
         Raises:
-            InsufficientMemoryError: past the capacity, or the system has no page tables for it.
+            InsufficientMemoryError: the pages exceed the capacity, or the system has no memory for their
+                tables.
         """
         ...
 
     def tensor(self, addresses: AddressRange) -> Tensor:
         """The range as a uint8 tensor ``[num_bytes]`` that shares its memory, valid until
-        ``free_range``. Only committed pages may be touched: others are no memory at all."""
+        ``free_range``. Only committed pages of it may be touched: the others have no memory behind them."""
         ...
 
     def free_range(self, addresses: AddressRange) -> None:
-        """Releases what is committed and gives the addresses back."""
+        """Releases the committed pages of a range and gives its addresses back."""
         ...
 
     def trim(self) -> int:
-        """Gives the stock back to the system; returns the bytes."""
+        """Gives the stock back to the system; returns its bytes."""
         ...
 
     def set_limit(self, num_bytes: int) -> int:
-        """Sets how much memory the arena should hold, stock included, from now on; absolute. Stock beyond it
-        leaves at once, and what is released later while there is still too much; nothing that is committed
-        is taken away. Returns the bytes that left.
+        """Sets how many bytes the arena should hold from now on, stock included. Stock beyond the limit
+        leaves at once, and so does memory that is released while the arena is above it; no committed page is
+        taken away. Returns the bytes that left at once.
         """
         ...
 
@@ -128,20 +128,23 @@ class Arena(Protocol):
 
 
 class PhysicalMemory(Protocol):
-    """A kind of memory. Pages have numbers in ``[0, capacity)``; neighbours are mapped fastest in runs.
+    """A kind of memory. Pages have numbers in ``[0, capacity)``; runs of consecutive numbers are mapped
+    fastest.
 
-    Methods are called from several threads at once, never two at the same time for the same page or
-    the same address.
+    Methods are called from several threads at once, never two at the same time for the same page or the same
+    address.
     """
 
     def reserve(self, num_bytes: int) -> int:
-        """Returns the address of fresh, unbacked addresses. Raises InsufficientMemoryError."""
+        """Reserves fresh addresses without memory behind them; returns the first. Raises
+        InsufficientMemoryError."""
         ...
 
     def unreserve(self, address: int, num_bytes: int) -> None: ...
 
     def create(self, first: int, num_pages: int) -> None:
-        """Makes numbered pages physical; all or nothing. Raises InsufficientMemoryError."""
+        """Makes the pages from number ``first`` on physical; all or nothing. Raises
+        InsufficientMemoryError."""
         ...
 
     def destroy(self, first: int, num_pages: int) -> None:
@@ -149,14 +152,14 @@ class PhysicalMemory(Protocol):
         ...
 
     def map(self, address: int, pages: Sequence[int]) -> None:
-        """Maps physical pages one after the other from ``address``; on an error the whole run is
-        unbacked again. Raises InsufficientMemoryError."""
+        """Maps physical pages one after the other from ``address``; on an error none of these addresses
+        has memory behind it. Raises InsufficientMemoryError."""
         ...
 
     def unmap(self, address: int, num_pages: int) -> None: ...
 
     def lend(self, address: int, num_bytes: int, descriptor: int) -> None:
-        """Maps the first bytes of a memfd, read-only. Raises InsufficientMemoryError."""
+        """Maps the first ``num_bytes`` of a memfd, read-only. Raises InsufficientMemoryError."""
         ...
 
     def tensor(self, address: int, num_bytes: int) -> Tensor: ...
@@ -165,7 +168,8 @@ class PhysicalMemory(Protocol):
 
 
 def contiguous_runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring runs of an ascending sequence: ``[1, 2, 5]`` gives ``(1, 2), (5, 1)``."""
+    """Runs of consecutive numbers in an ascending sequence, as pairs of the first and the count: ``[1, 2,
+    5]`` gives ``(1, 2), (5, 1)``."""
     first = length = 0
     for number in numbers:
         if length and number == first + length:

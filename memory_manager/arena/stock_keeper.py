@@ -17,10 +17,11 @@ _PAUSE_S = 5.0  # after the system had no more
 
 
 class StockKeeper:
-    """Restocks whenever it is told that stock may be low, until there is enough.
+    """Restocks, whenever it is told that the stock may be low, until there is enough.
 
     Args:
-        restock: makes one page or a few more; False where none is missing. May run beside anything else.
+        restock: makes one page or a few for the stock; False if none is missing. It may run beside any other
+            call.
     """
 
     def __init__(self, restock: Callable[[], bool]) -> None:
@@ -32,11 +33,11 @@ class StockKeeper:
         self._thread.start()
 
     def look(self) -> None:
-        """Stock may be low."""
+        """Tells the thread that the stock may be low."""
         self._low.set()
 
     def close(self) -> None:
-        """Ends the thread once the page that it is making is made."""
+        """Ends the thread as soon as it has made the pages that it is making."""
         self._ending.set()
         self._low.set()
         self._thread.join()

@@ -1,18 +1,19 @@
-"""Blocks that several sequences read, and blocks that nobody reads now and somebody may want again.
+"""Blocks that several sequences read at once, and blocks that are kept though nobody reads them now.
 
 A block that is full and computed may be stored under a key, which says everything that its contents depend on
-(the engine makes the keys; here they are bytes). From then on any number of sequences use it at once, and it
-stays when the last of them is gone: idle, until it is found again or given up. Nobody writes to a stored block.
+(the engine makes the keys; here they are bytes). From then on any number of sequences may use the block at
+once. When the last of them is gone, the block stays, idle, until it is found again or given up. Nobody writes
+to a stored block.
 
 Idle blocks are memory at hand. They are given up when somebody needs room, before any sequence is preempted:
-whole pages first, those that have been idle for the longest over all models, since a page is any model's; then,
-where no page can be had, single blocks of the very group that is short. A model's idle blocks within its own
-guarantee are given up for itself alone, because nobody else may have the pages.
+whole pages first, of all models' pages those that have been idle for the longest, since any model may have a
+page; then, if no page can be had, single blocks of the very group that is short. A model's idle blocks within
+its own guarantee are given up for that model alone, because no other may have the pages.
 
-Where all idle blocks together would not be enough, the blocks of other models are moved out of their sparsest
-pages: a copy of at most a page for each page that comes free, which is cheaper than to preempt anybody.
+If all idle blocks together would not be enough, the blocks of other models are moved out of their sparsest
+pages: a copy of at most a page for each page that comes free, which is cheaper than to preempt a sequence.
 
-Threads: the step thread's alone, like the pool's.
+Threads: the store belongs to the step thread alone, like the pool.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ from mooring.errors import InternalError
 __all__ = ["BlockStore", "MoveBlocks"]
 
 MoveBlocks = Callable[[int, NDArray[np.int64], NDArray[np.int64]], None]
-"""Copies what blocks of a group hold to other blocks, and has all who use the old ones use the new: group, old and
-new granule offsets, int64 [n] each."""
+"""Copies the contents of blocks to other blocks of the group, and makes all users of the old blocks use the
+new ones. Called with the group, the old and the new granule offsets, int64 [n] each."""
 
 
 class _StoredBlocks:
-    """What is stored of one KV group of one model.
+    """The stored blocks of one KV group of one model, by granule offset.
 
     Attributes:
-        offset_of, key_of: each other's inverse.
-        num_users: by offset; 0 is idle.
-        shared: offsets with several users.
-        idle: offsets, the longest idle first.
+        offset_of: offset of the block stored under a key.
+        key_of: the inverse of ``offset_of``.
+        num_users: users of the block at an offset; a block with 0 users is idle.
+        shared: offsets of the blocks that have several users.
+        idle: offsets of the idle blocks, the longest idle first.
     """
 
     def __init__(self) -> None:
@@ -52,7 +54,7 @@ class _StoredBlocks:
         self.idle: dict[int, None] = {}
 
     def move(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Blocks in use are elsewhere now; those that are not stored are nothing to this object."""
+        """Notes that blocks in use have moved; blocks that are not stored are passed over."""
         for source, destination in zip(sources, destinations, strict=True):
             key = self.key_of.pop(source, None)
             if key is not None:
@@ -71,15 +73,15 @@ class _StoredBlocks:
 
 
 class BlockStore:
-    """Gives out the blocks of a ``KVPool``, whose users it counts; who has blocks has them from here.
+    """Gives out the blocks of a ``KVPool`` and counts the users of each; all blocks are had from here.
 
     Args:
-        pool: that only this object allocates from, frees to and sets the limit of.
+        pool: the pool that only this object allocates from, frees to and sets the limit of.
 
     Attributes:
-        revision: counts what may have made room for a sequence that found none, or more of its blocks found:
-            blocks that were freed or stored, models that left, limits. As long as it stays, asking again for
-            the same is in vain.
+        revision: goes up with every event that may have made room for a sequence that found none, or let a
+            sequence find more stored blocks: blocks freed or stored, models removed, limits set. While it
+            stays the same, asking again for the same is in vain.
     """
 
     def __init__(self, pool: KVPool) -> None:
@@ -96,17 +98,18 @@ class BlockStore:
         cap_bytes: int | None,
         move: MoveBlocks,
     ) -> None:
-        """As in ``KVPool``.
+        """Lets a model draw blocks, as ``KVPool.add_model`` does.
 
         Args:
-            move: called while another model asks for room, or the pool for less of it.
+            move: moves the model's blocks; called while another model asks for room, or while the pool
+                shrinks.
         """
         self._pool.add_model(replica_id, groups, guarantee_bytes, cap_bytes)
         self._stored[replica_id] = tuple(_StoredBlocks() for _ in groups)
         self._move[replica_id] = move
 
     def remove_model(self, replica_id: str) -> None:
-        """Ends a model's share, and gives up what is stored for it; none of its blocks has a user."""
+        """Ends a model's share and gives up the blocks stored for it, none of which has a user."""
         for group, stored in enumerate(self._stored[replica_id]):
             self._give_up(replica_id, group, np.array(list(stored.idle), np.int64))
         self._pool.remove_model(replica_id)
@@ -114,14 +117,15 @@ class BlockStore:
         self.revision += 1
 
     def set_limit(self, num_bytes: int) -> None:
-        """As in ``KVPool``; ``shrink`` then frees what can be freed."""
+        """Sets the pool's lease, as ``KVPool.set_limit`` does; ``shrink`` then frees what can be freed."""
         self._pool.set_limit(num_bytes)
         self.revision += 1
 
     # Blocks for one user ---------------------------------------------------------------------------
 
     def can_allocate(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
-        """Whether ``make_room`` would find room for so many blocks of each group, all together."""
+        """Whether ``make_room`` would find room for ``num_blocks[g]`` more blocks of every group g, all
+        together."""
         pool = self._pool
         return (
             pool.pages_short(replica_id, num_blocks) <= 0
@@ -130,8 +134,9 @@ class BlockStore:
         )
 
     def make_room(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
-        """Gives up idle blocks, and moves others', until so many of each group can be allocated, one group after
-        the other; False, and nothing changed, where that would not be enough."""
+        """Gives up idle blocks, and moves other models' blocks, until ``num_blocks[g]`` blocks of every group
+        g can be allocated, one group after the other. If that would not be enough, changes nothing and
+        returns False."""
         if self._pool.pages_short(replica_id, num_blocks) <= 0:
             return True
         if not self.can_allocate(replica_id, num_blocks):
@@ -144,11 +149,11 @@ class BlockStore:
         return True
 
     def allocate(self, replica_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
-        """Blocks with one user each, all or nothing.
+        """Takes blocks of one group, with one user each; all or nothing.
 
         Returns:
-            Granule offsets int64 ``[num_blocks]``; None where there is no room that ``make_room`` has not
-            made, or where the device has less memory than was leased and no idle blocks could stand in.
+            Granule offsets int64 ``[num_blocks]``; None if there is no room and ``make_room`` was not asked
+            for it, or if the device has less memory than was leased and no idle blocks could stand in.
         """
         offsets = self._pool.allocate(replica_id, group, num_blocks)
         if offsets is None and (
@@ -159,13 +164,15 @@ class BlockStore:
         return offsets
 
     def free(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
-        """Takes one user from each of these blocks. Those that are stored become idle with their last one, the
-        later of them first to be given up; the others go back to the pool."""
+        """Takes one user from each of these blocks. A stored block becomes idle when its last user is gone
+        (of those named here, the later ones will be given up first); a block that is not stored goes back to
+        the pool."""
         self.unuse(replica_id, group, offsets)
         self.revision += 1
 
     def unuse(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
-        """The same for what was taken a moment ago and not used: nothing has changed since."""
+        """Does what ``free`` does, for blocks that were taken a moment ago and not used: ``revision`` stays,
+        since there is no more room than before."""
         stored = self._stored[replica_id][group]
         if not stored.num_users:
             self._pool.free(replica_id, group, offsets)
@@ -191,7 +198,7 @@ class BlockStore:
     # Stored blocks ---------------------------------------------------------------------------------
 
     def find(self, replica_id: str, group: int, keys: Sequence[bytes]) -> NDArray[np.int64]:
-        """Granule offset of the block of each key, 0 where none is stored."""
+        """Granule offset of the block stored under each key, 0 for a key that has none; int64."""
         offset_of = self._stored[replica_id][group].offset_of
         return np.array([offset_of.get(key, 0) for key in keys], np.int64)
 
@@ -211,8 +218,8 @@ class BlockStore:
             self._pool.set_in_use(replica_id, group, np.array(idle, np.int64))
 
     def store(self, replica_id: str, group: int, keys: Sequence[bytes], offsets: NDArray[np.int64]) -> None:
-        """Stores full, computed blocks in use. Where a key is stored already, its block stays the one that is
-        found, and the new one remains its user's own."""
+        """Stores full, computed blocks that are in use. If a key has a block already, ``find`` goes on
+        finding that one, and the new block remains its user's own."""
         stored = self._stored[replica_id][group]
         self.revision += 1
         for key, offset in zip(keys, offsets.tolist(), strict=True):
@@ -222,25 +229,25 @@ class BlockStore:
                 stored.num_users[offset] = 1
 
     def num_users(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of each of these blocks, none of them free; int64."""
+        """Number of users of each of these blocks, int64; every one of them is allocated."""
         num_users = self._stored[replica_id][group].num_users
         return np.array([num_users.get(offset, 1) for offset in offsets.tolist()], np.int64)
 
     def shared(self, replica_id: str, group: int) -> NDArray[np.int64]:
-        """The blocks that have several users."""
+        """Granule offsets of the stored blocks that have several users, int64 [n]."""
         return np.array(list(self._stored[replica_id][group].shared), np.int64)
 
     def shrink(self) -> bool:
-        """Gives up idle pages while the pool is over its limit, or moves blocks out of others; False where there
-        was none to be had."""
+        """Gives up idle pages while the pool is over its limit, or else moves blocks out of other pages;
+        False if neither freed a page."""
         num_pages = self._pool.pages_over_limit
         return self._give_up_pages(num_pages, None) or self._empty_pages(num_pages, None)
 
     def check_integrity(self) -> None:
-        """Every stored block has one key, and is idle exactly where it has no user.
+        """Checks that every stored block has one key, and is idle exactly if it has no user.
 
         Raises:
-            InternalError: a bug of ours, with the model at fault.
+            InternalError: the books contradict each other, which is a bug; the message names the model.
         """
         for replica_id, groups in self._stored.items():
             idle_bytes = 0
@@ -272,7 +279,8 @@ class BlockStore:
         return bool(chosen)
 
     def _empty_pages(self, num_pages: int, wanted_by: str | None) -> bool:
-        """Moves blocks in use until so many more pages are free, as far as that can be; False where none is."""
+        """Moves blocks in use until ``num_pages`` more pages are free, or as many as can be; False if none
+        is."""
         chosen = self._pool.sparsest(num_pages, wanted_by) if num_pages > 0 else []
         for replica_id, group, pages in chosen:
             blocks = self._pool.blocks_of(replica_id, group)
@@ -288,7 +296,8 @@ class BlockStore:
         return bool(chosen)
 
     def _give_up_in_place(self, replica_id: str, group: int, num_blocks: int) -> bool:
-        """Makes room for so many blocks of one group in the pages that it has; False where that is not enough."""
+        """Gives up as many idle blocks of a group as ``num_blocks`` more need, beside the places that are
+        vacant in its pages; False, and nothing changed, if the group has too few."""
         wanted = [num_blocks if g == group else 0 for g in range(len(self._stored[replica_id]))]
         short = self._pool.blocks_short(replica_id, wanted)
         if not 0 < short[group] <= len(self._stored[replica_id][group].idle):

@@ -1,24 +1,24 @@
 """The KV pool: one range of pages from which all models of a worker draw their blocks.
 
-Pure bookkeeping: it decides which block is whose and which pages are committed, and never looks into
-one. Every page is in exactly one of four states::
+Pure bookkeeping: the pool decides which block is whose and which pages are committed, and never looks into a
+block. Every page is in exactly one of four states::
 
     null ─ page 0; offset 0 of every model is the null block, where padding points
     held ─ by one KV group of one model, whose blocks alone fill it
     free ─ committed and nobody's: any model may take it in its next call
     bare ─ addresses without memory behind them
 
-Between models a page only changes lists. Only ``set_limit`` and growth towards the limit touch the
-mapping.
+Between models a page only changes lists. Only ``set_limit`` and growth towards the limit touch the mapping.
 
-A group fills its fullest page first, so that its blocks gather in few pages and the others empty: one
-live block pins a whole page (the fault of layouts that spread a sequence over many pages). Where that is not
-enough, a group's blocks are moved from its sparsest pages into the gaps of the others.
+A place for a block in a held page is vacant, in use or idle (``memory_manager.kv.group_blocks``). A group
+fills its fullest page first, so that its blocks gather in few pages and the others empty: a single block in
+use pins a whole page (the fault of layouts that spread a sequence over many pages). If that is not enough, a
+group's blocks are moved from its sparsest pages into the vacant places of its other pages.
 
 Blocks that nobody uses may be kept for what they hold (``memory_manager.kv.block_store``): they are idle, and
-count as held until they are given up.
+their pages count as held until the blocks are given up.
 
-Threads: the step thread's alone.
+Threads: the pool belongs to the step thread alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,13 @@ _NULL_PAGE = 0
 
 
 class KVUsage(NamedTuple):
-    """Bytes of one model: of the pages it holds, of the blocks in use in them, and of the idle ones."""
+    """KV bytes of one model.
+
+    Attributes:
+        held_bytes: pages that the model holds, whole.
+        live_bytes: blocks in use in these pages.
+        idle_bytes: idle blocks in these pages.
+    """
 
     held_bytes: int
     live_bytes: int
@@ -80,7 +86,8 @@ class _ModelBlocks(NamedTuple):
 
 
 class _Keeps(enum.Enum):
-    """What of its pages a model is counted with."""
+    """Which of its pages a model is counted with when room is sought: all, those with a block in use, or as
+    few as its blocks in use would fill."""
 
     ALL_PAGES = enum.auto()
     PAGES_IN_USE = enum.auto()
@@ -93,8 +100,8 @@ class KVPool:
     The lease starts at the null page alone: nothing can be allocated before the first ``set_limit``.
 
     Args:
-        arena: its page is ``PAGE_BYTES``.
-        num_bytes: of addresses, the most that any lease will ever be; rounded up to pages.
+        arena: an arena with pages of ``PAGE_BYTES``.
+        num_bytes: size of the address range, the most that any lease will ever be; rounded up to pages.
     """
 
     def __init__(self, arena: Arena, num_bytes: int) -> None:
@@ -117,7 +124,7 @@ class KVPool:
 
     @property
     def committed_bytes(self) -> int:
-        """Of pages with memory behind them, the null page included."""
+        """Bytes of the pages that have memory behind them, the null page included."""
         return self._committed_pages * PAGE_BYTES
 
     @property
@@ -127,7 +134,7 @@ class KVPool:
 
     @property
     def pages_over_limit(self) -> int:
-        """Held pages that must empty before the pool is within its lease."""
+        """Committed pages beyond the lease: as many must still empty and leave."""
         return max(0, self._committed_pages - self._limit_pages)
 
     def add_model(
@@ -136,9 +143,10 @@ class KVPool:
         """Lets a model draw blocks.
 
         Args:
-            groups: every later call names them by their index here.
-            guarantee_bytes: pages that no other model can take while this one is here; rounded up.
-            cap_bytes: most it may hold, rounded down to pages; None is no cap.
+            groups: KV groups of the model; every later call names a group by its index here.
+            guarantee_bytes: bytes of pages that no other model can take while this model is in the pool;
+                rounded up to pages.
+            cap_bytes: most that the model may hold, rounded down to pages; None means no cap.
         """
         if replica_id in self._models:
             raise InternalError(f"{replica_id} is in the pool already")
@@ -154,34 +162,35 @@ class KVPool:
         )
 
     def remove_model(self, replica_id: str) -> None:
-        """Ends a model's share, guarantee included. All its blocks must be free."""
+        """Ends a model's share, guarantee included. All its blocks must have been freed."""
         held = self._models[replica_id].held_pages
         if held:
             raise InternalError(f"{replica_id} leaves the pool and still holds {held} pages")
         del self._models[replica_id]
 
     def pages_short(self, replica_id: str, num_blocks: Sequence[int]) -> int:
-        """Pages that have to come free before so many blocks of each group fit, all together; 0 or less
-        where there is room, every idle block staying."""
+        """Number of pages that have to come free before ``num_blocks[g]`` more blocks of every group g fit,
+        all together, while every idle block stays; 0 or less if there is room."""
         pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
         needed = sum(blocks.pages_needed(count) for blocks, count in pairs)
         return needed - self._room(replica_id) if needed else 0
 
     def pages_short_without_idle(self, replica_id: str, num_blocks: Sequence[int]) -> int:
-        """The same, if every idle block of every model were given up."""
-        return self._pages_short_where(replica_id, num_blocks, _Keeps.PAGES_IN_USE)
+        """``pages_short`` as it would be if every idle block of every model were given up."""
+        return self._pages_short_if(replica_id, num_blocks, _Keeps.PAGES_IN_USE)
 
     def pages_short_without_gaps(self, replica_id: str, num_blocks: Sequence[int]) -> int:
-        """The same, if moreover the other models' blocks were moved into as few pages as hold them."""
-        return self._pages_short_where(replica_id, num_blocks, _Keeps.FEWEST_PAGES)
+        """``pages_short_without_idle`` as it would be if moreover the other models' blocks were moved into as
+        few pages as hold them."""
+        return self._pages_short_if(replica_id, num_blocks, _Keeps.FEWEST_PAGES)
 
-    def _pages_short_where(self, replica_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
+    def _pages_short_if(self, replica_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
         pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
         needed = sum(blocks.pages_needed_without_idle(count) for blocks, count in pairs)
         return needed - self._room(replica_id, keeps) if needed else 0
 
     def pages_over_cap(self, replica_id: str, num_blocks: Sequence[int]) -> int:
-        """Of the pages that are short, those that the model itself has to give up, because of its cap."""
+        """Number of the pages in ``pages_short`` that the model itself has to give up, because of its cap."""
         model = self._models[replica_id]
         if model.cap_pages is None:
             return 0
@@ -189,16 +198,17 @@ class KVPool:
         return max(0, needed - max(0, model.cap_pages - model.held_pages)) if needed else 0
 
     def can_allocate(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
-        """Whether there is room for so many blocks of each group, all together, every idle block staying."""
+        """Whether ``num_blocks[g]`` more blocks of every group g fit, all together, while every idle block
+        stays."""
         return self.pages_short(replica_id, num_blocks) <= 0
 
     def allocate(self, replica_id: str, group: int, num_blocks: int) -> NDArray[np.int64] | None:
         """Takes blocks of one group, all or nothing.
 
         Returns:
-            Granule offsets int64 ``[num_blocks]``, or None where there is no room now: the limit, the
-            model's cap or the others' guarantees forbid it, or the device has less memory than was
-            leased (then ``can_allocate`` may have said otherwise). What the blocks hold is arbitrary.
+            Granule offsets int64 ``[num_blocks]``, or None if there is no room now: the limit, the
+            model's cap or the other models' guarantees forbid it, or the device has less memory than was
+            leased (then ``can_allocate`` may have said otherwise). The blocks' contents are arbitrary.
         """
         blocks = self._models[replica_id].groups[group]
         num_pages = blocks.pages_needed(num_blocks)
@@ -210,33 +220,34 @@ class KVPool:
         return blocks.take(num_blocks)
 
     def free(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
-        """Gives blocks back. A page that empties is any model's at once; while the pool is over its
-        limit it leaves."""
+        """Gives blocks back. Any model may take a page that empties, at once; while the pool is over its
+        limit, the page's memory goes back to the arena instead."""
         emptied = self._models[replica_id].groups[group].give(offsets)
         if emptied:
             self._free.extend(emptied)
             self._release(self.pages_over_limit)
 
     def set_idle(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
-        """Nobody uses these blocks any more; they are kept for what they hold."""
+        """Marks blocks in use as idle: nobody uses them any more, and their contents are kept."""
         self._models[replica_id].groups[group].set_idle(offsets)
 
     def set_in_use(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
-        """Takes idle blocks up again."""
+        """Marks idle blocks as in use again."""
         self._models[replica_id].groups[group].set_in_use(offsets)
 
     def longest_idle(
         self, num_pages: int, wanted_by: str | None, *, own: bool = False
     ) -> list[tuple[str, int, NDArray[np.int64]]]:
-        """The idle blocks of up to so many pages that have none in use, the longest so first over all models.
+        """Idle blocks of up to ``num_pages`` pages that have no block in use: of all models' pages, those
+        that have been so for the longest.
 
         Args:
-            wanted_by: the model that wants the pages. Those that lie within another's guarantee would help
-                it nothing and are left out. None wants them whosever they are.
-            own: only that model's.
+            wanted_by: the model that wants the pages. Pages within another model's guarantee would be of no
+                use to it and are left out. None: no page is left out.
+            own: consider only the pages of ``wanted_by``.
 
         Returns:
-            Model, group and granule offsets int64 [n] of blocks, each group at most once.
+            Model, group and granule offsets int64 [n] of its blocks; each group at most once.
         """
         spare = {
             name: model.num_idle_pages
@@ -259,15 +270,15 @@ class KVPool:
         ]
 
     def sparsest(self, num_pages: int, wanted_by: str | None) -> list[tuple[str, int, list[int]]]:
-        """Up to so many pages whose blocks in use would fit into others of their groups, those with the fewest
-        first over all models.
+        """Finds up to ``num_pages`` pages whose blocks in use would fit into other pages of their groups: of
+        all models' pages, those with the fewest blocks in use.
 
         Args:
-            wanted_by: the model that wants the pages: its own stay, and those that lie within others' guarantees.
-                None wants them whosever they are.
+            wanted_by: the model that wants the pages. Its own pages are left out, and so are those within
+                other models' guarantees. None: no page is left out.
 
         Returns:
-            Model, group and pages, each group at most once.
+            Model, group and pages; each group at most once.
         """
         spare = {
             name: model.pages_in_use - (0 if wanted_by is None else model.guarantee_pages)
@@ -283,20 +294,21 @@ class KVPool:
         return _first_pages(candidates, num_pages, spare)
 
     def blocks_of(self, replica_id: str, group: int) -> GroupBlocks:
-        """The books of one group, for what concerns no page of others."""
+        """The books of one group, for calls that concern no other group's pages."""
         return self._models[replica_id].groups[group]
 
     def blocks_short(self, replica_id: str, num_blocks: Sequence[int]) -> list[int]:
-        """By group, how many of so many blocks do not fit into the pages that the model holds."""
+        """For each group g, how many of ``num_blocks[g]`` more blocks do not fit into the pages that it
+        holds."""
         pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
-        return [max(0, count - blocks.num_free) for blocks, count in pairs]
+        return [max(0, count - blocks.num_vacant) for blocks, count in pairs]
 
     def set_limit(self, num_bytes: int) -> bool:
         """Sets the lease, null page included; rounded down to pages, never below the null page.
 
         Returns:
-            True once committed pages are within it. While False, emptied pages leave as they come, and
-            ``pages_over_limit`` says how many must still.
+            True if the committed pages are within the lease now. Otherwise each page leaves as it empties,
+            and ``pages_over_limit`` counts those that must still.
         """
         self._limit_pages = min(max(1, num_bytes // PAGE_BYTES), self._num_pages)
         self._release(self.pages_over_limit)
@@ -309,21 +321,21 @@ class KVPool:
         return KVUsage(model.held_pages * PAGE_BYTES, live_bytes, idle_bytes)
 
     def fragmentation(self) -> KVFragmentation:
-        """What is committed and holds no block: with the null page, and the blocks in use and idle of all
-        models, it adds up to ``committed_bytes``."""
+        """Committed bytes that hold no block. Together with the null page and all models' blocks, in use and
+        idle, they add up to ``committed_bytes``."""
         groups = [blocks for model in self._models.values() for blocks in model.groups]
         return KVFragmentation(
             free_bytes=len(self._free) * PAGE_BYTES,
-            vacant_bytes=sum(blocks.num_free * blocks.group.block_bytes for blocks in groups),
+            vacant_bytes=sum(blocks.num_vacant * blocks.group.block_bytes for blocks in groups),
             tail_bytes=sum(blocks.num_pages * blocks.group.tail_bytes for blocks in groups),
         )
 
     def check_integrity(self) -> None:
-        """Checks that every page is in exactly one state and every slot is counted once; meant for
+        """Checks that every page is in exactly one state and every place in it is counted once. Meant for
         idle moments and tests, as it walks everything.
 
         Raises:
-            InternalError: they do not add up.
+            InternalError: the books do not add up.
         """
         pages = [_NULL_PAGE, *self._free, *self._bare]
         for model in self._models.values():
@@ -338,11 +350,12 @@ class KVPool:
         return self._num_pages - len(self._bare)
 
     def _room(self, replica_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
-        """Pages that the model may take now, below zero where that many must come free first: what stays
-        free must cover the others' guarantees.
+        """Number of pages that the model may take now; if it is negative, as many must come free first. The
+        pages that remain must cover the other models' guarantees.
 
         Args:
-            keeps: what each model is left with; the model itself at least its pages in use.
+            keeps: which of its pages each other model is counted with; the model itself always keeps at least
+                its pages in use.
         """
         promised = held = 0
         for name, other in self._models.items():
@@ -357,7 +370,7 @@ class KVPool:
         return room if cap_pages is None else min(room, cap_pages - held)
 
     def _commit(self, num_pages: int) -> bool:
-        """Turns bare pages into free ones; False when the device has no memory for them."""
+        """Turns bare pages into free ones; False if the device has no memory for all of them."""
         pages = [heapq.heappop(self._bare) for _ in range(num_pages)]
         runs = list(contiguous_runs(pages))
         done = 0
@@ -366,7 +379,7 @@ class KVPool:
                 self._arena.commit(self._range, first, length)
                 done += length
         except InsufficientMemoryError as error:
-            if not self._is_short:  # asked for at every step: said once
+            if not self._is_short:  # a step asks again and again: warn once
                 log.warning("the KV pool is within its lease and cannot grow: %s", error.message)
         if pages:
             self._is_short = done < len(pages)
@@ -377,7 +390,8 @@ class KVPool:
         return done == len(pages)
 
     def _release(self, num_pages: int) -> None:
-        """Takes the memory from up to so many free pages, the longest free first."""
+        """Takes the memory from up to ``num_pages`` free pages, the longest free first; they are bare
+        then."""
         leaving = self._free[:num_pages]
         del self._free[:num_pages]
         for first, length in contiguous_runs(sorted(leaving)):
@@ -389,10 +403,14 @@ class KVPool:
 def _first_pages(
     ordered: Iterable[tuple[int, str, int, int]], num_pages: int, spare: dict[str, int]
 ) -> list[tuple[str, int, list[int]]]:
-    """The first so many pages, of no model more than it can spare; model, group and pages, each group once.
+    """Picks the first ``num_pages`` pages, but of no model more than it can spare.
 
     Args:
         ordered: rank, model, group and page.
+        spare: number of pages that each model can spare; used up here.
+
+    Returns:
+        Model, group and pages; each group once.
     """
     chosen: dict[tuple[str, int], list[int]] = {}
     for _, name, g, page in ordered:
@@ -406,6 +424,7 @@ def _first_pages(
 
 
 def _by_age(replica_id: str, group: int, blocks: GroupBlocks) -> Iterator[tuple[int, str, int, int]]:
-    """Since when, model, group and page of the idle pages, the longest so first."""
+    """Idle pages of a group, the longest idle first: since when (by the pool's clock), model, group and
+    page."""
     for page, since in blocks.idle_pages.items():
         yield since, replica_id, group, page

@@ -36,7 +36,7 @@ class House:
         assert self.cache.make_room("a", [4 * len(kept)])
         offsets = self.cache.allocate("a", 0, 4 * len(kept))
         assert offsets is not None
-        left = np.array([offsets[4 * page + slot] for page, slots in enumerate(kept) for slot in slots])
+        left = np.array([offsets[4 * page + place] for page, places in enumerate(kept) for place in places])
         self.cache.free("a", 0, np.setdiff1d(offsets, left))
         return left
 
