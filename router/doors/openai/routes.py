@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
@@ -53,8 +54,12 @@ class OpenAiApi:
         )
         router.add_api_route("/models", self.list_models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])
-        router.add_api_route("/completions", self.complete, methods=["POST"])
-        router.add_api_route("/chat/completions", self.chat, methods=["POST"])
+        stream: dict[str, Any] = {"content": {"text/event-stream": {}}}
+        answers: dict[int | str, dict[str, Any]] = {
+            200: {"description": "The answer, or a stream.", **stream}
+        }
+        router.add_api_route("/completions", self.complete, methods=["POST"], responses=answers)
+        router.add_api_route("/chat/completions", self.chat, methods=["POST"], responses=answers)
         return router
 
     async def list_models(self) -> Response:

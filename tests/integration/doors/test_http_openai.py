@@ -309,4 +309,7 @@ async def test_health_metrics_and_the_openapi_page(server: HttpDoor) -> None:
     )
     assert 'vllm:num_requests_running{engine="0",model_name="org/tiny"} 1.0' in metrics.text
     assert {"/v1/models", "/v1/completions", "/v1/chat/completions"} <= set(page["paths"])
-    assert set(page["paths"]["/v1/completions"]["post"]["responses"]) == {"200", "4XX", "5XX"}
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        responses = page["paths"][path]["post"]["responses"]
+        assert set(responses) == {"200", "4XX", "5XX"}
+        assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
