@@ -1,11 +1,11 @@
-"""When the next request of a deployment is likely to come, from when the ones before it came.
+"""When the next request of a deployment is likely to come, from the times of its earlier ones.
 
-Requests that follow each other closely are one burst. What is regular, where anything is, is the time from the
-start of one burst to the start of the next: a job that runs every ten minutes, a person's working day. The last
-few such intervals are kept; where they are alike the next burst is expected in a window around them, and where
-they are not nothing is expected. Keep-alive and pre-warming from inter-arrival times are those of "Serverless
-in the Wild" (Shahrad et al., ATC 2020); a few exact intervals take the place of its histogram of minutes, since
-models move in seconds.
+Requests that follow each other closely are one burst. If anything about arrivals is regular, it is the time
+from the start of one burst to the start of the next: a job that runs every ten minutes, a person's working
+day. The last few such intervals are kept; if they are alike, the next burst is expected in a window around
+them, and otherwise nothing is expected. Keep-alive and pre-warming from inter-arrival times are those of
+"Serverless in the Wild" (Shahrad et al., ATC 2020); a few exact intervals take the place of its histogram of
+minutes, since models move in seconds.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from memory_manager.config import PlannerConfig
 
 __all__ = ["BURST_GAP_S", "ArrivalPattern", "ArrivalWindow", "wake_at_s"]
 
-BURST_GAP_S = 2.0  # arrivals closer than this are of one burst
+BURST_GAP_S = 2.0  # arrivals closer together than this belong to one burst
 _NUM_KEPT = 8
 _NUM_NEEDED = 4
-_MAX_SPREAD = 0.25  # of the shortest interval: exponential ones are so much alike once in 700 times
+_MAX_SPREAD = 0.25  # of the shortest interval; exponential intervals are as much alike once in 700 times
 
 
 @dataclass(frozen=True, slots=True)
 class ArrivalWindow:
-    """The next burst is expected from ``earliest_s`` to ``latest_s``, on the manager's clock."""
+    """The time in which the next burst is expected, from ``earliest_s`` to ``latest_s`` on the manager's
+    clock."""
 
     earliest_s: float
     latest_s: float
 
 
 class ArrivalPattern:
-    """The rhythm of one deployment's requests. Times are given, so it needs no clock."""
+    """The rhythm of one deployment's requests. Every call is told the time, so the object needs no clock."""
 
     def __init__(self) -> None:
         self._intervals_s: deque[float] = deque(maxlen=_NUM_KEPT)
@@ -42,7 +43,7 @@ class ArrivalPattern:
         self._window: ArrivalWindow | None = None
 
     def note(self, at_s: float) -> None:
-        """A request arrived; never earlier than the one before."""
+        """Notes that a request arrived, never earlier than the one before."""
         if at_s - self._last_s >= BURST_GAP_S:
             if self._burst_began_s > -math.inf:
                 self._intervals_s.append(at_s - self._burst_began_s)
@@ -51,7 +52,8 @@ class ArrivalPattern:
         self._last_s = at_s
 
     def window(self, now_s: float) -> ArrivalWindow | None:
-        """When the next burst is expected; None where there is no rhythm, or where it did not come."""
+        """When the next burst is expected; None if there is no rhythm, or if the expected burst did not
+        come."""
         window = self._window
         return window if window is not None and now_s <= window.latest_s else None
 
@@ -59,7 +61,7 @@ class ArrivalPattern:
         intervals_s = sorted(self._intervals_s)
         if len(intervals_s) < _NUM_NEEDED:
             return None
-        if len(intervals_s) == _NUM_KEPT:  # one that was missed and one that came by chance do no harm
+        if len(intervals_s) == _NUM_KEPT:  # a burst that was missed and one that came by chance do no harm
             intervals_s = intervals_s[1:-1]
         shortest_s, longest_s = intervals_s[0], intervals_s[-1]
         spread_s = longest_s - shortest_s
@@ -72,5 +74,6 @@ class ArrivalPattern:
 
 
 def wake_at_s(window: ArrivalWindow, reload_s: float, config: PlannerConfig) -> float:
-    """When to begin a wake that is expected to take ``reload_s``, so that it ends before the window begins."""
+    """When to begin a wake that is expected to take ``reload_s``, so that it ends before the window
+    begins."""
     return window.earliest_s - 1.5 * reload_s - config.prewake_margin_s

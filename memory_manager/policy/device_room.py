@@ -15,13 +15,15 @@ __all__ = ["DeviceRoom"]
 
 
 class DeviceRoom:
-    """What fits on a device now, and what will once all that leaves has left.
+    """The room on a device: what fits now, and what will fit once all that leaves has left.
 
-    Footprints are weights and KV guarantees; KV above the guarantees is nobody's claim and gives way.
+    A replica's footprint is its weights and its KV guarantee; KV above the guarantees is promised to nobody
+    and gives way.
 
     Attributes:
-        room_bytes: budget less what cannot be moved and what other processes claim.
-        closed: someone waits for a minimum residency to pass; nobody behind may evict here meanwhile.
+        room_bytes: the budget less what cannot be moved and what is left to other processes.
+        closed: whether a want waits for a minimum residency to pass; no want behind it may evict here
+            meanwhile.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class DeviceRoom:
         replicas: Sequence[ReplicaView],
         config: PlannerConfig,
     ) -> None:
-        """``replicas`` are all that the device's workers know."""
+        """Starts the sums. ``replicas`` are all replicas that the device's workers know."""
         self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
         self.closed = False
         self._workers = workers
@@ -49,12 +51,13 @@ class DeviceRoom:
 
     @property
     def spare_bytes(self) -> int:
-        """Room once all that leaves has left and all that waits for that has come."""
+        """Room once all that leaves has left, and all that waits for that room has come."""
         return self.room_bytes - self._after_bytes
 
     @property
     def kv_short_bytes(self) -> int:
-        """KV that sequences wait for and nobody frees yet. Whoever waits for a place of its weights goes first."""
+        """KV bytes that sequences wait for and nobody frees yet. 0 while a replica waits for room for its
+        weights: that goes first."""
         if self._awaits_room:
             return 0
         wanted_bytes = sum(
@@ -64,7 +67,7 @@ class DeviceRoom:
 
     @property
     def kv_wanted_since_s(self) -> float:
-        """Since when sequences wait for KV; ``inf`` where none does."""
+        """Since when sequences have waited for KV; ``inf`` if none waits."""
         return min(
             (each.kv_wanted_since_s for each in self._workers if each.kv_wanted_bytes), default=math.inf
         )
@@ -76,12 +79,14 @@ class DeviceRoom:
         self._after_bytes -= footprint_bytes(replica)
 
     def await_room(self, need_bytes: int) -> None:
-        """Something of this footprint comes once others have left; KV must not grow into what they free."""
+        """Counts a replica of this footprint that comes once others have left; KV must not grow into what
+        they free."""
         self._after_bytes += need_bytes
         self._awaits_room = True
 
     def bring(self, worker_id: str, weights_bytes: int, kv_guarantee_bytes: int) -> bool:
-        """Something comes as soon as the ledger has its weights; False if KV must shrink first."""
+        """Counts a replica that comes as soon as the ledger has its weights; False if KV must shrink
+        first."""
         self._now_bytes += weights_bytes + kv_guarantee_bytes
         self._after_bytes += weights_bytes + kv_guarantee_bytes
         self._weights_bytes += weights_bytes
@@ -93,10 +98,11 @@ class DeviceRoom:
         return True
 
     def kv_leases(self) -> list[SetKVLease]:
-        """Floors to all workers, and what is left over in equal parts to those that host something.
+        """The KV leases that change: each worker gets its floor, and the rest is divided equally between the
+        workers that host a replica.
 
         A lease grows only into what the ledger has free at this moment; the rest follows when another
-        worker's has shrunk.
+        worker's lease has shrunk.
         """
         if not self._workers:
             return []

@@ -1,4 +1,4 @@
-"""Which replicas make room, and from when on they may be asked to."""
+"""Which replicas make room, and from when on each may be asked to."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Candidate:
     """A replica that might make room.
 
     Attributes:
-        rank: 0 drains already, 1 is idle, 2 is in use.
-        value_per_byte: what its absence is expected to cost, per byte that it frees.
-        eligible_at_s: when it may be asked to go; in the past for now.
+        rank: 0 if the replica drains already, 1 if it is idle, 2 if it is in use.
+        value_per_byte: seconds that its absence is expected to cost, per byte that it frees.
+        eligible_at_s: from when on it may be asked to go; not later than now if it may already.
     """
 
     replica: ReplicaView
@@ -47,17 +47,17 @@ class Candidate:
 
     @property
     def value_s(self) -> float:
-        """What its absence is expected to cost."""
+        """Seconds that the replica's absence is expected to cost."""
         return self.value_per_byte * self.bytes_freed
 
     @property
     def order(self) -> tuple[int, float, float, str]:
-        """Cheapest first; among equals the one that has been resident longest."""
+        """Sort key: the cheapest first; among equals the replica that has been resident longest."""
         return (self.rank, self.value_per_byte, self.replica.since_s, self.replica.replica_id)
 
 
 def footprint_bytes(replica: ReplicaView) -> int:
-    """What a replica takes of its device: its lease, and its KV guarantee while it is there."""
+    """Bytes that a replica takes of its device: its lease, and its KV guarantee while it is there."""
     guarantee_bytes = replica.kv_guarantee_bytes if replica.residency in ON_DEVICE else 0
     return replica.lease_bytes + guarantee_bytes
 
@@ -65,7 +65,8 @@ def footprint_bytes(replica: ReplicaView) -> int:
 def reuse_chance(
     replica: ReplicaView, deployment: DeploymentView, now_s: float, config: PlannerConfig
 ) -> float:
-    """The chance of a request within the horizon: arrivals taken as Poisson, unless they have a rhythm."""
+    """The chance of a request within ``reuse_horizon_s``: arrivals are taken as Poisson, unless they have a
+    rhythm."""
     chance = -math.expm1(-deployment.request_rate_per_s * config.reuse_horizon_s)
     window = deployment.next_arrival
     if window is None or now_s - replica.last_used_s < BURST_GAP_S:  # in the middle of a burst
@@ -76,20 +77,21 @@ def reuse_chance(
 
 
 def in_priority(seconds: float, priority: int) -> float:
-    """Seconds as they count at a priority: doubled with each step of it."""
+    """Weighs seconds by a priority: they count double with each step up."""
     doublings = max(-_MAX_PRIORITY_DOUBLINGS, min(_MAX_PRIORITY_DOUBLINGS, priority))
     return float(seconds * 2.0**doublings)
 
 
 def worth_s(deployment: DeploymentView, chance: float) -> float:
-    """Seconds that having it resident is expected to save: the chance of use times the time to reload."""
+    """Seconds that having a deployment resident is expected to save: the chance of use times the time to
+    reload."""
     return in_priority(chance * deployment.reload_s, deployment.priority)
 
 
 def value_per_byte(
     replica: ReplicaView, deployment: DeploymentView, now_s: float, config: PlannerConfig
 ) -> float:
-    """What it is worth, over the bytes that its leaving frees."""
+    """Seconds that a replica's presence is worth, per byte that its leaving frees."""
     chance = reuse_chance(replica, deployment, now_s, config)
     return worth_s(deployment, chance) / max(1, footprint_bytes(replica))
 
@@ -103,9 +105,9 @@ def judge(
     now_s: float,
     config: PlannerConfig,
 ) -> Candidate | None:
-    """The replica as a candidate for making room, or None where it never is one for this demand.
+    """The replica as a candidate for making room, or None if it never is one for this demand.
 
-    Pinned replicas never are; one in use never is for demand of lower priority.
+    A pinned replica never is; a replica in use never is for demand of lower priority.
     """
     if replica.in_flight or replica.residency not in (Residency.RESIDENT, Residency.DRAINING):
         return None
@@ -125,14 +127,15 @@ def judge(
 
 
 def choose_what_there_is(candidates: Sequence[Candidate], shortage_bytes: int) -> Sequence[Candidate]:
-    """As ``choose``, or all of them: some of it is better than nothing."""
+    """Chooses as ``choose`` does; if all candidates do not free enough, chooses all: some room is better than
+    none."""
     chosen = choose(candidates, shortage_bytes)
     return candidates if chosen is None else chosen
 
 
 def choose(candidates: Sequence[Candidate], shortage_bytes: int) -> tuple[Candidate, ...] | None:
-    """The cheapest candidates that free ``shortage_bytes``, none of them needlessly; None if all of them
-    do not free enough."""
+    """The cheapest candidates that free ``shortage_bytes``, none of them needlessly; None if all candidates
+    together do not free enough."""
     chosen: list[Candidate] = []
     surplus_bytes = -shortage_bytes
     for candidate in sorted(candidates, key=lambda each: each.order):
@@ -143,7 +146,7 @@ def choose(candidates: Sequence[Candidate], shortage_bytes: int) -> tuple[Candid
     if surplus_bytes < 0:
         return None
     for candidate in reversed(chosen.copy()):
-        # A large late choice may have made earlier or equally dear ones needless.
+        # A large candidate chosen late may have made earlier or equally dear ones needless.
         if surplus_bytes >= candidate.bytes_freed:
             chosen.remove(candidate)
             surplus_bytes -= candidate.bytes_freed

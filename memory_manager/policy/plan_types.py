@@ -1,4 +1,4 @@
-"""What the planner reads and what it answers: plain frozen values, no I/O, no clock."""
+"""Values that the planner reads and answers with: plain and frozen, no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class DemandView:
     """Requests that wait for a deployment.
 
     Attributes:
-        oldest_arrival_s, nearest_deadline_s: on the manager's clock; the deadline may be ``inf``.
-        priority: the highest among them.
+        oldest_arrival_s: when the first of them arrived, on the manager's clock.
+        nearest_deadline_s: the earliest of their deadlines, on the same clock; may be ``inf``.
+        priority: the highest priority among them.
     """
 
     num_waiting: int
@@ -49,15 +50,16 @@ class DeploymentView:
     """A deployment's policy and what is known of its traffic.
 
     Attributes:
-        weights_bytes, kv_guarantee_bytes: of one replica, whole pages.
-        held: an operator put it to sleep; pins and ``min_replicas`` do not wake it.
-        wanted_since_s: when its present policy was set.
-        demand: None where nobody waits.
+        weights_bytes: whole pages of one replica's weights.
+        kv_guarantee_bytes: whole pages of one replica's KV guarantee.
+        held: an operator put the deployment to sleep; pins and ``min_replicas`` do not wake it.
+        wanted_since_s: when the present policy was set.
+        demand: the requests that wait; None if none does.
         request_rate_per_s: exponentially decayed.
-        reload_s: what waking it again is expected to take.
-        next_arrival: when its rhythm lets expect a request; None where it has none, or where nothing is woken
-            ahead of time.
-        wanted_replicas: that its load asks for, once it has one.
+        reload_s: seconds that waking the deployment again is expected to take.
+        next_arrival: when requests are expected by the deployment's rhythm; None if it has no rhythm, or if
+            nothing is woken ahead of time.
+        wanted_replicas: number of replicas that the load asks for, once there is one.
         rescale_at_s: when that number changes if the load stays as it is.
     """
 
@@ -85,15 +87,16 @@ class ReplicaView:
     """One replica.
 
     Attributes:
-        worker_id: of the worker that knows it: where it is, or where it sleeps.
-        lease_bytes: what the ledger promises its weights now, whatever its residency.
+        worker_id: the worker that knows the replica: where it is, or where it sleeps.
+        lease_bytes: bytes that the ledger promises the replica's weights now, whatever its residency.
         num_active: requests between acquire and release.
-        in_flight: the worker is carrying out a load, wake, sleep or unload of it.
-        retired: to be unloaded and forgotten (its deployment was removed or got another artifact).
-        sleep_requested: by an operator.
-        since_s: when its residency began.
+        in_flight: whether the worker is carrying out a load, wake, sleep or unload of the replica.
+        retired: whether the replica is to be unloaded and forgotten (its deployment was removed or got
+            another artifact).
+        sleep_requested: whether an operator asked that the replica sleep.
+        since_s: when the present residency began.
         last_used_s: when the last request came or went.
-        retry_at_s: nothing is tried on it before.
+        retry_at_s: nothing is tried on the replica before this time.
     """
 
     replica_id: str
@@ -117,10 +120,11 @@ class WorkerView:
     """One worker.
 
     Attributes:
-        kv_lease_bytes: what the ledger promises it.
-        kv_target_bytes: what it was last told to keep to; the lease is the larger until the worker has obeyed.
-        kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 where none does.
-        kv_wanted_since_s: since when some do.
+        kv_lease_bytes: KV bytes that the ledger promises the worker.
+        kv_target_bytes: KV bytes that the worker was last told to keep to; the lease stays larger until the
+            worker has obeyed.
+        kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 if none does.
+        kv_wanted_since_s: since when sequences have waited for KV.
     """
 
     worker_id: str
@@ -133,8 +137,13 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One device. ``fixed_bytes`` is what the planner cannot move: the reserve. ``others_bytes`` is what other
-    processes claim of the budget now: replicas make room for it, and nothing is refused for good because of it."""
+    """One device.
+
+    Attributes:
+        fixed_bytes: bytes of the budget that the planner cannot move: the reserve.
+        others_bytes: bytes of the budget that are left to other processes now. Replicas make room for them,
+            and nothing is refused for good because of them.
+    """
 
     name: str
     budget_bytes: int
@@ -144,8 +153,11 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class PlannerState:
-    """Everything that a plan follows from, beside the time and the policy. ``next_due_s``: when time alone will
-    stir a deployment that was left out."""
+    """Everything that a plan follows from, beside the time and the planner's configuration.
+
+    Attributes:
+        next_due_s: when time alone will give a deployment that was left out something to do.
+    """
 
     devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...]
@@ -155,12 +167,13 @@ class PlannerState:
 
 
 Figures = Mapping[str, int | float | str]
-"""What an action follows from: numbers by name, units in the names; words where a number says nothing."""
+"""Figures that an action follows from, by name, with units in the names; words if a number would say
+nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bring a replica that no worker knows to one."""
+    """Bring a replica that no worker knows to a worker."""
 
     replica_id: str
     worker_id: str
@@ -179,8 +192,11 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Admit no new requests to a resident replica. ``room_for``: the deployment that it makes room for, empty
-    where it goes for its own sake."""
+    """Admit no new requests to a resident replica.
+
+    Attributes:
+        room_for: the deployment that the replica makes room for; empty if it leaves for another reason.
+    """
 
     replica_id: str
     reason: str
@@ -190,7 +206,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Admit requests again: what a draining replica was to make room for is no longer wanted."""
+    """Admit requests again to a draining replica: the room that it was to make is no longer wanted."""
 
     replica_id: str
     reason: str = "may stay after all"
@@ -198,7 +214,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Take a replica without requests off its device. ``room_for``: as of ``Drain``."""
+    """Take a replica without requests off its device. ``room_for``: see ``Drain``."""
 
     replica_id: str
     reason: str
@@ -228,11 +244,12 @@ Action = Load | Wake | Drain | Resume | Sleep | Unload | SetKVLease
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now.
+    """Actions and refusals for this moment.
 
     Attributes:
-        actions: all may begin at once; what must wait for one of them comes in a later plan.
-        refusals: deployments that can never fit, with the message for whoever waits.
+        actions: all of them may begin at once; an action that must wait for one of these comes in a later
+            plan.
+        refusals: deployments that can never fit, with the message for the requests that wait.
         next_at_s: when time alone will change the plan; ``inf`` for never.
     """
 

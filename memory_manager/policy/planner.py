@@ -1,14 +1,15 @@
 """The planner: a pure function from what is known to what to do now.
 
-A plan is made anew on every event and remembers nothing. What is on its way shows in the state (a replica
-that loads holds its lease already), and what must wait for something is left to a later plan. One plan:
+A plan is made anew on every event and remembers nothing. Actions under way show in the state (a replica that
+loads holds its lease already), and an action that must wait for something is left to a later plan. One plan:
 
 1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
-2. Deployments that want a replica are taken in order of priority, then deadline. One that fits is brought
-   in; one that does not asks the cheapest replicas to make room, and comes in when they are gone.
-3. Where sequences wait for KV, idle replicas are put to sleep for it.
-4. Draining replicas that no one needs gone any more are resumed.
-5. What is left over is KV, divided between the workers of the device.
+2. Deployments that want a replica are taken in order of priority, then deadline. A replica that fits is
+   brought in; for one that does not, the cheapest replicas are asked to make room, and it comes in when they
+   are gone.
+3. If sequences wait for KV, idle replicas are put to sleep for it.
+4. Draining replicas whose room is no longer needed are resumed.
+5. The memory that is left over is KV, divided between the workers of the device.
 
 Invariant, per device: leases of weights + KV guarantees of the replicas there + reserve <= budget. So a KV
 lease can always shrink to the guarantees, and admitted requests can always finish.
@@ -49,15 +50,22 @@ __all__ = ["plan"]
 
 
 def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
-    """What to do now; see the module's docstring."""
+    """The actions to begin now, as the module's docstring describes them."""
     return _Planning(state, now_s, config).run()
 
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One place for a want. ``rank``: 0 fits now, 1 will fit once what leaves has left, 2 needs
-    victims. ``moves``: the replica sleeps in another worker, which forgets it first. ``weights_bytes``: still
-    to be leased. ``load``: requests that the worker serves."""
+    """One place for a want.
+
+    Attributes:
+        rank: 0 if the replica fits now, 1 if it will fit once what leaves has left, 2 if others must be asked
+            to leave.
+        moves: whether the replica sleeps in another worker, which forgets it first.
+        weights_bytes: bytes of the weights that are still to be leased.
+        load: requests that the worker serves.
+        victims: the replicas that would be asked to leave.
+    """
 
     rank: int
     board: DeviceRoom
@@ -87,7 +95,7 @@ class _Planning:
         self._workers = {each.worker_id: each for each in state.workers}
         self._by_deployment: dict[str, list[ReplicaView]] = {each.name: [] for each in state.deployments}
         self._by_device: dict[str, list[ReplicaView]] = {each.name: [] for each in state.devices}
-        # Workers that host, or are about to host, a replica of the deployment: one each.
+        # Workers that host, or are about to host, a replica of a deployment. Each hosts at most one of them.
         self._hosts: dict[str, set[str]] = {each.name: set() for each in state.deployments}
         for replica in state.replicas:
             if not replica.retired:
@@ -133,7 +141,7 @@ class _Planning:
         return Plan((*leases, *self._actions), refused, self._next_at_s)
 
     def _at(self, when_s: float) -> bool:
-        """Whether it is time; if not, the next plan is due then at the latest."""
+        """Whether a time has come; if not, the next plan is due then at the latest."""
         if when_s <= self._now_s:
             return True
         self._next_at_s = min(self._next_at_s, when_s)
@@ -171,7 +179,7 @@ class _Planning:
         return None if self._is_expected(deployment) else f"idle for {timeout_s:g} s"
 
     def _is_expected(self, deployment: DeploymentView) -> bool:
-        """Whether its rhythm would have it woken at once."""
+        """Whether the deployment's rhythm would have it woken at once."""
         window = deployment.next_arrival
         if window is None or wake_at_s(window, deployment.reload_s, self._config) > self._now_s:
             return False
@@ -186,7 +194,7 @@ class _Planning:
         room_for: str = "",
         max_drain_s: float = math.inf,
     ) -> None:
-        """Counts the replica as leaving, and does the next thing towards it. What runs on it has
+        """Counts the replica as leaving, and takes the next step towards that. Its running requests have
         ``max_drain_s`` to finish."""
         figures = {**self._standing(replica), **(figures or {})}
         self._leaving.add(replica.replica_id)
@@ -205,7 +213,7 @@ class _Planning:
             self._actions.append(Drain(replica.replica_id, reason, figures, room_for))
 
     def _standing(self, replica: ReplicaView) -> Figures:
-        """How things stand with a replica that leaves."""
+        """Figures of a replica that leaves."""
         return {
             "freed_bytes": footprint_bytes(replica),
             "num_active": replica.num_active,
@@ -218,8 +226,8 @@ class _Planning:
         return self._boards[self._workers[replica.worker_id].device]
 
     def _make_room_for_others(self) -> None:
-        """Where other processes want memory that KV alone does not give, the cheapest replicas leave: as many as
-        are needed, or else all that may, since some of it is better than nothing."""
+        """Lets the cheapest replicas leave if other processes want memory that KV alone does not give: as
+        many as are needed, or else all that may leave, since some of the memory is better than none."""
         for device, board in self._boards.items():
             shortage_bytes = -board.spare_bytes
             if shortage_bytes <= 0:
@@ -247,7 +255,8 @@ class _Planning:
         ]
 
     def _judge_for_others(self, replica: ReplicaView) -> Candidate | None:
-        """As a candidate for what is no replica. Nothing of ours is more urgent than memory that is another's."""
+        """The replica as a candidate for making room for something that is no replica: for other processes,
+        whose memory is more urgent than any demand of ours, or for KV."""
         return judge(
             replica,
             self._deployments[replica.deployment],
@@ -270,43 +279,44 @@ class _Planning:
         if not options:
             return
         best = min(options, key=lambda each: each.order)
-        slot, worker_id = want.slot, best.worker.worker_id
+        replica, worker_id = want.replica, best.worker.worker_id
         self._hosts[want.deployment.name].add(worker_id)
         if best.moves and best.rank == 0:
-            # Where it sleeps it may hold something still, which must be free before it is leased anew.
-            self._actions.append(Unload(slot.replica_id, f"moves to {worker_id}", self._standing(slot)))
+            # In the worker where the replica sleeps it may still hold memory, which must be free before it is
+            # leased anew.
+            self._actions.append(Unload(replica.replica_id, f"moves to {worker_id}", self._standing(replica)))
         elif best.rank == 0:
-            if best.board.bring(worker_id, best.weights_bytes, slot.kv_guarantee_bytes):
+            if best.board.bring(worker_id, best.weights_bytes, replica.kv_guarantee_bytes):
                 self._actions.append(self._arrival(want, best))
             return
         for victim in best.victims:
             reason, figures = _reason(want, best, victim, self._now_s)
             name = want.deployment.name
             self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
-        best.board.await_room(best.weights_bytes + slot.kv_guarantee_bytes)
+        best.board.await_room(best.weights_bytes + replica.kv_guarantee_bytes)
 
     def _arrival(self, want: Want, option: _Option) -> Load | Wake:
-        slot = want.slot
+        replica = want.replica
         demand = want.deployment.demand
         figures = {
             "weights_bytes": option.weights_bytes,
-            "kv_guarantee_bytes": slot.kv_guarantee_bytes,
+            "kv_guarantee_bytes": replica.kv_guarantee_bytes,
             "num_waiting": demand.num_waiting if demand is not None else 0,
             "waited_s": self._now_s - want.since_s,
             "spare_bytes": option.board.spare_bytes,
         }
-        if slot.residency is Residency.WARM and slot.worker_id == option.worker.worker_id:
-            return Wake(slot.replica_id, want.reason, figures)
-        return Load(slot.replica_id, option.worker.worker_id, want.reason, figures)
+        if replica.residency is Residency.WARM and replica.worker_id == option.worker.worker_id:
+            return Wake(replica.replica_id, want.reason, figures)
+        return Load(replica.replica_id, option.worker.worker_id, want.reason, figures)
 
     def _option(self, want: Want, worker: WorkerView) -> _Option | None:
-        """How the want could come to this worker; None if it cannot now."""
+        """How the wanted replica could come to this worker; None if it cannot now."""
         if worker.worker_id in self._hosts[want.deployment.name]:
             return None
-        slot, board = want.slot, self._boards[worker.device]
-        moves = slot.worker_id is not None and slot.worker_id != worker.worker_id
-        weights_bytes = slot.weights_bytes - (0 if moves else slot.lease_bytes)
-        need_bytes = weights_bytes + slot.kv_guarantee_bytes
+        replica, board = want.replica, self._boards[worker.device]
+        moves = replica.worker_id is not None and replica.worker_id != worker.worker_id
+        weights_bytes = replica.weights_bytes - (0 if moves else replica.lease_bytes)
+        need_bytes = weights_bytes + replica.kv_guarantee_bytes
         load = self._load[worker.worker_id]
         if board.fits_now(need_bytes):
             return _Option(0, board, worker, moves, weights_bytes, load)
@@ -326,7 +336,7 @@ class _Planning:
         if want.displaces is Displaces.WORTH_LESS:
             return victims if _worth_less(victims, want) else None
         if victims is None and choose(candidates, shortage_bytes) is not None:
-            # Time will mend it. Whoever is behind must not evict meanwhile: a small model that takes the
+            # Time will mend it. Wants behind this one must not evict meanwhile: a small model that takes the
             # place of each replica as it becomes eligible would keep a large one out for ever.
             board.closed = True
             for candidate in candidates:
@@ -346,10 +356,12 @@ class _Planning:
     # 3. Room for KV.
 
     def _make_room_for_kv(self) -> None:
-        """Idle replicas leave where sequences wait for KV: the cheapest, as many as are needed, or else all that may.
+        """Lets idle replicas leave if sequences wait for KV: the cheapest, as many as are needed, or else all
+        that may leave.
 
-        Each only once the wait has lasted as long as it is expected to cost to bring that one back, so that both
-        together are at most twice what foresight would pay (Karlin et al., Competitive Snoopy Caching, 1988).
+        A replica leaves only once the wait has lasted as long as bringing it back is expected to cost, so
+        that both together are at most twice what foresight would pay (Karlin et al., Competitive Snoopy
+        Caching, 1988).
         """
         for device, board in self._boards.items():
             short_bytes, since_s = board.kv_short_bytes, board.kv_wanted_since_s
@@ -371,7 +383,7 @@ class _Planning:
                 self._leave(victim.replica, reason, figures)
 
     def _may_idle_away(self, name: str) -> bool:
-        """Whether nothing would bring a replica of it back at once."""
+        """Whether nothing would bring a replica of the deployment back at once."""
         deployment = self._deployments[name]
         wanted = deployment.demand is not None or num_kept(deployment) or deployment.wanted_replicas > 1
         return not wanted and not self._is_expected(deployment)
@@ -389,8 +401,8 @@ class _Planning:
 
 
 def _worth_less(victims: tuple[Candidate, ...] | None, want: Want) -> bool:
-    """Whether they are idle and together worth at most half of what the want is, so that estimates that waver
-    do not make two models take each other's place in turns."""
+    """Whether the victims are idle and together worth at most half of what the want is worth. The factor
+    keeps two models whose estimates waver from taking each other's place in turns."""
     if victims is None or any(each.rank != 1 for each in victims):
         return False
     return sum(each.value_s for each in victims) <= want.worth_s / 2
@@ -401,7 +413,7 @@ def _reason(want: Want, option: _Option, victim: Candidate, now_s: float) -> tup
     state = ("draining", "idle", "in use")[victim.rank]
     figures: Figures = {
         "room_for": want.deployment.name,
-        "needed_bytes": option.weights_bytes + want.slot.kv_guarantee_bytes,
+        "needed_bytes": option.weights_bytes + want.replica.kv_guarantee_bytes,
         "waited_s": now_s - want.since_s,
         "state": state,
         "value_s": victim.value_s,

@@ -1,4 +1,4 @@
-"""What can never fit, however long it waits."""
+"""Deployments that can never fit, however long their requests wait."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ __all__ = ["refusals"]
 
 
 def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
-    """Deployments that someone waits for, or that are pinned, and that no device can hold beside its
-    reserve and its other pinned deployments; by name, with a message in figures."""
+    """Refuses deployments that requests wait for, or that are pinned, and that no device can hold beside its
+    reserve and its other pinned deployments.
+
+    Returns:
+        By name of the deployment, a message with the figures.
+    """
     rooms = {each.name: _room_bytes(each, state, config) for each in state.devices}
     homes = _pinned_homes(state, rooms)
     left = dict(rooms)
@@ -40,8 +44,8 @@ def _room_bytes(device: DeviceView, state: PlannerState, config: PlannerConfig) 
 
 
 def _pinned_homes(state: PlannerState, rooms: dict[str, int]) -> dict[str, str]:
-    """The device of each pinned deployment that has a place: where it is, else where most room is left;
-    those of higher priority choose first."""
+    """The device of each pinned deployment that has a place. A deployment stays on the device where it is;
+    otherwise it gets the one with most room left, and deployments of higher priority choose first."""
     present = _present_on(state)
     left = dict(rooms)
     homes: dict[str, str] = {}

@@ -29,7 +29,7 @@ TRANSITIONS: dict[Residency, frozenset[Residency]] = {
     _R.COLD: frozenset({_R.WARM, _R.LOADING}),
     # The host copy was evicted; or a wake begins.
     _R.WARM: frozenset({_R.COLD, _R.WAKING}),
-    # Done; failed; or the worker died (warm where the host copy was already made).
+    # Done; failed; or the worker died (warm if the host copy was already made).
     _R.LOADING: frozenset({_R.RESIDENT, _R.FAILED, _R.COLD, _R.WARM}),
     # Done; rolled back; failed too often; or the worker died and the host copy is gone too.
     _R.WAKING: frozenset({_R.RESIDENT, _R.WARM, _R.FAILED, _R.COLD}),
@@ -51,10 +51,11 @@ class ResidencyEvent:
 
     Attributes:
         at_s: on the manager's clock.
-        worker_id: of the worker it is on, goes to or comes from; None where there is none.
-        before, after: the transition.
-        duration_s: how long it was in ``before``: that of the load where ``before`` is loading.
-        reason: why, with figures where it was decided by some.
+        worker_id: the worker that the replica is on, goes to or comes from; None if there is none.
+        before: the residency that ended.
+        after: the residency that began.
+        duration_s: seconds spent in ``before``; if that is loading, the duration of the load.
+        reason: why, with the figures that decided it, if any did.
     """
 
     at_s: float
@@ -72,9 +73,9 @@ class ResidencyState:
     """The present residency of one replica.
 
     Attributes:
-        residency: now.
-        since_s: when it came to be so.
-        reason: why; of a failed one, what went wrong.
+        residency: the present residency.
+        since_s: when it began.
+        reason: why it began; if the replica failed, what went wrong.
     """
 
     residency: Residency

@@ -1,8 +1,8 @@
 """How many replicas the present load asks for: a pure rule with hysteresis.
 
-A replica more comes when those that are up have each had more requests than one can serve well, for a while;
-one goes when the others could carry all of it at half of that, for a longer while. Between the two bounds
-nothing changes, so a load that wobbles around one of them moves no weights.
+One replica more comes if those that are up have each had more requests than one can serve well, for a while.
+One goes if the others could carry all requests at half of that number each, for a longer while. Between the
+two bounds nothing changes, so a load that wobbles around one of them moves no weights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class Scale:
     """How many replicas are wanted, and for how long the load has asked for another number.
 
     Attributes:
-        num_replicas: at least 1; whether there is to be any at all is not decided here.
-        crowded_since_s, roomy_since_s: since when the load has asked for more, or for fewer; None: it does not.
+        num_replicas: at least 1; whether there is to be any replica at all is not decided here.
+        crowded_since_s: since when the load has asked for more replicas; None if it does not.
+        roomy_since_s: since when the load has asked for fewer replicas; None if it does not.
     """
 
     num_replicas: int = 1
@@ -29,7 +30,7 @@ class Scale:
     roomy_since_s: float | None = None
 
     def due_s(self, config: PlannerConfig) -> float:
-        """When the number changes if the load stays as it is; ``inf`` for never."""
+        """When the number of replicas changes if the load stays as it is; ``inf`` for never."""
         if self.crowded_since_s is not None:
             return self.crowded_since_s + config.scale_up_after_s
         if self.roomy_since_s is not None:
@@ -43,8 +44,9 @@ def rescale(
     """The scale from now on.
 
     Args:
-        num_requests: that run or wait, on all replicas.
-        num_up: replicas that are on a device or on their way to one. A deployment with none starts with one.
+        num_requests: requests that run or wait, on all replicas.
+        num_up: replicas that are on a device or on their way to one. A deployment without any starts with
+            one.
     """
     if num_up == 0 or max_replicas == 1:
         return Scale()

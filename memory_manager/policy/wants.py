@@ -1,4 +1,5 @@
-"""Which deployments want a replica more: for requests that wait, for load, to be kept, or for what is expected."""
+"""Which deployments want one more replica: for requests that wait, for load, to be kept resident, or for
+requests that are expected."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _TRYABLE = (Residency.WARM, Residency.COLD, Residency.FAILED)
 
 
 class Displaces(enum.Enum):
-    """Whom a want may ask to make room."""
+    """Which replicas a want may ask to make room."""
 
     NOBODY = enum.auto()
     WORTH_LESS = enum.auto()  # idle replicas that together are worth clearly less
@@ -31,15 +32,17 @@ class Want:
     """A deployment that wants one more replica.
 
     Attributes:
-        slot: the one to bring.
-        since_s, deadline_s: of the requests that wait; of others when it came to be wanted, and ``inf`` or when
-            requests are expected.
-        worth_s: seconds that having it is expected to save, for what displaces only what is worth less.
-        reason: why it comes.
+        replica: the one to bring.
+        since_s: when the oldest of the waiting requests arrived; if none waits, since when the replica is
+            wanted.
+        deadline_s: deadline of the waiting requests; if none waits, when requests are expected, or ``inf``.
+        worth_s: seconds that having the replica is expected to save; counts if it displaces only what is
+            worth less.
+        reason: why the replica comes.
     """
 
     deployment: DeploymentView
-    slot: ReplicaView
+    replica: ReplicaView
     since_s: float
     deadline_s: float
     priority: int
@@ -49,18 +52,20 @@ class Want:
 
     @property
     def order(self) -> tuple[bool, int, float, str]:
-        """What nobody waits for comes last: it must not take the room that was made for demand."""
+        """Sort key. A want that no request waits for comes last: it must not take the room that was made for
+        demand."""
         forced = self.displaces is Displaces.ANYBODY
         return (not forced, -self.priority, self.deadline_s, self.deployment.name)
 
 
 def is_at_rest(replica: ReplicaView) -> bool:
-    """Off its device, with nothing under way."""
+    """Whether the replica is off its device, with nothing under way."""
     return replica.residency in _TRYABLE and not replica.in_flight
 
 
 def must_be_forgotten(replica: ReplicaView) -> bool:
-    """Whether it is retired and sleeps in a worker, or failed and its worker could not clean up."""
+    """Whether the worker must forget the replica: it is retired and sleeps there, or it failed and its worker
+    could not clean up."""
     over = replica.retired or replica.residency is Residency.FAILED
     return over and replica.worker_id is not None and is_at_rest(replica)
 
@@ -71,8 +76,8 @@ def num_kept(deployment: DeploymentView) -> int:
 
 
 def surplus(deployment: DeploymentView, replicas: Sequence[ReplicaView]) -> list[ReplicaView]:
-    """Replicas beyond those that the load asks for: draining ones first, then those with least to do. The last
-    one is never surplus: that it idles is for timeouts and demand to judge."""
+    """Replicas beyond the number that the load asks for: draining ones first, then those with the fewest
+    requests. The last replica is never surplus: if it idles, timeouts and demand decide."""
     up = [each for each in replicas if each.residency in ON_DEVICE]
     num_surplus = len(up) - max(1, num_kept(deployment), deployment.wanted_replicas)
     can_go = [each for each in up if each.residency in (Residency.RESIDENT, Residency.DRAINING)]
@@ -88,14 +93,14 @@ def wants_of(
     now_s: float,
     config: PlannerConfig,
 ) -> Iterator[Want]:
-    """What an enabled deployment wants brought.
+    """Yields a want for each replica that an enabled deployment wants brought now.
 
     Args:
-        replicas: its own, not retired.
+        replicas: the deployment's own, not retired.
         leaving: ids of replicas that leave for good.
-        at: whether it is time; if not, the plan is made again then.
+        at: tells whether a time has come; if not, the plan is made again then.
     """
-    # One that drains to make room for others is neither up nor to be brought: it resumes, or it
+    # A replica that drains to make room for others is neither up nor to be brought: it resumes, or it
     # sleeps first and then waits for its turn.
     num_up = sum(each.residency in ON_DEVICE for each in replicas if each.replica_id not in leaving)
     demand = deployment.demand
@@ -103,19 +108,21 @@ def wants_of(
     if num_up:
         num_desired = max(num_desired, deployment.wanted_replicas)
         at(deployment.rescale_at_s)
-    slots = [each for each in replicas if is_at_rest(each) and not must_be_forgotten(each)]
-    slots.sort(key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id))
-    if not num_desired and not num_up and slots:
-        yield from _expected(deployment, slots[0], at, now_s, config)
-    for slot in slots[: max(0, min(deployment.max_replicas, num_desired) - num_up)]:
-        if at(slot.retry_at_s):
+    candidates = [each for each in replicas if is_at_rest(each) and not must_be_forgotten(each)]
+    candidates.sort(
+        key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id)
+    )
+    if not num_desired and not num_up and candidates:
+        yield from _expected(deployment, candidates[0], at, now_s, config)
+    for replica in candidates[: max(0, min(deployment.max_replicas, num_desired) - num_up)]:
+        if at(replica.retry_at_s):
             num_requests = sum(each.num_active for each in replicas)
-            yield _wanted(deployment, slot, num_up, num_requests, config)
+            yield _wanted(deployment, replica, num_up, num_requests, config)
             num_up += 1
 
 
 def _wanted(
-    deployment: DeploymentView, slot: ReplicaView, num_up: int, num_requests: int, config: PlannerConfig
+    deployment: DeploymentView, replica: ReplicaView, num_up: int, num_requests: int, config: PlannerConfig
 ) -> Want:
     demand = deployment.demand
     if demand is not None and num_up == 0:
@@ -123,7 +130,7 @@ def _wanted(
         deadline_s = min(demand.nearest_deadline_s, since_s + config.patience_s)
         priority = max(deployment.priority, demand.priority)
         reason = f"{demand.num_waiting} waiting"
-        return Want(deployment, slot, since_s, deadline_s, priority, Displaces.ANYBODY, 0.0, reason)
+        return Want(deployment, replica, since_s, deadline_s, priority, Displaces.ANYBODY, 0.0, reason)
     displaces, reason, saved_s = Displaces.NOBODY, "kept resident", 0.0
     if deployment.pinned and num_up == 0:
         displaces = Displaces.ANYBODY
@@ -131,10 +138,10 @@ def _wanted(
         displaces = Displaces.WORTH_LESS
         num_over = max(1, num_requests - num_up * config.requests_per_replica)
         reason = f"{num_over} requests more than {num_up} replicas serve well"
-        saved_s = num_over * config.scale_up_after_s  # they have waited so long at least
+        saved_s = num_over * config.scale_up_after_s  # each of these requests has waited so long at least
     return Want(
         deployment,
-        slot,
+        replica,
         deployment.wanted_since_s,
         math.inf,
         deployment.priority,
@@ -146,19 +153,19 @@ def _wanted(
 
 def _expected(
     deployment: DeploymentView,
-    slot: ReplicaView,
+    replica: ReplicaView,
     at: Callable[[float], bool],
     now_s: float,
     config: PlannerConfig,
 ) -> Iterator[Want]:
-    """A warm replica is woken a little before its next request is likely to come."""
+    """Wants a warm replica woken a little before its next request is likely to come."""
     window = deployment.next_arrival
-    if window is None or deployment.held or slot.residency is not Residency.WARM:
+    if window is None or deployment.held or replica.residency is not Residency.WARM:
         return
-    if at(wake_at_s(window, deployment.reload_s, config)) and at(slot.retry_at_s):
+    if at(wake_at_s(window, deployment.reload_s, config)) and at(replica.retry_at_s):
         yield Want(
             deployment,
-            slot,
+            replica,
             now_s,
             window.earliest_s,
             deployment.priority,

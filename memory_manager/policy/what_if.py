@@ -1,4 +1,4 @@
-"""What would have to happen for a deployment to come in now: the planner asked, and nothing begun."""
+"""Finds what would have to happen for a deployment to come in now: asks the planner, and begins nothing."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["Departure", "Verdict", "WayIn", "way_in"]
 
 
 class Verdict(enum.Enum):
-    """How things stand for a request that came now."""
+    """How things would stand for a request that came now."""
 
     THERE = "there"  # a replica is on a device, or on its way to it
-    COMES = "comes"  # there is room; KV gives way where it has to
-    EVICTS = "evicts"  # others leave for it
-    WAITS = "waits"  # others leave for it, but not yet
-    BLOCKED = "blocked"  # nothing may leave for it as things are
+    COMES = "comes"  # there is room; KV gives way if it has to
+    EVICTS = "evicts"  # other replicas leave for it
+    WAITS = "waits"  # other replicas leave for it, but not yet
+    BLOCKED = "blocked"  # no replica may leave for it as things are
     NEVER = "never"  # it fits on no device
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A replica that would have to leave, and what its leaving frees (weights and KV guarantee)."""
+    """A replica that would have to leave, and the bytes that its leaving frees (weights and KV guarantee)."""
 
     replica_id: str
     deployment: str
@@ -40,7 +40,12 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class WayIn:
-    """The answer. ``message``: a sentence in figures; ``leaving``: who would leave, cheapest first."""
+    """The planner's answer.
+
+    Attributes:
+        message: a sentence with figures.
+        leaving: the replicas that would leave, the cheapest first.
+    """
 
     verdict: Verdict
     message: str
@@ -48,10 +53,11 @@ class WayIn:
 
 
 def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) -> WayIn:
-    """What one request for ``name`` that came now would bring about.
+    """Tells what one request for ``name`` that came now would bring about.
 
     Args:
-        state: the present one, with the deployment and its replicas in it; who waits already is left out.
+        state: the present state, with the deployment and its replicas in it; requests that wait already are
+            left out.
     """
     own = [each for each in state.replicas if each.deployment == name and not each.retired]
     if any(each.residency in ON_DEVICE for each in own):

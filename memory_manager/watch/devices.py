@@ -1,7 +1,7 @@
-"""What a device holds by its own account: total, used, ours and everybody else's bytes.
+"""Memory of a device by its own account: total, used, ours, and that of other processes.
 
-``NvmlReader`` asks the NVIDIA driver, ``HostReader`` the kernel and the cgroup. Both read the real
-machine and know nothing of the ledger, so the two can be held against each other.
+``NvmlReader`` asks the NVIDIA driver, ``HostReader`` the kernel and the cgroup. Both read the real machine
+and know nothing of the ledger, so the two can be held against each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Pids = Callable[[], set[int]]
-"""Tells the process ids that are ours right now."""
+"""Returns the ids of the processes that are ours right now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,16 @@ class DeviceMemory:
     """Memory of one device at one moment.
 
     Attributes:
-        name: as the vendor calls it.
+        name: the vendor's name for the device.
         kind: ``"cuda"`` or ``"cpu"``.
-        total_bytes: on the CPU, the cgroup's limit where that is lower than the machine's memory.
-        used_bytes: of all processes; memory that the system would give up at once is not counted.
-        ours_bytes: of our processes; None where the device does not say.
-        others_bytes: the rest of ``used_bytes``; None where ``ours_bytes`` is.
-        available_bytes: that could be had at once, where that is not simply what is not used: the least that the
-            machine and every cgroup above us has left.
-        stalled_share: of the last ten seconds, in which some process waited for memory (the kernel's pressure
-            stall information); None where unknown.
+        total_bytes: all memory; on the CPU, the cgroup's limit if that is lower than the machine's memory.
+        used_bytes: memory of all processes; memory that the system would give up at once is not counted.
+        ours_bytes: memory of our processes; None if the device does not tell.
+        others_bytes: the rest of ``used_bytes``; None if ``ours_bytes`` is.
+        available_bytes: memory that could be had at once, if that is not simply what is not used: the least
+            that the machine and every cgroup above us has left.
+        stalled_share: share of the last ten seconds in which some process waited for memory (the kernel's
+            pressure stall information); None if unknown.
     """
 
     name: str
@@ -59,32 +59,33 @@ class DeviceMemory:
 
     @property
     def free_bytes(self) -> int:
-        """What could be had at once."""
+        """Bytes that could be had at once."""
         if self.available_bytes is not None:
             return self.available_bytes
         return max(0, self.total_bytes - self.used_bytes)
 
 
 class DeviceReader(Protocol):
-    """Reads one device. Cheap enough for every second; call it off the event loop."""
+    """Reads one device. A reading is cheap enough for every second; it blocks, so call it off the event
+    loop."""
 
     def read(self) -> DeviceMemory | None:
-        """The figures now, or None where the device cannot be read; why is in the log, once."""
+        """The figures now, or None if the device cannot be read; the log then has the reason, once."""
         ...
 
 
 def default_budget_bytes(memory: DeviceMemory, reserve_bytes: int) -> int:
-    """The budget where the operator names none: all that other processes leave, less the reserve.
+    """The budget if the operator names none: all that other processes leave, less the reserve.
 
-    Where the device does not say what is ours, everything used counts as others', which is right
-    before our first worker starts. Whole pages; 0 where nothing is left.
+    If the device does not tell what is ours, all used memory counts as that of other processes, which is
+    right before our first worker starts. Whole pages; 0 if nothing is left.
     """
     others_bytes = memory.used_bytes if memory.others_bytes is None else memory.others_bytes
     return max(0, memory.total_bytes - others_bytes - reserve_bytes) // PAGE_BYTES * PAGE_BYTES
 
 
 class _Complaint:
-    """Logs why a device cannot be read when that begins, and when it ends, not at every read."""
+    """Logs why a device cannot be read: once when that begins and once when it ends, not at every reading."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -105,9 +106,9 @@ class NvmlReader:
     """One NVIDIA GPU through NVML.
 
     Args:
-        index: as CUDA numbers those that it may see, in the order of the PCI bus.
-        pids: ours, as the driver sees them; in a container with process ids of its own it may see
-            others, and then nothing can be said to be ours.
+        index: index of the GPU among those that CUDA may see, in the order of the PCI bus.
+        pids: our process ids. They must be as the driver sees them: in a container with process ids of its
+            own the driver may see different ones, and then nothing can be said to be ours.
     """
 
     def __init__(self, index: int, pids: Pids) -> None:
@@ -145,11 +146,11 @@ class NvmlReader:
 
 
 def name_of_gpu(index: int, visible: str | None) -> int | str:
-    """What NVML, which hides none, calls a GPU: its number or its UUID.
+    """The number or UUID by which NVML, which hides no GPU, knows a GPU.
 
     Args:
-        index: as CUDA numbers those that it may see.
-        visible: ``CUDA_VISIBLE_DEVICES``; None where it is not set.
+        index: index of the GPU among those that CUDA may see.
+        visible: ``CUDA_VISIBLE_DEVICES``; None if it is not set.
     """
     names = visible.split(",") if visible is not None else []
     name = names[index].strip() if index < len(names) else str(index)
@@ -159,8 +160,8 @@ def name_of_gpu(index: int, visible: str | None) -> int | str:
 def ours_of(processes: list[tuple[int, int | None]], pids: set[int]) -> int | None:
     """Bytes of our processes on a GPU, from the driver's (pid, bytes) pairs.
 
-    None where that cannot be told: the driver gives no bytes for one of ours (MIG, WDDM), or shows
-    processes and knows none of our ids although we have some (another pid namespace).
+    None if that cannot be told: the driver gives no bytes for one of our processes (MIG, WDDM), or shows
+    processes and none of our ids although we have some (another pid namespace).
     """
     ours = [num_bytes for pid, num_bytes in processes if pid in pids]
     if pids and processes and not ours:
@@ -170,15 +171,16 @@ def ours_of(processes: list[tuple[int, int | None]], pids: set[int]) -> int | No
 
 
 class HostReader:
-    """The memory of this machine, or of our cgroup (v2 or v1) where its limit is lower.
+    """The memory of this machine, or of our cgroup (v2 or v1) if its limit is lower.
 
-    Ours is the anonymous memory of our processes and every memfd they have open, each memfd once
-    however many of them map it, mapped or not: arena, stock and host copies alike. File pages are the
-    system's, which takes them back when it wants, and count as nobody's.
+    Our memory is the anonymous memory of our processes and every memfd that they have open, mapped or not,
+    each memfd counted once however many processes map it: arena, stock and host copies alike. File pages are
+    the system's, which takes them back when it wants, and count as nobody's.
 
     Args:
-        pids: of our processes; those that are gone count nothing.
-        proc, cgroup: where those file systems are mounted.
+        pids: ids of our processes; a process that is gone counts nothing.
+        proc: where the proc file system is mounted.
+        cgroup: where the cgroup file system is mounted.
     """
 
     def __init__(self, pids: Pids, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
@@ -216,11 +218,12 @@ class HostReader:
         )
 
     def _stalled_share(self) -> float | None:
-        """Of our own cgroup where it tells (v2), else of the machine: ``some avg10=1.23 avg60=...``."""
+        """Share of the last ten seconds that processes waited for memory: of our own cgroup if it tells (v2),
+        else of the machine. The files read ``some avg10=1.23 avg60=...``."""
         for path in (self._own_pressure(), self._proc / "pressure" / "memory"):
             try:
                 text = path.read_text()
-            except OSError:  # a kernel without it, a cgroup that does not tell
+            except OSError:  # a kernel without this file, or a cgroup that does not tell
                 continue
             average = dict(field.split("=") for field in text.split("\n")[0].split()[1:])
             return float(average["avg10"]) / 100
@@ -249,7 +252,8 @@ class HostReader:
         return anonymous_bytes + sum(memfds.values())
 
     def _cgroup_limits(self) -> Iterator[tuple[int, int]]:
-        """(limit, usage) in bytes of our memory cgroup and of each above it that has a limit."""
+        """Yields limit and usage, in bytes, of our memory cgroup and of each one above it that has a
+        limit."""
         for line in (self._proc / "self" / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
@@ -260,8 +264,8 @@ class HostReader:
 
 
 def _limits(mount: Path, path: str, limit: str, usage: str, idle: str) -> Iterator[tuple[int, int]]:
-    """Walks from a cgroup up to its mount. Levels that are not there (a container sees its own cgroup
-    as the mount) and levels without a limit are passed over."""
+    """Yields limit and usage, in bytes, of a cgroup and of those above it up to the mount. Levels that are
+    not there (a container sees its own cgroup as the mount) and levels without a limit are passed over."""
     own = mount / path.lstrip("/")
     levels = [own, *own.parents]
     for level in levels[: levels.index(mount) + 1]:
@@ -285,7 +289,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _memfds(folder: Path) -> Iterator[tuple[tuple[int, int], int]]:
-    """The memfds among a process's descriptors: (device, inode) and the bytes behind them."""
+    """The memfds among a process's descriptors: (device, inode) of each and the bytes behind it."""
     for descriptor in os.scandir(folder):
         try:
             if os.readlink(descriptor.path).startswith("/memfd:"):

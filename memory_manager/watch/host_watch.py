@@ -1,4 +1,5 @@
-"""Watches the host's memory for the sake of other processes: where it stays short, copies of weights go."""
+"""Watches the host's memory for the sake of other processes: if it stays short, host copies of weights are
+given up."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ __all__ = ["HostWatch"]
 
 
 class HostWatch:
-    """Reads the host's memory again and again. The host cache's budget bounds what we take of it; what others take
-    besides is seen here only, since no device's ledger counts host copies, and a model that was put to sleep for
-    others leaves its copy behind.
+    """Reads the host's memory again and again.
+
+    The host cache's budget bounds how much of it we take. What other processes take beside that is seen here
+    only: no device's ledger counts host copies, and a model that was put to sleep for other processes leaves
+    its copy behind.
 
     Args:
-        reader: of the host; it blocks, so it is called on a thread.
+        reader: reads the host; it blocks, so it is called on a thread.
         give_up: told how many bytes of copies to give back.
     """
 
@@ -28,14 +31,14 @@ class HostWatch:
         self._was_short = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reads the host every ``period_s`` until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(self._config.period_s)
 
     async def look(self) -> None:
-        """Reads the host once. Copies go where it was short the time before too: on a CPU device KV and models have
-        given way in between, and what they gave was too little."""
+        """Reads the host once. Copies are given up if the host was short at the reading before too: on a CPU
+        device KV and models have given way in between, and what they gave was too little."""
         memory = await asyncio.to_thread(self._reader.read)
         margin_bytes = self._config.margin_bytes
         shortage_bytes = 0 if memory is None else margin_bytes - memory.free_bytes

@@ -1,8 +1,8 @@
-"""Memory that other processes want: how much of a device's budget is ours to use at this moment.
+"""How much of a device's budget is ours to use at this moment, given the memory of other processes.
 
-A pure rule, with the time told to it. Where others' memory grows, ours shrinks at once; where it goes again, ours
-grows back only after it has stayed away for a while, and into no more than was free all that time. Readings that
-move a little change nothing.
+A pure rule, which is told the time. If the memory of other processes grows, ours shrinks at once. If theirs
+goes again, ours grows back only after it has stayed away for a while, and into no more than was free all that
+time. Readings that move a little change nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ class OthersConfig:
     """How a device is shared with processes that are not ours.
 
     Attributes:
-        period_s: between two readings of the device.
-        margin_bytes: of the device's memory that we leave free for others to grow into before we notice.
+        period_s: seconds between two readings of the device.
+        margin_bytes: memory of the device that we leave free for other processes to grow into before we
+            notice.
         step_bytes: smaller changes are not followed; less than the margin.
-        grow_after_s: others' memory must have been gone for so long before ours grows.
-        max_stalled_share: nothing grows while processes wait for memory for more of their time than this.
-        num_sharing: devices of ours that are the same memory (the CPU as several devices), which divide what is
-            free between them.
+        grow_after_s: seconds for which other processes' memory must have been gone before ours grows.
+        max_stalled_share: nothing grows while processes wait for memory for more than this share of their
+            time.
+        num_sharing: number of our devices that are the same memory (the CPU as several devices); they divide
+            between them what is free.
     """
 
     period_s: float = 0.5
@@ -49,8 +51,8 @@ def room_bytes(memory: DeviceMemory, held_bytes: int, num_sharing: int = 1) -> i
     """Bytes of the device that are ours or could be.
 
     Args:
-        held_bytes: device memory that our workers hold, by their own account. Where the device tells our
-            processes' memory from others', its figure is used in place of this one.
+        held_bytes: device memory that our workers hold, by their own account. If the device tells our
+            processes' memory from that of others, its figure is used instead.
         num_sharing: see ``OthersConfig``.
     """
     if memory.kind == "cuda" and memory.others_bytes is not None:
@@ -59,11 +61,11 @@ def room_bytes(memory: DeviceMemory, held_bytes: int, num_sharing: int = 1) -> i
 
 
 class OthersRule:
-    """The budget that follows from what is read of one device.
+    """The budget that follows from the readings of one device.
 
     Args:
-        budget_bytes: as configured, the most there ever is.
-        floor_bytes: less is never asked for: what we cannot give up.
+        budget_bytes: the configured budget, which is the most there ever is.
+        floor_bytes: the part that we cannot give up; the budget never falls below it.
 
     Attributes:
         effective_bytes: the budget now; ``floor_bytes <= effective_bytes <= budget_bytes``.
@@ -73,18 +75,18 @@ class OthersRule:
         self._budget_bytes = budget_bytes
         self._floor_bytes = min(floor_bytes, budget_bytes)
         self._config = config
-        self._least_bytes = 0  # that there could have been since ``_since_s``
-        self._since_s: float | None = None  # when it became more than there is
+        self._least_bytes = 0  # the smallest target since ``_since_s``
+        self._since_s: float | None = None  # since when the target has been above the budget
         self.effective_bytes = budget_bytes
 
     def observe(self, room: int | None, stalled_share: float | None, now_s: float) -> int:
         """Takes one reading; returns the budget from now on.
 
         Args:
-            room: as ``room_bytes`` gives it; None where the device could not be read, and then the configured
-                budget is gone back to.
-            stalled_share: of the last seconds, in which processes waited for memory; None where unknown.
-            now_s: never less than in the call before.
+            room: the figure of ``room_bytes``; None if the device could not be read: then the configured
+                budget is in force again.
+            stalled_share: share of the last seconds in which processes waited for memory; None if unknown.
+            now_s: the time, never earlier than in the call before.
         """
         target_bytes = self._target_bytes(room)
         step_bytes = min(self._config.step_bytes, self._config.margin_bytes)

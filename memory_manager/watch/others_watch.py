@@ -25,11 +25,11 @@ class BudgetOwner(Protocol):
         ...
 
     def held_bytes(self, device: str) -> int:
-        """Device memory that the workers on it hold now."""
+        """Bytes of device memory that the workers on the device hold now."""
         ...
 
     def set_others(self, device: str, num_bytes: int, reason: str) -> None:
-        """Leaves that part of the budget to other processes; absolute."""
+        """Leaves ``num_bytes`` of the device's budget to other processes; absolute."""
         ...
 
 
@@ -37,7 +37,7 @@ class OthersWatch:
     """Reads one device again and again.
 
     Args:
-        reader: of the device; it blocks, so it is called on a thread.
+        reader: reads the device; it blocks, so it is called on a thread.
         clock: seconds, monotonic.
     """
 
@@ -58,14 +58,14 @@ class OthersWatch:
         self._rule = OthersRule(self._budget_bytes, floor_bytes, config)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Reads the device every ``period_s`` until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(self._config.period_s)
 
     async def look(self) -> None:
-        """Reads the device once. Where it cannot be read, the reader says so once in the log, and the
-        configured budget is in force."""
+        """Reads the device once. If it cannot be read, the reader says so once in the log, and the configured
+        budget is in force."""
         memory = await asyncio.to_thread(self._reader.read)
         before_bytes = self._rule.effective_bytes
         room = stalled_share = None

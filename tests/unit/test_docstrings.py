@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[2]
 READ = (
     "memory_manager/arena",
     "memory_manager/kv",
+    "memory_manager/policy",
+    "memory_manager/watch",
 )
 """Folders whose docstrings start with a noun or a verb and name what they count."""
 

@@ -358,14 +358,16 @@ def test_what_can_never_fit_is_refused_in_figures() -> None:
     huge = DeploymentView("huge", 30 * PAGE, 9 * PAGE, demand=waiting())
     big = DeploymentView("big", 20 * PAGE, 5 * PAGE, demand=waiting())
     pin = model("pin", pinned=True)
-    slots = [ReplicaView(f"{d.name}/0", d.name, Residency.COLD, d.weights_bytes, 0) for d in (huge, big, pin)]
-    refused = decide(state([huge, big, pin], slots)).refusals
+    replicas = [
+        ReplicaView(f"{d.name}/0", d.name, Residency.COLD, d.weights_bytes, 0) for d in (huge, big, pin)
+    ]
+    refused = decide(state([huge, big, pin], replicas)).refusals
     assert set(refused) == {"huge", "big"}
     assert "78 MiB" in refused["huge"]
     assert "60 MiB of weights" in refused["huge"]
     assert "at most 46 MiB" in refused["huge"]
     # Without the pin the second one fits.
-    refused = decide(state([huge, big, model("pin")], slots)).refusals
+    refused = decide(state([huge, big, model("pin")], replicas)).refusals
     assert set(refused) == {"huge"}
 
 
@@ -374,18 +376,18 @@ def test_of_two_pins_that_do_not_fit_together_the_one_that_is_there_stays() -> N
         DeploymentView("p", 20 * PAGE, 0, pinned=True),
         DeploymentView("q", 20 * PAGE, 0, pinned=True, priority=5),
     ]
-    slots = [ReplicaView(f"{each.name}/0", each.name, Residency.COLD, 20 * PAGE, 0) for each in pins]
-    assert set(decide(state(pins, slots)).refusals) == {"p"}
-    slots[0] = replace(slots[0], residency=Residency.RESIDENT, worker_id="w", lease_bytes=20 * PAGE)
-    assert set(decide(state(pins, slots)).refusals) == {"q"}
+    replicas = [ReplicaView(f"{each.name}/0", each.name, Residency.COLD, 20 * PAGE, 0) for each in pins]
+    assert set(decide(state(pins, replicas)).refusals) == {"p"}
+    replicas[0] = replace(replicas[0], residency=Residency.RESIDENT, worker_id="w", lease_bytes=20 * PAGE)
+    assert set(decide(state(pins, replicas)).refusals) == {"q"}
 
 
 def test_two_devices_are_filled_by_fit_and_one_deployment_is_not_twice_on_a_worker() -> None:
     devices = (DeviceView("cpu:0", 20 * PAGE), DeviceView("cpu:1", 40 * PAGE))
     workers = (WorkerView("w0", "cpu:0"), WorkerView("w1", "cpu:1"))
     wanted = model("a", min_replicas=2, max_replicas=2)
-    slots = tuple(replace(replica("a"), replica_id=f"a/{i}") for i in range(2))
-    made = plan(PlannerState(devices, workers, (wanted,), slots), NOW, CONFIG)
+    replicas = tuple(replace(replica("a"), replica_id=f"a/{i}") for i in range(2))
+    made = plan(PlannerState(devices, workers, (wanted,), replicas), NOW, CONFIG)
     loads = [(each.replica_id, each.worker_id) for each in made.actions if isinstance(each, Load)]
     assert loads == [("a/0", "w1"), ("a/1", "w0")]
     leases = {each.worker_id: each.num_bytes // PAGE for each in made.actions if isinstance(each, SetKVLease)}
