@@ -11,7 +11,7 @@ __all__ = ["ON_DEVICE", "TRANSITIONS", "Residency", "ResidencyEvent", "Residency
 
 
 class Residency(enum.Enum):
-    """Where a replica's weights are, or where they are going."""
+    """The place where a replica's weights are, or the move that they are on."""
 
     COLD = "cold"  # storage
     WARM = "warm"  # host memory

@@ -20,24 +20,26 @@ class GenerationRequest:
     """A request as all doors share it.
 
     Attributes:
-        request_id: the client's own where it sent one.
+        request_id: the client's own id if it sent one.
         deployment: the registered name that clients call the model.
         prompt_ids: token ids, special tokens included.
         sampling: of choice 0; choice i differs in ``choice`` alone.
-        n: choices wanted.
+        n: number of choices wanted.
         stop: strings that end a choice.
-        include_stop: what ended a choice, a string or a token of ``stop_token_ids``, is part of its text.
-        skip_special_tokens: special tokens are no text.
-        echo: every choice begins with the prompt.
-        prompt_text: the prompt as it was sent, where that was a plain text and ``echo`` wants it back.
-        prompt_only: no output is wanted; the one token of each choice that the engine is asked for is dropped.
-        tenant: who is served; ``"anonymous"`` where no key was needed.
-        arrival_s, deadline_s: ``time.monotonic``; the deadline is for the first token, ``inf`` is best
-            effort.
-        priority: higher first.
-        cache_scope: requests of one scope share computed KV; None shares with none.
-        artifact_key: of the weights that ``prompt_ids`` are for, since a deployment that has come to serve others
-            cannot finish the request; empty where any will do.
+        include_stop: whether the stop string, or the token of ``stop_token_ids``, that ended a choice is part
+            of its text.
+        skip_special_tokens: whether special tokens are left out of the text.
+        echo: whether every choice begins with the prompt.
+        prompt_text: the prompt as it was sent, if that was a plain text and ``echo`` wants it back.
+        prompt_only: whether no output is wanted; the one token of each choice that the engine is asked for is
+            dropped.
+        tenant: who is served; ``"anonymous"`` if no key was needed.
+        arrival_s: when the request arrived, by ``time.monotonic``.
+        deadline_s: when its first token is due, on the same clock; ``inf`` means best effort.
+        priority: requests of higher priority go first.
+        cache_scope: requests of one scope share computed KV; a request whose scope is None shares with none.
+        artifact_key: key of the packed weights that ``prompt_ids`` are for: a deployment that serves others
+            by now cannot finish the request. Empty if any weights will do.
         metadata: pairs that the client noted beside the request; nothing here reads them.
     """
 
@@ -63,11 +65,17 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class ChoiceTokens:
-    """What one step of the engine gave one choice. ``token_ids`` includes the stop token that ended it, if one
-    did, and ``stop_token_id`` names it so that the text can leave it out. ``prompt_logprobs`` come once, with the
-    first token, where they were asked for: one for each token of the prompt but the first. ``began_s`` comes with
-    the first token too, where the engine says so: when a step began with the choice, by ``time.monotonic``; and so do
-    ``cached_tokens``: of the prompt, those that were found computed."""
+    """The output of one step of the engine for one choice.
+
+    Attributes:
+        token_ids: the new tokens, with the stop token that ended the choice, if one did.
+        stop_token_id: that stop token, so that the text can leave it out.
+        prompt_logprobs: log-probabilities of every token of the prompt but the first, if they were asked for;
+            they come once, with the first token.
+        began_s: comes with the first token, if the engine tells: when a step began with the choice, by
+            ``time.monotonic``.
+        cached_tokens: comes with the first token: tokens of the prompt that were found computed already.
+    """
 
     index: int
     token_ids: list[int] = field(default_factory=list)
@@ -80,11 +88,12 @@ class ChoiceTokens:
 
 
 class TokenStream(Protocol):
-    """The tokens of one request, worker deaths already mended. Closing it frees its blocks."""
+    """The tokens of one request, with deaths of workers already mended. Closing the stream frees the
+    request's blocks."""
 
     def __aiter__(self) -> AsyncIterator[list[ChoiceTokens]]:
-        """Yields what has arrived since the last turn, one entry for each step of each choice, in order; ends
-        when every choice has finished.
+        """Yields the tokens that have arrived since the last turn, one entry for each step of each choice, in
+        order; ends when every choice has finished.
 
         Raises:
             MooringError: the request failed; nothing follows.
@@ -92,7 +101,7 @@ class TokenStream(Protocol):
         ...
 
     def stop(self, index: int) -> None:
-        """Ends one choice early (a stop string was seen); no further tokens of it are yielded."""
+        """Ends one choice early (its text reached a stop string); no further tokens of it are yielded."""
         ...
 
     async def aclose(self) -> None:
@@ -101,7 +110,7 @@ class TokenStream(Protocol):
 
 
 class TokenSource(Protocol):
-    """What generates tokens: the dispatcher (``router.dispatch.dispatch.Dispatcher``)."""
+    """A generator of tokens: the dispatcher (``router.dispatch.dispatch.Dispatcher``)."""
 
     async def generate(self, request: GenerationRequest) -> TokenStream:
         """Queues the request; returns once it is accepted.

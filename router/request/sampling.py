@@ -1,4 +1,4 @@
-"""What the caller asked for, over what the model suggests, over OpenAI's defaults; checked once for all
+"""Sampling settings: the caller's, else the model's own, else OpenAI's defaults; checked once for all
 doors."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "wants_prompt_only",
 ]
 
-DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, where a plain prompt comes without a length
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default if a plain prompt comes without a length
 _LOWEST_TEMPERATURE = 0.01
 _SEED_MASK = (1 << 64) - 1
 _MAX_TOKENS = (1 << 31) - 1  # a count beyond it is no wish but a mistake, and may be too long to print
@@ -29,11 +29,12 @@ _MAX_TOKENS = (1 << 31) - 1  # a count beyond it is no wish but a mistake, and m
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """What a model's ``generation_config.json`` suggests; None where it says nothing.
+    """Settings that a model's ``generation_config.json`` suggests; None for each that it leaves out.
+
+    All but ``max_new_tokens`` are those of ``SamplingParams``.
 
     Attributes:
-        temperature, top_p, top_k, min_p, repetition_penalty: as in ``SamplingParams``.
-        max_new_tokens: output of a chat answer whose length the caller left open, in tokens.
+        max_new_tokens: most tokens of a chat answer whose length the caller left open.
     """
 
     temperature: float | None = None
@@ -45,7 +46,7 @@ class GenerationDefaults:
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> GenerationDefaults:
-        """Takes what we know from the parsed file; the rest of it speaks to other software.
+        """Takes the known settings from the parsed file; the others are for other software.
 
         Raises:
             ArtifactError: a value is no number, or out of its range.
@@ -68,20 +69,24 @@ class SamplingOptions:
 
     Attributes:
         stop: strings that end a choice.
-        include_stop_str_in_output: the stop string, or the token of ``stop_token_ids``, stays in the text.
-        skip_special_tokens: special tokens are no text; so where left out.
+        include_stop_str_in_output: whether the stop string, or the token of ``stop_token_ids``, stays in the
+            text.
+        skip_special_tokens: whether special tokens are left out of the text; they are by default.
         bad_words: texts that the output never completes, alone or after a space.
-        echo: every choice begins with the prompt, and its log-probabilities where ``logprobs`` are asked for;
-            ``max_tokens`` may then be 0.
-        prompt_logprobs: likeliest tokens at each position of the prompt, beside its own; ``max_tokens`` may
-            then be 0.
-        truncate_prompt_tokens: only so many tokens of the prompt's end are used; -1 is as many as leave room for
-            the output.
-        add_special_tokens: the prompt gets what the tokenizer adds to a text; left out, a plain text does and
-            chat does not.
+        echo: whether every choice begins with the prompt, and with its log-probabilities if ``logprobs`` are
+            asked for; ``max_tokens`` may then be 0.
+        prompt_logprobs: number of likeliest tokens to show at each position of the prompt, beside the
+            prompt's own token; ``max_tokens`` may then be 0.
+        truncate_prompt_tokens: use only this many tokens from the prompt's end; -1 uses as many as leave room
+            for the output.
+        add_special_tokens: whether the prompt gets the special tokens that the tokenizer adds to a text; by
+            default a plain text gets them and chat does not.
         cache_salt: only requests with the same salt share computed prefixes with this one.
-        default_max_tokens: output where neither caller nor model sets it; None is the rest of the context.
-        max_tokens_field, logprobs_field, prompt_field: what this door calls them, for error messages.
+        default_max_tokens: most tokens of output if neither caller nor model sets that; None means the rest
+            of the context.
+        max_tokens_field: this door's name for ``max_tokens``, for error messages.
+        logprobs_field: its name for ``logprobs``.
+        prompt_field: its name for the prompt.
     """
 
     max_tokens: int | None = None
@@ -154,7 +159,8 @@ def resolve_sampling(
     """The sampling parameters of choice 0.
 
     Args:
-        num_prompt_tokens, max_model_len: in tokens.
+        num_prompt_tokens: length of the prompt in tokens.
+        max_model_len: longest prompt and output together, in tokens.
         new_seed: the seed of a request that brought none.
 
     Raises:
@@ -189,16 +195,16 @@ def resolve_sampling(
 
 
 def wants_prompt_only(options: SamplingOptions) -> bool:
-    """Whether the caller wants to see the prompt and no output: then the engine is asked for one token, which
-    nobody gets to see."""
+    """Whether the caller wants to see the prompt and no output. The engine is then asked for one token, which
+    is dropped."""
     return options.max_tokens == 0
 
 
 def num_prompt_tokens_kept(options: SamplingOptions, max_model_len: int) -> int | None:
-    """How many tokens of the prompt's end ``truncate_prompt_tokens`` leaves; None where it was left out.
+    """Number of tokens from the prompt's end that ``truncate_prompt_tokens`` keeps; None if it was left out.
 
     Raises:
-        InvalidRequestError: it is neither -1 nor at least 1, or leaves no token.
+        InvalidRequestError: the setting is neither -1 nor at least 1, or keeps no token.
     """
     asked = options.truncate_prompt_tokens
     if asked is None:
@@ -214,7 +220,8 @@ def num_prompt_tokens_kept(options: SamplingOptions, max_model_len: int) -> int 
 
 
 def _prompt_logprobs(options: SamplingOptions) -> int | None:
-    """Of the prompt's tokens as many as somebody looks at: the caller, or the echo."""
+    """Number of likeliest tokens to find at each position of the prompt: enough for the caller and for the
+    echo."""
     echoed = options.logprobs if options.echo else None
     asked = [num for num in (options.prompt_logprobs, echoed) if num is not None]
     return max(asked, default=None)
@@ -227,8 +234,8 @@ def _first(asked: float | None, suggested: float | None, default: float) -> floa
 
 
 def _temperature(asked: float) -> float:
-    """0 stays greedy; a temperature so low that logits would overflow is raised to where the answer is
-    practically the same (as in vLLM)."""
+    """A temperature of 0 stays, and means greedy; one so low that logits would overflow is raised to where
+    the answer is practically the same (as in vLLM)."""
     return max(asked, _LOWEST_TEMPERATURE) if asked > 0 else 0.0
 
 

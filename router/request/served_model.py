@@ -1,4 +1,4 @@
-"""What the doors know of the models that clients may name."""
+"""The doors' knowledge of the models that clients may name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class ServedModel:
     """A deployment as the doors see it.
 
     Attributes:
-        name: what clients call it.
-        artifact_key: of the packed weights that it serves.
-        folder: its immutable version's files; ``tokenizer.json`` and its companions are read from here.
+        name: the name by which clients call it.
+        artifact_key: key of the packed weights that it serves.
+        folder: folder of its immutable version; ``tokenizer.json`` and its companions are read from there.
         max_model_len: longest prompt plus output, in tokens.
         created_s: when it was registered, in seconds since the epoch.
-        residency: its present residency, as the glossary names it.
+        residency: tells its present residency, as the glossary names it.
         engine: the engine that runs it.
         defaults: the model's own sampling settings.
-        version: the number that the registry gave to what is served.
+        version: the registry's number for the version that is served.
         prefix_cache: who shares computed prefixes, as in the deployment's policy.
     """
 
@@ -42,17 +42,17 @@ class ServedModel:
 
 
 class ModelDirectory(Protocol):
-    """The deployments that are served. Answers from memory: it is asked on every request."""
+    """The deployments that are served. It answers from memory, since it is asked on every request."""
 
     def get(self, name: str) -> ServedModel:
         """The model of that name.
 
         Raises:
-            ModelNotFoundError: there is none.
-            ModelUnavailableError: it is disabled or failed.
+            ModelNotFoundError: there is no such model.
+            ModelUnavailableError: the model is disabled or failed.
         """
         ...
 
     def list(self) -> Sequence[ServedModel]:
-        """All of them, by name."""
+        """All models, by name."""
         ...

@@ -1,4 +1,5 @@
-"""A bounded cache over a slow, blocking look-up: loaded in a thread, once for all who wait for it."""
+"""A bounded cache over a slow, blocking look-up: a value is loaded in a thread, once for all callers that
+wait for it."""
 
 from __future__ import annotations
 
@@ -15,12 +16,13 @@ V = TypeVar("V")
 
 
 class SingleFlightCache(Generic[K, V]):
-    """Values by key, least recently used first out. Belongs to one event loop.
+    """Values by key; the least recently used is dropped first. Belongs to one event loop.
 
     Args:
-        load: blocking; called in a thread. What it raises goes to everyone who waits, and is not kept.
-        max_entries: kept at most.
-        ttl_s: for how long a value stays good, in seconds; ``inf`` by default.
+        load: loads the value of a key; blocking, called in a thread. Its exceptions go to every caller that
+            waits, and are not kept.
+        max_entries: most values that are kept.
+        ttl_s: seconds for which a value stays good; ``inf`` by default.
         clock: seconds, monotonic.
     """
 
@@ -40,7 +42,7 @@ class SingleFlightCache(Generic[K, V]):
         self._loading: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K) -> V:
-        """The value of the key, loaded if it is not here or too old."""
+        """The value of the key, loaded if there is none or it is too old."""
         entry = self._values.get(key)
         if entry is not None and self._clock() < entry[1]:
             self._values.move_to_end(key)
@@ -48,7 +50,7 @@ class SingleFlightCache(Generic[K, V]):
         task = self._loading.get(key)
         if task is None:
             task = self._loading[key] = asyncio.create_task(self._fill(key))
-        # One caller that goes away must not take the value from the others.
+        # A caller that goes away must not take the value from the others.
         return await asyncio.shield(task)
 
     async def _fill(self, key: K) -> V:

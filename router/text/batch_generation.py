@@ -1,4 +1,4 @@
-"""The generations of several prompts, read as one."""
+"""Reads the generations of several prompts as one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["BatchGeneration"]
 
 
 class BatchGeneration:
-    """Used as one ``TextGeneration``; its choices are numbered prompt by prompt.
+    """Several generations, used like one ``TextGeneration``; choices are numbered prompt by prompt.
 
-    The generations run side by side, and what has come from any of them is read at once. One that fails is the
-    failure of all: ``aclose()`` then frees what the others hold.
+    The generations run side by side, and deltas of any of them are read at once. If one fails, all have
+    failed: ``aclose()`` then frees what the others hold.
 
     Args:
-        generations: of each prompt, all with the same number of choices.
+        generations: one for each prompt, all with the same number of choices.
     """
 
     def __init__(self, generations: Sequence[TextGeneration]) -> None:
@@ -29,7 +29,7 @@ class BatchGeneration:
 
     @property
     def num_choices(self) -> int:
-        """How many choices there will be."""
+        """Number of choices that the requests will have, all together."""
         return sum(generation.num_choices for generation in self._generations)
 
     @property
@@ -43,10 +43,10 @@ class BatchGeneration:
         )
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
-        """Yields what has come since the last turn.
+        """Yields the deltas that have come since the last turn.
 
         Raises:
-            MooringError: one of them failed; nothing follows.
+            MooringError: one of the generations failed; nothing follows.
         """
         first_index = 0
         for generation in self._generations:
@@ -67,10 +67,10 @@ class BatchGeneration:
                 pump.result()
 
     async def whole(self) -> list[WholeChoice]:
-        """Waits for all of it.
+        """Waits until all choices have finished.
 
         Raises:
-            MooringError: one of them failed.
+            MooringError: one of the generations failed.
         """
         return await join_choices(self, self.num_choices)
 
@@ -82,7 +82,8 @@ class BatchGeneration:
         await asyncio.gather(*(generation.aclose() for generation in self._generations))
 
     async def _pump(self, generation: TextGeneration, first_index: int) -> None:
-        """Reads one of them, each time when the last that it read was taken: a slow reader slows it down."""
+        """Reads one generation, and goes on reading only when its last deltas were taken: a slow reader slows
+        it down."""
         async for deltas in generation:
             for delta in deltas:
                 delta.index += first_index

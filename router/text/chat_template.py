@@ -1,7 +1,7 @@
-"""Chat messages to one prompt, by the template that the model brings.
+"""Turns chat messages into one prompt, by the template that the model brings.
 
-Templates come from whoever published the model, so they run in Jinja's immutable sandbox. They find the
-names that Hugging Face templates expect, and nothing else.
+A template comes from whoever published the model, so it runs in Jinja's immutable sandbox. It finds the names
+that Hugging Face templates expect, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class ChatTemplate:
 
     Args:
         source: the template's text.
-        special_tokens: ``bos_token``, ``eos_token`` and the like, by the names templates use.
+        special_tokens: ``bos_token``, ``eos_token`` and the like, by the names that templates use.
 
     Attributes:
-        takes_parts: the template reads a message's content as a list of parts, and finds nothing in a text
-            (those of models that also take images).
+        takes_parts: whether the template reads a message's content as a list of parts and shows nothing of a
+            content that is plain text (templates of models that also take images).
 
     Raises:
         ArtifactError: the text is not a Jinja template.
@@ -51,7 +51,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._template = environment.from_string(source)
-        # Not only a syntax error: constants are computed here, and what is nested too deep cannot be read.
+        # Not only a syntax error: Jinja computes constants here, and it cannot read a template nested too
+        # deep.
         except Exception as error:
             raise ArtifactError(f"the model's chat template is not a valid template: {error}") from error
         self.takes_parts = not self._shows(_PROBE) and self._shows(_parts(_PROBE))
@@ -68,13 +69,14 @@ class ChatTemplate:
 
         Args:
             messages: each with ``role`` and ``content``, both text.
-            add_generation_prompt: it ends where the assistant's answer begins.
-            continue_final_message: it ends with the last message's content, for the model to go on with.
+            add_generation_prompt: whether the prompt ends where the assistant's answer begins.
+            continue_final_message: whether the prompt ends with the last message's content, which the model
+                continues.
             variables: further names that the template finds.
 
         Raises:
-            InvalidRequestError: the template refused the messages, or failed on them; ``variables`` hides one of
-                the template's own names.
+            InvalidRequestError: the template refused the messages or failed on them; or ``variables`` hides
+                one of the template's own names.
         """
         shown: list[Mapping[str, Any]] = list(messages)
         if self.takes_parts:
@@ -92,14 +94,14 @@ class ChatTemplate:
         variables = {**self._special_tokens, "messages": [message], "add_generation_prompt": False}
         try:
             return _PROBE in self._render(variables)
-        except InvalidRequestError:  # it does not take such a message: then it does not show it
+        except InvalidRequestError:  # a template that does not take such a message does not show it either
             return False
 
     def _render(self, variables: Mapping[str, Any]) -> str:
         try:
             return self._template.render(variables)
-        # A template is a program of somebody else's: it may raise anything that an expression can, recurse
-        # without end and ask for more memory than there is.
+        # A template is somebody else's program: it may raise whatever an expression can, recurse without end
+        # and ask for more memory than there is.
         except Exception as error:
             raise InvalidRequestError(
                 f"The model's chat template does not take these messages: {error}", param="messages"
@@ -111,7 +113,7 @@ def _parts(text: str) -> list[dict[str, str]]:
 
 
 def _until_final_content(text: str, content: str) -> str:
-    """What was rendered, up to the end of the last message's content, which templates may strip."""
+    """The rendered text up to the end of the last message's content, which templates may strip."""
     stripped = content.strip()
     start = text.rfind(stripped) if stripped else -1
     if start < 0:
@@ -125,7 +127,7 @@ def _until_final_content(text: str, content: str) -> str:
 
 
 class _GenerationTag(Extension):
-    """``{% generation %}`` marks the assistant's words for training; here it is its content."""
+    """``{% generation %}``, which marks the assistant's words for training; rendered as its content."""
 
     tags = {"generation"}  # noqa: RUF012 (the name and the type are Jinja's)
 

@@ -4,7 +4,7 @@ A token is not a piece of text: a byte-level token may hold half a character, an
 (``<0xE2>``) is one byte of one. So text is held back until it can no longer change, and no token is
 decoded twice: the cost per token does not grow with what was generated before.
 
-Two kinds of tokenizer exist among the models we serve, told apart by the decoder they name:
+The models that we serve have two kinds of tokenizer, told apart by the decoder that they name:
 
 - byte-level (GPT-2, Llama 3, Qwen, SmolLM): each token is a string of bytes, and the text is UTF-8;
 - SentencePiece-like (Llama 2, Mistral, Gemma): each token is text with ``▁`` for a space, beside one
@@ -28,7 +28,7 @@ __all__ = ["Detokenizer", "TokenTable", "token_string"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _STREAMABLE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
-# A token that every decoder leaves alone: what follows it is decoded as the middle of a text.
+# A token that every decoder leaves alone: tokens after it are decoded as the middle of a text.
 _ANCHOR = "a"
 
 
@@ -36,19 +36,20 @@ class Detokenizer(Protocol):
     """The text of one sequence of tokens, in pieces."""
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this token; may be empty."""
+        """Returns the text that became certain with this token; may be empty."""
         ...
 
     def finish(self) -> str:
-        """What was held back; incomplete characters become U+FFFD. Nothing may be pushed after it."""
+        """Returns the text that was held back; incomplete characters become U+FFFD. No token may be pushed
+        afterwards."""
         ...
 
 
 class TokenTable:
-    """What each token of one tokenizer stands for. Shared by all sequences of a model.
+    """The text or the bytes that each token of one tokenizer stands for. Shared by all sequences of a model.
 
-    Special tokens are no text unless a caller wants them to be; ids outside the vocabulary, which models with a
-    padded embedding can sample, never are.
+    Special tokens are no text unless a caller wants them to be. Ids outside the vocabulary, which models with
+    a padded embedding can sample, never are.
 
     Raises:
         ArtifactError: the tokenizer's decoder is of a kind whose output cannot be streamed.
@@ -68,28 +69,28 @@ class TokenTable:
         self._cached_bytes: dict[int, bytes] = {}
 
     def detokenizer(self, *, skip_special_tokens: bool = True, at_start: bool = True) -> Detokenizer:
-        """A fresh one, for one sequence.
+        """Makes a fresh detokenizer for one sequence.
 
         Args:
-            skip_special_tokens: special tokens are no text.
-            at_start: the tokens begin a text, so that a SentencePiece-like tokenizer drops the space that it put
-                there itself; False where they go on with one.
+            skip_special_tokens: whether special tokens are left out of the text.
+            at_start: whether the tokens begin a text, so that a SentencePiece-like tokenizer drops the space
+                that it put there itself; False if they continue a text.
         """
         if self.is_byte_level:
             return _ByteLevelDetokenizer(self, skip_special_tokens)
         return _FallbackDetokenizer(self, skip_special_tokens, at_start)
 
     def text_token(self, token_id: int, skip_special_tokens: bool) -> str | None:
-        """The token as the vocabulary spells it, or None where it is no text."""
+        """The token as the vocabulary spells it, or None if it is no text."""
         token: str | None = self._tokenizer.id_to_token(token_id)
         return None if token is None or (skip_special_tokens and token in self._specials) else token
 
     def is_byte(self, token: str) -> bool:
-        """Whether the token stands for one byte by its name."""
+        """Whether the token's name says that it stands for one byte (``<0xE2>``)."""
         return self._has_byte_fallback and _BYTE_TOKEN.fullmatch(token) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes the token stands for in the middle of a text, special or not."""
+        """The UTF-8 bytes that the token stands for in the middle of a text, special or not."""
         known = self._cached_bytes.get(token_id)
         if known is None:
             known = self._cached_bytes[token_id] = self._spell(token_id)
@@ -107,7 +108,7 @@ class TokenTable:
             return b""
         if self.is_byte_level:
             chars = [self._byte_of_char.get(char) for char in token]
-            # An added token may hold characters outside the byte alphabet: then it is plain text.
+            # An added token with characters outside the byte alphabet is plain text.
             return token.encode() if None in chars else bytes(char for char in chars if char is not None)
         if self.is_byte(token):
             return bytes([int(token[3:5], 16)])
@@ -115,7 +116,7 @@ class TokenTable:
 
 
 class _ByteLevelDetokenizer:
-    """UTF-8 over the tokens' bytes, with the codec's own state for what is incomplete."""
+    """Decodes the tokens' bytes as UTF-8; the codec keeps the bytes of incomplete characters."""
 
     def __init__(self, table: TokenTable, skip_special_tokens: bool) -> None:
         self._table = table
@@ -132,7 +133,7 @@ class _ByteLevelDetokenizer:
 
 
 class _FallbackDetokenizer:
-    """Text tokens as they come; runs of byte tokens when they end."""
+    """Shows text tokens as they come, and runs of byte tokens when the runs end."""
 
     def __init__(self, table: TokenTable, skip_special_tokens: bool, at_start: bool) -> None:
         self._table = table
@@ -162,7 +163,7 @@ class _FallbackDetokenizer:
 
 
 def token_string(raw: bytes) -> str:
-    """A token's bytes as answers print them: its text, or ``bytes:\\xe2\\x82`` where they are part of a
+    """A token's bytes as answers print them: the text, or ``bytes:\\xe2\\x82`` if they are part of a
     character, as OpenAI spells it."""
     try:
         return raw.decode()
@@ -171,7 +172,7 @@ def token_string(raw: bytes) -> str:
 
 
 def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The decoder's steps, nested sequences laid flat."""
+    """The decoder's steps, with nested sequences flattened."""
     if decoder is None:
         yield {"type": "none"}
     elif decoder["type"] == "Sequence":
@@ -184,7 +185,7 @@ def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 def _check_streamable(steps: list[dict[str, Any]]) -> None:
     for step in steps:
         kind = step["type"]
-        # Strip may take the one leading space; what it takes from the end is not known before the end.
+        # Strip may take the one leading space; a strip at the end cannot be known before the text ends.
         strips_too_much = kind == "Strip" and (step["start"] > 1 or step["stop"] > 0)
         if kind not in _STREAMABLE or strips_too_much:
             raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Tokens to text: what every door shows of a generation, in pieces or as a whole."""
+"""Turns tokens into the text that every door shows of a generation, in pieces or as a whole."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ __all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice"
 
 @dataclass(slots=True)
 class TextDelta:
-    """What is new in one choice. What the choice shows of its prompt comes in a delta of its own, before the
-    first token: ``text`` and ``logprobs`` of an echo, ``prompt_logprobs``, and no ``token_ids``.
+    """The new part of one choice. The prompt, if the choice shows it, comes in a delta of its own before the
+    first token: with ``text`` and ``logprobs`` of an echo, with ``prompt_logprobs``, and without
+    ``token_ids``.
 
     Attributes:
-        text: may be empty while a character or a stop string is incomplete.
-        token_ids: the token that ended the choice is among them, its text is not in ``text``.
-        logprobs: parallel to ``token_ids``; None where they were not asked for.
-        finish_reason: ``stop`` or ``length`` in the choice's last delta.
-        stop_reason: beside it, the stop string or the token of ``stop_token_ids`` that ended the choice; None where
-            the model ended it, or its length.
-        prompt_logprobs: of every token of the prompt, where they were asked for.
+        text: the new text; may be empty while a character or a stop string is incomplete.
+        token_ids: the new tokens; they include the token that ended the choice, whose text is not in
+            ``text``.
+        logprobs: parallel to ``token_ids``; None if they were not asked for.
+        finish_reason: ``stop`` or ``length`` in the choice's last delta, else None.
+        stop_reason: the stop string or the token of ``stop_token_ids`` that ended the choice; None if its
+            length or the model ended it.
+        prompt_logprobs: log-probabilities of every token of the prompt, if they were asked for.
     """
 
     index: int
@@ -42,8 +44,11 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a request is billed for; those of all its choices together. ``cached_tokens`` are the prompt's
-    that its first choice found computed."""
+    """Tokens that a request is billed for, of all its choices together.
+
+    Attributes:
+        cached_tokens: tokens of the prompt that the first choice found computed already.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -56,7 +61,7 @@ class Usage:
 
 @dataclass(slots=True)
 class WholeChoice:
-    """A finished choice, its deltas laid together."""
+    """A finished choice, put together from its deltas."""
 
     index: int
     text: str
@@ -71,10 +76,10 @@ class TextGeneration:
     ``aclose()`` at the end, whatever happened: it frees what the request holds.
 
     Args:
-        request: as it was accepted.
-        stream: its tokens.
-        table: of the model's tokenizer.
-        metrics: of this request.
+        request: the accepted request.
+        stream: the request's tokens.
+        table: the table of the model's tokenizer.
+        metrics: the metrics of this request.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class TextGeneration:
 
     @property
     def num_choices(self) -> int:
-        """How many choices there will be."""
+        """Number of choices that the request will have."""
         return len(self._choices)
 
     @property
@@ -100,7 +105,7 @@ class TextGeneration:
         return Usage(len(self.request.prompt_ids), num_tokens, self._cached_tokens)
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
-        """Yields what one turn of the stream brought, in one list.
+        """Yields the new parts of choices, a list for each turn of the stream.
 
         Raises:
             MooringError: the request failed; nothing follows.
@@ -122,7 +127,7 @@ class TextGeneration:
             raise
 
     async def whole(self) -> list[WholeChoice]:
-        """Waits for all of it.
+        """Waits until all choices have finished.
 
         Raises:
             MooringError: the request failed.
@@ -148,7 +153,8 @@ class TextGeneration:
         ]
 
     def _read(self, batch: Sequence[ChoiceTokens]) -> list[TextDelta]:
-        """What one turn brought, as text. It counts as one arrival, however many steps it is from."""
+        """Turns the tokens of one turn into text. A turn counts as one arrival, however many steps its tokens
+        come from."""
         deltas: list[TextDelta] = []
         num_new: dict[int, int] = {}
         began_s: float | None = None
@@ -175,7 +181,7 @@ class TextGeneration:
 
 
 class _ChoiceText:
-    """The text of one choice; ``prompt_text`` is what it begins with, where the prompt is echoed."""
+    """The text of one choice. If the prompt is echoed, the choice begins with ``prompt_text``."""
 
     def __init__(
         self, index: int, request: GenerationRequest, table: TokenTable, prompt: PromptView | None
@@ -196,7 +202,7 @@ class _ChoiceText:
         self._num_chars = len(self.prompt_text)  # decoded so far, held back or not
 
     def take(self, new: ChoiceTokens) -> TextDelta:
-        """Turns new tokens into text; sets ``finished`` with the last ones."""
+        """Turns new tokens into text; sets ``finished`` at the last ones."""
         delta = TextDelta(self.index, logprobs=None if new.logprobs is None else [])
         last = len(new.token_ids) - 1
         for place, token_id in enumerate(new.token_ids):
@@ -215,7 +221,7 @@ class _ChoiceText:
         return delta
 
     def _show(self, delta: TextDelta, text: str) -> bool:
-        """Lets text through to the delta; True where a stop string ended the choice."""
+        """Lets text through to the delta; returns True if a stop string ended the choice."""
         self._num_chars += len(text)
         if self.num_tokens < self._min_tokens:
             delta.text += text
@@ -239,8 +245,8 @@ class _ChoiceText:
 
 
 def by_step(batch: Sequence[TextDelta]) -> Iterator[Sequence[TextDelta]]:
-    """The deltas of one turn as the steps that they came from: in order, no choice twice in one. For doors that
-    tell of all choices in one message, and of each token in one of its own."""
+    """Divides the deltas of one turn into the steps that they came from: in order, with no choice twice in
+    one step. For doors that send all choices in one message, and each token in a message of its own."""
     start = 0
     seen: set[int] = set()
     for place, delta in enumerate(batch):
@@ -254,7 +260,7 @@ def by_step(batch: Sequence[TextDelta]) -> Iterator[Sequence[TextDelta]]:
 
 
 async def join_choices(batches: AsyncIterable[Sequence[TextDelta]], num_choices: int) -> list[WholeChoice]:
-    """All choices whole, once their deltas have ended."""
+    """All choices as a whole, once their deltas have ended."""
     deltas: list[list[TextDelta]] = [[] for _ in range(num_choices)]
     async for batch in batches:
         for delta in batch:

@@ -1,4 +1,5 @@
-"""What an answer shows of its own prompt: the text itself (``echo``) and its tokens' log-probabilities."""
+"""The part of an answer that shows its own prompt: the text (``echo``) and the log-probabilities of its
+tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ class TokenLogprob:
 
     Attributes:
         raw: the token's bytes; ``router.text.detokenizer.token_string`` prints them.
-        logprob: None for the first token of a prompt, which nothing comes before.
+        logprob: None for the first token of a prompt, since no token comes before it.
         text_offset: characters of the choice's text before this token.
         top: the likeliest tokens, best first: token id, bytes, log-probability.
     """
@@ -35,7 +36,7 @@ class TokenLogprob:
 
 
 def spell_logprob(table: TokenTable, token_id: int, top: TopLogprobs, text_offset: int) -> TokenLogprob:
-    """An engine's log-probabilities in the tokenizer's words."""
+    """An engine's log-probabilities of one position, with the bytes of each token."""
     spell = table.token_bytes
     likeliest = tuple(
         (other, spell(other), max(logprob, _LOWEST_LOGPROB))
@@ -46,8 +47,9 @@ def spell_logprob(table: TokenTable, token_id: int, top: TopLogprobs, text_offse
 
 
 def logprobs_by_id(entry: TokenLogprob) -> dict[str, Any] | None:
-    """One position as vLLM prints it: by token id, the token itself and then the likeliest ones; None where nothing
-    comes before it. Ranks count from 1; that of a token which is not among the likeliest is not known."""
+    """One position as vLLM prints it: by token id, first the token itself and then the likeliest ones; None
+    if no token comes before it. Ranks count from 1; the rank of a token that is not among the likeliest is
+    not known."""
     if entry.logprob is None:
         return None
     ranked = {
@@ -63,8 +65,8 @@ class PromptView:
     """The prompt of one request, as its choices show it.
 
     Args:
-        request: as it was accepted.
-        table: of the model's tokenizer.
+        request: the accepted request.
+        table: the table of the model's tokenizer.
     """
 
     def __init__(self, request: GenerationRequest, table: TokenTable) -> None:
@@ -72,18 +74,19 @@ class PromptView:
         self._table = table
         self._tops: list[TopLogprobs] | None = None
         if request.sampling.prompt_logprobs is not None and len(request.prompt_ids) == 1:
-            self._tops = []  # the engine has nothing to say of the first token
+            self._tops = []  # the first token has no log-probability
 
     @staticmethod
     def is_wanted(request: GenerationRequest) -> bool:
-        """Whether anything of the prompt is to be shown."""
+        """Whether the answer shows anything of the prompt."""
         return request.echo or request.prompt_only or request.sampling.prompt_logprobs is not None
 
     async def before(self, stream: AsyncIterable[list[ChoiceTokens]]) -> AsyncIterator[list[ChoiceTokens]]:
-        """The stream, from where the prompt can be shown; without its output where nobody wants that.
+        """Yields the stream's batches from the moment when the prompt can be shown; without their output if
+        the request wants the prompt only.
 
-        The prompt's log-probabilities come with the first token of one choice. What other choices have by then
-        waits for them, so that every choice can begin with the prompt.
+        The prompt's log-probabilities come with the first token of one choice. Tokens that other choices have
+        by then wait for them, so that every choice can begin with the prompt.
         """
         held: list[ChoiceTokens] = []
         waiting = self._request.sampling.prompt_logprobs is not None and self._tops is None
@@ -100,8 +103,9 @@ class PromptView:
             raise InternalError("The engine did not send the prompt's log-probabilities.")
 
     def detokenizer(self) -> tuple[str, Detokenizer]:
-        """The prompt's text, and what reads a choice's tokens after it. A prompt that was a text is shown as it
-        was sent; of token ids, a character that is not complete goes on in the output."""
+        """The prompt's text, and a detokenizer for the tokens of a choice after it. A prompt that was a text
+        is shown as it was sent; if a prompt of token ids ends in an incomplete character, the output
+        continues it."""
         request = self._request
         skip = request.skip_special_tokens
         if request.prompt_text is not None:
@@ -111,7 +115,7 @@ class PromptView:
         return "".join(map(whole.push, request.prompt_ids)), whole
 
     def logprobs(self) -> list[TokenLogprob] | None:
-        """Of every token of the prompt; None where they were not asked for."""
+        """Log-probabilities of every token of the prompt; None if they were not asked for."""
         tops, ids = self._tops, self._request.prompt_ids
         if tops is None:
             return None
@@ -123,7 +127,7 @@ class PromptView:
         return [first, *(spell_logprob(self._table, *entry) for entry in rest)]
 
     def _offsets(self) -> list[int]:
-        """Characters of the text before each token."""
+        """Number of characters of the text before each token."""
         request = self._request
         read = self._table.detokenizer(skip_special_tokens=request.skip_special_tokens)
         offsets, num_chars = [], 0
@@ -132,7 +136,7 @@ class PromptView:
             num_chars += len(read.push(token_id))
         if request.prompt_text is None:
             return offsets
-        # Tokenizers normalize: read back, a prompt may be longer than it was sent.
+        # Tokenizers normalize: the text of the tokens may be longer than the prompt as it was sent.
         return [min(offset, len(request.prompt_text)) for offset in offsets]
 
 

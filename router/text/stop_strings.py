@@ -1,4 +1,4 @@
-"""Stop strings, found wherever the pieces of a text happen to be cut."""
+"""Stop strings, found however a text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["StopStrings"]
 class StopStrings:
     """Lets a text through piece by piece and ends it before the first stop string, or right after it.
 
-    A tail that may still grow into a stop string is held back, and no more than that. What comes out
-    depends on the text alone, never on where it was cut: of several matches the one that is complete
-    first wins, and of those the longest.
+    A tail that may still grow into a stop string is held back, and no more than that. The output depends on
+    the text alone, never on where it was cut: of several matches the one that is complete first wins, and of
+    those the longest.
 
     Args:
         stops: the stop strings, none of them empty.
-        include: the stop string itself is let through.
+        include: whether the stop string itself is let through.
 
     Attributes:
-        found: the stop string that ended the text, once one did.
+        found: the stop string that ended the text; None if none has.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
@@ -30,8 +30,12 @@ class StopStrings:
         self.found: str | None = None
 
     def feed(self, piece: str) -> tuple[str, bool]:
-        """Takes the next piece; returns what may be shown, and whether a stop string was found (then
-        nothing may be fed any more, and what was held back is dropped)."""
+        """Takes the next piece.
+
+        Returns:
+            The text that may be shown now, and whether a stop string was found. If so, the text that was held
+            back is dropped and no further piece may be fed.
+        """
         if not self._stops or not piece:
             return piece, False
         text = self._held + piece
@@ -46,12 +50,12 @@ class StopStrings:
         return text[: len(text) - keep], False
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Returns the text that was held back and turned out to be no stop string."""
         held, self._held = self._held, ""
         return held
 
     def _first_match(self, text: str) -> tuple[int, int] | None:
-        """Where the stop string that is complete first begins and ends."""
+        """Start and end of the stop string that is complete first; None if there is none."""
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if not found:
             return None

@@ -1,4 +1,5 @@
-"""What turns a model's text into token ids and back, read from its folder and kept in memory."""
+"""Tokenizers and chat templates: they turn text into token ids and back; read from a model's folder and kept
+in memory."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ class ChatPrompt:
 
     Attributes:
         messages: each with ``role`` and ``content``, both text.
-        add_generation_prompt: the prompt ends where the assistant's answer begins.
-        continue_final_message: the prompt ends with the last message's content, to go on with.
+        add_generation_prompt: whether the prompt ends where the assistant's answer begins.
+        continue_final_message: whether the prompt ends with the last message's content, which the model
+            continues.
         template_variables: further names that the template finds.
     """
 
@@ -46,7 +48,7 @@ class TextModel:
     """A model's tokenizer and chat template.
 
     Attributes:
-        tokens: what each token stands for, for the way back.
+        tokens: the text that each token stands for, for the way back.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None) -> None:
@@ -60,14 +62,15 @@ class TextModel:
     def encode(
         self, prompt: Prompt, add_special_tokens: bool | None = None, *, param: str = "prompt"
     ) -> tuple[int, ...]:
-        """A prompt of any kind as token ids.
+        """Turns a prompt of any kind into token ids.
 
-        A plain text gets what the tokenizer adds to one (usually the beginning-of-sequence); chat goes
-        through the chat template, which writes the special tokens itself; token ids stay as they are.
+        A plain text gets the special tokens that the tokenizer adds (usually the beginning-of-sequence); chat
+        goes through the chat template, which writes the special tokens itself; token ids stay as they are.
 
         Args:
-            add_special_tokens: whether a text gets them after all, or chat as well; None is as said.
-            param: what the door calls the prompt, for errors.
+            add_special_tokens: True: a chat prompt gets the tokenizer's special tokens too. False: a plain
+                text gets none. None: as described.
+            param: the door's name for the prompt, for errors.
 
         Raises:
             InvalidRequestError: the prompt cannot be turned into tokens of this model.
@@ -96,14 +99,18 @@ class TextModel:
         """The text of tokens, special ones included.
 
         Raises:
-            InvalidRequestError: one of them is none of this model's.
+            InvalidRequestError: an id is not one of this model's tokens.
         """
         self.check_ids(token_ids, param="tokens")
         detokenizer = self.tokens.detokenizer(skip_special_tokens=False)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.finish()
 
     def check_ids(self, token_ids: Sequence[int], *, param: str) -> None:
-        """Raises InvalidRequestError where one of them is none of this model's."""
+        """Checks token ids.
+
+        Raises:
+            InvalidRequestError: an id is not one of this model's tokens.
+        """
         for token_id in token_ids:
             if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
                 raise InvalidRequestError(
@@ -111,7 +118,7 @@ class TextModel:
                 )
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """The ways to spell each word in tokens: as it is, and after a space."""
+        """Spellings of each word in tokens: of the word as it is, and of the word after a space."""
         spellings = (text for word in words for text in (word, " " + word.lstrip()))
         ids = (self._encode(text, add_special_tokens=False, param="bad_words") for text in spellings)
         return tuple(dict.fromkeys(each for each in ids if each))
@@ -138,10 +145,10 @@ class TextModels:
         )
 
     async def get(self, folder: Path) -> TextModel:
-        """The text model of a folder, loaded in a thread where it is not here yet.
+        """The text model of a folder, loaded in a thread if it is not in memory yet.
 
         Raises:
-            ArtifactError: the folder's files are missing, broken or of a kind we cannot stream.
+            ArtifactError: the folder's files are missing, broken or of a kind that cannot be streamed.
         """
         return await self._loaded.get(folder)
 
@@ -153,10 +160,11 @@ class TextModels:
         *,
         param: str = "prompt",
     ) -> list[tuple[int, ...]]:
-        """Prompts of any kind as token ids; long ones are worked on in a thread.
+        """Turns prompts of any kind into token ids; long prompts in a thread.
 
         Args:
-            add_special_tokens, param: as for ``TextModel.encode``.
+            add_special_tokens: as for ``TextModel.encode``.
+            param: as for ``TextModel.encode``.
 
         Raises:
             InvalidRequestError: a prompt cannot be turned into tokens of this model.
@@ -170,10 +178,10 @@ class TextModels:
         return await asyncio.to_thread(encode)
 
     async def decode(self, model: TextModel, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included; of many it is made in a thread.
+        """The text of tokens, special ones included; the text of many tokens is made in a thread.
 
         Raises:
-            InvalidRequestError: one of them is none of this model's.
+            InvalidRequestError: an id is not one of this model's tokens.
         """
         if len(token_ids) <= self._inline_text_chars:
             return model.decode(token_ids)
@@ -207,7 +215,7 @@ def _num_chars(prompt: Prompt) -> int:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that may be absent."""
+    """The JSON object in a file; empty if the file is absent."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

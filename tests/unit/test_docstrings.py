@@ -13,6 +13,8 @@ READ = (
     "memory_manager/kv",
     "memory_manager/policy",
     "memory_manager/watch",
+    "router/request",
+    "router/text",
 )
 """Folders whose docstrings start with a noun or a verb and name what they count."""
 
