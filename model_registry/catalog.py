@@ -27,18 +27,18 @@ __all__ = ["AUTO", "ENGINES", "PRECISIONS", "CatalogQueries"]
 AUTO = "auto"
 PRECISIONS = ("bf16", "fp32")
 ENGINES = ("torch", "null")
-MAX_NUMBER = 2**31 - 1  # what the column of version numbers holds; databases refuse to compare it with more
+MAX_NUMBER = 2**31 - 1  # the largest that the column holds; databases refuse to compare it with a larger one
 
 
 class CatalogQueries(Transactions):
-    """What is registered and how it is deployed."""
+    """Models that are registered, and how they are deployed."""
 
     def register_version(self, model: str, new: NewVersion) -> VersionRecord:
-        """Adds a version to a model, which is made where it lacks. The same digest again returns the
-        version that has it and changes nothing.
+        """Adds a version to a model, and the model itself if there is none. If a version has the same digest
+        already, returns that one and changes nothing.
 
         Raises:
-            InvalidRequestError: the name cannot be one.
+            InvalidRequestError: the name is not allowed.
         """
         check_name(model, "model")
         with self._writing() as session:
@@ -80,7 +80,7 @@ class CatalogQueries(Transactions):
             return [version_record(row) for row in _model(session, model).versions]
 
     def has_digest(self, digest: str) -> bool:
-        """Whether any version is of this artifact."""
+        """Whether any version has this artifact."""
         with self._reading() as session:
             return (
                 session.scalar(select(VersionRow.id).where(VersionRow.digest == digest).limit(1)) is not None
@@ -90,8 +90,8 @@ class CatalogQueries(Transactions):
         """Removes a version and its variants.
 
         Raises:
-            NotFoundError: there is none.
-            ConflictError: a deployment uses it.
+            NotFoundError: there is no such version.
+            ConflictError: a deployment uses the version.
         """
         with self._writing() as session:
             _delete_version(session, _version(session, model, number))
@@ -100,8 +100,8 @@ class CatalogQueries(Transactions):
         """Removes a model with all its versions.
 
         Raises:
-            NotFoundError: there is none.
-            ConflictError: a deployment uses one of them.
+            NotFoundError: there is no such model.
+            ConflictError: a deployment uses one of the versions.
         """
         with self._writing() as session:
             row = _model(session, name)
@@ -140,15 +140,16 @@ class CatalogQueries(Transactions):
         engine: str = ENGINES[0],
         policy: DeploymentPolicy | None = None,
     ) -> DeploymentRecord:
-        """Makes a deployment, and its variant where it lacks.
+        """Makes a deployment, and its variant if there is none.
 
         Args:
-            version: None is the newest now; a later version does not change the deployment.
-            precision: one of ``PRECISIONS``, or ``"auto"``, the checkpoint's own.
+            version: number of the version; None means the newest now, and a later version does not change the
+                deployment.
+            precision: one of ``PRECISIONS``, or ``"auto"``, which is the checkpoint's own.
 
         Raises:
-            InvalidRequestError: a value that it may not have; ``param`` names it.
-            NotFoundError: no such model or version.
+            InvalidRequestError: a value is not allowed; ``param`` names it.
+            NotFoundError: there is no such model or version.
             ConflictError: the name is taken.
         """
         check_name(name)
@@ -187,8 +188,8 @@ class CatalogQueries(Transactions):
         """Changes some settings of a deployment: fields of its policy, ``version`` or ``precision``.
 
         Raises:
-            InvalidRequestError: an unknown setting or a bad value; ``param`` names it.
-            NotFoundError: no such deployment or version.
+            InvalidRequestError: a setting is unknown or its value bad; ``param`` names it.
+            NotFoundError: there is no such deployment or version.
         """
         variant_changes = {key: value for key, value in changes.items() if key in ("version", "precision")}
         policy_changes = {key: value for key, value in changes.items() if key not in variant_changes}
@@ -228,7 +229,7 @@ def _deployment(session: Session, name: str) -> DeploymentRow:
 
 
 def _variant(session: Session, version: VersionRow, precision: str) -> VariantRow:
-    """The variant of this precision, made where it lacks."""
+    """The variant of this precision, made if there is none."""
     if precision == AUTO:
         precision = str(version.description["default_precision"])
     if precision not in PRECISIONS:

@@ -1,7 +1,7 @@
-"""What a Hugging Face folder must be to enter the store, and the reason when it is not.
+"""Checks whether a Hugging Face folder may enter the store, and says why if it may not.
 
-Only top-level files that are known by name are ever taken, so what else lies in a folder (code, other
-formats, pickles beside safetensors) stays outside. Nothing is executed or unpickled.
+Only top-level files that are known by name are ever taken, so anything else in a folder (code, other formats,
+pickles beside safetensors) stays outside. Nothing is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ MAX_NOTE_BYTES = 1 * MIB  # a larger README or LICENSE is left out
 
 
 def check_folder(folder: Path) -> tuple[str, ...]:
-    """Checks a folder without reading its weights, and says what the store takes of it.
+    """Checks a folder without reading its weights.
 
     Returns:
-        Names of the files to keep, sorted.
+        Names of the files that the store takes, sorted.
 
     Raises:
         ArtifactError: the folder cannot be served or is not safe to read; the message says why.
@@ -68,7 +68,7 @@ def refuse_pickles(names: Collection[str]) -> None:
     """Refuses a folder whose weights are pickles. Pickles beside safetensors are simply not taken.
 
     Raises:
-        ArtifactError: names the first pickle.
+        ArtifactError: the weights are pickles; the message names the first.
     """
     pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
     if pickles and not any(name.endswith(".safetensors") for name in names):
@@ -140,7 +140,7 @@ def _check_single(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
 
 
 def _check_index(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
-    """Checks that each tensor of the index is in the shard that it names, and in no other."""
+    """Checks that each tensor of the index is in the shard that the index names, and in no other."""
     weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ArtifactError(f"{INDEX_NAME} has no weight_map")

@@ -28,7 +28,7 @@ SQLITE_PRAGMAS = (
 )
 POSTGRESQL = "postgresql"
 POSTGRESQL_CONNECT_TIMEOUT_S = 10
-# Names the one lock that all writers of a registry take, in the database's own space of advisory locks.
+# Number of the one lock that all writers of a registry take, among the database's advisory locks.
 POSTGRESQL_WRITER_LOCK = int.from_bytes(b"mooring", "big")
 
 
@@ -36,8 +36,9 @@ def open_database(url: str, password_file: Path | None = None) -> Engine:
     """Connects to the database and migrates it to this build's schema.
 
     Args:
-        url: SQLAlchemy's, ``sqlite:////data/registry.db`` or ``postgresql://user@host/name`` for instance.
-        password_file: holds the password of the URL's user, so that it stands in no variable and no flag.
+        url: in SQLAlchemy's form, ``sqlite:////data/registry.db`` or ``postgresql://user@host/name`` for
+            instance.
+        password_file: file with the password of the URL's user, so that no variable and no flag holds it.
 
     Raises:
         ConfigurationError: the URL is wrong, the database cannot be reached, or a newer Mooring made it.
@@ -59,7 +60,8 @@ def open_database(url: str, password_file: Path | None = None) -> Engine:
 
 
 def migrate(engine: Engine, revision: str = "head") -> None:
-    """Upgrades or downgrades the schema, in one transaction, to a revision (``"base"`` is empty)."""
+    """Upgrades or downgrades the schema, in one transaction, to a revision (``"base"`` is the empty
+    schema)."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with engine.begin() as connection:
@@ -99,21 +101,21 @@ def _connect(address: URL) -> Engine:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # The driver would begin transactions by itself, late and never for DDL; ours begin in _begin_sqlite.
+    # The driver's own transactions begin late, and never for DDL; ours begin in _begin_sqlite.
     connection.isolation_level = None
     for pragma in SQLITE_PRAGMAS:
         connection.execute(pragma)
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes the lock before it reads, so what it has read stays true until it commits.
+    # A writer takes the lock before it reads, so its reads stay true until it commits.
     connection.exec_driver_sql("BEGIN" if _only_reads(connection) else "BEGIN IMMEDIATE")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # What _begin_sqlite gives: readers have one snapshot, and a writer waits for the one before it and then
-    # sees what that one wrote. Administrators write seldom; retries of serializable transactions would be
-    # more to get wrong.
+    # The guarantees of _begin_sqlite: readers have one snapshot, and a writer waits for the one before it and
+    # then sees what that one wrote. Administrators write seldom; retries of serializable transactions would
+    # be more to get wrong.
     if _only_reads(connection):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return

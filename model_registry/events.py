@@ -18,13 +18,13 @@ FIELDS = tuple(field.name for field in dataclasses.fields(EventRecord))
 
 
 class EventQueries(Transactions):
-    """What was decided, newest last, of all servers that share the database."""
+    """Decisions of all servers that share the database."""
 
     def add_events(self, events: Sequence[NewEvent], max_kept: int) -> None:
         """Keeps events, in one transaction, and drops the oldest.
 
         Args:
-            max_kept: rows that stay at most; one or a few less where the database skipped numbers.
+            max_kept: rows that stay at most; one or a few fewer if the database skipped numbers.
         """
         with self._writing() as session:
             session.add_all(EventRow(**dataclasses.asdict(each)) for each in events)
@@ -42,12 +42,13 @@ class EventQueries(Transactions):
         kinds: Sequence[str] = (),
         oldest_first: bool = False,
     ) -> list[EventRecord]:
-        """Events, newest first unless told otherwise.
+        """Events, newest first unless ``oldest_first``.
 
         Args:
-            limit: most of them; never more than ``MAX_EVENTS_LISTED``.
-            before_id, after_id: only those before or after this one, itself left out.
-            kinds: only these; empty is all.
+            limit: most events to return; never more than ``MAX_EVENTS_LISTED``.
+            before_id: only events before this one.
+            after_id: only events after this one.
+            kinds: only events of these kinds; empty means all.
         """
         query = select(EventRow).limit(min(limit, MAX_EVENTS_LISTED))
         query = query.order_by(EventRow.id if oldest_first else EventRow.id.desc())
@@ -65,6 +66,6 @@ class EventQueries(Transactions):
             ]
 
     def newest_event_id(self) -> int:
-        """0 where there is none."""
+        """The highest id of an event; 0 if there is none."""
         with self._reading() as session:
             return session.scalar(select(func.max(EventRow.id))) or 0

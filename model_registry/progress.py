@@ -1,4 +1,4 @@
-"""How long work of the registry tells how far it is."""
+"""Progress of the registry's long work, such as downloads and copies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 __all__ = ["Progress", "no_progress"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, bytes done, bytes in all); a total of 0 means that it is not known yet."""
+"""Called with the stage, the bytes done and the bytes in all; a total of 0 is not known yet."""
 
 
 def no_progress(stage: str, done_bytes: int, total_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""What the registry hands out: frozen records, detached from the database."""
+"""Records that the registry hands out: frozen, detached from the database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ __all__ = [
 
 
 class CheckpointDescription(Protocol):
-    """What an engine says of a checkpoint (``engines.checkpoint.model_config.CheckpointDescription`` is one)."""
+    """An engine's description of a checkpoint, such as
+    ``engines.checkpoint.model_config.CheckpointDescription``."""
 
     @property
     def architecture(self) -> str: ...
@@ -49,11 +50,12 @@ class NewVersion:
     """A version to register.
 
     Attributes:
-        digest, num_bytes: of the artifact in the store (``ArtifactStore.get`` gives its folder).
-        source: where it came from, as given.
-        architecture: of the model, in the engine's word.
-        description: the rest of what the engine says of it, as JSON values.
-        license: an SPDX-like word, where the source names one.
+        digest: digest of the artifact in the store (``ArtifactStore.get`` gives its folder).
+        num_bytes: size of the artifact.
+        source: the source that the version was registered from, as given.
+        architecture: the engine's word for the model's architecture.
+        description: the rest of the engine's description, as JSON values.
+        license: an SPDX-like word, if the source names one.
     """
 
     digest: str
@@ -75,8 +77,8 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A registered version; fields as in ``NewVersion``. ``number`` counts from 1 for each model and is
-    never given twice."""
+    """A registered version; fields as in ``NewVersion``. ``number`` counts from 1 for each model, and no
+    number is given twice."""
 
     model: str
     number: int
@@ -91,7 +93,8 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """One precision of a version; ``packed_key`` and ``packed_bytes`` are None until it is packed."""
+    """One precision of a version; ``packed_key`` and ``packed_bytes`` are None until the variant is
+    packed."""
 
     id: int
     version: VersionRecord
@@ -114,7 +117,8 @@ class DeploymentPolicy:
         idle_timeout_s: seconds without a request after which it sleeps; None is never.
         min_replicas: replicas kept loaded without any demand.
         max_replicas: replicas that demand may add up to.
-        prefix_cache: who shares computed prefixes: requests of one ``tenant``, all (``shared``), or none (``off``).
+        prefix_cache: who shares computed prefixes: requests of one ``tenant``, all (``shared``), or none
+            (``off``).
     """
 
     enabled: bool = True
@@ -131,7 +135,7 @@ class DeploymentPolicy:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRecord:
-    """A deployment; its name is what clients call the model."""
+    """A deployment; clients name the model by the deployment's name."""
 
     name: str
     variant: VariantRecord
@@ -143,7 +147,7 @@ class DeploymentRecord:
 
 @dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """Who is served."""
+    """A party that is served."""
 
     id: int
     name: str
@@ -167,9 +171,12 @@ class NewEvent:
     """A decision of the memory manager, to be kept.
 
     Attributes:
-        at_s: of the Unix epoch.
+        at_s: time of the decision, in seconds of the Unix epoch.
         kind: one of ``memory_manager.fleet.events.EventKind``.
-        deployment, replica_id, worker_id, device: what it is about; None where it is about none.
+        deployment: the deployment that the decision is about; None if it is about none.
+        replica_id: the replica that it is about, or None.
+        worker_id: the worker that it is about, or None.
+        device: the device that it is about, or None.
         reason: why, as a sentence.
         figures: the numbers behind the reason, as JSON values.
     """
@@ -186,6 +193,6 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord(NewEvent):
-    """An event that is kept; ``id`` grows with every one."""
+    """An event that is kept; ids grow from event to event."""
 
     id: int

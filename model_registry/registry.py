@@ -13,6 +13,6 @@ class Registry(CatalogQueries, TenantQueries, EventQueries):
     """All queries over one database.
 
     Every method is one transaction, safe from any thread, and blocks: an event loop calls it on a thread.
-    What a method has returned is committed to the disk. Any of them raises ``ConflictError`` where another
-    writer changed the same thing at the same moment.
+    When a method returns, its changes are committed to the disk. Any method raises ``ConflictError`` if
+    another writer changed the same thing at the same moment.
     """

@@ -1,4 +1,4 @@
-"""Rows of the database as frozen records."""
+"""Turns rows of the database into frozen records."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ A file is an 8-byte little-endian header length, that many bytes of JSON, and th
 
     {"__metadata__": {...}, "name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
 
-Offsets count from the end of the header. What the format promises is checked here and not assumed: every
+Offsets count from the end of the header. The promises of the format are checked here and not assumed: every
 tensor has the size that its dtype and shape give, the tensors lie one after the other without overlap or
-gap, and the file ends where the last one does, so a truncated download cannot pass.
+gap, and the file ends where the last tensor does, so a truncated download cannot pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LENGTH_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file; ``begin`` and ``end`` are byte offsets from the end of the header."""
+    """One tensor of a file. ``begin`` and ``end`` are byte offsets from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,10 +60,11 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file by name, after every check that its bytes allow.
+    """Reads the tensors of a safetensors file by name, and checks all that the file's bytes allow.
 
     Raises:
-        ArtifactError: truncated, overlapping, or not a safetensors file; the message says which.
+        ArtifactError: the file is truncated, its tensors overlap, or it is not a safetensors file; the
+            message says which.
     """
     file_bytes = path.stat().st_size
     if file_bytes < LENGTH_BYTES:
@@ -91,7 +92,7 @@ def parse_header(file_name: str, header: bytes, data_bytes: int) -> dict[str, Te
     """
     try:
         raw = json.loads(header)
-        json.dumps(raw, ensure_ascii=False).encode()  # an escape may be half a character, which is no text
+        json.dumps(raw, ensure_ascii=False).encode()  # refuses escapes of half a character, which are no text
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file_name}: the safetensors header is not JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -143,7 +144,7 @@ def _check_contiguous(file_name: str, tensors: Mapping[str, TensorInfo], data_by
 
 
 def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The length and header of a file whose tensors follow in this order, packed.
+    """The length and the header of a file whose tensors follow in this order without gaps.
 
     Args:
         tensors: (dtype, shape) by name; dtypes as in ``DTYPE_BYTES``.

@@ -1,10 +1,10 @@
-"""The registry's tables. Only SQL that SQLite and PostgreSQL both take.
+"""The registry's tables, in SQL that both SQLite and PostgreSQL take.
 
 ::
 
     models 1─n versions 1─n variants 1─n deployments        tenants 1─n api_keys        events
 
-Times are seconds of the Unix epoch, sizes are bytes. What another row points to cannot be deleted: the
+Times are seconds of the Unix epoch, sizes are bytes. A row that another row points to cannot be deleted: the
 database itself refuses, so that no race between two administrators leaves a deployment without its files.
 """
 
@@ -47,7 +47,7 @@ class Base(DeclarativeBase):
 
 
 class ModelRow(Base):
-    """A registered name. ``last_number`` only grows, so a deleted version's number never comes back with
+    """A registered name. ``last_number`` only grows, so the number of a deleted version never comes back with
     other bytes behind it."""
 
     __tablename__ = "models"
@@ -63,7 +63,7 @@ class ModelRow(Base):
 
 
 class VersionRow(Base):
-    """An immutable artifact of a model, in the store under ``digest``; rows are written once."""
+    """An immutable artifact of a model, in the store under ``digest``. A row is written once."""
 
     __tablename__ = "versions"
     __table_args__ = (UniqueConstraint("model_id", "number"), UniqueConstraint("model_id", "digest"))
@@ -83,7 +83,7 @@ class VersionRow(Base):
 
 
 class VariantRow(Base):
-    """One precision of a version; the packed columns are filled in when it is first packed."""
+    """One precision of a version; the packed columns are filled in when the variant is first packed."""
 
     __tablename__ = "variants"
     __table_args__ = (UniqueConstraint("version_id", "precision"),)
@@ -123,7 +123,7 @@ class DeploymentRow(Base):
 
 
 class TenantRow(Base):
-    """Who is served."""
+    """A party that is served."""
 
     __tablename__ = "tenants"
 
@@ -133,7 +133,7 @@ class TenantRow(Base):
 
 
 class KeyRow(Base):
-    """A tenant's key. The key itself is never kept, only its SHA-256: it has 256 random bits, so a slow
+    """A tenant's key. The key itself is never kept, only its SHA-256: a key has 256 random bits, so a slow
     password hash would add nothing but time to every request."""
 
     __tablename__ = "api_keys"
@@ -151,8 +151,8 @@ class KeyRow(Base):
 
 
 class EventRow(Base):
-    """A decision of the memory manager (``records.EventRecord``). It names deployments that may be gone by the
-    time it is read, so nothing refers to another table."""
+    """A decision of the memory manager (``records.EventRecord``). The deployments that it names may be gone
+    by the time it is read, so no column refers to another table."""
 
     __tablename__ = "events"
     __table_args__ = (
@@ -160,7 +160,7 @@ class EventRow(Base):
         Index("ix_events_kind_id", "kind", "id"),
     )
 
-    # SQLite numbers rows by itself only where the key is an INTEGER.
+    # SQLite numbers rows by itself only if the key is an INTEGER.
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
     at_s: Mapped[float]
     kind: Mapped[str] = mapped_column(String(32))

@@ -3,12 +3,13 @@
 ::
 
     root/artifacts/<digest>/   files of one version, read-only, with SHA256SUMS beside them
-    root/packed/<key>/         what an engine's packer made of one
+    root/packed/<key>/         an artifact packed by an engine's packer
     root/tmp/                  folders being built
 
 ``SHA256SUMS`` has a line for each file in the form that ``sha256sum -c`` checks, and the digest is the
-sha-256 of that file; so the digest covers names and bytes alike. A folder is built under ``tmp``, written
-to the disk and only then renamed to its place: it is there whole or not at all, whenever the power fails.
+sha-256 of ``SHA256SUMS``; so the digest covers names and bytes alike. A folder is built under ``tmp``,
+written to the disk and only then renamed to its place: it is there whole or not at all, whenever the power
+fails.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class StoredArtifact:
 
     Attributes:
         digest: sha-256 over names and content, in hex.
-        path: the folder; a Hugging Face checkpoint that nobody may change.
-        num_bytes: of all its files.
+        path: the folder, a Hugging Face checkpoint that nobody may change.
+        num_bytes: bytes of all its files.
     """
 
     digest: str
@@ -56,11 +57,11 @@ class StoredArtifact:
 class ArtifactStore:
     """Model folders by digest and packed artifacts by key.
 
-    Threads and processes may share a root: each folder is built under a name and lock of its own, and
-    of two that finish the same one, the first stays.
+    Threads and processes may share a root: each folder is built under a name and a lock of its own, and if
+    two of them finish the same folder, the first stays.
 
     Args:
-        root: made where it lacks; leftovers of builds that died are removed from it.
+        root: made if it is missing; leftovers of builds that died are removed from it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -93,7 +94,7 @@ class ArtifactStore:
             building.mkdir()
             report = _Copied(progress or no_progress, total_bytes)
             sums = [f"{_copy_hashed(path / name, building / name, report)}  {name}\n" for name in names]
-            if check_folder(building) != names:  # what was checked must be what was copied
+            if check_folder(building) != names:  # the files that were checked must be those that were copied
                 raise ArtifactError(f"{path} changed while it was copied")
             text = "".join(sums).encode()
             digest = hashlib.sha256(text).hexdigest()
@@ -114,12 +115,12 @@ class ArtifactStore:
         return StoredArtifact(digest, path, num_bytes)
 
     def remove(self, digest: str) -> None:
-        """Removes an artifact; one that is not there is no error."""
+        """Removes an artifact; no error if it is not there."""
         if DIGEST.fullmatch(digest):
             self._discard(self._artifacts / digest)
 
     def remove_packed(self, key: str) -> None:
-        """Removes a packed artifact, which the packer made; no error if it is not there."""
+        """Removes a packed artifact; no error if it is not there."""
         if PACKED_KEY.fullmatch(key):
             self._discard(self._packed / key)
 
@@ -129,14 +130,14 @@ class ArtifactStore:
         folder = Path(tempfile.mkdtemp(dir=self._tmp))
         lock = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held while its owner lives; see _remove_leftovers
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held while the folder's owner lives; see _remove_leftovers
             yield folder
         finally:
             shutil.rmtree(folder)
             os.close(lock)
 
     def _publish(self, building: Path, final: Path) -> None:
-        """Renames a finished folder to its place, or leaves the equal one that is there already."""
+        """Renames a finished folder to its place; if an equal folder is there already, leaves that one."""
         for file in building.iterdir():
             file.chmod(0o444)
         _sync(building)
@@ -163,7 +164,7 @@ class ArtifactStore:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # its owner lives
+                continue  # the folder's owner lives
             else:
                 shutil.rmtree(folder)
             finally:
@@ -184,7 +185,7 @@ class _Copied:
 
 
 def _copy_hashed(source: Path, target: Path, copied: _Copied) -> str:
-    """Copies one file to the disk itself; returns its sha-256 in hex."""
+    """Copies one file and writes it through to the disk; returns its sha-256 in hex."""
     digest = hashlib.sha256()
     with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
         buffer = memoryview(bytearray(CHUNK_BYTES))
@@ -206,7 +207,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Writes a file, or the names in a folder, to the disk."""
+    """Writes a file, or the list of names in a folder, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -24,13 +24,13 @@ SHOWN_CHARS = 8
 
 
 class TenantQueries(Transactions):
-    """Who is served, and the keys by which they are known."""
+    """Tenants, and the keys by which they are known."""
 
     def create_tenant(self, name: str) -> TenantRecord:
         """Makes a tenant.
 
         Raises:
-            InvalidRequestError: the name cannot be one.
+            InvalidRequestError: the name is not allowed.
             ConflictError: the name is taken.
         """
         check_name(name)
@@ -51,8 +51,8 @@ class TenantQueries(Transactions):
         """Removes a tenant with its revoked keys.
 
         Raises:
-            NotFoundError: there is none.
-            ConflictError: it has keys that still work.
+            NotFoundError: there is no such tenant.
+            ConflictError: the tenant has keys that still work.
         """
         with self._writing() as session:
             tenant = _tenant(session, name)
@@ -68,11 +68,11 @@ class TenantQueries(Transactions):
         """Makes a key of a tenant. The key itself is returned this once and kept nowhere.
 
         Args:
-            name: what the key is for, in free words.
+            name: purpose of the key, in free words.
 
         Raises:
             InvalidRequestError: the name is too long.
-            NotFoundError: no such tenant.
+            NotFoundError: there is no such tenant.
         """
         if len(name) > KEY_NAME_CHARS:
             raise InvalidRequestError(f"a key's name has at most {KEY_NAME_CHARS} characters", param="name")
@@ -80,7 +80,9 @@ class TenantQueries(Transactions):
             owner = _tenant(session, tenant)
             taken = set(session.scalars(select(KeyRow.prefix).where(KeyRow.tenant_id == owner.id)))
             key = _new_key()
-            while key[:SHOWN_CHARS] in taken:  # a tenant tells its keys apart by what is shown of them
+            while (
+                key[:SHOWN_CHARS] in taken
+            ):  # a tenant tells its keys apart by the characters that are shown
                 key = _new_key()
             row = KeyRow(
                 tenant=owner,
@@ -100,15 +102,15 @@ class TenantQueries(Transactions):
             return [key_record(row) for row in session.scalars(query)]
 
     def authenticate(self, key: str) -> TenantRecord | None:
-        """The tenant of a key, or None where the key is unknown or revoked."""
+        """The tenant of a key, or None if the key is unknown or revoked."""
         query = select(KeyRow).where(KeyRow.key_hash == _hash_key(key), KeyRow.revoked_at_s.is_(None))
         with self._reading() as session:
             row = session.scalar(query)
             return None if row is None else tenant_record(row.tenant)
 
     def revoke_key(self, tenant: str, prefix: str) -> KeyRecord:
-        """Ends the key of a tenant that begins with ``prefix``; again, it keeps the first time. Raises
-        ``NotFoundError``."""
+        """Ends the key of a tenant that begins with ``prefix``. A key that was revoked before keeps the time
+        of that. Raises ``NotFoundError``."""
         with self._writing() as session:
             owner = _tenant(session, tenant)
             query = select(KeyRow).where(KeyRow.tenant_id == owner.id, KeyRow.prefix == prefix)

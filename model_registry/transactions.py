@@ -32,7 +32,7 @@ class Transactions:
     """Opens transactions that read, and transactions that write.
 
     Args:
-        engine: of ``database.open_database``.
+        engine: the engine that ``database.open_database`` returned.
         now: seconds of the Unix epoch.
     """
 
@@ -43,11 +43,11 @@ class Transactions:
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
-        """Commits at its end, or rolls back what raised.
+        """A transaction that commits at its end, and is rolled back if an exception ends it.
 
         Raises:
-            ConflictError: another program wrote the same thing beside us, past our lock.
-            InvalidRequestError: a value that the database cannot hold.
+            ConflictError: another program wrote the same thing at the same time, past our lock.
+            InvalidRequestError: the database cannot hold a value.
             RegistryUnavailableError: the database does not answer.
         """
         with _named_errors(), self._write_sessions.begin() as session:
@@ -55,14 +55,14 @@ class Transactions:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        """One snapshot of the database. Raises as ``_writing`` does."""
+        """A transaction that sees one snapshot of the database. Raises as ``_writing`` does."""
         with _named_errors(), self._read_sessions.begin() as session:
             yield session
 
 
 @contextmanager
 def _named_errors() -> Iterator[None]:
-    """Raises what the database says as errors of ours."""
+    """Raises the database's errors as errors of ours."""
     try:
         yield
     except IntegrityError as error:
@@ -78,7 +78,7 @@ def one(session: Session, query: Select[T], what: str) -> T:
     """The one row of a query.
 
     Raises:
-        NotFoundError: there is none; the message names ``what``.
+        NotFoundError: there is no such row; the message names ``what``.
     """
     row = session.scalar(query)
     if row is None:

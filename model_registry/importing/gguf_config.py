@@ -1,4 +1,4 @@
-"""The configuration of a GGUF file in Hugging Face's words."""
+"""Reads the configuration of a GGUF file into Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 WHOLE_MODEL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",  # absent where it is the embedding
+    "output.weight": "lm_head.weight",  # absent if the model uses the embedding for it
 }
 LAYER_NAMES = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -45,12 +45,13 @@ QK_NORM_NAMES = {f"attn_{part}_norm.weight": f"self_attn.{part}_norm.weight" for
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What one ``general.architecture`` becomes.
+    """The Hugging Face counterpart of one ``general.architecture``.
 
     Attributes:
-        class_name, model_type: Hugging Face's names.
-        layer_names: every tensor of a layer, GGUF's name to Hugging Face's; all are required.
-        permuted: the rows of Q and K are in llama.cpp's rotary order.
+        class_name: Hugging Face's name of the model's class.
+        model_type: Hugging Face's ``model_type``.
+        layer_names: every tensor of a layer, from GGUF's name to Hugging Face's; all are required.
+        permuted: whether the rows of Q and K are in llama.cpp's rotary order.
     """
 
     class_name: str
@@ -67,7 +68,7 @@ ARCHITECTURES = {
 
 
 class GgufMetadata:
-    """The key-value part of a GGUF file, read with errors that name the key."""
+    """The keys and values of a GGUF file; errors name the key."""
 
     def __init__(self, reader: GGUFReader) -> None:
         self._fields = reader.fields
@@ -80,17 +81,17 @@ class GgufMetadata:
         """The value of a key.
 
         Raises:
-            ArtifactError: the file lacks it.
+            ArtifactError: the file lacks the key.
         """
         if key not in self._fields:
             raise ArtifactError(f"the GGUF file lacks {key}")
         return self.get(key)
 
     def require_int(self, key: str) -> int:
-        """A single whole number.
+        """The value of a key that has a single whole number.
 
         Raises:
-            ArtifactError: missing, or an array (models whose layers differ are not supported).
+            ArtifactError: the key is missing or has an array (models whose layers differ are not supported).
         """
         value = self.require(key)
         if not isinstance(value, int):
@@ -100,7 +101,7 @@ class GgufMetadata:
 
 
 def build_config(metadata: GgufMetadata, tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
-    """config.json of the model, in Hugging Face's names."""
+    """The model's config.json, in Hugging Face's names."""
     name = str(metadata.require("general.architecture"))
     if name not in ARCHITECTURES:
         raise ArtifactError(f"GGUF architecture {name!r} is not supported ({', '.join(ARCHITECTURES)} are)")
@@ -138,7 +139,8 @@ def build_config(metadata: GgufMetadata, tensors: Mapping[str, ReaderTensor]) ->
 
 
 def _shortest_float32(value: float) -> float:
-    """The number that was meant: GGUF keeps 1e-05 as float32, which reads back as 9.999999747378752e-06."""
+    """The decimal number that was meant: GGUF keeps 1e-05 as float32, which reads back as
+    9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
@@ -166,10 +168,10 @@ def _rope_scaling(
 
 
 def _llama3_scaling(factors: NDArray[np.float64], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama 3.1's scaling back from the table of factors that GGUF keeps in place of its parameters.
+    """Finds Llama 3.1's scaling parameters from the table of factors that GGUF keeps instead.
 
-    The largest factor is ``factor``; the other parameters are the same in every published model, and the
-    table they give is compared with the file's, so that anything else is refused and not misread.
+    The largest factor is ``factor``; the other parameters are the same in every published model. The table
+    that they give is compared with the file's, so that a different scaling is refused and not misread.
     """
     head_dim = int(config["head_dim"])
     low, high, original = 1.0, 4.0, 8192

@@ -5,7 +5,7 @@ the output file, so converting takes little memory whatever the model's size.
 
 In ``llama`` files the rows of Q and K are stored in the order that llama.cpp's rotary embedding wants
 (pairs side by side); Hugging Face's layout has the halves apart. Rows are put back before they are
-dequantized, since a row is never split by quantization.
+dequantized, which is possible because quantization never splits a row.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mooring.errors import ArtifactError
 
 __all__ = ["convert_gguf"]
 
-CHUNK_ELEMENTS = 4 << 20  # dequantized at a time: 16 MiB of float32
+CHUNK_ELEMENTS = 4 << 20  # elements dequantized at a time: 16 MiB of float32
 
 
 def convert_gguf(source: Path, destination: Path, on_progress: Progress | None = None) -> None:
@@ -49,13 +49,14 @@ def convert_gguf(source: Path, destination: Path, on_progress: Progress | None =
     The folder appears whole or not at all: it is built beside its place and then renamed.
 
     Args:
-        source: a ``.gguf`` file of architecture llama (Mistral included), qwen2 or qwen3, of any
-            quantization that the gguf library can undo.
+        source: a ``.gguf`` file of architecture llama (Mistral included), qwen2 or qwen3, of any quantization
+            that the gguf library can undo.
         destination: the folder to make; it must not exist.
-        on_progress: called with stage ``"convert"`` and bytes written.
+        on_progress: called with stage ``"convert"`` and the bytes written.
 
     Raises:
-        ArtifactError: not a GGUF file, broken, or of a kind that is not supported; the message says what.
+        ArtifactError: the source is not a GGUF file, is broken, or is of a kind that is not supported; the
+            message says which.
         FileExistsError: the destination exists.
     """
     if destination.exists():
@@ -67,10 +68,10 @@ def convert_gguf(source: Path, destination: Path, on_progress: Progress | None =
         building.chmod(0o755)  # mkdtemp makes it private
         building.rename(destination)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        # A file that lies about itself shows as any of these, somewhere in the gguf library or here.
+        # A file with false sizes or types causes any of these, in the gguf library or here.
         raise ArtifactError(f"{source.name} is truncated or corrupt: {error!r}") from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)  # gone already where the rename was reached
+        shutil.rmtree(building, ignore_errors=True)  # gone already if the rename was reached
 
 
 def _open(source: Path) -> GGUFReader:
@@ -107,7 +108,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _write_model_card(metadata: GgufMetadata, path: Path) -> None:
-    """A README.md whose front matter names the licence, where the file does."""
+    """Writes a README.md whose front matter names the licence, if the GGUF file does."""
     name = metadata.get("general.name", "A model")
     terms = metadata.get("general.license")
     front_matter = f"---\nlicense: {terms}\n---\n" if terms else ""
@@ -116,7 +117,8 @@ def _write_model_card(metadata: GgufMetadata, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Conversion:
-    """One tensor to write: ``row_order`` puts rotary rows back where the file has them permuted."""
+    """One tensor to write. ``row_order`` puts rotary rows back in order if the file has them permuted, else
+    None."""
 
     tensor: ReaderTensor
     row_order: NDArray[np.intp] | None
@@ -127,10 +129,12 @@ class _Conversion:
 
 
 def _plan_weights(tensors: Mapping[str, ReaderTensor], config: Mapping[str, Any]) -> dict[str, _Conversion]:
-    """Hugging Face's names and row orders for all tensors; refuses what it does not know or what lacks."""
+    """Hugging Face's names and row orders for all tensors; refuses a file with unknown or missing tensors."""
     architecture = next(a for a in ARCHITECTURES.values() if a.model_type == config["model_type"])
     names = dict(WHOLE_MODEL_NAMES)
-    for layer in range(min(config["num_hidden_layers"], len(tensors))):  # a lie about layers costs no time
+    for layer in range(
+        min(config["num_hidden_layers"], len(tensors))
+    ):  # a false number of layers costs no time
         prefix, target = f"blk.{layer}.", f"model.layers.{layer}."
         names |= {prefix + ours: target + theirs for ours, theirs in architecture.layer_names.items()}
     present = tensors.keys() - {ROPE_FACTORS}
@@ -147,7 +151,7 @@ def _plan_weights(tensors: Mapping[str, ReaderTensor], config: Mapping[str, Any]
 
 
 def _row_orders(config: Mapping[str, Any]) -> dict[str, NDArray[np.intp]]:
-    """Which row of the file each row of Q and K is: pairs side by side there, halves apart here."""
+    """For each row of Q and K, its row in the file: pairs are side by side there, and halves apart here."""
     head_dim = config["head_dim"]
 
     def order(num_heads: int) -> NDArray[np.intp]:

@@ -1,8 +1,9 @@
-"""SentencePiece vocabularies of GGUF files (``tokenizer.ggml.model`` = ``llama``) as a ``tokenizers`` BPE.
+"""Turns SentencePiece vocabularies of GGUF files (``tokenizer.ggml.model`` = ``llama``) into a ``tokenizers``
+BPE.
 
-SentencePiece's BPE has scores and no merges: it joins, again and again, the two neighbours whose union is
-the piece of the highest score (Kudo and Richardson, 2018). The same tokens come of merges, ordered by the
-score of what they make. Characters outside the vocabulary become their UTF-8 bytes, a token each.
+SentencePiece's BPE has scores and no merges: it joins, again and again, the two neighbours whose union is the
+piece of the highest score (Kudo and Richardson, 2018). Merges, ordered by the score of their results, give
+the same tokens. Characters outside the vocabulary become their UTF-8 bytes, a token each.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ def build_sentencepiece(
     """The tokenizer without its special tokens.
 
     Args:
-        tokens, scores, is_piece: by token id; only pieces are made by merging, bytes and controls are not.
-        unknown: the token of what even bytes cannot spell.
-        adds_space: texts are given a leading space, which decoding takes away.
+        tokens: text of each token, by token id.
+        scores: score of each token, by token id.
+        is_piece: by token id, whether the token is made by merging; bytes and control tokens are not.
+        unknown: the token for text that not even bytes can spell.
+        adds_space: whether texts are given a leading space, which decoding takes away.
     """
     vocab = {token: index for index, token in enumerate(tokens)}
     pieces = {token for token, normal in zip(tokens, is_piece, strict=True) if normal}

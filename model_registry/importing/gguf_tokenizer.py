@@ -1,8 +1,8 @@
 """The tokenizer of a GGUF file, written as tokenizer.json and tokenizer_config.json.
 
 For byte-level BPE, GGUF names the pre-tokenizer (``tokenizer.ggml.pre``) instead of describing it, so each
-name is a row of a table here; one that is not in the table is refused, because a wrong split gives wrong
-tokens silently.
+name is a row of a table here. A name that is not in the table is refused, because a wrong split would
+silently give wrong tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mooring.errors import ArtifactError
 
 __all__ = ["Metadata", "TokenIds", "write_tokenizer"]
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # values of tokenizer.ggml.token_type
 SPECIAL = (UNKNOWN, CONTROL)
 END_TOKENS = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"}
 
@@ -35,7 +35,7 @@ class Metadata(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """The special ids that config files name; ``eos_token_ids`` has at least one, the main one first."""
+    """The special ids that config files name. ``eos_token_ids`` has at least one, the main one first."""
 
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -45,14 +45,14 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class _ByteLevel:
-    """How one family splits text before byte-level BPE.
+    """How one family of tokenizers splits text before byte-level BPE.
 
     Attributes:
         pre_tokenizer: makes the splitter.
-        nfc: text is normalized to NFC first.
-        whole_words: a word that is itself a token is not built by merges (llama.cpp and tokenizers call
-            it ignoring merges).
-        add_bos: whether the family begins a text with its first token, where the file does not say.
+        nfc: whether text is first normalized to NFC.
+        whole_words: whether a word that is itself a token is taken whole instead of being built by merges
+            (llama.cpp and tokenizers call this ignoring merges).
+        add_bos: whether the family begins a text with its first token, if the file does not say.
     """
 
     pre_tokenizer: Callable[[], pre_tokenizers.PreTokenizer]
@@ -70,7 +70,7 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
 
 
 def _by_regex(digits: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
-    """The split that Llama 3 and Qwen share, which differ in how many digits stay together."""
+    """The split that Llama 3 and Qwen share; they differ in how many digits stay together."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits
@@ -101,7 +101,7 @@ def write_tokenizer(metadata: Metadata, folder: Path) -> TokenIds:
     """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json into ``folder``.
 
     Raises:
-        ArtifactError: a tokenizer that is not supported, by its name, or a vocabulary that is broken.
+        ArtifactError: the tokenizer is not supported (the message has its name), or its vocabulary is broken.
     """
     tokens = [str(token) for token in metadata.require("tokenizer.ggml.tokens")]
     types = list(metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens)))
@@ -131,7 +131,7 @@ def _special_ids(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]
         return value
 
     named = [read("eos"), read("eot"), read("eom")]
-    # Files name one end token at most times; a chat model may also end with its family's other ones.
+    # Most files name one end token; a chat model may also end with other end tokens of its family.
     by_text = [i for i, kind in enumerate(types) if kind == CONTROL and tokens[i] in END_TOKENS]
     ends = tuple(dict.fromkeys(value for value in (*named, *by_text) if value is not None))
     if not ends:
@@ -142,7 +142,7 @@ def _special_ids(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]
 def _build(
     metadata: Metadata, tokens: Sequence[str], types: Sequence[int], ids: TokenIds
 ) -> tuple[Tokenizer, bool]:
-    """The tokenizer without its special tokens, and whether its family begins texts with one."""
+    """The tokenizer without its special tokens, and whether its family begins texts with such a token."""
     model = metadata.require("tokenizer.ggml.model")
     if model == "gpt2":
         return _build_byte_level(metadata, tokens)

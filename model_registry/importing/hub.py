@@ -22,14 +22,14 @@ __all__ = ["HUB_SCHEME", "Hub", "HubSource", "parse_hub_source"]
 
 HUB_SCHEME = "hf://"
 SOURCE = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-# Of whichever HTTP library this release of the hub's client uses.
+# The error of whichever HTTP library this release of the hub's client uses.
 HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
 WANTED_PATTERNS = (*FILE_PATTERNS, INDEX_NAME, "model*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository, and the branch, tag or commit wanted of it (None is its default branch)."""
+    """A repository, and the branch, tag or commit that is wanted; None means the default branch."""
 
     repo_id: str
     revision: str | None
@@ -42,7 +42,7 @@ def parse_hub_source(text: str) -> HubSource:
     """Reads ``hf://org/name`` or ``hf://org/name@revision``.
 
     Raises:
-        InvalidRequestError: not of that form.
+        InvalidRequestError: the text does not have that form.
     """
     match = SOURCE.fullmatch(text)
     if match is None:
@@ -51,7 +51,7 @@ def parse_hub_source(text: str) -> HubSource:
 
 
 class Hub:
-    """A hub, by default the public one. A token comes from where the hub's own tools keep it.
+    """A hub, by default the public one. A token is read from where the hub's own tools keep it.
 
     Args:
         endpoint: base URL of another hub or a mirror.
@@ -62,10 +62,10 @@ class Hub:
         self._api = HfApi(endpoint=endpoint)
 
     def resolve(self, source: HubSource) -> HubSource:
-        """The same source with its revision as a commit, which never changes.
+        """The source with its revision as a commit, which never changes.
 
         Raises:
-            ArtifactError: as ``fetch``.
+            ArtifactError: as in ``fetch``.
         """
         with _explained(source):
             return HubSource(
@@ -73,14 +73,14 @@ class Hub:
             )
 
     def fetch(self, source: HubSource, folder: Path, progress: Progress) -> None:
-        """Downloads what the store takes of a repository. What an earlier try left in the folder is kept
-        and completed.
+        """Downloads the files of a repository that the store takes. Files that an earlier try left in the
+        folder are kept and completed.
 
         Args:
             progress: called with stage ``"download"``.
 
         Raises:
-            ArtifactError: the hub cannot be reached, or has no such thing to give, or only pickles.
+            ArtifactError: the hub cannot be reached, has no such repository or revision, or has only pickles.
         """
         with _explained(source):
             info = self._api.model_info(source.repo_id, revision=source.revision, files_metadata=True)
@@ -103,7 +103,7 @@ class Hub:
 
 @contextmanager
 def _explained(source: HubSource) -> Iterator[None]:
-    """Says what to do about each way in which the hub can fail."""
+    """Turns each of the hub's failures into an error that says what to do about it."""
     try:
         yield
     except hub_errors.GatedRepoError as error:

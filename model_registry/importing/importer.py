@@ -1,4 +1,5 @@
-"""Registers models: from wherever a source points, through the store, into the registry."""
+"""Registers models: fetches them from any kind of source, copies them into the store and notes them in the
+registry."""
 
 from __future__ import annotations
 
@@ -24,14 +25,15 @@ __all__ = ["Importer"]
 
 
 class Importer:
-    """Brings versions in, and takes them out with their files.
+    """Brings versions in, and takes them out together with their files.
 
     Args:
-        store: where the files go.
-        registry: where the version is noted.
-        inspect: an engine's view of a folder; raises ``ArtifactError`` for what it cannot run.
-        hub: for ``hf://`` sources.
-        downloads: folder of downloads that are not finished, kept so that a later try goes on with them.
+        store: takes the files.
+        registry: takes the record of the version.
+        inspect: describes a folder as an engine sees it; raises ``ArtifactError`` for a model that it cannot
+            run.
+        hub: serves ``hf://`` sources.
+        downloads: folder of unfinished downloads, kept so that a later try goes on with them.
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class Importer:
         self._inspect = inspect
         self._hub = hub
         self._downloads = downloads
-        # From a file's arrival in the store to its row in the registry it has no owner yet, and a delete of
-        # an equal version would take it away. One copy at a time is also what a disk does best.
+        # Between their arrival in the store and their row in the registry files have no owner, and a delete
+        # of an equal version would take them away. One copy at a time is also what a disk does best.
         self._lock = threading.Lock()
 
     def register(self, model: str, source: str, progress: Progress | None = None) -> VersionRecord:
-        """Registers a version of a model; the same bytes again are the version that is there.
+        """Registers a version of a model. If the model has a version with the same bytes already, returns
+        that one.
 
         Args:
             source: a folder, a ``.gguf`` file, or ``hf://org/name[@revision]``.
@@ -61,13 +64,14 @@ class Importer:
 
         Raises:
             InvalidRequestError: the name or the source is malformed.
-            ArtifactError: the model is unsafe, broken, unsupported or cannot be fetched; says which.
+            ArtifactError: the model is unsafe, broken, unsupported or cannot be fetched; the message says
+                which.
         """
         check_name(model, "model")
         report = progress or no_progress
         with self._opened(source, report) as (folder, origin):
             check_folder(folder)
-            self._inspect(folder)  # here already, so that gigabytes are not copied only to be refused
+            self._inspect(folder)  # before the copy, so that gigabytes are not copied only to be refused
             with self._lock:
                 stored = self._store.import_folder(folder, report)
                 description = self._inspect(stored.path)
@@ -82,11 +86,11 @@ class Importer:
                 return self._registry.register_version(model, new)
 
     def delete_version(self, model: str, number: int) -> None:
-        """Removes a version, and its files where no other version has the same.
+        """Removes a version, and its files if no other version has the same.
 
         Raises:
-            NotFoundError: there is none.
-            ConflictError: a deployment uses it.
+            NotFoundError: there is no such version.
+            ConflictError: a deployment uses the version.
         """
         with self._lock:
             version = self._registry.get_version(model, number)
@@ -95,11 +99,11 @@ class Importer:
             self._remove_files(version.digest, packed)
 
     def delete_model(self, name: str) -> None:
-        """Removes a model with all its versions, or none of them; files as ``delete_version`` does.
+        """Removes a model with all its versions, or none of them; their files go as in ``delete_version``.
 
         Raises:
-            NotFoundError: there is none.
-            ConflictError: a deployment uses one of its versions.
+            NotFoundError: there is no such model.
+            ConflictError: a deployment uses one of the versions.
         """
         with self._lock:
             found = [(each, self._packed_keys(each)) for each in self._registry.list_versions(name)]
@@ -112,7 +116,8 @@ class Importer:
         return [each.packed_key for each in variants if each.packed_key is not None]
 
     def _remove_files(self, digest: str, packed_keys: list[str]) -> None:
-        """Removes an artifact, and what was packed from it, unless another version is of it too."""
+        """Removes an artifact and the artifacts packed from it, unless another version has the same
+        artifact."""
         if self._registry.has_digest(digest):
             return
         for key in packed_keys:
@@ -121,7 +126,7 @@ class Importer:
 
     @contextmanager
     def _opened(self, source: str, progress: Progress) -> Iterator[tuple[Path, str]]:
-        """The source as a folder, and the words by which it is remembered."""
+        """The source as a folder, and the text by which the registry remembers it."""
         if source.startswith(HUB_SCHEME):
             with self._downloaded(source, progress) as opened:
                 yield opened
@@ -147,17 +152,17 @@ class Importer:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two registrations of one commit take turns
             self._hub.fetch(wanted, folder, progress)
             yield folder, str(wanted)
-            shutil.rmtree(folder)  # only when all went well: a later try goes on with what is here
+            shutil.rmtree(folder)  # only if all went well: otherwise a later try goes on with these files
         finally:
             os.close(lock)
 
 
 def _located(source: str) -> tuple[Path, bool]:
-    """Where a local source is, and whether it is a folder."""
+    """The path of a local source, and whether it is a folder."""
     try:
         path = Path(source).expanduser().resolve()
         return path, path.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a home that nobody has
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a home folder of no user
         raise ArtifactError(f"{source!r} cannot be looked up: {error}") from error
 
 

@@ -8,15 +8,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-READ = (
-    "memory_manager/arena",
-    "memory_manager/kv",
-    "memory_manager/policy",
-    "memory_manager/watch",
-    "router/request",
-    "router/text",
+PACKAGES = (
+    "admin_ui",
+    "benchmarks",
+    "engines",
+    "memory_manager",
+    "model_registry",
+    "mooring",
+    "ops",
+    "router",
 )
-"""Folders whose docstrings start with a noun or a verb and name what they count."""
+LEFT_OUT = (
+    "benchmarks/",
+    "engines/",
+    "memory_manager/fleet/",
+    "memory_manager/host/",
+    "memory_manager/config.py",
+    "memory_manager/memfd.py",
+    "memory_manager/ports.py",
+    "model_registry/policy.py",
+    "mooring/",
+    "ops/",
+    "router/control/",
+    "router/dispatch/",
+    "router/doors/admin/",
+    "router/doors/grpc/",
+    "router/doors/openai/",
+    "router/telemetry/",
+    "router/tenancy/",
+    "router/intake.py",
+    "router/services.py",
+)
+"""Folders and files whose docstrings are still to be rewritten."""
 
 RIDDLE = re.compile(r"(Of|What|Those|These|Who|That|As|The same|Where|Some of)\b")
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -31,6 +54,7 @@ def riddles(path: Path) -> Iterator[str]:
 
 
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
-    paths = [path for folder in READ for path in sorted((ROOT / folder).rglob("*.py"))]
-    assert len(paths) >= 2 * len(READ)
-    assert [riddle for path in paths for riddle in riddles(path)] == []
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    read = [path for path in paths if not str(path.relative_to(ROOT)).startswith(LEFT_OUT)]
+    assert len(read) > 100
+    assert [riddle for path in read for riddle in riddles(path)] == []

@@ -1,1 +1,1 @@
-"""What all HTTP doors share: errors, middleware, server-sent events."""
+"""Parts that all HTTP doors share: errors, middleware, server-sent events."""

@@ -1,4 +1,4 @@
-"""Every error as OpenAI's clients expect it, whoever raised it."""
+"""Turns every error into the form that OpenAI's clients expect, whoever raised it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: a sentence, OpenAI's class of error, the field at fault, a stable word."""
+    """An error: a sentence, OpenAI's class of error, the field at fault, and a stable code."""
 
     message: str
     type: str
@@ -58,7 +58,7 @@ ERROR_RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
 )
 
 UNSUPPORTED_VALUE = "unsupported_value"
-"""The type of a complaint of pydantic's about a field (``ctx["field"]``) that we know and do not serve."""
+"""The type of a validation error about a field (``ctx["field"]``) that we know and do not serve."""
 
 _log = logging.getLogger(__name__)
 # Steps of a validation path that name a type of a union, not a field.
@@ -83,12 +83,12 @@ def error_response(
     status: int | None = None,
     body: bytes | None = None,
 ) -> Response:
-    """The whole answer; ``Retry-After`` where the error says when to come again.
+    """The whole answer; with ``Retry-After`` if the error says when to come again.
 
     Args:
-        headers: sent as well.
-        status: of HTTP, where it is not the one that ``mooring.errors.STATUS`` gives.
-        body: JSON in place of OpenAI's error object.
+        headers: headers to send as well.
+        status: HTTP status, if it is not the one that ``mooring.errors.STATUS`` gives.
+        body: JSON to send instead of OpenAI's error object.
     """
     headers = dict(headers or {})
     if error.retry_after_s is not None:
@@ -100,10 +100,10 @@ def error_response(
 
 
 def error_from_validation(errors: list[Any]) -> MooringError:
-    """The one of pydantic's complaints that tells the caller most, as our error.
+    """Turns the most telling of pydantic's validation errors into one of ours.
 
-    A field we do not know comes first; then the deepest one, which in a union belongs to the alternative
-    that was meant.
+    An error about an unknown field goes first; then the deepest one, which in a union belongs to the
+    alternative that was meant.
     """
     worst = max(errors, key=lambda e: (e["type"] in ("extra_forbidden", UNSUPPORTED_VALUE), len(e["loc"])))
     kind = worst["type"]
@@ -148,7 +148,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     def bug(request: Request, error: Exception) -> Response:
         _log.error("a bug while answering %s %s", request.method, request.url.path, exc_info=error)
-        # This answer is made outside of the middleware that names requests.
+        # This answer is made outside of the middleware that sets the request's id.
         headers = {"x-request-id": getattr(request.state, "request_id", "")}
         return error_response(InternalError("An error of the server's own; it has been logged."), headers)
 
@@ -164,7 +164,7 @@ def valid_unicode(text: str) -> str:
 
 
 def _error_from_http(request: Request, error: HTTPException) -> MooringError:
-    """What the framework itself refuses: unknown routes, methods, bodies."""
+    """The error for what the framework itself refuses: unknown routes, methods, bodies."""
     where = f"{request.method} {request.url.path}"
     if error.status_code == 404:
         return NotFoundError(f"Invalid URL ({where}).", code="unknown_url")
@@ -182,8 +182,8 @@ def _error_from_http(request: Request, error: HTTPException) -> MooringError:
 def _param(loc: tuple[str | int, ...], *, ends_in_field: bool) -> str | None:
     """A validation path as OpenAI writes it: ``messages[0].role``.
 
-    The first step says that it is the body. Names of the types of a union are steps too (``str``,
-    ``list[TextPart]``) and are left out; but an unknown field may have any name.
+    The first step says that the field is in the body. Names of the types of a union are steps too (``str``,
+    ``list[TextPart]``) and are left out; but the last step may have any name if it is a field's.
     """
     text = ""
     for place, step in enumerate(loc[1:], start=1):

@@ -1,4 +1,4 @@
-"""What every HTTP answer has in common, as plain ASGI: a name, and a bound on what is read for it."""
+"""Middleware for every HTTP answer, as plain ASGI: a request id, and a bound on the bytes that are read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class RequestIdMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body larger than ``max_bytes``, by its announced length or by counting."""
+    """Answers 413 to a body larger than ``max_bytes``, by its announced length or by the bytes that have
+    come."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Server-sent events, and what to do when nobody listens any more."""
+"""Server-sent events, and what happens when the client goes away."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLIENT_GONE = 499  # nginx's word for it; nobody is there to read it
+CLIENT_GONE = 499  # nginx's status for a client that went away; nobody reads it
 DONE_PAYLOAD = b"[DONE]"
 DONE = b"data: " + DONE_PAYLOAD + b"\n\n"
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection; nobody reads an answer."""
+    """The client closed the connection, so nobody reads an answer."""
 
 
 def event(payload: bytes) -> bytes:
@@ -42,14 +42,14 @@ def event(payload: bytes) -> bytes:
 
 
 def payloads(frame: bytes) -> list[bytes]:
-    """What ``event`` was put around, of each event in a piece of whole ones."""
+    """The JSON of each event in a piece of whole events, without what ``event`` put around it."""
     return [each.removeprefix(b"data: ") for each in frame.split(b"\n\n") if each]
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Runs ``work`` while the client is there; cancels it, and waits for its end, when the client goes.
+    """Runs ``work`` while the client is there. When the client goes, cancels it and waits for its end.
 
-    The request's body must have been read.
+    The request's body must have been read before.
 
     Raises:
         ClientGoneError: the client went first.
@@ -68,13 +68,13 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """An answer of events.
+    """An answer of server-sent events.
 
     Args:
-        frames: what to send, each piece one or more whole events. An error that it raises becomes the last
+        frames: pieces to send, each of one or more whole events. An error that it raises becomes the last
             event, since the status has been sent by then.
-        close: called at the end, however it came.
-        error_body: an error as JSON.
+        close: called at the end, whatever ended the stream.
+        error_body: turns an error into JSON.
     """
 
     media_type = "text/event-stream"

@@ -1,4 +1,4 @@
-"""From a generation to the output tensors of its answers."""
+"""Turns a generation into the output tensors of its answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ __all__ = ["Answer", "answers_of"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One response. ``final``: nothing follows. Without ``outputs`` it says that alone."""
+    """One response.
+
+    Attributes:
+        outputs: its tensors; an answer without any only says that it is final.
+        final: whether no answer follows.
+    """
 
     outputs: Sequence[Tensor]
     final: bool
@@ -26,7 +31,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Choice:
-    """What one choice has new, and what it adds up to."""
+    """The new part of one choice, and its sums so far."""
 
     text: str = ""
     num_tokens: int = 0
@@ -43,15 +48,16 @@ class _Choice:
             self.cumulative_logprob += sum(map(_logprob_of, delta.logprobs))
 
     def told(self) -> None:
-        """An answer has what was new."""
+        """Starts the new part afresh: an answer has shown it."""
         self.text, self.num_tokens, self.logprobs = "", 0, []
 
 
 async def answers_of(
     generation: TextGeneration, request: InferRequest, *, whole: bool
 ) -> AsyncGenerator[Answer, None]:
-    """The answers to a request: one for each step of the engine, however many have come together, or a single
-    one with everything; each with all choices. The last is final, unless an empty one that is was asked for.
+    """The answers to a request, each with all choices: one for each step of the engine, even if several steps
+    came together, or a single one with everything. The last answer is final, unless the request asked for an
+    empty final one.
 
     Raises:
         MooringError: the generation failed; nothing follows.
@@ -109,5 +115,6 @@ def _log_probs(choices: Sequence[_Choice]) -> Tensor:
 
 
 def _logprob_of(entry: TokenLogprob) -> float:
-    assert entry.logprob is not None  # that is the first token of an echoed prompt, and no door echoes here
+    # None is for the first token of an echoed prompt, and these doors echo no prompt's log-probabilities.
+    assert entry.logprob is not None
     return entry.logprob

@@ -1,4 +1,4 @@
-"""The KServe v2 protocol without a wire: what its doors, gRPC and REST, ask and are answered."""
+"""The KServe v2 protocol without a wire: the questions of its doors, gRPC and REST, and the answers."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ T = TypeVar("T")
 
 
 class KServe:
-    """Answers for all models. Doors authenticate: tenants for everything but ``is_server_ready``, and the
-    admin key for ``load`` and ``unload``.
+    """Answers for all models. The doors authenticate: they ask for a tenant's key for everything but
+    ``is_server_ready``, and for the admin key for ``load`` and ``unload``.
 
-    Versions are those of the registry, from 1; the empty version is the one that is served, and no other can
+    Versions are those of the registry, from 1. The empty version means the one that is served; no other can
     be reached.
 
     Args:
-        services: what is served, to whom.
+        services: the models that are served, and the tenants.
         intake: starts generations.
         repository: the deployments.
-        statistics: counts what is inferred; shared by the doors of a server.
+        statistics: counts inferences; shared by the doors of a server.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class KServe:
 
         Raises:
             InvalidRequestError: the version is no number.
-            ModelNotFoundError: there is none of that name, or another version is served.
-            ModelUnavailableError: it is unloaded, or failed.
+            ModelNotFoundError: there is no model of that name, or another version is served.
+            ModelUnavailableError: the model is unloaded, or failed.
         """
         model = self._services.models.get(name)
         if version and not version.isdecimal():
@@ -80,7 +80,7 @@ class KServe:
         return model
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
-        """Whether the model takes requests. One that sleeps does; one that nobody knows does not."""
+        """Whether the model takes requests. A sleeping model does; an unknown one does not."""
         try:
             return self.model(name, version).residency() != "failed"
         except (ModelNotFoundError, ModelUnavailableError):
@@ -96,12 +96,13 @@ class KServe:
         return model_config(self.model(name, version))
 
     def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
-        """Of one model, or of all that are served where ``name`` is empty; raises what ``model`` raises."""
+        """Statistics of one model, or of all that are served if ``name`` is empty; raises what ``model``
+        raises."""
         models = [self.model(name, version)] if name else self._services.models.list()
         return self._statistics.of([(model.name, str(model.version)) for model in models])
 
     async def index(self, *, ready_only: bool = False) -> Sequence[IndexEntry]:
-        """Every deployment, or those that take requests."""
+        """All deployments, or only those that take requests."""
         entries = await self._repository.index()
         return [entry for entry in entries if not ready_only or entry.state == "READY"]
 
@@ -116,11 +117,12 @@ class KServe:
     async def infer(
         self, model: ServedModel, request: InferRequest, *, request_id: str, tenant: str, whole: bool = False
     ) -> AsyncGenerator[Answer, None]:
-        """The answers to a request. The caller must ``aclose()`` the iterator, which cancels what still runs.
+        """Yields the answers to a request. The caller must ``aclose()`` the iterator, which cancels what
+        still runs.
 
         Args:
-            model: as ``model()`` gave it.
-            whole: a single answer, whatever the request says.
+            model: the model that ``model()`` returned.
+            whole: whether to give a single answer, whatever the request says.
 
         Raises:
             MooringError: the request is wrong, failed, or took longer than its own limit; nothing follows.
@@ -138,7 +140,7 @@ class KServe:
                         yield answer
             finally:
                 await generation.aclose()
-        except Exception:  # whatever it is, it goes on to the door
+        except Exception:  # any error counts as a failure and goes on to the door
             inference.failed()
             raise
         inference.succeeded()
@@ -158,13 +160,16 @@ class KServe:
             name = request.names.get(error.param or "")
             if name is None or name == error.param:
                 raise
-            # Said of an option; the client knows it by another name.
+            # The error names an option, and the client knows the option by another name.
             raise type(error)(f"Input '{name}': {error.message}", param=name, code=error.code) from error
 
 
 async def _by(deadline_s: float | None, work: Awaitable[T]) -> T:
-    """What ``work`` gives; raises ``DeadlineExceededError`` where it takes longer than until ``deadline_s``, on
-    the loop's clock."""
+    """The result of ``work``.
+
+    Raises:
+        DeadlineExceededError: it takes longer than until ``deadline_s``, on the loop's clock.
+    """
     try:
         async with asyncio.timeout_at(deadline_s) as limit:
             return await work

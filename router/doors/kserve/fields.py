@@ -1,5 +1,5 @@
-"""Every input that Triton's language models take, by name: those of the TensorRT-LLM backend's ensemble and
-those of the vLLM backend, whose sampling parameters count as inputs too."""
+"""Every input that Triton's language models take, by name: the inputs of the TensorRT-LLM backend's ensemble
+and of the vLLM backend, whose sampling parameters count as inputs too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FIELDS", "Field", "Kind"]
 
 
 class Kind(enum.Enum):
-    """What a value is, however it travelled."""
+    """The kind of an input's value, whether it came as a tensor, a parameter or JSON."""
 
     TEXT = "a text"
     TEXTS = "a text or a list of texts"
@@ -30,12 +30,14 @@ class Field:
     """One input.
 
     Attributes:
-        option: what it sets: a field of ``SamplingOptions``, or one of the switches that
-            ``router.doors.kserve.inputs`` knows. Two fields of one option are two names of one thing.
-        datatypes: as a tensor; the first is the one that the metadata shows. Empty: it is no tensor, only a
+        option: the option that it sets: a field of ``SamplingOptions``, or one of the switches that
+            ``router.doors.kserve.inputs`` knows. Two fields with one option are two names for one thing.
+        datatypes: its datatypes as a tensor; the metadata shows the first. Empty: it comes only as a
             parameter.
-        refused: nothing here serves it; only the values of ``neutral``, which ask for nothing, are taken.
-        skips_empty: empty texts of the list say nothing; TensorRT-LLM's clients send one where they want none.
+        refused: whether nothing here serves it; only the values in ``neutral``, which ask for nothing, are
+            taken.
+        skips_empty: whether empty texts in the list are ignored; TensorRT-LLM's clients send one if they want
+            none.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Field:
 
     @property
     def is_list(self) -> bool:
-        """Whether a tensor of it may have any number of elements; otherwise it has one."""
+        """Whether a tensor of this input may have any number of elements; otherwise it has one."""
         return self.kind in (Kind.TEXTS, Kind.WHOLES)
 
 
@@ -95,7 +97,7 @@ def _served() -> tuple[Field, ...]:
                 *("logprobs", "log_probs"),
             )
         ),
-        # Nothing is padded here, so what pads is never seen.
+        # Nothing is padded here, so the padding token is never seen.
         Field("pad_id", whole, "pad_id", _INT),
     )
 
@@ -110,7 +112,7 @@ def _refused() -> tuple[Field, ...]:
         field("return_generation_logits", Kind.FLAG, "BOOL", neutral=off),
         field("return_perf_metrics", Kind.FLAG, "BOOL", neutral=off),
         field("beam_width", Kind.WHOLE, *_INT, neutral=(1,)),
-        # Of beams alone; TensorRT-LLM's clients send 1 always.
+        # For beam search only; TensorRT-LLM's clients always send 1.
         field("length_penalty", Kind.NUMBER, "FP32", neutral=(0.0, 1.0)),
         field("embedding_bias_words", Kind.TEXTS, "BYTES", neutral=((), ("",))),
         field("detokenize", Kind.FLAG, neutral=(True,)),

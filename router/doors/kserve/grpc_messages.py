@@ -1,4 +1,5 @@
-"""The KServe core's words as protobuf messages and back; the stubs are those of ``tritonclient``."""
+"""Translates the KServe core's values into protobuf messages and back; the stubs are those of
+``tritonclient``."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 _FINAL = "triton_final_response"
-# Where typed contents of a datatype are; the halves have no field of their own and come raw.
+# The field with the typed contents of a datatype; FP16 and BF16 have none and come raw.
 _CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -72,7 +73,7 @@ def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Request or repository parameters as plain values.
 
     Raises:
-        InvalidRequestError: one has no value; the message names it.
+        InvalidRequestError: a parameter has no value; the message names it.
     """
     values = {}
     for name, parameter in parameters.items():
@@ -108,14 +109,14 @@ def _typed_tensor(tensor: Any) -> Tensor:
 
 
 def infer_message(name: str, version: str, request_id: str, outputs: Sequence[Tensor]) -> Any:
-    """A ``ModelInferResponse``, its tensors raw."""
+    """A ``ModelInferResponse`` with raw tensors."""
     message = service_pb2.ModelInferResponse(model_name=name, model_version=version, id=request_id)
     _set_outputs(message, outputs)
     return message
 
 
 def error_message(name: str, version: str, request_id: str, text: str) -> Any:
-    """The ``ModelStreamInferResponse`` that ends a failed request; its id tells which."""
+    """The ``ModelStreamInferResponse`` that ends a failed request; its id tells which request failed."""
     message = service_pb2.ModelStreamInferResponse(
         error_message=text.encode("utf-8", "replace").decode(),
         infer_response=infer_message(name, version, request_id, ()),
@@ -126,7 +127,7 @@ def error_message(name: str, version: str, request_id: str, text: str) -> Any:
 
 class StreamResponse:
     """The responses of one request in a stream. One message serves for all of them, since answers mostly
-    differ in a few bytes; gRPC must have serialized it before the next answer."""
+    differ in a few bytes; gRPC must have serialized the message before the next answer is put into it."""
 
     def __init__(self, name: str, version: str, request_id: str) -> None:
         self._message = service_pb2.ModelStreamInferResponse(
@@ -138,7 +139,7 @@ class StreamResponse:
         self._shapes: list[tuple[int, ...]] = []
 
     def of(self, answer: Answer) -> Any:
-        """The message of the next answer; the one before it is gone."""
+        """The message with the next answer in it; the answer before it is gone."""
         outputs = answer.outputs
         shapes = [tensor.shape for tensor in outputs]
         if shapes == self._shapes:

@@ -41,7 +41,7 @@ _Call = Callable[["KServeService", Any, Context], Awaitable[Any]]
 
 
 def _guarded(call: _Call) -> _Call:
-    """Refuses a message of a newer protocol, and ends the call with the status of what went wrong."""
+    """Refuses a message of a newer protocol, and ends a call that fails with the status of the error."""
 
     @functools.wraps(call)
     async def guarded(self: KServeService, request: Any, context: Context) -> Any:
@@ -59,14 +59,14 @@ def _guarded(call: _Call) -> _Call:
 
 
 class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Serves every call of the protocol. Errors end a call as on the native door; in a stream they are the
-    ``error_message`` of the request that failed, and the others go on.
+    """Serves every call of the protocol. An error ends a call as on the native door; in a stream it becomes
+    the ``error_message`` of the request that failed, and the other requests go on.
 
     Args:
-        kserve: answers.
-        tenancy: whose key it is; only ``ServerLive`` and ``ServerReady`` need none.
-        admin_key: to load and unload models.
-        max_stream_requests: of one stream at a time; further ones wait unread.
+        kserve: gives the answers.
+        tenancy: finds the tenant of a key; only ``ServerLive`` and ``ServerReady`` need no key.
+        admin_key: the key to load and unload models.
+        max_stream_requests: most requests of one stream that run at a time; further ones wait unread.
     """
 
     def __init__(self, kserve: KServe, tenancy: Tenancy, admin_key: str, *, max_stream_requests: int) -> None:

@@ -1,4 +1,4 @@
-"""One stream of the KServe gRPC door: several requests at a time, their answers interleaved."""
+"""One stream of the KServe gRPC door: several requests at a time, with their answers interleaved."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log = logging.getLogger(__name__)
 class InferStream:
     """Answers the requests of one call, each in a task of its own.
 
-    A request that fails is answered with its error, and the others go on. A reader that is slow holds back
-    its own requests: each waits until its last answer has gone out. When the call is cancelled, so is every
+    A request that fails is answered with its error, and the others go on. A slow reader holds back only its
+    own requests: each waits until its last answer has gone out. When the call is cancelled, so is every
     request.
 
     Args:
-        kserve: answers.
-        context: of the call.
-        tenant: whose call it is.
-        max_requests: at a time; further ones wait unread.
-        strict: the first request that fails ends the call with its error, as Triton's clients ask for with
-            the metadata ``triton_grpc_error``.
+        kserve: gives the answers.
+        context: the context of the call.
+        tenant: the tenant whose call it is.
+        max_requests: most requests that run at a time; further ones wait unread.
+        strict: whether the first request that fails ends the call with its error, as Triton's clients ask for
+            with the metadata ``triton_grpc_error``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class InferStream:
         self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
-        """Returns when the client has sent its last request and all are answered.
+        """Returns when the client has sent its last request and all requests are answered.
 
         Raises:
             MooringError: a request of a strict stream failed.

@@ -1,7 +1,7 @@
-"""From a request's input tensors and parameters to what is to be generated and answered.
+"""Turns a request's input tensors and parameters into what to generate and what to answer.
 
-An input may come as a tensor, as a parameter of the request, or in the JSON of ``sampling_parameters``; it
-means the same in each place and comes once.
+An input may come as a tensor, as a parameter of the request, or in the JSON of ``sampling_parameters``. It
+means the same in each place, and may come only once.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _MAX_TIMEOUT_US = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """What a KServe request asks for.
+    """A KServe request, read.
 
     Attributes:
-        stream: an answer for each step; otherwise one with everything.
-        prepend_prompt: the text of a whole answer begins with the prompt, which is the default of both
-            backends for whole answers.
+        stream: whether each step has an answer; otherwise one answer has everything.
+        prepend_prompt: whether the text of a whole answer begins with the prompt, as it does by default in
+            both backends.
         outputs: names of the answer's tensors, in order.
-        empty_final: an answer without tensors is to end the request.
-        timeout_s: seconds after which the request fails; None is never.
-        names: by option, the name under which it came, for messages.
+        empty_final: whether an answer without tensors ends the request.
+        timeout_s: seconds after which the request fails; None means never.
+        names: the name under which each option came, for messages.
     """
 
     prompt: str
@@ -62,15 +62,16 @@ def parse_request(
     """Reads a request.
 
     Args:
-        inputs: its tensors.
-        parameters: its parameters; text stands for the number or truth value that it spells. A door that has
-            inputs as plain values (Triton's ``generate``) gives them here.
-        requested_outputs: names of tensors; none is ``text_output`` and what the inputs ask for.
+        inputs: the request's tensors.
+        parameters: the request's parameters; text stands for the number or truth value that it spells. A door
+            that has inputs as plain values (Triton's ``generate``) gives them here.
+        requested_outputs: names of the tensors of the answer; if empty, ``text_output`` and those that the
+            inputs ask for.
 
     Raises:
         InvalidRequestError: an input, parameter or output is unknown, of a wrong kind, missing or given
             twice; the message names it.
-        UnsupportedFieldError: one is known and not served.
+        UnsupportedFieldError: an input, parameter or output is known and not served.
     """
     given = _Given()
     for tensor in inputs:
@@ -88,7 +89,7 @@ def parse_request(
 
 
 class _Given:
-    """Values by option, each once."""
+    """The values given for options, each once."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -153,7 +154,8 @@ def _check_outputs(names: Sequence[str]) -> None:
 
 
 def _end_at(values: dict[str, Any], end_id: int | None) -> None:
-    """TensorRT-LLM's ``end_id`` ends the output in place of the model's own ids; -1 is no token at all."""
+    """Applies TensorRT-LLM's ``end_id``, which ends the output instead of the model's own ids; -1 means no
+    token at all."""
     if end_id is None:
         return
     if end_id < -1:
@@ -164,8 +166,8 @@ def _end_at(values: dict[str, Any], end_id: int | None) -> None:
 
 
 def _open_top_p(values: dict[str, Any]) -> None:
-    """TensorRT-LLM's ``top_p`` of 0 leaves the choice to ``top_k``, and is greedy where that is not set either;
-    its clients send 0 by default."""
+    """Applies TensorRT-LLM's meaning of a ``top_p`` of 0: it leaves the choice to ``top_k``, and is greedy if
+    that is not set either. Its clients send 0 by default."""
     if values.get("top_p") == 0:
         values["top_p"] = 1.0
         if values.get("top_k", 0) in (0, -1):
@@ -185,7 +187,7 @@ def _value_of_tensor(tensor: Tensor) -> Any:
         return tensor
     if tensor.datatype not in field.datatypes:
         raise _wrong(tensor.name, f"its datatype is {tensor.datatype} and must be {field.datatypes[0]}")
-    # A first dimension of 1 is a batch of one, as clients send it to models with a batch size.
+    # A first dimension of 1 is a batch of one: clients send it to models that have a batch size.
     dims = tensor.shape[1:] if len(tensor.shape) == 2 and tensor.shape[0] == 1 else tensor.shape
     if len(dims) != 1 or not (field.is_list or dims[0] == 1):
         raise _wrong(tensor.name, f"its shape is {list(tensor.shape)} and must be {_shape_of(field)}")
@@ -207,7 +209,7 @@ def _text(name: str, raw: bytes) -> str:
 
 
 def _value(field: Field, raw: Any) -> Any:
-    """A value of the field's kind; parameters may spell it as text."""
+    """Checks that a value is of the field's kind and returns it; parameters may spell it as text."""
     kind = field.kind
     if isinstance(raw, list) and len(raw) == 1 and not field.is_list:
         raw = raw[0]  # Triton makes the same tensor of JSON's 7 and [7]
@@ -232,7 +234,7 @@ def _value(field: Field, raw: Any) -> Any:
 
 
 def _spelled(kind: Kind, text: str) -> Any:
-    """What a parameter's text stands for; the text itself where that is what it is."""
+    """The value that a parameter's text spells; the text itself if it spells none or the kind is text."""
     if kind in (Kind.TEXT, Kind.TEXTS):
         return text
     try:
@@ -291,7 +293,8 @@ def _flag(settings: dict[str, Any], name: str) -> bool:
 
 
 def _timeout_s(timeout_us: Any) -> float | None:
-    """Triton's limit for a request, in microseconds; 0 is none."""
+    """Triton's limit for a request, which comes in microseconds; None if it is missing or 0, which means no
+    limit."""
     if timeout_us is None:
         return None
     if not _is_whole(timeout_us) or not 0 <= timeout_us <= _MAX_TIMEOUT_US:

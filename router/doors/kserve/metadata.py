@@ -1,4 +1,4 @@
-"""What a server and its models say of themselves in the KServe v2 protocol."""
+"""Metadata of the server and its models in the KServe v2 protocol."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXTENSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class TensorMetadata:
-    """A tensor's name, datatype and shape; -1 is any size."""
+    """A tensor's name, datatype and shape; -1 means any size."""
 
     name: str
     datatype: str
@@ -40,7 +40,7 @@ class TensorMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """A model as clients see it. ``versions`` holds the one that is served."""
+    """A model as clients see it. ``versions`` holds only the version that is served."""
 
     name: str
     versions: tuple[str, ...]
@@ -65,7 +65,7 @@ def model_metadata(model: ServedModel) -> ModelMetadata:
 
 
 def model_config(model: ServedModel) -> Mapping[str, Any]:
-    """Its configuration, in the JSON form of Triton's ``ModelConfig``."""
+    """A model's configuration in the JSON form of Triton's ``ModelConfig``."""
     metadata = model_metadata(model)
     return {
         "name": model.name,

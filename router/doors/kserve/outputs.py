@@ -10,8 +10,8 @@ __all__ = ["OUTPUTS", "Output"]
 
 
 class Output(NamedTuple):
-    """One output tensor; -1 in ``dims`` is any size. The first is the choices' where there is more than one
-    number to tell."""
+    """One output tensor; -1 in ``dims`` means any size. The first dimension counts choices, unless it is
+    1."""
 
     name: str
     datatype: str

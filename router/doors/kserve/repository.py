@@ -1,4 +1,4 @@
-"""Triton's model repository over our deployments: what there is, and loading and unloading it."""
+"""Triton's model repository over our deployments: lists, loads and unloads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One deployment: ``READY`` or ``UNAVAILABLE``, and in that case the reason."""
+    """One deployment.
+
+    Attributes:
+        state: ``READY`` or ``UNAVAILABLE``.
+        reason: why it is unavailable; else empty.
+    """
 
     name: str
     version: str
@@ -31,17 +36,17 @@ class IndexEntry:
 
 
 class ModelRepository(Protocol):
-    """What the KServe doors see of the deployments, disabled ones included."""
+    """The KServe doors' view of the deployments, disabled ones included."""
 
     async def index(self) -> Sequence[IndexEntry]:
-        """All of them, by name."""
+        """All deployments, by name."""
         ...
 
     async def load(self, name: str) -> None:
         """Enables a deployment and makes it resident; returns when it is.
 
         Raises:
-            MooringError: there is none of this name, or it cannot be made resident.
+            MooringError: there is no deployment of this name, or it cannot be made resident.
         """
         ...
 
@@ -49,7 +54,7 @@ class ModelRepository(Protocol):
         """Disables a deployment: new requests are refused, running ones finish.
 
         Raises:
-            NotFoundError: there is none of this name.
+            NotFoundError: there is no deployment of this name.
         """
         ...
 
@@ -80,13 +85,13 @@ class DeploymentRepository:
 
 
 def check_repository_name(name: str) -> None:
-    """Raises ``UnsupportedFieldError`` for any but the one repository, which has no name."""
+    """Raises ``UnsupportedFieldError`` for any name: there is one repository, and it has none."""
     if name:
         raise UnsupportedFieldError("'repository_name' is not supported.", param="repository_name")
 
 
 def check_load_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raises ``UnsupportedFieldError`` for every parameter of a load: a model's configuration and files are
+    """Raises ``UnsupportedFieldError`` if a load has any parameter: a model's configuration and files are
     registered with the admin API."""
     for name in parameters:
         raise UnsupportedFieldError(
@@ -96,8 +101,8 @@ def check_load_parameters(parameters: Mapping[str, Any]) -> None:
 
 
 def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raises ``UnsupportedFieldError`` for what is no parameter of an unload. ``unload_dependents`` is one;
-    no model here depends on another."""
+    """Raises ``UnsupportedFieldError`` for any parameter of an unload but ``unload_dependents``, which has no
+    effect since no model here depends on another."""
     for name in parameters:
         if name != "unload_dependents":
             raise UnsupportedFieldError(f"Unload parameter '{name}' is not supported.", param=name)

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _Call = Callable[[Request], Awaitable[Response]]
 _Key = Literal["none", "tenant", "admin"]
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-# Models' names may hold slashes, so the longer path stands before those that would swallow it.
+# Models' names may hold slashes, so the longer path comes first: the shorter one would match it too.
 _MODEL_PATHS = ("/v2/models/{name:path}/versions/{version}", "/v2/models/{name:path}")
 
 
@@ -54,13 +54,13 @@ def create_kserve_routes(
     kserve: KServe, tenancy: Tenancy, admin_key: str, *, max_body_bytes: int
 ) -> list[BaseRoute]:
     """The routes of everything under ``/v2``, for an HTTP application. Their errors are KServe's, ``{"error":
-    "..."}``, so they are an application of their own within it.
+    "..."}``, so the routes form an application of their own within it.
 
     Args:
-        kserve: answers.
-        tenancy: whose key it is; only the server's health needs none.
-        admin_key: to load and unload models.
-        max_body_bytes: largest body, once it is decompressed.
+        kserve: gives the answers.
+        tenancy: finds the tenant of a key; only the server's health needs no key.
+        admin_key: the key to load and unload models.
+        max_body_bytes: most bytes of a body, once it is decompressed.
     """
     door = _RestDoor(kserve, tenancy, admin_key, max_body_bytes)
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
@@ -142,7 +142,8 @@ class _RestDoor:
                 request.state.tenant = await self._tenancy.tenant_of(api_key_of(request.headers))
             return await call(request)
 
-        # It matches any method, or a path that holds this one as a model's name would be asked instead.
+        # The route matches every method: for a method that it left out, a route that takes this path for a
+        # model's name would answer instead.
         return Route(path, guarded, methods=_METHODS)
 
     # The server --------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class _RestDoor:
         return Response(answer_generate(model, call, outputs), media_type="application/json")
 
     async def _generate_stream(self, request: Request) -> Response:
-        """Waits for the first answer before it says 200: until then an error still has its own status."""
+        """Waits for the first answer before it says 200: an error until then still has its own status."""
         model = self._kserve.model(*_model(request))
         call = read_generate(await read_body(request, self._max_body_bytes))
         answers = self._answers(request, model, call.request_id, call.request)
@@ -273,7 +274,7 @@ class _RestDoor:
 
 
 def _model(request: Request) -> tuple[str, str]:
-    """Name and version in the path; empty where it has none."""
+    """Name and version in the path; each empty if the path has none."""
     return request.path_params.get("name", ""), request.path_params.get("version", "")
 
 
@@ -299,7 +300,7 @@ def _mooring_error(_request: Request, error: Exception) -> Response:
 
 
 def _http_error(_request: Request, error: Exception) -> Response:
-    """What the framework refuses: unknown paths, methods, a body that is too large."""
+    """Answers what the framework itself refuses: unknown paths, methods, a body that is too large."""
     assert isinstance(error, HTTPException)
     return Response(
         orjson.dumps({"error": error.detail}),

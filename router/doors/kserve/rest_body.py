@@ -1,4 +1,4 @@
-"""Bodies of the KServe v2 REST door: as they come, compressed or not, and as they go."""
+"""Bodies of the KServe v2 REST door: reads them, compressed or not, and makes those of answers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mooring.errors import InvalidRequestError, RequestTooLargeError, Unsupporte
 __all__ = ["compressed", "json_object", "json_response", "read_body", "refuse_others"]
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's words for the two formats
-_LEVEL = 1  # the answer is on its way to somebody who waits
+_LEVEL = 1  # zlib's fastest: somebody waits for the answer
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, decompressed.
+    """The body of a request, decompressed.
 
     Args:
-        max_bytes: most that it may have then.
+        max_bytes: most bytes that the decompressed body may have.
 
     Raises:
-        InvalidRequestError: it is not compressed as its headers say.
-        RequestTooLargeError: it is larger than ``max_bytes`` once it is decompressed.
-        UnsupportedFieldError: it is compressed in another way than gzip and deflate.
+        InvalidRequestError: the body is not compressed as its headers say.
+        RequestTooLargeError: the body is larger than ``max_bytes`` once it is decompressed.
+        UnsupportedFieldError: the body is compressed in another way than gzip and deflate.
     """
     body = await request.body()
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -54,7 +54,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def compressed(response: Response, accept_encoding: str) -> Response:
-    """The answer in the way that its reader likes best; as it is where that is neither gzip nor deflate."""
+    """Compresses an answer in the way that the client likes best; leaves it as it is if that is neither gzip
+    nor deflate."""
     encoding = _best_encoding(accept_encoding)
     if encoding is not None:
         compressor = zlib.compressobj(_LEVEL, wbits=_WINDOW_BITS[encoding])
@@ -66,18 +67,18 @@ def compressed(response: Response, accept_encoding: str) -> Response:
 
 
 def json_response(value: Any) -> Response:
-    """An answer of JSON."""
+    """An answer with a JSON body."""
     return Response(orjson.dumps(value), media_type="application/json")
 
 
 def json_object(body: bytes, *, is_optional: bool = False) -> dict[str, Any]:
-    """The JSON object that a body is.
+    """Reads a body that is a JSON object.
 
     Args:
-        is_optional: an empty body counts as an empty object.
+        is_optional: whether an empty body counts as an empty object.
 
     Raises:
-        InvalidRequestError: it is something else.
+        InvalidRequestError: the body is something else.
     """
     if is_optional and not body.strip():
         return {}
@@ -91,10 +92,10 @@ def json_object(body: bytes, *, is_optional: bool = False) -> dict[str, Any]:
 
 
 def refuse_others(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Raises ``UnsupportedFieldError`` where ``given`` has a field that is not ``known``.
+    """Raises ``UnsupportedFieldError`` if ``given`` has a field that is not ``known``.
 
     Args:
-        where: whose fields they are, for the message.
+        where: the object whose fields these are, for the message.
     """
     for name in given:
         if name not in known:
@@ -102,7 +103,8 @@ def refuse_others(given: Mapping[str, Any], known: Collection[str], where: str) 
 
 
 def _best_encoding(accepted: str) -> str | None:
-    """Of an Accept-Encoding header; gzip where gzip and deflate are as good."""
+    """The encoding that an Accept-Encoding header likes best, of those that we have; gzip if deflate is as
+    good; None if it likes neither."""
     best, best_weight = None, 0.0
     for part in accepted.lower().split(","):
         name, _, parameter = part.partition(";")

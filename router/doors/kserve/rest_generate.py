@@ -22,14 +22,14 @@ __all__ = ["GenerateCall", "answer_generate", "generate_events", "read_generate"
 
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
-    """A request of ``generate`` or ``generate_stream``; ``request_id`` is empty where the client sent none."""
+    """A request of ``generate`` or ``generate_stream``. ``request_id`` is empty if the client sent none."""
 
     request_id: str
     request: InferRequest
 
 
 def read_generate(body: bytes) -> GenerateCall:
-    """Reads a request: inputs and parameters stand flat beside each other, or under ``parameters``.
+    """Reads a request, whose inputs and parameters stand side by side in one object, or under ``parameters``.
 
     Raises:
         InvalidRequestError: something about it is wrong; the message names it.
@@ -47,7 +47,7 @@ def read_generate(body: bytes) -> GenerateCall:
 
 
 def answer_generate(model: ServedModel, call: GenerateCall, outputs: Sequence[Tensor]) -> bytes:
-    """An answer, as JSON: each output by its name; one value by itself, several in a list."""
+    """An answer as JSON, with each output by its name: a single value by itself, several in a list."""
     named = {"id": call.request_id} if call.request_id else {}
     return orjson.dumps(
         {
@@ -62,7 +62,7 @@ def answer_generate(model: ServedModel, call: GenerateCall, outputs: Sequence[Te
 async def generate_events(
     model: ServedModel, call: GenerateCall, first: Answer, rest: AsyncGenerator[Answer, None]
 ) -> AsyncIterator[bytes]:
-    """An event for each answer that has outputs."""
+    """Yields an event for each answer that has outputs."""
     yield event(answer_generate(model, call, first.outputs))
     async for answer in rest:
         if answer.outputs:

@@ -18,7 +18,7 @@ from router.request.served_model import ServedModel
 __all__ = ["HEADER_LENGTH", "InferCall", "answer_infer", "json_values", "read_infer", "request_id_of"]
 
 HEADER_LENGTH = "inference-header-content-length"
-"""The header that says how long the JSON is, where bytes follow it."""
+"""The header that says how many bytes of the body are JSON, if tensor data follows it."""
 
 _SHARED_MEMORY = "shared_memory_"
 _MAX_DIGITS = 20  # Python refuses to read numbers of thousands of digits
@@ -29,10 +29,10 @@ class InferCall:
     """A request of ``infer``.
 
     Attributes:
-        request_id: the client's own; empty where it sent none.
-        request: what it asks for.
-        is_binary: of outputs by name: whether they are to be bytes.
-        default_is_binary: of all others.
+        request_id: the client's own id; empty if it sent none.
+        request: the request itself.
+        is_binary: by the name of an output, whether it is to come as bytes.
+        default_is_binary: whether all other outputs are.
     """
 
     request_id: str
@@ -45,10 +45,11 @@ def read_infer(body: bytes, header_length: str | None) -> InferCall:
     """Reads a request.
 
     Args:
-        header_length: the header ``HEADER_LENGTH``; None where there is none, and all of the body is JSON.
+        header_length: value of the header ``HEADER_LENGTH``; None if there is none: then the whole body is
+            JSON.
 
     Raises:
-        InvalidRequestError: something about it is wrong; the message names it.
+        InvalidRequestError: something about the request is wrong; the message names it.
     """
     num_json_bytes = _num_json_bytes(body, header_length)
     call = json_object(body[:num_json_bytes])
@@ -62,7 +63,7 @@ def read_infer(body: bytes, header_length: str | None) -> InferCall:
 
 
 def answer_infer(model: ServedModel, call: InferCall, outputs: Sequence[Tensor]) -> Response:
-    """The whole answer."""
+    """The response with all output tensors."""
     described: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for tensor in outputs:
@@ -88,15 +89,15 @@ def answer_infer(model: ServedModel, call: InferCall, outputs: Sequence[Tensor])
 
 
 def json_values(tensor: Tensor) -> list[Any]:
-    """A tensor's values as JSON has them; ours of ``BYTES`` are text."""
+    """A tensor's values as JSON has them; outputs of ``BYTES`` are text."""
     return [value.decode() for value in tensor.values] if tensor.datatype == "BYTES" else list(tensor.values)
 
 
 def request_id_of(call: Mapping[str, Any]) -> str:
-    """The client's own id; empty where it sent none.
+    """The client's own id; empty if it sent none.
 
     Raises:
-        InvalidRequestError: it is not a text of characters.
+        InvalidRequestError: the id is not a text of whole characters.
     """
     request_id = call.get("id", "")
     if not isinstance(request_id, str) or any("\ud800" <= letter <= "\udfff" for letter in request_id):
@@ -174,7 +175,7 @@ def _described(each: Any) -> tuple[str, str, list[int]]:
 
 
 def _flat(name: str, data: Any) -> list[Any]:
-    """The values of nested lists, which the protocol allows in place of a flat one."""
+    """Flattens nested lists, which the protocol allows instead of a flat one."""
     if not isinstance(data, list):
         raise _wrong(name, "it needs 'data', a list")
     while any(isinstance(each, list) for each in data):
@@ -196,7 +197,7 @@ def _refuse_parameters(parameters: Mapping[str, Any], where: str) -> None:
 
 
 def _optional(fields: Mapping[str, Any], name: str, kind: type[Any], where: str) -> Any:
-    """A field of this type; an empty one where it is missing."""
+    """A field of this type; empty if it is missing."""
     value = fields.get(name)
     if value is None:
         return kind()

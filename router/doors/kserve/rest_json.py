@@ -1,4 +1,4 @@
-"""What a server and its models say of themselves, as the JSON of KServe v2."""
+"""Metadata, index and statistics as the JSON of KServe v2."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def index_json(entries: Sequence[IndexEntry]) -> list[dict[str, str]]:
 
 
 def statistics_json(models: Sequence[ModelStatistics]) -> dict[str, Any]:
-    """Models' statistics. What does not happen here, such as hits of a response cache, stays at 0."""
+    """The models' statistics. Counts of things that do not happen here, such as hits of a response cache,
+    stay at 0."""
     return {
         "model_stats": [
             {

@@ -1,4 +1,4 @@
-"""Cumulative statistics of what was inferred, per model and version, since the server started."""
+"""Cumulative statistics of inferences, per model and version, since the server started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Duration", "Inference", "ModelStatistics", "Statistics"]
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened, and how long it took in all, in nanoseconds."""
+    """Number of times that something happened, and how long these took in all, in nanoseconds."""
 
     count: int = 0
     total_ns: int = 0
@@ -23,15 +23,17 @@ class Duration:
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """Of one version of one model; counters only grow.
+    """Statistics of one version of one model; counters only grow.
 
     Attributes:
-        last_inference_ms: when the last request came, in milliseconds since the epoch; 0 is never.
-        inference_count: requests that succeeded; each is an execution of its own, since the engine batches
+        last_inference_ms: when the last request came, in milliseconds since the epoch; 0 means never.
+        inference_count: requests that succeeded. Each is an execution of its own, since the engine batches
             tokens and not requests.
-        success, fail: requests, from arrival to end. One that the client cancelled is neither.
+        success: requests that succeeded, from arrival to end. A request that the client cancelled counts
+            neither here nor in ``fail``.
+        fail: requests that failed, from arrival to end.
         queue: requests that were given a replica, from arrival until then, tokenizing included.
-        compute_infer: those that succeeded, from then to the end.
+        compute_infer: requests that succeeded, from the replica to the end.
     """
 
     name: str
@@ -45,8 +47,8 @@ class ModelStatistics:
 
 
 class Inference:
-    """The measurement of one request; made when it arrives. One that the client ends is neither a success nor a
-    failure."""
+    """The measurement of one request, made when the request arrives. A request that the client ends is
+    neither a success nor a failure."""
 
     def __init__(self, statistics: ModelStatistics, clock_ns: Callable[[], int]) -> None:
         self._statistics = statistics
@@ -55,7 +57,7 @@ class Inference:
         self._started_ns = self._arrival_ns
 
     def started(self) -> None:
-        """A replica has it."""
+        """Notes that a replica has the request."""
         self._started_ns = self._clock_ns()
         self._statistics.queue.add(self._started_ns - self._arrival_ns)
 
@@ -70,11 +72,11 @@ class Inference:
 
 
 class Statistics:
-    """One for a server; all KServe doors count in it.
+    """The statistics of a server; all KServe doors count in them.
 
     Args:
         clock_ns: monotonic, in nanoseconds.
-        wall_clock_s: since the epoch.
+        wall_clock_s: seconds since the epoch.
     """
 
     def __init__(
@@ -88,13 +90,13 @@ class Statistics:
         self._models: dict[tuple[str, str], ModelStatistics] = {}
 
     def begin(self, name: str, version: str) -> Inference:
-        """A request for this model arrived."""
+        """Notes that a request for this model arrived."""
         model = self._of(name, version)
         model.last_inference_ms = int(self._wall_clock_s() * 1000)
         return Inference(model, self._clock_ns)
 
     def of(self, served: Sequence[tuple[str, str]]) -> list[ModelStatistics]:
-        """The figures of these (name, version), in this order."""
+        """The figures of these models, given by name and version, in this order."""
         return [self._of(name, version) for name, version in served]
 
     def _of(self, name: str, version: str) -> ModelStatistics:

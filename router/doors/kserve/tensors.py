@@ -1,4 +1,4 @@
-"""Tensors of the KServe v2 protocol: their datatypes, and their values as bytes and as Python's."""
+"""Tensors of the KServe v2 protocol: their datatypes, and their values as bytes and as Python objects."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class Tensor:
 
     Attributes:
         datatype: one of ``DATATYPES``.
-        shape: each dimension 0 or more; their product is the number of values.
-        values: flat, the last dimension fastest: bool, int, float, or bytes for ``BYTES``.
+        shape: each dimension is 0 or more; their product is the number of values.
+        values: the values in a flat list, the last dimension varying fastest: bool, int, float, or bytes for
+            ``BYTES``.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Tensor:
 
 
 def decode_tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
-    """A tensor from its bytes: little-endian and dense; of ``BYTES``, each element after its length in four
-    bytes.
+    """Makes a tensor from its bytes, which are little-endian and dense; each element of ``BYTES`` comes after
+    its length in four bytes.
 
     Raises:
         InvalidRequestError: datatype, shape and bytes do not agree; the message has the tensor's name.
@@ -74,7 +75,7 @@ def decode_tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) ->
 
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Tensor:
-    """A tensor from values that came as such (typed contents, JSON). Text is taken for ``BYTES``.
+    """Makes a tensor from values that came as such (typed contents, JSON). ``BYTES`` may come as text.
 
     Raises:
         InvalidRequestError: datatype, shape and values do not agree; the message has the tensor's name.
@@ -151,14 +152,14 @@ def _integer_range(datatype: str) -> tuple[int, int]:
 
 
 def _widened(halves: Sequence[int]) -> tuple[float, ...]:
-    """BF16 is the upper half of an FP32."""
+    """The numbers of BF16 values, each of which is the upper half of an FP32."""
     return struct.unpack(
         f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(half << 16 for half in halves))
     )
 
 
 def _narrowed(value: float) -> int:
-    """Nearest BF16, ties to even; what is no number stays none."""
+    """The bits of the nearest BF16, ties to even; NaN stays NaN."""
     (bits,) = struct.unpack("<I", struct.pack("<f", value))
     if math.isnan(value):
         return int(bits >> 16 | 0x40)

@@ -1,4 +1,4 @@
-"""Parts of Triton that are not here, and the errors that a Triton without them answers with."""
+"""Parts of Triton that Mooring does not have, and the errors of a Triton without them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ __all__ = ["check_shared_memory_region", "no_log_settings", "no_shared_memory", 
 
 
 def no_shared_memory() -> MooringError:
-    """Regions can be neither registered nor unregistered."""
+    """The error of a call that registers or unregisters a region."""
     return UnsupportedCallError("Client shared memory is not supported: send tensors in the request.")
 
 
 def check_shared_memory_region(name: str) -> None:
-    """There are no regions, so asking for all of them is no error.
+    """Checks a question about regions. There are none, so asking for all of them is no error.
 
     Raises:
         NotFoundError: a region was asked for by name.
@@ -23,10 +23,10 @@ def check_shared_memory_region(name: str) -> None:
 
 
 def no_trace() -> MooringError:
-    """Traces cannot be configured."""
+    """The error of a call that asks for traces or configures them."""
     return FeatureAbsentError("The server does not support trace.")
 
 
 def no_log_settings() -> MooringError:
-    """Logs cannot be configured while the server runs."""
+    """The error of a call that asks for the settings of logs or changes them."""
     return FeatureAbsentError("The server does not support dynamic logging.")
