@@ -1,7 +1,8 @@
-"""Hugging Face configurations turned into the engine's normal form.
+"""Turns Hugging Face configurations into the engine's normal form.
 
 One table names the supported architectures by their ``model_type`` and says how each differs from a plain
-Llama. What is not in the table, or asks for something that the model does not compute, is refused by name.
+Llama. A model type that is not in the table, or a setting that the model does not compute, is refused by
+name.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ __all__ = ["SUPPORTED_MODEL_TYPES", "normal_form"]
 
 @dataclass(frozen=True, slots=True)
 class _Architecture:
-    """How a ``model_type`` differs, and what its configuration means where it is silent.
+    """How a ``model_type`` differs from a plain Llama, and its defaults for keys that a configuration leaves
+    out.
 
     Attributes:
-        qkv_bias: attention's input projections have a bias: always, never, or as the named key says.
-        out_bias: the same of attention's output projection.
-        mlp_bias: the same of the MLP's projections.
-        qk_norm: queries and keys are normalized per head.
-        windows: which layers slide: none, all of them, or those that the configuration lists.
-        num_kv_heads: where the key is missing; None is one per query head.
-        head_dim: where the key is missing; None is the hidden size over the heads.
-        max_position_embeddings: where the key is missing.
-        eos_token_id: where the key is missing.
+        qkv_bias: whether attention's input projections have a bias: always, never, or as the named key says.
+        out_bias: the same for attention's output projection.
+        mlp_bias: the same for the MLP's projections.
+        qk_norm: whether queries and keys are normalized per head.
+        windows: layers with a sliding window: none, all, or those that the configuration lists.
+        num_kv_heads: default; None means one per query head.
+        head_dim: default; None means the hidden size over the number of heads.
+        max_position_embeddings: default.
+        eos_token_id: default.
     """
 
     qkv_bias: bool | str = False
@@ -71,7 +73,7 @@ def normal_form(config: Mapping[str, Any], generation_config: Mapping[str, Any])
     """The fields of ``ModelConfig`` as JSON types, with transformers' defaults for missing keys.
 
     Raises:
-        ArtifactError: names the key that is missing or wrong, or what is not supported.
+        ArtifactError: a key is missing or wrong, or something is not supported; the message names it.
     """
     model_type = config.get("model_type")
     architecture = _ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
@@ -140,7 +142,8 @@ def _head_dim(
 
 
 def _rope(config: Mapping[str, Any], architecture: _Architecture) -> dict[str, Any]:
-    """transformers 5 writes ``rope_parameters``; before it, ``rope_theta`` and ``rope_scaling``."""
+    """The rotary embedding's fields. transformers 5 writes ``rope_parameters``; earlier releases write
+    ``rope_theta`` and ``rope_scaling``."""
     raw = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(raw, Mapping):
         raise ArtifactError("rope_parameters is not an object")

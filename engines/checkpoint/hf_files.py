@@ -1,7 +1,8 @@
-"""Where the tensors of a Hugging Face checkpoint lie, read from its safetensors headers alone.
+"""Finds the tensors of a Hugging Face checkpoint from its safetensors headers alone.
 
 A safetensors file is eight bytes of header length, a JSON header that names every tensor with its dtype,
-shape and byte range, and the bytes. Reading it ourselves costs neither torch nor a copy of the weights.
+shape and byte range, and the tensors' bytes. Reading the header ourselves takes neither torch nor a copy of
+the weights.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class StoredTensor:
     """One tensor in a safetensors file.
 
     Attributes:
-        file: that holds it.
+        file: the file that holds the tensor.
         dtype: safetensors' name (``"BF16"``).
         shape: row-major.
-        offset: of its first byte in the file.
-        num_bytes: that it takes.
+        offset: position of the tensor's first byte in the file.
+        num_bytes: size of the tensor.
     """
 
     file: Path
@@ -51,10 +52,10 @@ class StoredTensor:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """The JSON object in a file.
 
     Raises:
-        ArtifactError: missing, unreadable or not an object.
+        ArtifactError: the file is missing, unreadable or not an object.
     """
     try:
         raw = json.loads(path.read_bytes())
@@ -69,7 +70,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's ``model.safetensors``, or of the shards that its index names.
 
     Raises:
-        ArtifactError: no safetensors, a broken header, or an index that does not match its shards.
+        ArtifactError: there are no safetensors, a header is broken, or the index does not match its shards.
     """
     index_path = folder / INDEX_NAME
     if not index_path.exists():

@@ -1,7 +1,7 @@
-"""The packed tensors of a model: one table that the packer writes by and the model reads by.
+"""The packed tensors of a model: one table from which the packer writes and the model reads.
 
-Projections that take the same input are fused, so that a step runs four matrix products a layer: query,
-key and value rows lie one behind the other, and so do gate and up. All matrices are [out, in], as in the
+Projections that take the same input are fused, so that a step runs four matrix products a layer: query, key
+and value rows lie one behind the other, and so do gate and up. All matrices are [out, in], as in the
 checkpoint.
 """
 
@@ -26,7 +26,7 @@ PRECISIONS: Mapping[str, tuple[str, int]] = {"bf16": ("bfloat16", 2), "fp32": ("
 """Torch's dtype name and the bytes of an element, by precision."""
 
 _FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-# Old checkpoints carry the rotary frequencies, which follow from the configuration.
+# Old checkpoints hold the rotary frequencies too, which follow from the configuration.
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
@@ -35,7 +35,7 @@ class PackedTensor:
     """One tensor of the artifact.
 
     Attributes:
-        sources: checkpoint tensors by name, with the shape that each must have; stacked along the first
+        sources: names of checkpoint tensors, with the shape that each must have; stacked along the first
             dimension in this order.
     """
 
@@ -92,10 +92,10 @@ def _layer_tensors(config: ModelConfig, prefix: str) -> dict[str, PackedTensor]:
 
 
 def packed_layout(config: ModelConfig, precision: str) -> tuple[dict[str, TensorEntry], int]:
-    """Where each packed tensor lies, and the size of them all in bytes.
+    """The place of each packed tensor, and the size of all of them in bytes.
 
     Raises:
-        ArtifactError: a precision that this packer does not write.
+        ArtifactError: this packer does not write the precision.
     """
     if precision not in PRECISIONS:
         raise ArtifactError(
@@ -113,10 +113,12 @@ def packed_layout(config: ModelConfig, precision: str) -> tuple[dict[str, Tensor
 
 
 def check_checkpoint(config: ModelConfig, headers: Mapping[str, StoredTensor]) -> frozenset[str]:
-    """The checkpoint tensors that the model uses, every one of them present and of the right shape.
+    """The names of the checkpoint tensors that the model uses, after checking that each is there with the
+    right shape.
 
     Raises:
-        ArtifactError: names the tensor that is missing, of another shape or dtype, or not expected.
+        ArtifactError: a tensor is missing, has another shape or dtype, or is not expected; the message names
+            it.
     """
     expected = {name: shape for tensor in packed_tensors(config).values() for name, shape in tensor.sources}
     for name, shape in expected.items():

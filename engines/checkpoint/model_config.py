@@ -1,4 +1,4 @@
-"""A model's configuration in the engine's own normal form, and what a checkpoint folder says of itself.
+"""A model's configuration in the engine's own normal form, and the description of a checkpoint folder.
 
 Nothing here imports torch, so the server process can validate checkpoints and size their KV.
 """
@@ -25,15 +25,17 @@ _AUTO_PRECISION: Mapping[str, str] = {"BF16": "bf16", "F16": "bf16", "F32": "fp3
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding (Su et al., RoFormer, 2021) and how its frequencies are scaled.
+    """Rotary position embedding (Su et al., RoFormer, 2021) and the scaling of its frequencies.
 
     Attributes:
-        kind: ``default``; ``linear``, every frequency divided by ``factor``; ``llama3``, the low ones
-            divided, the high ones kept, those between blended.
+        kind: ``default``: no scaling; ``linear``: every frequency is divided by ``factor``; ``llama3``: the
+            low frequencies are divided, the high ones kept, those between blended.
         theta: base of the frequencies.
-        factor: of the scaling; 1 is none.
-        low_freq_factor: with ``llama3``, wavelengths above the original context over this are divided.
-        high_freq_factor: with ``llama3``, wavelengths below the original context over this are kept.
+        factor: factor of the scaling; 1 means none.
+        low_freq_factor: with ``llama3``, frequencies are divided if their wavelengths are above the original
+            context over this.
+        high_freq_factor: with ``llama3``, frequencies are kept if their wavelengths are below the original
+            context over this.
         original_max_tokens: with ``llama3``, the context that the model was first trained on.
     """
 
@@ -47,7 +49,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder of the Llama family; what tells one architecture from another is in these fields.
+    """A decoder of the Llama family; its fields tell one architecture from another.
 
     Attributes:
         model_type: Hugging Face's name of the architecture, for messages only.
@@ -60,13 +62,14 @@ class ModelConfig:
         head_dim: width of a head, even.
         rms_norm_eps: added to the mean square in every norm.
         max_model_len: longest prompt plus output, in tokens.
-        tied_embeddings: the output projection is the embedding.
-        qkv_bias: query, key and value projections have a bias.
-        out_bias: attention's output projection has a bias.
-        mlp_bias: the MLP's projections have a bias.
-        qk_norm: queries and keys are normalized per head before the rotation.
-        windows: per layer, how many of the last tokens it attends to, itself included; None is all.
-        eos_token_ids: any of them ends a sequence.
+        tied_embeddings: whether the output projection is the embedding.
+        qkv_bias: whether the query, key and value projections have a bias.
+        out_bias: whether attention's output projection has a bias.
+        mlp_bias: whether the MLP's projections have a bias.
+        qk_norm: whether queries and keys are normalized per head before the rotation.
+        windows: for each layer, how many of the last tokens a token attends to, itself included; None means
+            all.
+        eos_token_ids: tokens that end a sequence, any of them.
         rope: the rotary embedding.
     """
 
@@ -93,15 +96,15 @@ class ModelConfig:
     def from_hf(
         cls, config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
     ) -> ModelConfig:
-        """Reads a config.json. The end-of-sequence ids are generation_config.json's where it has any.
+        """Reads a config.json. The end-of-sequence ids are taken from generation_config.json if it has any.
 
         Raises:
-            ArtifactError: names the key that is missing or wrong, or what is not supported.
+            ArtifactError: a key is missing or wrong, or something is not supported; the message names it.
         """
         return cls.from_dict(normal_form(config, generation_config or {}))
 
     def to_dict(self) -> dict[str, Any]:
-        """As kept in ``Manifest.config``."""
+        """The fields as ``Manifest.config`` keeps them."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -109,7 +112,7 @@ class ModelConfig:
         """The inverse of ``to_dict``, also after a trip through JSON.
 
         Raises:
-            ArtifactError: not one of ours.
+            ArtifactError: the fields are not those of a ``ModelConfig``.
         """
         try:
             lists = {key: tuple(raw[key]) for key in ("windows", "eos_token_ids")}
@@ -121,11 +124,11 @@ class ModelConfig:
 def kv_groups(config: ModelConfig, element_bytes: int) -> tuple[KVGroup, ...]:
     """The KV groups of a model whose cache elements take ``element_bytes`` each.
 
-    Layers with the same window share a group. A group of which a single token would exceed a page is split
-    into as few groups of even size as fit.
+    Layers with the same window share a group. If a single token of a group would exceed a page, the group is
+    split into as few groups of even size as fit.
 
     Raises:
-        ArtifactError: already one layer's keys and values of one token exceed a page.
+        ArtifactError: the keys and values of one token exceed a page in a single layer already.
     """
     bytes_per_token_layer = 2 * config.num_kv_heads * config.head_dim * element_bytes
     max_layers = PAGE_BYTES // bytes_per_token_layer
@@ -155,17 +158,17 @@ def kv_groups(config: ModelConfig, element_bytes: int) -> tuple[KVGroup, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What a checkpoint folder holds, as its JSON files and its safetensors headers tell.
+    """The contents of a checkpoint folder, according to its JSON files and its safetensors headers.
 
     Attributes:
         architecture: the ``model_type``.
         num_parameters: elements of the tensors that the model uses; a tied embedding counts once.
         vocab_size: rows of the embedding.
         max_model_len: longest prompt plus output, in tokens.
-        checkpoint_dtype: of most of the parameters, by safetensors' name (``"BF16"``).
-        default_precision: what ``"auto"`` stands for: bf16 for 16-bit checkpoints, else fp32. Float16
-            becomes bfloat16, which has its size; it trades three bits of the mantissa for range.
-        eos_token_ids: any of them ends a sequence.
+        checkpoint_dtype: dtype of most of the parameters, by safetensors' name (``"BF16"``).
+        default_precision: the precision that ``"auto"`` stands for: bf16 for 16-bit checkpoints, else fp32.
+            Float16 becomes bfloat16, which has its size; it trades three bits of the mantissa for range.
+        eos_token_ids: tokens that end a sequence, any of them.
         config: the engine's normal form, which ``ModelConfig.from_dict`` reads.
         generation_config: generation_config.json as it is, empty if there is none.
     """
@@ -184,7 +187,7 @@ class ModelDescription:
         """Size of the packed weights in a precision: ``bf16``, ``fp32`` or ``auto``.
 
         Raises:
-            ArtifactError: another precision.
+            ArtifactError: the precision is another one.
         """
         return packed_layout(ModelConfig.from_dict(self.config), self.resolve(precision))[1]
 
@@ -197,8 +200,8 @@ def describe(path: Path) -> ModelDescription:
     """Reads and checks a Hugging Face folder without reading its weights.
 
     Raises:
-        ArtifactError: a file is missing or unreadable, the architecture unsupported, or the tensors are not
-            those that the configuration asks for.
+        ArtifactError: a file is missing or unreadable, the architecture is unsupported, or the tensors are
+            not those that the configuration asks for.
     """
     generation_path = path / "generation_config.json"
     generation_config = read_json(generation_path) if generation_path.exists() else {}

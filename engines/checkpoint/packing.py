@@ -2,7 +2,7 @@
 
     python -m engines.checkpoint.packing SOURCE DEST --precision bf16 --digest SHA256
 
-It prints one JSON object a line: ``{"done_bytes": ..., "total_bytes": ...}`` as it goes, and
+The process prints one JSON object a line: ``{"done_bytes": ..., "total_bytes": ...}`` as it goes, and
 ``{"error": ...}`` before it exits with 1. Tensors stream through a bounded buffer and torch is not imported,
 so packing takes little memory beside a serving engine. DEST appears whole or not at all.
 """
@@ -57,7 +57,7 @@ def pack(
     digest: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Writes ``dest`` from the checkpoint folder ``source``, or finds it already there.
+    """Writes ``dest`` from the checkpoint folder ``source``, or finds that it is there already.
 
     Several processes may pack the same ``dest`` at once: one does the work and the others wait for it.
 
@@ -67,7 +67,7 @@ def pack(
         on_progress: called with the bytes written so far and their total.
 
     Raises:
-        ArtifactError: the checkpoint cannot be packed, or the disk not be written.
+        ArtifactError: the checkpoint cannot be packed, or the disk cannot be written.
     """
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,8 @@ def _pack_anew(
     config = ModelConfig.from_dict(description.config)
     entries, num_bytes = packed_layout(config, precision)
     manifest = Manifest(ENGINE, PACKER_VERSION, precision, digest, config.to_dict(), entries, num_bytes)
-    # A fixed name: what a killed packer left behind is removed by the next, who holds the lock.
+    # A fixed name, so that the next packer, which holds the lock, removes the leftovers of one that was
+    # killed.
     partial = dest.parent / f".{dest.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -135,7 +136,7 @@ def _write_weights(
 
 
 def _read_chunks(name: str, tensor: StoredTensor) -> Iterator[NDArray[Any]]:
-    """The tensor's values, flat, a bounded number at a time."""
+    """The tensor's values as flat arrays of a bounded number of elements."""
     dtype = _STORED[tensor.dtype]
     for start in range(0, tensor.num_elements, _CHUNK_ELEMENTS):
         count = min(_CHUNK_ELEMENTS, tensor.num_elements - start)
@@ -167,7 +168,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def main() -> int:
-    """The command of the module's docstring."""
+    """The command that the module's docstring describes."""
     parser = argparse.ArgumentParser(
         prog="python -m engines.checkpoint.packing", description="Pack a checkpoint."
     )

@@ -1,1 +1,1 @@
-"""The transformer as plain PyTorch modules, and what one forward pass is given."""
+"""The transformer as plain PyTorch modules, and the inputs of one forward pass."""

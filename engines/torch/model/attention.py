@@ -1,9 +1,9 @@
 """Attention over the paged KV cache in plain torch, on any device.
 
-A step is planned once per KV group (which blocks to gather, what each token may see) and every layer then
-runs that plan: write the new keys and values, gather the blocks, attend. Decodes run together and prefill
-chunks run together, padded to the longest; nothing loops over sequences in a layer, only over slices, which
-bound the gathered copy and keep short sequences from being padded to a long one.
+A step is planned once per KV group (which blocks to gather, which tokens each token may see), and every layer
+then runs that plan: it writes the new keys and values, gathers the blocks and attends. Decodes run together
+and prefill chunks run together, padded to the longest. A layer loops over slices only, never over sequences;
+slices bound the gathered copy and keep short sequences from being padded to a long one.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class _Slice:
     """n sequences, each padded to ``max_query`` new tokens and ``num_blocks`` blocks of context.
 
     Attributes:
-        max_query: new tokens of the longest.
+        max_query: number of new tokens of the sequence that has most.
         offsets: int64 [n, num_blocks] granule offsets of the blocks to gather.
-        mask: [n, 1, max_query, num_blocks * block_tokens] in the cache's dtype: 0 where a token attends,
-            -inf where it does not.
-        read_rows: int64 [n * max_query] row of T of each query; padding repeats the sequence's last.
-        write_rows: int64 [n * max_query] the same for the outputs; padding goes to the spare row T.
+        mask: [n, 1, max_query, num_blocks * block_tokens] in the cache's dtype: 0 for a token that is
+            attended to, else -inf.
+        read_rows: int64 [n * max_query] row of T of each query; padding repeats the sequence's last row.
+        write_rows: int64 [n * max_query] row of T of each output; padding goes to the spare row T.
     """
 
     max_query: int
@@ -55,10 +55,10 @@ class PagedAttention:
     """Attention of one step of one model.
 
     Args:
-        batch: of the step. Blocks that its tokens are the first of are zeroed here.
+        batch: the step's batch. Blocks whose first token is in it are zeroed here.
         kv: the model's view of the pool.
-        workspace_bytes: most that one slice's gathered keys, values and mask may take; one sequence is
-            always run, however long.
+        workspace_bytes: most bytes that one slice's gathered keys, values and mask may take; a single
+            sequence is always run, however long.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class PagedAttention:
         """Writes the new keys and values of one layer and attends to everything cached.
 
         Args:
-            layer: the model's index.
+            layer: index of the layer in the model.
             q: [T, num_heads, head_dim], rotated.
-            k, v: [T, num_kv_heads, head_dim], keys rotated.
+            k: [T, num_kv_heads, head_dim], rotated.
+            v: [T, num_kv_heads, head_dim].
 
         Returns:
             [T, num_heads * head_dim].
@@ -118,7 +119,7 @@ class PagedAttention:
 def slice_bounds(
     lengths: NDArray[np.int64], max_rows_by_length: int, split_at: int
 ) -> Iterator[tuple[int, int]]:
-    """Cuts lengths, sorted from the longest, into runs that are each padded to their first.
+    """Cuts lengths, sorted from the longest, into runs in which each length is padded to the run's first.
 
     Args:
         lengths: [n], descending.
@@ -147,7 +148,7 @@ def _choose_slices(
     dtype: torch.dtype,
     workspace_bytes: int,
 ) -> Iterator[NDArray[np.int64]]:
-    """Indices of the sequences of each slice, longest first."""
+    """Indices of the sequences of each slice, the longest first."""
     if len(contexts) == 0:
         return
     num_blocks = -(-contexts // group.block_tokens) - _first_block(group, contexts - queries)
@@ -180,14 +181,14 @@ def _plan_slice(
     columns = first_blocks[:, None] + torch.arange(num_blocks, device=device)
     table = batch.block_tables[g]
     offsets = table[sequences[:, None], columns.clamp(max=table.shape[1] - 1)]
-    # A sequence cut to a chunk has blocks for its later tokens already, and they are not cleared yet.
+    # A sequence cut to a chunk has blocks for its later tokens already, which are not cleared yet.
     offsets = offsets.masked_fill_(columns >= end_blocks[:, None], 0)
 
     padded = torch.arange(max_query, device=device)
     query_index = torch.minimum(padded, num_queries[:, None] - 1)
     query_positions = (first_positions[:, None] + query_index)[:, :, None]
-    slots = torch.arange(group.block_tokens, device=device)
-    key_positions = (columns[:, :, None] * group.block_tokens + slots).flatten(1)[:, None, :]
+    within = torch.arange(group.block_tokens, device=device)
+    key_positions = (columns[:, :, None] * group.block_tokens + within).flatten(1)[:, None, :]
     hidden = key_positions > query_positions
     if group.window_tokens is not None:
         hidden |= key_positions <= query_positions - group.window_tokens

@@ -1,4 +1,4 @@
-"""What one forward pass of one model is given: the contract between the step loop and the model."""
+"""The input of one forward pass of one model: the contract between the step loop and the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ForwardBatch:
         positions: [T] absolute position of each token.
         query_start: [S + 1] tokens of sequence s are ``[query_start[s], query_start[s + 1])``.
         context_lens: [S] tokens in the cache of sequence s once this step has written.
-        num_decodes: the first ``num_decodes`` sequences have exactly one token each.
-        max_query_tokens: over the prefill sequences (1 if there is none).
-        max_context_tokens: over all sequences.
+        num_decodes: number of sequences with exactly one new token each; they come first.
+        max_query_tokens: most new tokens of a prefill sequence (1 if there is none).
+        max_context_tokens: most tokens in the cache of any sequence.
         block_tables: per KV group, [S, max_blocks_g] pool offsets in granules of that group. Column c holds
             the block of positions ``c * block_tokens`` and on. Padding is 0, the null block, and so are a
             window group's entries behind the window, whose blocks were freed.

@@ -1,8 +1,8 @@
 """One model's view of the KV pool: strided tensors over the pool's bytes, addressed by granule offsets.
 
 A block is ``[layer][K, V][token][kv head][head dim]`` (``memory_manager.kv_spec``) and may start at any
-granule. ``torch.as_strided`` with a stride of one granule makes the granule offset the index itself; the
-rows of such a view overlap in memory, which is exact because only rows that start at blocks are touched.
+granule. ``torch.as_strided`` with a stride of one granule makes the granule offset the index itself. The rows
+of such a view overlap in memory, which does no harm because only rows that start at blocks are touched.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["KVCacheView"]
 class KVCacheView:
     """Reads and writes the KV blocks of one model. It owns no memory and holds no state of a step.
 
-    Invariant: the null block (offset 0) is never written and holds zeros, and ``clear`` has zeroed each
-    block before its first token, so whatever the mask hides is finite in every dtype.
+    Invariant: the null block (offset 0) is never written and holds zeros, and ``clear`` has zeroed each block
+    before its first token, so whatever the mask hides is finite in every dtype.
 
     Args:
         pool: uint8 [num_bytes] over the whole address range of the pool.
         groups: the model's KV groups.
-        dtype: of the cache's elements.
-        num_kv_heads: of every layer.
-        head_dim: of every layer.
+        dtype: dtype of the cache's elements.
+        num_kv_heads: KV heads of every layer.
+        head_dim: width of a head in every layer.
 
     Raises:
-        ValueError: the groups' sizes are not those of this dtype and these heads.
+        ValueError: the groups' sizes do not fit this dtype and these heads.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class KVCacheView:
         self._row_of_layer = {layer: i for group in groups for i, layer in enumerate(group.layers)}
 
     def clear(self, group: int, offsets: Tensor) -> None:
-        """Zeroes whole blocks, all layers of them. ``offsets``: int64 [n] in granules."""
+        """Zeroes all layers of whole blocks. ``offsets``: int64 [n] in granules."""
         self._blocks[group].whole.index_fill_(0, offsets, 0)
 
     def copy_out(self, group: int, offsets: Tensor) -> Tensor:
@@ -64,26 +64,27 @@ class KVCacheView:
         return self._blocks[group].whole.index_select(0, offsets)
 
     def copy_in(self, group: int, offsets: Tensor, contents: Tensor) -> None:
-        """Writes what ``copy_out`` gave to other whole blocks."""
+        """Writes contents that ``copy_out`` returned to other whole blocks."""
         self._blocks[group].whole.index_copy_(0, offsets, contents)
 
     def token_rows(self, group: int, offsets: Tensor, positions: Tensor) -> Tensor:
-        """Where ``write`` puts tokens: int64 [T], valid for every layer of the group.
+        """The rows to which ``write`` puts tokens: int64 [T], valid for every layer of the group.
 
         Args:
             offsets: int64 [T] granule offset of each token's block.
             positions: int64 [T] absolute position of each token.
         """
         blocks = self._blocks[group]
-        slots = positions % self.groups[group].block_tokens
-        return offsets * blocks.units_per_granule + slots * blocks.units_per_row
+        within = positions % self.groups[group].block_tokens
+        return offsets * blocks.units_per_granule + within * blocks.units_per_row
 
     def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores keys and values of one layer.
 
         Args:
-            rows: int64 [T] of ``token_rows`` for the layer's group.
-            k, v: [T, num_kv_heads, head_dim] in the cache's dtype.
+            rows: int64 [T] as ``token_rows`` returns them for the layer's group.
+            k: [T, num_kv_heads, head_dim] in the cache's dtype.
+            v: the same.
         """
         keys, values = self._blocks[self.group_of_layer[layer]].token_views[self._row_of_layer[layer]]
         keys.index_copy_(0, rows, k.flatten(1))
@@ -111,7 +112,8 @@ class _Blocks:
     """The strided views of one KV group.
 
     ``whole`` and ``block_views`` are indexed by granule. Tokens need a finer step, since a granule need not
-    hold a whole number of them: ``token_views`` are indexed in units, the greatest length that divides both.
+    hold a whole number of tokens: ``token_views`` are indexed in units, the greatest length that divides
+    both.
     """
 
     def __init__(self, elements: Tensor, group: KVGroup, row_elements: int) -> None:

@@ -1,4 +1,4 @@
-"""The matrix products of a model, each by whichever call is quickest on the device at hand."""
+"""The matrix products of a model, each by the call that is quickest on the device at hand."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 __all__ = ["project", "project_to_logits"]
 
 _MAX_SWAPPED_ROWS = 128  # above this the transposed result costs more than the order saves
-_NUM_EXACT = 8  # of each row; finding more or fewer takes the same time
+_NUM_EXACT = 8  # logits of each row that are computed in float32; more or fewer take the same time to find
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` for x [T, in] and weight [out, in], contiguous.
 
-    A few bfloat16 rows on a CPU take weight @ x.T instead: oneDNN then streams the weights as they lie, one
-    and a half times as fast (measured with AMX). The result is then a transposed view, which what works
-    element by element reads as it is. Float32 gains nothing by it.
+    For a few bfloat16 rows on a CPU the product is computed as weight @ x.T: oneDNN then streams the weights
+    as they lie, one and a half times as fast (measured with AMX). The result is then a transposed view, which
+    element-wise operations read as it is. Float32 gains nothing by it.
     """
     num_rows = x.shape[0]
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or num_rows > _MAX_SWAPPED_ROWS:
@@ -27,10 +27,12 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def project_to_logits(x: Tensor, weight: Tensor) -> Tensor:
-    """``project`` to float32 [T, out], contiguous, with the top of each row as if never rounded.
+    """``project`` to float32 [T, out], contiguous; the highest logits of each row are as if never rounded to
+    bfloat16.
 
-    Two logits of 20 that bfloat16 can tell apart differ by 1/8, and the best two tokens are often closer. CUDA
-    can return what it accumulates; a CPU cannot, so there the top of each row is computed again in float32.
+    Two logits of 20 that bfloat16 can tell apart differ by 1/8, and the best two tokens are often closer.
+    CUDA can return its float32 sums; a CPU cannot, so there the highest logits of each row are computed again
+    in float32.
     """
     if weight.dtype == torch.float32:
         return F.linear(x, weight)

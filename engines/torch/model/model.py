@@ -1,4 +1,4 @@
-"""The network: one decoder that every supported architecture is a configuration of."""
+"""The network: one decoder, of which every supported architecture is a configuration."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ __all__ = ["TransformerModel"]
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Weights of one decoder layer; matrices are [out, in], what the model does not have is None."""
+    """Weights of one decoder layer; matrices are [out, in], and parts that the model does not have are
+    None."""
 
     input_norm: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
-    qk_norm: Tensor | None  # [2 * head_dim]: of the queries, of the keys
+    qk_norm: Tensor | None  # [2 * head_dim]: the queries' norm, then the keys'
     out: Tensor
     out_bias: Tensor | None
     post_norm: Tensor
@@ -39,18 +40,19 @@ class _Layer:
 
 
 class TransformerModel:
-    """A decoder over weights that it does not own: they stay where the arena has them.
+    """A decoder over weights that it does not own: they stay in the arena.
 
     Args:
-        config: of the model.
-        weights: by the packed names (``engines.checkpoint.layout``), all of one dtype, on one device.
-        kv: the cache it will run on, checked against the weights here so that a mismatch shows at load.
-        workspace_bytes: bound of attention's gathered copies in one step.
-        give_way: called before each layer and before the logits, for what may go between.
+        config: the model's configuration.
+        weights: tensors by their packed names (``engines.checkpoint.layout``), all of one dtype, on one
+            device.
+        kv: the cache that the model will run on; its dtype is checked here so that a mismatch shows at load.
+        workspace_bytes: most bytes of attention's gathered copies in one step.
+        give_way: called before each layer and before the logits, so that other work may run between them.
 
     Raises:
-        ArtifactError: a tensor is missing or of another shape.
-        ValueError: the cache is of another dtype.
+        ArtifactError: a tensor is missing or has another shape.
+        ValueError: the cache has another dtype.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class TransformerModel:
         Returns:
             [R, hidden_size] final states of ``batch.logits_rows``, for ``logits``.
         """
-        # What the layers add up is kept in float32: each of their additions would round to bfloat16 again.
+        # The sum over layers is kept in float32: otherwise each addition would round to bfloat16 again.
         hidden = F.embedding(batch.token_ids, self._embed).float()
         attention = PagedAttention(batch, kv, self._workspace_bytes)
         rotation = Rotation(batch.positions, self._frequencies, self._embed.dtype)
@@ -98,8 +100,8 @@ class TransformerModel:
 
     @torch.inference_mode()
     def logits(self, states: Tensor) -> Tensor:
-        """float32 [R, vocab_size] of final states [R, hidden_size]: a second call, because the logits of a whole
-        prompt are too many to be made at once."""
+        """float32 [R, vocab_size] logits of final states [R, hidden_size]. A call of its own, because the
+        logits of a whole prompt are too many to be made at once."""
         self._give_way()
         return project_to_logits(states, self._lm_head)
 

@@ -15,8 +15,8 @@ __all__ = ["Rotation", "inverse_frequencies"]
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position of each pair of a head: float32 [head_dim / 2], on the CPU.
 
-    In float32 throughout, as the reference computes them: at high positions another rounding here is another
-    angle.
+    Computed in float32 throughout, as the reference does: at high positions a different rounding here gives a
+    different angle.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / (rope.theta**exponents)
@@ -36,12 +36,12 @@ class Rotation:
     """The rotation of one step's tokens, computed once and applied in every layer.
 
     Angles are computed from the positions at each step: a table for a long context would take more memory
-    than it saves time.
+    than it is worth in time.
 
     Args:
         positions: int64 [T].
-        frequencies: float32 [head_dim / 2] of ``inverse_frequencies``, on the device of the positions.
-        dtype: of the queries and keys.
+        frequencies: float32 [head_dim / 2] from ``inverse_frequencies``, on the device of the positions.
+        dtype: dtype of the queries and keys.
     """
 
     def __init__(self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""What callers change of single logits: biases and bad words."""
+"""Changes that callers ask for in single logits: biases and bad words."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engines.torch.scheduling.sequences import SequenceTable
 
 __all__ = ["LogitChanges", "LogitEdits", "has_edits"]
 
-_ANY = -1  # in the beginning of a word: whatever stands there
-_NOTHING = -2  # before the output: no token of any word
+_ANY = -1  # in the beginning of a word: matches any token
+_NOTHING = -2  # stands for tokens before the output: matches no token of a word
 
 
 def has_edits(params: SamplingParams) -> bool:
-    """Whether a sequence of these parameters changes logits of its own."""
+    """Whether a sequence with these parameters changes logits of its own."""
     return bool(params.logit_bias or params.bad_words_ids)
 
 
@@ -27,9 +27,9 @@ class LogitChanges:
     """Numbers to add to single logits of one step; -inf bars a token.
 
     Attributes:
-        rows: int64 [E], of the step's logits.
+        rows: int64 [E] rows of the step's logits.
         token_ids: int64 [E].
-        values: float32 [E]; where a logit has several, all are added.
+        values: float32 [E]; if a logit has several, all are added.
     """
 
     rows: NDArray[np.int64]
@@ -39,12 +39,16 @@ class LogitChanges:
 
 @dataclass(slots=True)
 class _Edits:
-    """Of one sequence or of many, one after the other.
+    """The edits of one sequence, or of many one after the other: B biases, and W words with at most L tokens
+    before the last.
 
     Attributes:
-        bias_slots, bias_ids: int64 [B]. biases: float32 [B].
-        word_slots, word_ends: int64 [W]; a word's last token.
-        word_starts: int64 [W, L], the tokens before it, the last one rightmost, padded with ``_ANY``.
+        bias_slots: int64 [B] slot of each bias's sequence.
+        bias_ids: int64 [B] token of each bias.
+        biases: float32 [B].
+        word_slots: int64 [W] slot of each word's sequence.
+        word_ends: int64 [W] last token of each word.
+        word_starts: int64 [W, L] the tokens before it, the last one rightmost, padded with ``_ANY``.
     """
 
     bias_slots: NDArray[np.int64]
@@ -56,27 +60,27 @@ class _Edits:
 
 
 class LogitEdits:
-    """Biases and bad words of the running sequences that have any, laid out flat, so that a step finds what to
-    change in all of its rows at once.
+    """Biases and bad words of the running sequences that have any, in flat arrays, so that a step finds the
+    changes for all of its rows at once.
 
-    A bad word's last token is barred where the tokens before it are the end of the output. As in vLLM, a word
+    A bad word's last token is barred if the tokens before it are the end of the output. As in vLLM, a word
     that began in the prompt may be completed: the output did not say it.
 
     Args:
-        num_slots: of the table whose sequences these are.
+        num_slots: slots of the table that holds the sequences.
     """
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
         self._of_slot: dict[int, _Edits] = {}
-        self._all: _Edits | None = None  # of all slots; None where it has to be laid out anew
+        self._all: _Edits | None = None  # edits of all slots; None if they have to be joined anew
 
     def slots(self) -> set[int]:
-        """Of the sequences that have any."""
+        """Slots of the sequences that have edits."""
         return set(self._of_slot)
 
     def add(self, slot: int, params: SamplingParams) -> None:
-        """Keeps what the sequence in ``slot`` asks for."""
+        """Keeps the edits of the sequence in ``slot``."""
         starts, ends = _split(params.bad_words_ids)
         self._of_slot[slot] = _Edits(
             bias_slots=np.full(len(params.logit_bias), slot, np.int64),
@@ -89,12 +93,12 @@ class LogitEdits:
         self._all = None
 
     def remove(self, slot: int) -> None:
-        """Forgets the sequence in ``slot``, if it had any."""
+        """Forgets the edits of the sequence in ``slot``, if it has any."""
         if self._of_slot.pop(slot, None) is not None:
             self._all = None
 
     def changes(self, table: SequenceTable, slots: NDArray[np.int64]) -> LogitChanges | None:
-        """What to add to the logits from which these sequences draw; None where nobody asked.
+        """The changes to the logits from which these sequences draw; None if no sequence has edits.
 
         Args:
             slots: int64 [R], no slot twice; ``slots[r]`` draws from row r.
@@ -117,15 +121,20 @@ class LogitEdits:
 
 
 def _is_begun(starts: NDArray[np.int64], table: SequenceTable, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of the words, whose beginnings are given, the next token of their sequence could complete."""
+    """Whether the next token of a sequence could complete a word, for each word: bool [W].
+
+    Args:
+        starts: int64 [W, L] the beginnings of the words.
+        slots: int64 [W] slot of each word's sequence.
+    """
     num_before = starts.shape[1]
     places = table.num_tokens[slots][:, None] + np.arange(-num_before, 0)
-    said = np.where(
+    last_tokens = np.where(
         places >= table.num_prompt[slots][:, None],
         table.token_ids[slots[:, None], np.maximum(places, 0)],
         _NOTHING,
     )
-    begun: NDArray[np.bool_] = ((starts == _ANY) | (starts == said)).all(axis=1)
+    begun: NDArray[np.bool_] = ((starts == _ANY) | (starts == last_tokens)).all(axis=1)
     return begun
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities as they are reported: of the token that is there and of the likeliest ones."""
+"""Log-probabilities as they are reported: of a token that is there, and of the likeliest ones."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from engines.api import TopLogprobs
 
 __all__ = ["score_tokens", "top_logprobs"]
 
-_MAX_LOGITS = 1 << 23  # made at once for prompts: 32 MiB, whatever the chunk and the vocabulary
+_MAX_LOGITS = 1 << 23  # logits made at once for prompts: 32 MiB, whatever the chunk and the vocabulary
 
 
 def top_logprobs(
     logprobs: Tensor, token_ids: NDArray[np.int64], num_likeliest: NDArray[np.int64]
 ) -> list[TopLogprobs]:
-    """One for each row.
+    """The log-probabilities of each row, as they are reported.
 
     Args:
         logprobs: float32 [R, vocab].
         token_ids: int64 [R], the token that is there.
-        num_likeliest: int64 [R], how many beside it; more than there are is all.
+        num_likeliest: int64 [R], number of likeliest tokens to report beside it; a larger one than the
+            vocabulary means all.
     """
     there = torch.from_numpy(token_ids).to(logprobs.device).unsqueeze(1)
     of_token = logprobs.gather(-1, there).squeeze(1).tolist()
@@ -40,12 +41,13 @@ def score_tokens(
     token_ids: NDArray[np.int64],
     num_likeliest: NDArray[np.int64],
 ) -> list[TopLogprobs]:
-    """``top_logprobs`` of tokens that are known, a slice of the logits at a time.
+    """The log-probabilities of known tokens, computed from a slice of the logits at a time.
 
     Args:
-        states: [R, hidden_size], of the token before each.
+        states: [R, hidden_size], the state of the token before each.
         to_logits: turns states into logits, float32 [.., vocab].
-        token_ids, num_likeliest: int64 [R].
+        token_ids: int64 [R].
+        num_likeliest: int64 [R], as for ``top_logprobs``.
     """
     num_at_once = max(1, _MAX_LOGITS // vocab_size)
     scored: list[TopLogprobs] = []

@@ -1,7 +1,7 @@
 """Sampling noise as a function of (seed, choice, position, token), never generator state.
 
 A token sampled again after a worker's death, in another batch or on another device must be the same
-token, so the noise of a logit depends on what it is for and on nothing else: it is counter-based
+token, so the noise of a logit depends on these four alone: it is counter-based
 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011).
 
 The hash has two stages::
@@ -34,13 +34,13 @@ _PHI64 = 0x9E3779B97F4A7C15
 _MIX64_A = 0xBF58476D1CE4E5B9
 _MIX64_B = 0x94D049BB133111EB
 
-_PHI32 = 0x9E3779B1 - (1 << 32)  # as the signed 32-bit number of the same bits, like those below
+_PHI32 = 0x9E3779B1 - (1 << 32)  # the signed 32-bit number of the same bits, like the numbers below
 _MIX32_A = 0xED5AD4BB - (1 << 32)
 _MIX32_B = 0xAC4C1B51 - (1 << 32)
 _MIX32_C = 0x31848BAB
 
-GUMBEL_MIN = -2.82  # of v = 1 - 2**-24, the largest that float32 tells from 1
-GUMBEL_MAX = 22.19  # of v = 2**-32
+GUMBEL_MIN = -2.82  # for v = 1 - 2**-24, the largest that float32 tells from 1
+GUMBEL_MAX = 22.19  # for v = 2**-32
 
 
 def _mix64(value: int) -> int:
@@ -50,7 +50,7 @@ def _mix64(value: int) -> int:
 
 
 def sequence_key(seed: int, choice: int) -> int:
-    """The 64-bit key of a sequence: of any integer ``seed`` (taken modulo 2**64) and its choice."""
+    """The 64-bit key of a sequence, from any integer ``seed`` (taken modulo 2**64) and its choice."""
     return _mix64((_mix64((seed + _PHI64) & _MASK64) + choice) & _MASK64)
 
 
@@ -58,8 +58,8 @@ def row_keys(sequence_keys: NDArray[np.uint64], positions: NDArray[np.int64]) ->
     """Keys of the tokens about to be sampled, ``[R]``.
 
     Args:
-        sequence_keys: ``[R]``, of ``sequence_key``.
-        positions: ``[R]``, index of the sampled token in prompt plus output.
+        sequence_keys: ``[R]`` keys from ``sequence_key``.
+        positions: ``[R]`` index of the sampled token in prompt plus output.
     """
     value = sequence_keys + positions.astype(np.uint64) * np.uint64(_PHI64)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX64_A)
@@ -72,7 +72,7 @@ def words(keys: NDArray[np.uint64], num_tokens: int, device: torch.device) -> Te
     """Hashed words, int32 ``[R, num_tokens]``, all 32 bits of them random.
 
     Args:
-        keys: ``[R]``, of ``row_keys``.
+        keys: ``[R]`` keys from ``row_keys``.
     """
     halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2)).to(device)
     if np.little_endian:
@@ -102,10 +102,10 @@ def gumbel_noise(keys: NDArray[np.uint64], num_tokens: int, device: torch.device
     """Standard Gumbel noise, float32 ``[R, num_tokens]``, within ``GUMBEL_MIN`` and ``GUMBEL_MAX``.
 
     Args:
-        keys: ``[R]``, of ``row_keys``.
+        keys: ``[R]`` keys from ``row_keys``.
     """
     word = words(keys, num_tokens, device)
-    # Small v makes large noise, which decides: there float32 is exact, since v counts from zero.
+    # A small v makes large noise, which decides the draw; there float32 is exact, since v counts from zero.
     uniform = word.bitwise_and_(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
     exponential = uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()
     return exponential.log_().neg_()

@@ -12,21 +12,21 @@ from engines.torch.sampling.sampling_rows import SamplingRows
 
 __all__ = ["PenaltyCounts", "has_penalty"]
 
-_IN_PROMPT = 1 << 30  # this bit says that the prompt holds the token; the bits below count it in the output
+_IN_PROMPT = 1 << 30  # set if the prompt holds the token; the bits below count the token in the output
 
 
 def has_penalty(params: SamplingParams) -> bool:
-    """Whether a sequence of these parameters needs a row of counts."""
+    """Whether a sequence with these parameters needs a row of counts."""
     return (
         params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
     )
 
 
 class PenaltyCounts:
-    """One int32 row of the vocabulary for each sequence that asked, kept from its admission to its end.
+    """One int32 row of the vocabulary for each sequence with penalties, kept from its admission to its end.
 
-    A step adds one token to each row that drew one; nothing is counted again. The table grows by doubling
-    and is empty until the first sequence asks.
+    A step adds one token to each row that drew one; nothing is counted again. The table grows by doubling and
+    is empty until the first such sequence comes.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class PenaltyCounts:
         return len(self._table) - len(self._free_rows)
 
     def add(self, prompt_ids: NDArray[np.int32], output_ids: NDArray[np.int32]) -> int:
-        """A row that counts these tokens."""
+        """Counts these tokens in a new row; returns the row."""
         if not self._free_rows:
             self._grow()
         row = self._free_rows.pop()
@@ -60,7 +60,7 @@ class PenaltyCounts:
         self._free_rows.append(row)
 
     def count(self, rows: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
-        """Counts one drawn token in each of these rows; -1 is no row.
+        """Counts one drawn token in each of these rows; -1 means no row.
 
         Args:
             rows: [R], no row twice.
@@ -75,7 +75,7 @@ class PenaltyCounts:
             self._table[index] += 1
 
     def apply_(self, logits: Tensor, rows: SamplingRows) -> None:
-        """Penalizes, in place, the logits [R, vocab] of those rows that have counts."""
+        """Penalizes, in place, those rows of the logits [R, vocab] that have counts."""
         on = np.flatnonzero(rows.penalty_row >= 0)
         if not len(on):
             return

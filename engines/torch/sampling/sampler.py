@@ -19,16 +19,16 @@ from engines.torch.sampling.truncation import truncate_
 
 __all__ = ["Sampled", "Sampler"]
 
-_MAX_NOISE_ELEMENTS = 1 << 19  # made at once: bounds the scratch memory and keeps it in a core's cache
+_MAX_NOISE_ELEMENTS = 1 << 19  # at once: bounds the scratch memory and keeps it in a core's cache
 
 
 @dataclass(slots=True)
 class Sampled:
-    """What one call drew.
+    """The result of one draw.
 
     Attributes:
         token_ids: int64 [R].
-        top_logprobs: by row, only for rows that asked.
+        top_logprobs: by row, only for rows that want them.
     """
 
     token_ids: NDArray[np.int64]
@@ -38,13 +38,13 @@ class Sampled:
 class Sampler:
     """Vectorized sampling for one model.
 
-    In order: log-probabilities of the raw distribution are set aside; biases and bad words; stop tokens are
-    barred while ``min_tokens`` is not reached; penalties; temperature; min-p, top-k, top-p; Gumbel noise;
-    argmax. Greedy rows skip all after the penalties. A row's result depends on its own logits and parameters alone,
-    never on the rows beside it.
+    In order: log-probabilities of the raw distribution are set aside; biases and bad words are applied; stop
+    tokens are barred while ``min_tokens`` is not reached; penalties; temperature; min-p, top-k, top-p; Gumbel
+    noise; argmax. Greedy rows skip everything between the penalties and the argmax. A row's result depends on
+    its own logits and parameters alone, never on the rows beside it.
 
     Attributes:
-        penalties: token counts of the rows that asked; the caller adds and removes their rows.
+        penalties: token counts of the rows with penalties; the caller adds and removes these rows.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
@@ -59,13 +59,13 @@ class Sampler:
         positions: NDArray[np.int64],
         changes: LogitChanges | None = None,
     ) -> Sampled:
-        """Draws a token for each row and counts it where the row is penalized.
+        """Draws a token for each row, and counts it if the row has penalties.
 
         Args:
             logits: float32 [R, vocab]; overwritten.
-            rows: R rows.
+            rows: sampling parameters of the R rows.
             positions: int64 [R], index of the drawn token in prompt plus output.
-            changes: to single logits of these rows.
+            changes: changes to single logits of these rows.
         """
         asked = np.flatnonzero(rows.num_logprobs >= 0)
         raw = logits[torch.from_numpy(asked).to(self._device)].log_softmax(-1) if len(asked) else None
@@ -105,7 +105,8 @@ class Sampler:
     def _draw(
         self, logits: Tensor, part: NDArray[np.int64], rows: SamplingRows, positions: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Tokens of the rows ``part`` of logits, whose parameters and positions the other two are."""
+        """Draws tokens for the rows ``part`` of the logits; ``rows`` and ``positions`` are those of the same
+        rows."""
         temperature = torch.from_numpy(rows.temperature).to(self._device).unsqueeze(1)
         scaled = logits[torch.from_numpy(part).to(self._device)].div_(temperature)
         truncate_(scaled, rows)

@@ -18,15 +18,20 @@ _SEED_MASK = (1 << 64) - 1
 
 @dataclass(slots=True)
 class SamplingRows:
-    """One row for a sequence.
+    """Sampling parameters, a row for each sequence; as in ``SamplingParams`` unless said otherwise.
 
     Attributes:
-        temperature, top_p, min_p, repetition, presence, frequency: float32 [N], as in ``SamplingParams``;
-            temperature is exactly 0 where the row is greedy.
-        top_k, num_logprobs: int64 [N]; num_logprobs is -1 where none are wanted.
-        noise_key: uint64 [N], of ``noise.sequence_key``.
+        temperature: float32 [N]; exactly 0 if the row is greedy.
+        top_p: float32 [N].
+        min_p: float32 [N].
+        repetition: float32 [N], the repetition penalty.
+        presence: float32 [N], the presence penalty.
+        frequency: float32 [N], the frequency penalty.
+        top_k: int64 [N].
+        num_logprobs: int64 [N]; -1 if none are wanted.
+        noise_key: uint64 [N] keys from ``noise.sequence_key``.
         min_length: int64 [N] prompt plus output tokens before which no stop token may be drawn.
-        penalty_row: int64 [N] row of ``PenaltyCounts``, -1 where no penalty is on.
+        penalty_row: int64 [N] row of ``PenaltyCounts``, -1 if the sequence has no penalty.
         stop_ids: int64 [N, K] tokens that end the sequence, padded with -1.
     """
 
@@ -71,12 +76,12 @@ class SamplingRows:
     def set(
         self, row: int, params: SamplingParams, *, num_prompt: int, eos_ids: tuple[int, ...], penalty_row: int
     ) -> None:
-        """Lays one sequence's parameters into ``row``.
+        """Writes one sequence's parameters into ``row``.
 
         Args:
-            num_prompt: tokens of its prompt.
-            eos_ids: the model's own end-of-sequence ids; left out where the sequence ignores them.
-            penalty_row: its row of ``PenaltyCounts``, or -1.
+            num_prompt: tokens of the sequence's prompt.
+            eos_ids: the model's own end-of-sequence ids; left out if the sequence ignores them.
+            penalty_row: the sequence's row of ``PenaltyCounts``, or -1.
         """
         self.temperature[row] = 0.0 if params.temperature < _GREEDY_BELOW else params.temperature
         self.top_p[row] = params.top_p

@@ -11,15 +11,16 @@ from engines.torch.sampling.sampling_rows import SamplingRows
 
 __all__ = ["truncate_"]
 
-_NUM_CANDIDATES = 256  # the nucleus of nearly every row lies within these; the others are sorted whole
+_NUM_CANDIDATES = 256  # the nucleus of nearly every row lies within these; other rows are sorted whole
 _NEVER = -torch.inf
 
 
 def truncate_(scaled: Tensor, rows: SamplingRows) -> None:
-    """Sets what the rows' min-p, top-k and top-p leave out to -inf, in place and in that order (vLLM's).
+    """Sets the logits that the rows' min-p, top-k and top-p leave out to -inf, in place and in that order
+    (vLLM's).
 
-    Each limit looks at the distribution that the one before it left. Tokens whose logit equals the last
-    one kept are kept as well, as transformers does: which of two equals goes first would be chance.
+    Each limit looks at the distribution that the one before it left. Tokens whose logit equals the last one
+    kept are kept as well, as transformers does: which of two equals goes first would be chance.
 
     Args:
         scaled: float32 [R, vocab] logits over temperature.
@@ -43,7 +44,7 @@ def truncate_(scaled: Tensor, rows: SamplingRows) -> None:
 
 
 def _lowest_kept(scaled: Tensor, top_k: NDArray[np.int64], top_p: NDArray[np.float32]) -> Tensor:
-    """The least logit that survives, [R, 1]."""
+    """The lowest logit of each row that is kept, [R, 1]."""
     vocab_size = scaled.shape[1]
     limited = top_k < vocab_size
     width = min(vocab_size, int(top_k[limited].max(initial=_NUM_CANDIDATES)))
@@ -58,7 +59,8 @@ def _lowest_kept(scaled: Tensor, top_k: NDArray[np.int64], top_p: NDArray[np.flo
 def _lowest_kept_of_best(
     scaled: Tensor, top_k: NDArray[np.int64], top_p: NDArray[np.float32], width: int
 ) -> tuple[Tensor, NDArray[np.bool_]]:
-    """``_lowest_kept`` among the ``width`` likeliest, and whether each row's nucleus ends within them."""
+    """``_lowest_kept`` among the ``width`` likeliest tokens, and whether each row's nucleus ends within
+    them."""
     device = scaled.device
     ranks_allowed = torch.from_numpy(top_k).to(device).unsqueeze(1)
     mass_wanted = torch.from_numpy(np.where(top_p < 1, top_p, np.inf)).to(device).unsqueeze(1)

@@ -1,1 +1,1 @@
-"""Weights on their way from the host copy to the device."""
+"""The replicas' weights: brought from the host copy to the device."""

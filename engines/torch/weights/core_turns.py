@@ -1,12 +1,12 @@
-"""Steps and copies of weights take turns at the cores of a CPU device.
+"""Lets steps and copies of weights take turns at the cores of a CPU device.
 
-Each of them keeps every core busy. Beside each other, the threads of a step wait at every parallel part for one that
-a copy has displaced, and both together take longer than one after the other: a token that takes 58 ms and a wake that
-takes 50 ms were done after 142 ms, and the token came last. So a copy has the cores between two layers of a step,
-again and again for a part of the time that the step has had them since. Where nobody steps, nothing holds it up, and
-copies share the cores as they come.
+Steps and copies each keep every core busy. If both run at once, the threads of a step wait at every parallel
+part for one that a copy has displaced, and both together take longer than one after the other: a token that
+takes 58 ms and a wake that takes 50 ms were done after 142 ms, and the token came last. So a copy has the
+cores between two layers of a step, again and again, for a part of the time that the step has had them since.
+If no step runs, nothing holds a copy up, and copies share the cores as they come.
 
-The server's background threads have such turns too, where no copy waits for one.
+The server's background threads have such turns too, if no copy waits for one.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from memory_manager.cores import CoreSignal
 
 __all__ = ["CoreTurns"]
 
-_STEP_TURN_S = 0.02  # at least, where others wait: several of their pieces fit into a part of it
+_STEP_TURN_S = 0.02  # least turn of a step if others wait: several pieces of a copy fit into a part of it
 _BACKGROUND_SHARE = 0.15
-_LOOK_AGAIN_S = 0.005  # to ask costs microseconds, and layers of a small model take not many
+_LOOK_AGAIN_S = 0.005  # asking costs microseconds, and layers of a small model take few
 
 
 class CoreTurns:
-    """Whose turn it is. Any number of copies may ask for one, and one thread that steps.
+    """Decides whose turn it is. Any number of copies may ask for a turn, and one thread that steps.
 
     Args:
-        signal: to the server's background threads; None where they need no core of this device.
+        signal: the signal to the server's background threads; None if they need no core of this device.
         clock: in seconds.
-        sleep: for so many of them.
+        sleep: sleeps for a number of seconds.
 
     Attributes:
-        num_copies_waiting: for their turn.
+        num_copies_waiting: copies that wait for their turn.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class CoreTurns:
         self._num_copying = 0
         self.num_copies_waiting = 0
         self._given_way_s = -math.inf  # when others last had a turn
-        self._looked_s = -math.inf  # when steps last asked whether the server's threads wait, or could have
-        self._given_s = 0.0
+        self._looked_s = -math.inf  # when steps last asked, or could have, whether the server's threads wait
+        self._given_s = 0.0  # seconds that steps have given way for, in all
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """The cores for a step: after the copies that have them, and after one that has waited long enough."""
+        """Holds the cores for a step: waits for copies that have them, and for a copy that has waited long
+        enough."""
         self._begin_step()
         if self._signal is not None:
             self._signal.stop()
@@ -72,12 +73,13 @@ class CoreTurns:
             self._end_step()
 
     def give_way(self) -> None:
-        """Lets others who wait have their turn, where the step has had the cores for a while. Within ``step``."""
+        """Lets others who wait have their turn, if the step has had the cores for a while. Call it within
+        ``step``."""
         if self._due_in_s():
             return
         before_s = self._clock()
         if self.num_copies_waiting:
-            with self._changed:  # a copy that goes sees that the step waits
+            with self._changed:  # a copy that begins now sees that the step waits
                 self._end_step()
                 self._begin_step()
         elif self._signal is not None:
@@ -85,24 +87,25 @@ class CoreTurns:
         self._given_s += self._clock() - before_s
 
     def step_clock(self) -> float:
-        """The clock, without what steps have given way for so far."""
+        """The clock, less the time that steps have given way for so far."""
         return self._clock() - self._given_s
 
     @contextmanager
     def copy(self, share: float) -> Iterator[Callable[[], bool]]:
-        """The cores for a copy: at once where nobody steps, and else after the step has had them for its turn.
+        """Holds the cores for a copy: at once if no step runs, else after the step has had them for its turn.
 
         Args:
-            share: of the step's turn, after which the copy's is over where a step waits.
+            share: length of the copy's turn as a share of the step's, if a step waits.
 
         Yields:
-            Whether it is over; any thread may ask. What is left takes another turn.
+            A function that tells whether the turn is over; any thread may call it. The rest of the copy takes
+            another turn.
         """
         with self._changed:
             asked_s = self._clock()
             self.num_copies_waiting += 1
             while not self._may_copy():
-                # After a step nobody may follow who would say that it is due.
+                # After a step there may be no further step to wake this copy when it is due.
                 after_step = self._stepped_last and not self._stepping
                 self._changed.wait(self._due_in_s() if after_step else None)
             self.num_copies_waiting -= 1
@@ -130,7 +133,7 @@ class CoreTurns:
         self._looked_s = self._clock()
 
     def _due_in_s(self) -> float:
-        """Until the others' turn comes before the step's; 0 where it does."""
+        """Seconds until the others' turn comes before the step's; 0 if it does now."""
         return max(0.0, self._given_way_s + _STEP_TURN_S - self._clock())
 
     def _may_copy(self) -> bool:

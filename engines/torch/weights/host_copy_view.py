@@ -1,7 +1,7 @@
-"""A host copy under addresses of this process: what weights are copied from.
+"""A host copy mapped under addresses of this process, from which weights are copied.
 
-Read through its descriptor it would come at the rate of the system's own copying, which is about half of
-what the memory can do.
+Read through its descriptor, the copy would come at the rate of the system's own copying, which is about half
+of what the memory can do.
 """
 
 from __future__ import annotations
@@ -29,26 +29,31 @@ __all__ = ["HostCopyView", "require_bytes"]
 
 log = logging.getLogger(__name__)
 
-_PIECE_BYTES = 16 << 20  # copied by one thread without looking up, in 1.5 ms
+_PIECE_BYTES = 16 << 20  # a thread copies so much, in 1.5 ms, before it asks whether its turn is over
 
 
 def require_bytes(host_copy_fd: int, num_bytes: int) -> None:
-    """Raises ``ArtifactError`` where a host copy is shorter: what is mapped beyond its end kills who reads it."""
+    """Checks that a host copy has ``num_bytes`` bytes: a process that reads mapped pages beyond its end is
+    killed.
+
+    Raises:
+        ArtifactError: it is shorter.
+    """
     found_bytes = os.fstat(host_copy_fd).st_size
     if found_bytes < num_bytes:
         raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
 
 
 class HostCopyView:
-    """The first bytes of a host copy, to be read only.
+    """The first ``num_bytes`` of a host copy, to be read only.
 
     Args:
         host_copy_fd: a memfd that keeps its size.
-        to_be_pinned: mapped writable, since GPUs that sit on a bus refuse to register memory that is not
-            (``CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`` is 0).
+        to_be_pinned: whether to map it writable, since GPUs that sit on a bus refuse to register memory that
+            is not (``CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`` is 0).
 
     Raises:
-        ArtifactError: it is shorter.
+        ArtifactError: the host copy is shorter.
         InsufficientMemoryError: there are no addresses or page tables for it.
     """
 
@@ -72,8 +77,8 @@ class HostCopyView:
             raise
 
     def pin(self, device_index: int) -> None:
-        """Keeps the bytes where they are, so that a GPU fetches them itself, at the rate of its link. Where the
-        driver refuses, it is said in the log, and the driver copies them piece by piece."""
+        """Keeps the bytes where they are, so that a GPU fetches them itself, at the rate of its link. If the
+        driver refuses, the log says so, and the driver copies them piece by piece."""
         context = CudaContext(device_index)
         try:
             context.call("cuMemHostRegister", self._address, self._num_bytes, 0)
@@ -87,18 +92,18 @@ class HostCopyView:
     def copy_to_host(self, target: Tensor, num_threads: int, turns: CoreTurns, share: float) -> None:
         """Copies everything to the start of ``target``, uint8, in host memory.
 
-        Args:
-            share: of the time of a step that each turn of the copy has, where there are steps.
-
         Each thread copies large pieces: only then does the C library write past the caches, without which
         every line of the target is fetched before it is overwritten.
+
+        Args:
+            share: length of each turn of the copy as a share of a step's, if steps run.
         """
         address = target.data_ptr()
         starts = deque(range(0, self._num_bytes, _PIECE_BYTES))
 
         def copy(is_over: Callable[[], bool]) -> None:
             with contextlib.suppress(IndexError):  # another thread took the last one
-                while True:  # one piece at least: a turn may be shorter than it takes to begin
+                while True:  # at least one piece, since a turn may be shorter than it takes to begin
                     start = starts.popleft()
                     length = min(_PIECE_BYTES, self._num_bytes - start)
                     ctypes.memmove(address + start, self._address + start, length)
@@ -112,8 +117,8 @@ class HostCopyView:
                         pass
 
     def copy_to_cuda(self, target: Tensor, chunk_bytes: int) -> None:
-        """Copies everything to the start of ``target``, uint8, on a stream of its own, in chunks between which a
-        step's own small copies find their way."""
+        """Copies everything to the start of ``target``, uint8, on a stream of its own, in chunks, so that a
+        step's own small copies get in between."""
         source = torch.frombuffer(
             (ctypes.c_uint8 * self._num_bytes).from_address(self._address), dtype=torch.uint8
         )
@@ -124,10 +129,10 @@ class HostCopyView:
                     stop = min(start + chunk_bytes, self._num_bytes)
                     target[start:stop].copy_(source[start:stop], non_blocking=True)
         finally:
-            stream.synchronize()  # also where a chunk failed: the pages under the others are given back next
+            stream.synchronize()  # even if a chunk failed: the pages under the others are given back next
 
     def close(self) -> None:
-        """Gives the addresses back, when nothing is copied any more."""
+        """Gives the addresses back. Call it when no copy runs any more."""
         if self._context is not None:
             self._context.call("cuMemHostUnregister", self._address)
             self._context.close()

@@ -1,7 +1,7 @@
 """A replica's weights in the arena: brought from the host copy and released, always at one address.
 
-They are brought by a copy into pages of the arena. Where the device is the CPU they may instead be the host
-copy's own pages, put under the same addresses: no copy, and no second copy in memory.
+They come by a copy into pages of the arena. If the device is the CPU, the host copy's own pages may be put
+under the same addresses instead: no copy, and no second set of pages in memory.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ __all__ = ["WeightsRegion"]
 class WeightsRegion:
     """One address range for one packed artifact.
 
-    Tensors made over the range stay valid over release and restore; while it is released nobody may touch them,
-    and never may anybody write to them. For a GPU the host copy is pinned at the first restore and stays so.
+    Tensors made over the range stay valid over release and restore. While the range is released, nobody may
+    touch them; nobody may ever write to them. For a GPU the host copy is pinned at the first restore and
+    stays so.
 
     Args:
         num_bytes: size of the packed weights.
-        copy_chunk_bytes, num_copy_threads: see ``TorchEngineConfig``.
-        core_turns: of a device that is the CPU.
-        may_borrow: a sealed host copy in the memory of this very device is mapped and not copied.
-        checksum: what the host copy's bytes must have (``memory_manager.word_sum``) each time that they come; None
-            if nobody can write to it.
+        copy_chunk_bytes: see ``TorchEngineConfig``.
+        num_copy_threads: see ``TorchEngineConfig``.
+        core_turns: turns at the cores, for a device that is the CPU.
+        may_borrow: whether a sealed host copy is mapped instead of copied, if it is in the memory of this
+            very device.
+        checksum: checksum (``memory_manager.word_sum``) that the bytes must have each time that they come;
+            None if nobody can write to the host copy.
 
     Raises:
         InsufficientMemoryError: there are no such addresses.
@@ -67,19 +70,19 @@ class WeightsRegion:
 
     @property
     def committed_bytes(self) -> int:
-        """Device bytes held now: whole pages, or none."""
+        """Device bytes that the region holds now: whole pages, or none."""
         return self._range.num_bytes if self._committed else 0
 
     def restore(self, host_copy_fd: int, lease_bytes: int, *, core_share: float) -> None:
         """Brings the weights; all or nothing.
 
         Args:
-            core_share: of the time of a step that the copy has a CPU device's cores between two of them.
+            core_share: length of each turn that the copy has at a CPU device's cores, as a share of a step's.
 
         Raises:
-            InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more.
+            InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more memory.
             ArtifactError: the host copy is shorter than the manifest says.
-            HostCopyAlteredError: it is not what it was when it was read.
+            HostCopyAlteredError: the host copy has changed since it was made.
         """
         if lease_bytes < self._range.num_bytes:
             raise InsufficientMemoryError(
@@ -105,7 +108,7 @@ class WeightsRegion:
         return released_bytes
 
     def close(self) -> None:
-        """Gives pages and addresses back. The tensors are no memory any more."""
+        """Gives pages and addresses back. The tensors have no memory behind them any more."""
         self._committed = False
         self._arena.free_range(self._range)
         if self._pinned is not None:
@@ -116,7 +119,7 @@ class WeightsRegion:
         """The manifest's tensors as views of the range.
 
         Raises:
-            ArtifactError: an entry contradicts itself or lies outside the artifact.
+            ArtifactError: a tensor's entry contradicts itself or lies outside the artifact.
         """
         return {name: self._view(name, entry) for name, entry in manifest.tensors.items()}
 
@@ -159,7 +162,8 @@ class WeightsRegion:
         self._committed = True
 
     def _copy_to_host(self, host_copy_fd: int, core_share: float) -> None:
-        # Mapped for the time of the copy only: its pages would count twice in the worker's resident memory.
+        # Mapped for the time of the copy only: otherwise the pages would count twice in the worker's resident
+        # memory.
         view = HostCopyView(host_copy_fd, self._num_bytes)
         try:
             view.copy_to_host(self._memory, self._num_threads, self._core_turns, core_share)
