@@ -28,8 +28,8 @@ class PackedModel:
     """A packed artifact on disk.
 
     Attributes:
-        weights_bytes: of a replica, whole pages.
-        groups: its KV groups in the artifact's precision.
+        weights_bytes: whole pages of a replica's weights.
+        groups: KV groups of the model in the artifact's precision.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class BareEngine:
     """The engine without its worker process.
 
     Args:
-        arena: closed with the engine.
+        arena: the engine's arena, closed with it.
     """
 
     def __init__(self, arena: Arena, config: TorchEngineConfig | None = None) -> None:
@@ -85,7 +85,7 @@ class BareEngine:
         """Makes a replica resident.
 
         Args:
-            host_copy_fd: the engine's from here on; by default the packed file itself.
+            host_copy_fd: descriptor that the engine owns from here on; by default the packed file itself.
         """
         fd = os.open(model.weights_path, os.O_RDONLY) if host_copy_fd is None else host_copy_fd
         spec = LoadSpec(
@@ -101,11 +101,11 @@ class BareEngine:
         self.engine.submit(SequenceRequest(next(self._ids), name, prompt_ids, sampling))
 
     def step(self) -> list[Finished]:
-        """One step; the sequences that ended with it. Raises ``MooringError`` where one failed."""
+        """Runs one step; returns the sequences that ended with it. Raises ``MooringError`` if one failed."""
         return [end for output in self._outputs() for end in output.finished]
 
     def generate(self, name: str, prompt_ids: Sequence[int], max_tokens: int) -> list[int]:
-        """What the model says, with nothing else running."""
+        """The model's output tokens, with nothing else running."""
         self.submit(name, prompt_ids, max_tokens)
         token_ids: list[int] = []
         while len(token_ids) < max_tokens:
@@ -121,7 +121,7 @@ class BareEngine:
         return outputs
 
     def live_kv_bytes(self, name: str) -> int:
-        """Of blocks that the model's sequences hold."""
+        """Bytes of the blocks that the model's sequences hold."""
         return next(each.kv_live_bytes for each in self.engine.stats().replicas if each.replica_id == name)
 
     @property
@@ -131,9 +131,9 @@ class BareEngine:
 
     @contextmanager
     def bookkeeping(self) -> Iterator[Stopwatch]:
-        """Times everything that the engine asks of its KV pool, its prefix cache and its arena while the block
+        """Times all calls of the engine to its KV pool, its prefix cache and its arena while the block
         runs."""
-        # The engine has no door for these, and needs none but here.
+        # The engine has no public access to these, and needs it only here.
         pool, cache = self.engine._pool, self.engine._cache
         watch = Stopwatch()
         with watch.on(cache, _CACHE_CALLS), watch.on(pool, _POOL_CALLS), watch.on(self.arena, _ARENA_CALLS):
@@ -157,7 +157,7 @@ _ARENA_CALLS = ("commit", "release")
 
 
 class Stopwatch:
-    """Seconds spent in methods of some objects; a call within another counts once."""
+    """Seconds spent in methods of some objects; a call within another one counts once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -3,11 +3,12 @@
 All three run the same torch engine in this process, over the same requests, with outputs of fixed length:
 
 - sequential: one request at a time;
-- static: batches of ``c`` requests, the next one when the longest output of a batch is complete; until then every
-  row of the batch is computed, as implementations with a fixed batch do, and what exceeds a row's own output is
-  thrown away;
+- static: batches of ``c`` requests, the next one when the longest output of a batch is complete; until then
+  every row of the batch is computed, as implementations with a fixed batch do, and tokens beyond a row's own
+  output are thrown away;
 - static, ended rows left out: the same, but a sequence that has its output leaves the batch and costs nothing
-  more. No peer works so; it is the part of continuous batching's gain that refilling the batch gives by itself;
+  more. No peer works so; this mode shows how much of continuous batching's gain comes from refilling the
+  batch;
 - continuous: ``c`` requests in flight, a new one as soon as one ends.
 
 Modes are interleaved and repeated; the figures are medians of output tokens per second.
@@ -37,7 +38,7 @@ OUTPUT_TOKENS = (8, 256)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests as (prompt ids, output length), drawn once from a seed."""
+    """Requests, drawn once from a seed: the prompt ids and the output length of each."""
 
     prompts: tuple[tuple[int, ...], ...]
     output_tokens: tuple[int, ...]
@@ -71,7 +72,7 @@ def main(
     """Runs the benchmark and writes its report to ``out``.
 
     Args:
-        model: a Hugging Face folder; where None, random weights of SmolLM2-135M's shape in bf16.
+        model: a Hugging Face folder; if None, random weights of SmolLM2-135M's shape in bf16.
 
     Returns:
         The figures by name.
@@ -84,7 +85,7 @@ def main(
         for concurrency in CONCURRENCIES:
             for mode, run in MODES.items():
                 if (mode == "sequential") != (concurrency == 1):
-                    continue  # one request at a time is the same in all three
+                    continue  # one request at a time is the same in all modes
                 started = time.perf_counter()
                 run(engine, workload, concurrency)
                 tokens_per_s = workload.total_output_tokens / (time.perf_counter() - started)

@@ -30,7 +30,7 @@ class LoadedEngine:
 
     Args:
         packed: folder of the packed artifact.
-        description: what the report calls it.
+        description: the report's words for the model.
         kv_bytes: KV lease; enough that no benchmark preempts.
     """
 
@@ -65,7 +65,8 @@ class LoadedEngine:
         self._engine.submit(request)
 
     def step_and_count_finished(self) -> int:
-        """One step; how many sequences ended with it. Raises ``MooringError`` where one failed."""
+        """Runs one step; returns the number of sequences that ended with it. Raises ``MooringError`` if one
+        failed."""
         ended = [end for output in self._engine.step() for end in output.finished]
         for end in ended:
             if end.reason is FinishReason.ERROR:

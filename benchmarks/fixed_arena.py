@@ -1,4 +1,4 @@
-"""An arena whose memory is taken once and never moves: what an engine with a pool of fixed size has."""
+"""An arena whose memory is taken once and never moves, like that of an engine with a pool of fixed size."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["FixedArena"]
 
 
 class FixedArena:
-    """``memory_manager.arena.protocol.Arena`` over one touched buffer: committing and releasing do nothing.
+    """``memory_manager.arena.protocol.Arena`` over one touched buffer; committing and releasing do nothing.
 
     Args:
-        capacity_bytes: rounded up to pages; for all ranges that are ever reserved.
+        capacity_bytes: bytes for all ranges that are ever reserved; rounded up to pages.
     """
 
     def __init__(self, capacity_bytes: int) -> None:

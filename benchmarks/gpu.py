@@ -1,7 +1,7 @@
-"""What moving models and KV costs on an NVIDIA GPU, against its link and by the driver's own figures.
+"""The cost of moving models and KV on an NVIDIA GPU, against its link and by the driver's own figures.
 
-``mooring bench gpu --out DIR``. ``benchmarks.residency`` measures the rest, which needs no GPU. With ``--device cpu``
-all of it is done in host memory, which shows that it runs and nothing else.
+``mooring bench gpu --out DIR``. ``benchmarks.residency`` measures the rest, which needs no GPU. With
+``--device cpu`` everything is done in host memory, which shows that the benchmark runs and nothing else.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from mooring.units import GIB, MIB, format_bytes
 
 __all__ = ["GpuLoad", "main"]
 
-_NUM_TOKENS = 32  # of a prompt and of what is said to it
+_NUM_TOKENS = 32  # of a prompt and of its answer
 
 
 @dataclass(frozen=True, slots=True)
 class GpuLoad:
-    """How much of everything.
+    """Amounts of everything that is measured.
 
     Attributes:
-        shape_name: of the model that wakes; see ``random_models.shape``.
-        wakes: that are timed.
-        handover_bytes: of KV that live sequences hold before it is handed over, at least.
+        shape_name: shape of the model that wakes; see ``random_models.shape``.
+        wakes: number of wakes that are timed.
+        handover_bytes: least bytes of KV that live sequences hold before it is handed over.
     """
 
     shape_name: str = "Qwen2.5-0.5B"
@@ -51,7 +51,7 @@ class GpuLoad:
 
     @classmethod
     def quick(cls) -> GpuLoad:
-        """A tiny model, twice: whether it works, not how well."""
+        """A tiny model, twice: shows whether the benchmark works, not how quick anything is."""
         return cls("tiny", 2, 32 * MIB)
 
 
@@ -60,11 +60,14 @@ class _Wakes:
     """Rates in bytes per second, and bytes that are used on the device, by the driver's figure.
 
     Attributes:
-        link_rates: of copies from one pinned buffer into device memory.
-        wake_rates: weights over the seconds of a wake whose pages are in the arena's stock, as a worker keeps them.
-        fresh_wake_rates: of one whose pages have been given back to the driver and have to be made.
-        unloaded_bytes, resident_bytes, asleep_bytes: used before the model is loaded and while it is either; no
-            pages are in stock.
+        link_rates: rates of copies from one pinned buffer into device memory.
+        wake_rates: weights over the seconds of a wake whose pages are in the arena's stock, as a worker keeps
+            them.
+        fresh_wake_rates: weights over the seconds of a wake whose pages have been given back to the driver
+            and must be made.
+        unloaded_bytes: bytes used before the model is loaded; no pages are in stock.
+        resident_bytes: bytes used while it is resident.
+        asleep_bytes: bytes used while it sleeps.
     """
 
     link_rates: list[float] = field(default_factory=list)
@@ -99,7 +102,7 @@ def main(out: Path, device: str, load: GpuLoad) -> dict[str, float]:
 
 
 def _check_gpu(device: torch.device, load: GpuLoad) -> None:
-    """Before the minutes of measuring rather than after them."""
+    """Checks the GPU before the minutes of measuring rather than after them."""
     if torch.version.cuda is None:
         raise ConfigurationError("this torch was built for the CPU alone", param="device")
     if (device.index or 0) >= torch.cuda.device_count():
@@ -163,7 +166,7 @@ async def _measure_wakes(model: PackedModel, device: torch.device, repeats: int)
 
     try:
         async with resident(engine, model):
-            said = generate()  # what libraries keep once they have been used is no model's
+            said = generate()  # libraries keep some memory once they have been used; it belongs to no model
         found.unloaded_bytes = _used_bytes(device, arena)
         async with resident(engine, model):
             for _ in range(repeats):
@@ -184,7 +187,8 @@ async def _measure_wakes(model: PackedModel, device: torch.device, repeats: int)
 
 
 def _link(device: torch.device, num_bytes: int) -> Callable[[], float]:
-    """Measures bytes per second from host memory to the device, as quick as they come."""
+    """Returns a function that measures the rate from host memory to the device, in bytes per second, at its
+    quickest."""
     if device.type != "cuda":
         return CopyCeiling(num_bytes).measure
     source = torch.ones(num_bytes, dtype=torch.uint8).pin_memory()
@@ -201,8 +205,8 @@ def _link(device: torch.device, num_bytes: int) -> Callable[[], float]:
 
 
 def _used_bytes(device: torch.device, arena: Arena) -> int:
-    """On the device, by the driver's figure, without what is only kept for later. Host memory holds much else of this
-    process: there, by the arena's."""
+    """Bytes used on the device by the driver's figure, without memory that is only kept for later. On the
+    host the arena's figure is taken, since host memory holds much else of this process."""
     arena.trim()
     if device.type != "cuda":
         return arena.committed_bytes

@@ -1,7 +1,7 @@
-"""What it costs that KV floats: handing it from one model to another, and the tax on one model alone.
+"""The cost of KV that floats: handing it from one model to another, and the tax on one model alone.
 
-One engine in this process. The models of the handover compute next to nothing and have the KV of Llama-3-8B (128 KiB
-a token), so that gigabytes are filled by real sequences in seconds.
+One engine in this process. The models of the handover compute next to nothing and have the KV of Llama-3-8B
+(128 KiB a token), so that real sequences fill gigabytes in seconds.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _CHEAP_SHAPE: dict[str, Any] = {
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 432, 16  # 27 pages and one more
 _HANDED_OVER = 0.9
 _AT_ONCE = 16
-_LEASE_BEFORE = PAGE_BYTES  # the null page: what an engine starts from
+_LEASE_BEFORE = PAGE_BYTES  # the null page, from which an engine starts
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """KV from one model that holds all of it to another that holds 90 %.
+    """KV that goes from one model, which holds all of it, to another, which takes 90 %.
 
     Attributes:
-        seconds: of letting go and of taking, without computing anything.
-        let_go_s: of these, until the first model held none.
-        live_before_bytes: of blocks that the first model's sequences held.
-        live_after_bytes: that the second one's held in the end.
+        seconds: seconds of letting go and of taking, without computing anything.
+        let_go_s: seconds of these until the first model held none.
+        live_before_bytes: bytes of the blocks that the first model's sequences held.
+        live_after_bytes: bytes of the blocks that the second model's sequences held in the end.
         pool_bytes: the lease, less the null page.
     """
 
@@ -65,7 +65,7 @@ class Handover:
 
 
 def pack_random(root: Path, name: str, shape: dict[str, Any], precision: Precision, seed: int) -> PackedModel:
-    """Random weights of ``shape``, packed; without end-of-sequence."""
+    """Packs a model of ``shape`` with random weights and without end-of-sequence."""
     source = root / name
     source.mkdir(parents=True)
     write_random_weights({**shape, "bos_token_id": None, "eos_token_id": None}, source, precision, seed)
@@ -77,12 +77,12 @@ def pack_random(root: Path, name: str, shape: dict[str, Any], precision: Precisi
 def measure_handover(
     scratch: Path, live_bytes: int, num_threads: int | None = None, device: str = "cpu"
 ) -> Handover:
-    """The first model is put to sleep while its sequences run, as the controller does after a drain, and what it
-    held is taken by the second one's. Taking is timed by the calls of the pool and the arena, since what lies
-    between them is the second model's own prefill.
+    """Puts the first model to sleep while its sequences run, as the controller does after a drain; then
+    sequences of the second model take the KV. Taking is timed by the calls of the pool and the arena, since
+    the second model's own prefill lies between them.
 
     Args:
-        live_bytes: that the first model's sequences hold before, at least.
+        live_bytes: least bytes that the first model's sequences hold before.
     """
     models = [pack_random(scratch, f"handover-{name}", _CHEAP_SHAPE, "bf16", 0) for name in ("a", "b")]
     sequence_bytes = kv_bytes_for_tokens(models[0].groups, _PROMPT_TOKENS + _OUTPUT_TOKENS)
@@ -90,7 +90,7 @@ def measure_handover(
     pool_bytes = num_sequences * sequence_bytes
     capacity_bytes = pool_bytes + 2 * PAGE_BYTES + sum(model.weights_bytes for model in models)
     arena = arena_on(device, capacity_bytes, stock_limit_bytes=capacity_bytes)
-    # All are prefilled in about four steps, before the first one ends.
+    # All sequences are prefilled in about four steps, before the first of them ends.
     config = TorchEngineConfig(
         device=device,
         max_running_sequences=num_sequences,
@@ -106,7 +106,7 @@ def measure_handover(
         _fill(engine, "a", num_sequences, live_bytes)
         live_before_bytes = engine.live_kv_bytes("a")
         if device != "cpu":
-            torch.cuda.synchronize(device)  # what was asked of it before is no part of letting go
+            torch.cuda.synchronize(device)  # earlier work is no part of letting go
         started_s = time.perf_counter()
         engine.engine.sleep("a")
         let_go_s = time.perf_counter() - started_s
@@ -121,7 +121,7 @@ def measure_handover(
 
 
 def _fill(engine: BareEngine, name: str, num_sequences: int, live_bytes: int) -> None:
-    """Steps until the model's sequences hold so much. No two prompts are alike."""
+    """Steps until the model's sequences hold ``live_bytes`` of KV. No two prompts are alike."""
     for number in range(num_sequences):
         prompt = [(number + position * (number % 7 + 1)) % 256 for position in range(_PROMPT_TOKENS - 1)]
         engine.submit(name, [number % 256, *prompt], _OUTPUT_TOKENS)
@@ -134,12 +134,13 @@ def _fill(engine: BareEngine, name: str, num_sequences: int, live_bytes: int) ->
 
 @dataclass(slots=True)
 class SingleModel:
-    """One model alone, output tokens per second of each run; and what the books cost it.
+    """One model alone: output tokens per second of each run, and the cost of the books.
 
     Attributes:
-        elastic, fixed: with KV that comes page by page, and with all of it taken at the start.
-        books_share: of all steps' time, spent in the KV pool and the arena.
-        arena_share: of all steps' time, spent in the arena alone.
+        elastic: rates with KV that comes page by page.
+        fixed: rates with all KV taken at the start.
+        books_share: share of all steps' time that is spent in the KV pool and the arena.
+        arena_share: share of all steps' time that is spent in the arena alone.
     """
 
     elastic: list[float] = field(default_factory=list)
@@ -155,10 +156,10 @@ class SingleModel:
 def measure_single_model(
     model: PackedModel, num_requests: int, repeats: int, num_threads: int | None = None, seed: int = 0
 ) -> SingleModel:
-    """The same requests, 16 at once, on both kinds of memory in turn.
+    """Runs the same requests, 16 at once, on both kinds of memory in turn.
 
-    Before each run the elastic engine's KV shrinks to nothing and may then grow again, so each run pays for every
-    page that it takes.
+    Before each run the elastic engine's KV shrinks to nothing and may then grow again, so each run pays for
+    every page that it takes.
     """
     kv_bytes = _AT_ONCE * kv_bytes_for_tokens(model.groups, 512) + PAGE_BYTES
     capacity_bytes = kv_bytes + model.weights_bytes
@@ -191,7 +192,7 @@ def _shares(engine: BareEngine, workload: Workload, kv_bytes: int) -> tuple[floa
 
 
 def _start_over(engine: BareEngine, kv_bytes: int) -> None:
-    """Takes all KV away, what is cached included, and leases it again."""
+    """Takes all KV away, cached blocks included, and leases it again."""
     engine.lease(_LEASE_BEFORE)
     engine.lease(kv_bytes)
 

@@ -1,7 +1,8 @@
-"""llama-cpp-python's server with its model swap, under the same traces; for orientation, where it is installed.
+"""llama-cpp-python's server with its model swap, under the same traces; for orientation, if it is installed.
 
-The server holds one model at a time and loads another when a request names it. It takes text, so each prompt is as
-many words as the trace has ids; outputs may end early, because it cannot be told to ignore the end of sequence.
+The server holds one model at a time and loads another when a request names it. It takes text, so each prompt
+has as many words as the trace has ids; outputs may end early, because it cannot be told to ignore the end of
+sequence.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What is said of the peer, and its curve by requests per second; empty where it was not measured."""
+    """The report's sentence about the peer, and its curve by requests per second; the curve is empty if it
+    was not measured."""
 
     description: str
     curve: dict[float, Summary] = field(default_factory=dict)
@@ -50,10 +52,11 @@ def measure_peer(
 
     Args:
         gguf: one model file, served under each name of the trace.
-        alone_per_s: requests that our own engine does one after the other in a second; loads are multiples.
+        alone_per_s: requests that our own engine does one after the other in a second; the loads are
+            multiples of it.
 
     Raises:
-        OperatorError: it is installed and its server does not start.
+        OperatorError: llama-cpp-python is installed and its server does not start.
     """
     if find_spec("llama_cpp") is None:
         return Peer("Not measured: llama-cpp-python is not installed.")
@@ -79,7 +82,7 @@ def _server(scratch: Path, gguf: Path, names: Sequence[str]) -> Iterator[str]:
     port = _free_port()
     config = scratch / "llama-cpp.json"
     models = [{"model": str(gguf), "model_alias": name, "n_ctx": 512, "verbose": False} for name in names]
-    # By default a request that comes ends the one that runs.
+    # By default a new request ends the one that runs.
     settings = {"host": "127.0.0.1", "port": port, "interrupt_requests": False, "models": models}
     config.write_text(json.dumps(settings))
     log_path = scratch / "llama-cpp.log"

@@ -22,16 +22,16 @@ _TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class DoorLoad:
-    """What is asked of one door.
+    """The load on one door.
 
     Attributes:
         protocol: ``http`` (server-sent events) or ``grpc``.
-        address: of the door, ``127.0.0.1:PORT``.
-        path: of the route, or of the method.
-        bodies: of the requests, in turn.
+        address: address of the door, ``127.0.0.1:PORT``.
+        path: path of the route or of the method.
+        bodies: bodies of the requests, taken in turn.
         units_per_stream: events or messages that each stream must bring, no two of them alike.
-        num_streams: at once.
-        num_requests: in all.
+        num_streams: streams that run at once.
+        num_requests: requests in all.
     """
 
     protocol: str
@@ -45,13 +45,13 @@ class DoorLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What came back.
+    """Measurements of one load.
 
     Attributes:
         seconds: from the first request to the end of the last answer.
-        num_units: events or messages.
-        first_s: of each request, seconds to its first unit.
-        whole_s: and to its end.
+        num_units: events or messages that came.
+        first_s: seconds from each request to its first unit.
+        whole_s: seconds from each request to its end.
     """
 
     seconds: float
@@ -65,10 +65,10 @@ class LoadResult:
 
 
 class LoadGenerator:
-    """Compiles the program into ``scratch``.
+    """Compiles the program into ``scratch`` and runs it.
 
     Args:
-        core: that it runs on; None is any.
+        core: core that it runs on; None means any.
 
     Raises:
         ConfigurationError: there is no C compiler.
@@ -85,7 +85,7 @@ class LoadGenerator:
         subprocess.run([compiler, *_FLAGS, "-o", str(self._program), *sources], check=True)
 
     def run(self, load: DoorLoad) -> LoadResult:
-        """Puts the load on, and checks that every token arrived once.
+        """Puts the load on, and checks that every token arrived once and by itself.
 
         Raises:
             InternalError: tokens are missing, or came twice, or together.

@@ -1,4 +1,5 @@
-"""What this machine's memory can do, measured beside what is compared with it, and what a process holds."""
+"""Rates of this machine's memory, measured beside what is compared with them, and the memory that a process
+holds."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class CopyCeiling:
     """Copies one touched buffer into another with two threads.
 
     Args:
-        num_bytes: of each of the two.
+        num_bytes: size of each buffer.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -32,7 +33,7 @@ class CopyCeiling:
         source, target = self._source.ctypes.data, self._target.ctypes.data
 
         def copy(start: int, stop: int) -> None:
-            # The libc's own, which writes past the caches where so much is copied: numpy's is up to half slower.
+            # The C library writes past the caches if so much is copied; numpy is up to half as slow again.
             ctypes.memmove(target + start, source + start, stop - start)
 
         return _rate(self._target.size, copy)
@@ -61,8 +62,8 @@ class ReadCeiling:
 
 
 class PeakMemory:
-    """The most that this process holds while the block runs; see ``held_bytes``. Reads as often as it can, so
-    what is timed is not to be timed in it."""
+    """Finds the most memory that this process holds while the block runs; see ``held_bytes``. Reads as often
+    as it can, so time nothing within the block."""
 
     def __init__(self) -> None:
         self.before_bytes = self.peak_bytes = self.after_bytes = 0
@@ -85,8 +86,8 @@ class PeakMemory:
 
 
 def held_bytes(*pids: int) -> int:
-    """Anonymous memory of the processes, and what is behind their memfds by the system's own count. One memfd
-    counts once, however many of them have it open. A process that is gone holds nothing."""
+    """Bytes of the processes' anonymous memory and of their memfds, by the system's own count. A memfd counts
+    once, however many of the processes have it open. A process that is gone holds nothing."""
     memfds: dict[int, int] = {}
     num_bytes = 0
     for pid in pids:
@@ -97,7 +98,7 @@ def held_bytes(*pids: int) -> int:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory of the process that is no file's and no memfd's; 0 of one that is gone."""
+    """Resident memory of the process that belongs to no file and no memfd; 0 if the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -109,14 +110,14 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def _memfds(folder: Path) -> dict[int, int]:
-    """Bytes by inode."""
+    """Bytes of each memfd, by inode."""
     found = {}
     for fd in os.listdir(folder):
         try:
             if os.readlink(folder / fd).startswith("/memfd:"):
                 status = os.stat(folder / fd)
                 found[status.st_ino] = status.st_blocks * 512
-        except FileNotFoundError:  # it was closed meanwhile
+        except FileNotFoundError:  # the descriptor was closed meanwhile
             continue
     return found
 

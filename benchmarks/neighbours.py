@@ -1,9 +1,9 @@
-"""What a real server's users feel of residency: the first token of a sleeping model, and a neighbour's stream while
-another model loads and wakes.
+"""Effects of residency on the users of a real server: the first token of a sleeping model, and a neighbour's
+stream while another model loads and wakes.
 
-Three models of one size. The first one serves. The other two take turns on a device that has room for one of them
-and in a host cache that has room for one copy beside the first's, so that each can be made to load from storage
-again and again.
+Three models of one size. The first model serves. The other two take turns on a device that has room for one
+of them and in a host cache that has room for one copy beside the first model's, so that each can be made to
+load from storage again and again.
 """
 
 from __future__ import annotations
@@ -42,15 +42,20 @@ class Neighbours:
 
     Attributes:
         quiet_itl_s: gaps between the serving model's tokens while nothing else happens.
-        wake_itl_s, load_itl_s: the gaps that overlap a wake or a load of the other.
-        idle_wake_s, busy_wake_s: what wakes took while nothing was served, and beside the stream.
-        idle_load_s, busy_load_s: likewise, loads.
-        first_token_s: of a request to a model that slept, until its first token.
-        wake_s: of the wakes in these.
-        prefill_s: the same for a model that is resident: what remains of a first token without the wake.
-        asleep_bytes: the most that the server said a sleeping model held.
-        stolen_shares: of the cores' time that the hypervisor gave to others, in each round that is here.
-        left_out: the rounds in which it gave them more, where there were enough others.
+        wake_itl_s: gaps that overlap a wake of another model.
+        load_itl_s: gaps that overlap a load of another model.
+        idle_wake_s: durations of wakes while nothing was served.
+        busy_wake_s: durations of wakes beside the stream.
+        idle_load_s: durations of loads while nothing was served.
+        busy_load_s: durations of loads beside the stream.
+        first_token_s: from a request to a model that slept until its first token.
+        wake_s: durations of the wakes in these.
+        prefill_s: from a request to a resident model until its first token: the part of a first token that is
+            not the wake.
+        asleep_bytes: the most that a sleeping model held, by the server's figure.
+        stolen_shares: share of the cores' time that the hypervisor gave to other guests, in each round that
+            counts.
+        left_out: rounds that do not count because that share was higher, if there were enough others.
     """
 
     quiet_itl_s: list[float] = field(default_factory=list)
@@ -80,7 +85,7 @@ class Neighbours:
 
     @property
     def p99_ratio_of_all(self) -> float:
-        """With the rounds that are left out."""
+        """The ratio over all rounds, with those that are left out."""
         every = Neighbours()
         for each in (self, self.left_out or Neighbours()):
             every.take(each)
@@ -111,7 +116,8 @@ class Neighbours:
 def write_neighbours_config(
     path: Path, folders: Mapping[str, Path], max_model_len: int, num_threads: int | None = None
 ) -> None:
-    """Settings for a server of ``SERVING``, ``FIRST`` and ``SECOND``, which are of one shape and in bf16."""
+    """Writes the settings of a server with ``SERVING``, ``FIRST`` and ``SECOND``, which have one shape and
+    are in bf16."""
     description = describe(folders[SERVING])
     weights_bytes = round_to_pages(description.weights_bytes("bf16")) + PAGE_BYTES
     kv_bytes = kv_bytes_for_tokens(kv_groups(ModelConfig.from_dict(description.config), 2), max_model_len)
@@ -132,19 +138,21 @@ def write_neighbours_config(
 def measure_neighbours(
     server: RunningServer, vocab_size: int, repeats: int, stream_tokens: int
 ) -> Neighbours:
-    """First tokens ``repeats`` times, and then as many rounds beside a stream, quiet and disturbed in turn."""
+    """Measures first tokens ``repeats`` times, and then as many rounds beside a stream, quiet and disturbed
+    in turn."""
     return asyncio.run(_Measurement(server, vocab_size, stream_tokens).run(repeats))
 
 
 def least_stolen(rounds: Sequence[Neighbours], num_wanted: int) -> set[int] | None:
-    """What others did with the cores says nothing of us: numbers of the rounds in which they had them least.
+    """Numbers of the rounds in which other guests had the cores least: their use of the cores says nothing
+    about us.
 
     Args:
-        rounds: of one ``stolen_shares`` each.
+        rounds: one ``stolen_shares`` each.
 
     Returns:
-        ``num_wanted`` of them; None where more should be taken, which is until in so many next to nothing was
-        stolen, or there are twice as many to choose from.
+        ``num_wanted`` numbers; None if more rounds should be run: until next to nothing was stolen in so many
+        rounds, or there are twice as many to choose from.
     """
     by_share = sorted(range(len(rounds)), key=lambda number: rounds[number].stolen_shares[0])
     quiet = sum(found.stolen_shares[0] <= _LITTLE_STOLEN for found in rounds)
@@ -180,7 +188,7 @@ class _Measurement:
         return self._found
 
     async def _measure_first_token(self) -> None:
-        """``FIRST`` sleeps before and after."""
+        """Measures one first token of ``FIRST``, which sleeps before and after."""
         before_s = self._seconds("waking")
         self._found.first_token_s.append(await self._first_token_s(FIRST))
         self._found.wake_s.append(self._seconds("waking") - before_s)
@@ -198,7 +206,9 @@ class _Measurement:
             before = psutil.cpu_times()
             found = await self._measure_stream()
             after = psutil.cpu_times()
-            all_s = sum(after[:8]) - sum(before[:8])  # a guest's time, which follows, is in a user's already
+            all_s = sum(after[:8]) - sum(
+                before[:8]
+            )  # the fields after them, guests' time, are in user time already
             found.stolen_shares = [(after.steal - before.steal) / all_s]
             rounds.append(found)
         self._found.left_out = Neighbours()
@@ -206,7 +216,7 @@ class _Measurement:
             (self._found if number in kept else self._found.left_out).take(found)
 
     async def _measure_stream(self) -> Neighbours:
-        """A wake and a load; then a quiet stretch and both beside a stream."""
+        """Measures a wake and a load alone; then a quiet stretch of a stream, and both moves beside it."""
         found = Neighbours()
         found.idle_wake_s.append((await self._move(FIRST)).seconds)
         await self._sleep(FIRST)
@@ -218,7 +228,8 @@ class _Measurement:
         streaming = asyncio.create_task(self._stream(arrivals))
 
         async def rest(num_tokens: int = 2) -> None:
-            """Until so many more have arrived: what is asked for next is no part of the gaps before."""
+            """Waits until so many more tokens have arrived, so that the next request is no part of the gaps
+            before."""
             enough = len(arrivals) + num_tokens
             while len(arrivals) < enough:
                 if streaming.done():
@@ -251,7 +262,7 @@ class _Measurement:
         """Makes a model resident, from wherever it is.
 
         Args:
-            rest: between the move and the questions to the server how long it took, before and after it.
+            rest: awaited between the move and each question to the server for how long moves took.
         """
         before_s = self._seconds("waking", "loading")
         if rest is not None:
@@ -272,7 +283,8 @@ class _Measurement:
             raise MooringError(f"POST {path}: {response.text}")
 
     def _seconds(self, *sources: str) -> float:
-        """That all transitions from ``sources`` to resident have taken so far, by the server's own clock."""
+        """Seconds that all transitions from ``sources`` to resident have taken so far, by the server's own
+        clock."""
         text = self._server.client.get(f"{self._server.http_url}/metrics").text
         either = "|".join(sources)
         pattern = (
@@ -303,7 +315,8 @@ class _Measurement:
 
 @dataclass(slots=True)
 class _Move:
-    """A wake or a load. ``span``: as its caller saw it; ``seconds``: as the server did."""
+    """A wake or a load. ``span``: its time as the caller saw it; ``seconds``: its duration by the server's
+    figure."""
 
     span: _Span
     seconds: float

@@ -31,9 +31,10 @@ class NullModel:
     """A folder to register, and the tokens that the null engine should give.
 
     Attributes:
-        tokenizer: where it comes from, for the report.
-        first_token_id, num_token_ids: ids whose texts are whole characters and all different, so that each
+        tokenizer: origin of the tokenizer, for the report.
+        first_token_id: first of a run of ids whose texts are whole characters and all different, so that each
             token is text, and an event, of its own.
+        num_token_ids: length of the run.
     """
 
     folder: Path
@@ -46,8 +47,8 @@ def make_null_model(folder: Path, samples: Path | None = None) -> NullModel:
     """Makes the folder.
 
     Args:
-        samples: of the sample models; by default the server's own. The tokenizer is SmolLM2's where it lies
-            there, and else one trained on Python's library.
+        samples: folder of the sample models; by default the server's own. The tokenizer is SmolLM2's if that
+            is there, and else one trained on Python's library.
     """
     folder.mkdir(parents=True)
     smollm2 = (

@@ -1,9 +1,9 @@
 """Three models of equal size on a budget for 2.2 of them, all asked for at once.
 
-``python -m benchmarks.oversubscription --out DIR``: SmolLM2-135M and two of its shape with random weights, in
-fp32; 100 requests to each, 16 at a time for each model. Every answer must be the one that the model gives
-alone, the ledger must stay within the budget, and so must the worker's resident memory, beyond what a worker
-without a model takes and a fixed allowance for workspace.
+``python -m benchmarks.oversubscription --out DIR``: SmolLM2-135M and two models of its shape with random
+weights, in fp32; 100 requests to each, 16 at a time for each model. Every answer must be the one that the
+model gives alone, and the ledger must stay within the budget. So must the worker's resident memory, less that
+of a worker without a model and a fixed allowance for workspace.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _models(scratch: Path, samples: Path | None) -> dict[str, Path]:
 
 
 def _references(scratch: Path, folders: Mapping[str, Path], streams: list[Stream]) -> list[Outcome]:
-    """What each model answers alone: a server of its own, a few requests at a time."""
+    """The answers that each model gives alone, on a server of its own, with a few requests at a time."""
     answers: dict[str, list[Outcome]] = {}
     for model, folder in folders.items():
         flags = ["--dtype", "float32", "--memory-budget", "2GiB"]
@@ -161,7 +161,8 @@ def _references(scratch: Path, folders: Mapping[str, Path], streams: list[Stream
 
 
 def _config(scratch: Path, folders: Mapping[str, Path], budget_bytes: int) -> Path:
-    """Contexts are limited so that the KV guarantees of two models fit beside their weights."""
+    """Writes the settings. Contexts are limited so that the KV guarantees of two models fit beside their
+    weights."""
     lines = [f"memory_budget = {budget_bytes}", 'dtype = "float32"']
     for name, folder in folders.items():
         lines += [

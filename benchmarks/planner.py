@@ -1,8 +1,8 @@
-"""How long one decision of the memory manager takes as deployments become many.
+"""The duration of one decision of the memory manager as the number of deployments grows.
 
-``python -m benchmarks.planner --out DIR`` builds a manager whose device holds 32 replicas, registers 10, 100 and
-1,000 deployments, lets requests use some, and times whole decisions: reading the state of all deployments,
-planning, and beginning what was decided. Workers and host cache answer at once and hold nothing.
+``python -m benchmarks.planner --out DIR`` builds a manager whose device holds 32 replicas, registers 10, 100
+and 1,000 deployments, lets requests use some of them, and times whole decisions: reading the state of all
+deployments, planning, and beginning what was decided. Workers and host cache answer at once and hold nothing.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ REPEATS = 50
 
 
 class InstantCopy:
-    """A host copy of nothing."""
+    """A host copy without contents."""
 
     fd = -1
     checksum = None
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is held."""
 
 
 class InstantHostCache:
-    """Has every artifact."""
+    """A host cache that has every artifact."""
 
     async def get(self, ref: ArtifactRef) -> HeldCopy:
         return InstantCopy()
@@ -58,13 +58,13 @@ class InstantHostCache:
         return True
 
     def expect(self, ref: ArtifactRef) -> None:
-        """It is there already."""
+        """Does nothing: every artifact is there already."""
 
     def forget(self, key: str) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is held."""
 
     def discard(self, key: str) -> None:
-        """It has every artifact again at once."""
+        """Does nothing: the artifact is there again at once."""
 
     def allow_spare(self, allowed: bool) -> int:
         return 0
@@ -74,7 +74,7 @@ class InstantHostCache:
 
 
 class InstantWorker:
-    """Does what it is told at once; says that it holds what it was promised."""
+    """A worker that obeys at once and reports that it holds what it was promised."""
 
     worker_id = "worker-0"
     device = "cpu"
@@ -91,7 +91,7 @@ class InstantWorker:
         return weights_lease_bytes
 
     async def unload(self, replica_id: str) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is held."""
 
     async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         return LeaseStatus.APPLIED
@@ -104,8 +104,8 @@ class InstantWorker:
 
 
 def measure(sizes: Sequence[int] = SIZES, repeats: int = REPEATS) -> dict[str, float]:
-    """Milliseconds of one decision, medians: ``planner_ms_N`` with N deployments of which one in twenty has a
-    request waiting, and ``planner_ms_N_all_waiting`` with one waiting for each that is not resident."""
+    """Median milliseconds of one decision: ``planner_ms_N`` with N deployments, of which one in twenty has a
+    request waiting, and ``planner_ms_N_all_waiting`` with a request waiting for each that is not resident."""
     figures = {}
     for size in sizes:
         figures[f"planner_ms_{size}"] = asyncio.run(_decide(size, WAITING_SHARE, repeats))
@@ -115,8 +115,8 @@ def measure(sizes: Sequence[int] = SIZES, repeats: int = REPEATS) -> dict[str, f
 
 
 async def _decide(num_deployments: int, waiting_share: float, repeats: int) -> float:
-    """The median in milliseconds. Nobody of those who wait can come in: what is resident is all in use, and has
-    not been there for long, so that every decision weighs the same state."""
+    """The median in milliseconds. No waiting request can come in: all residents are in use and have not been
+    there for long, so that every decision weighs the same state."""
     num_resident = min(NUM_RESIDENT, num_deployments // 2)
     room_pages = num_resident * (WEIGHTS_PAGES + KV_PAGES) + 1
     manager = MemoryManager(

@@ -1,4 +1,5 @@
-"""Where a Python process spends its time, by py-spy: a flame graph, and a share for each part of the program."""
+"""The time that a Python process spends, by py-spy: a flame graph, and a share for each part of the
+program."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from mooring.errors import ConfigurationError
 
 __all__ = ["flame_graph", "shares"]
 
-_RATE_HZ = 199  # not in step with timers
+_RATE_HZ = 199  # a prime, so that samples do not keep step with timers
 
 
 def flame_graph(pid: int, out: Path, duration_s: float) -> subprocess.Popen[bytes]:
-    """Starts to record; the SVG (or, for a name that ends in ``.txt``, the collapsed stacks) is there when the
-    process that is returned has ended.
+    """Starts to record. When the returned process has ended, the SVG is there (or, for a name that ends in
+    ``.txt``, the collapsed stacks).
 
     Raises:
         ConfigurationError: py-spy is not installed.
@@ -34,11 +35,11 @@ def flame_graph(pid: int, out: Path, duration_s: float) -> subprocess.Popen[byte
 
 
 def shares(stacks: Path, parts: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """The share of samples of each part: the deepest frame that names one of a part's files decides.
+    """The share of samples in each part; the deepest frame that names a file of a part decides.
 
     Args:
-        stacks: collapsed, one a line: frames from the outermost, separated by ``;``, and a count.
-        parts: name to the pieces of file names that belong to it.
+        stacks: collapsed stacks, one a line: frames from the outermost, separated by ``;``, and a count.
+        parts: for each part's name, the pieces of file names that belong to it.
     """
     counts: Counter[str] = Counter()
     for line in stacks.read_text().splitlines():

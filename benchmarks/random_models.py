@@ -1,4 +1,5 @@
-"""Model folders with random weights and a tokenizer that is made in a moment, for benchmarks on real servers."""
+"""Model folders with random weights and a tokenizer that is made in a moment, for benchmarks on real
+servers."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
         "max_position_embeddings": 2048,
     }
 )
-"""What ``--quick`` runs: KV of 4 KiB a token in bf16, weights of 2 MB, steps of a millisecond."""
+"""The shape for ``--quick``: KV of 4 KiB a token in bf16, weights of 2 MB, steps of a millisecond."""
 
 SMALL_SHAPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -38,25 +39,26 @@ SMALL_SHAPE: Mapping[str, Any] = MappingProxyType(
         "num_attention_heads": 6,
     }
 )
-"""25 million parameters: a step of a few milliseconds, which batching lengthens as little as it does on a GPU."""
+"""25 million parameters: a step of a few milliseconds, which batching lengthens as little as it does on a
+GPU."""
 
 _TEXT = ("Prompts come as ids and answers are read as ids: what the ids say does not matter here. ",)
 
 
 def shape(name: str) -> dict[str, Any]:
-    """The config.json of a name of ``ops.samples.shapes``, or of ``tiny``."""
+    """The config.json of a shape: a name of ``ops.samples.shapes``, or ``tiny``."""
     return dict(TINY_SHAPE) if name == "tiny" else SHAPES[name]
 
 
 def make_random_models(
     root: Path, shape: Mapping[str, Any], names: Iterable[str], precision: Precision, first_seed: int = 0
 ) -> dict[str, Path]:
-    """One folder for each name, by name; no two have the same weights.
+    """Makes one folder for each name; no two have the same weights. Returns the folders by name.
 
     Args:
         shape: a config.json, as in ``ops.samples.shapes``.
     """
-    # No end-of-sequence: outputs are as long as they are asked to be.
+    # No end-of-sequence, so that outputs have the length that is asked for.
     config = {**shape, "bos_token_id": None, "eos_token_id": None}
     tokenizer = train_byte_level(_TEXT, config["vocab_size"])
     folders = {}

@@ -1,7 +1,8 @@
-"""Replays a trace against a running server, open loop, and judges what came back by targets.
+"""Replays a trace against a running server, open loop, and judges the answers by targets.
 
-``python -m benchmarks.replay trace.jsonl --target 127.0.0.1:8001`` replays one through the native gRPC door and
-prints what was attained. Requests are sent at their times whatever became of those before them, as users do.
+``python -m benchmarks.replay trace.jsonl --target 127.0.0.1:8001`` replays a trace through the native gRPC
+door and prints what was attained. Requests are sent at their times whatever became of those before them, as
+users do.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ __all__ = ["Summary", "Targets", "Timing", "replay", "summarize"]
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a request must meet to count: seconds to its first token, and per token after it."""
+    """Targets that a request must meet to count: seconds to its first token, and seconds per token after
+    it."""
 
     ttft_s: float
     tpot_s: float
@@ -37,13 +39,14 @@ class Targets:
 
 @dataclass(slots=True)
 class Timing:
-    """What became of one request, in seconds since it was due.
+    """The course of one request, in seconds since it was due.
 
     Attributes:
-        first_s, last_s: of its first token and of its last one so far; None before there was any.
-        num_tokens: that came.
+        first_s: when its first token came; None before there was any.
+        last_s: when its last token so far came; None before there was any.
+        num_tokens: tokens that came.
         end_s: when it finished, failed or was given up.
-        error: why it did not finish; empty where it did.
+        error: why it did not finish; empty if it did.
     """
 
     first_s: float | None = None
@@ -54,7 +57,8 @@ class Timing:
 
     @property
     def ttft_s(self) -> float:
-        """Of a request without a token: how long it had waited when it ended, which is less than the truth."""
+        """Seconds to the first token. For a request without a token, how long it had waited when it ended,
+        which is less than the truth."""
         return self.end_s if self.first_s is None else self.first_s
 
     @property
@@ -74,8 +78,11 @@ class Summary:
     Attributes:
         attainment: share of all requests that finished and met both targets.
         goodput_per_s: such requests per second of the trace.
-        ttft_p50_s, ttft_p99_s, tpot_p99_s: over all requests; see ``Timing.ttft_s`` for those without a token.
-        num_requests, num_failed: in all, and of them those that did not finish.
+        ttft_p50_s: median over all requests; see ``Timing.ttft_s`` for those without a token.
+        ttft_p99_s: 99th percentile over all requests.
+        tpot_p99_s: 99th percentile over all requests.
+        num_requests: requests in all.
+        num_failed: requests that did not finish.
     """
 
     attainment: float
@@ -88,7 +95,7 @@ class Summary:
 
 
 def summarize(timings: Sequence[Timing], targets: Targets, duration_s: float) -> Summary:
-    """Judges a replay of a trace of ``duration_s``; there is at least one request."""
+    """Judges a replay of at least one request. ``duration_s``: length of the trace."""
     met = sum(each.meets(targets) for each in timings)
     ttft_s = [each.ttft_s for each in timings]
     return Summary(
@@ -103,12 +110,12 @@ def summarize(timings: Sequence[Timing], targets: Targets, duration_s: float) ->
 
 
 async def replay(target: str, requests: Sequence[TraceRequest], patience_s: float) -> list[Timing]:
-    """Sends every request at its time; returns what became of each, in their order.
+    """Sends every request at its time; returns the timing of each, in the order of the requests.
 
     Args:
-        target: of the gRPC door.
-        patience_s: how long after the last arrival those that still run are waited for; they count as failed
-            then.
+        target: address of the gRPC door.
+        patience_s: seconds after the last arrival for which running requests are waited for; then they count
+            as failed.
     """
     timings = [Timing() for _ in requests]
     started_s = time.monotonic()

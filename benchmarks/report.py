@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: ``report.md``, plots and ``results.json``."""
+"""The results that every benchmark leaves behind: ``report.md``, plots and ``results.json``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PACKAGES = ("mooring", "torch", "numpy", "grpcio")
 class Report:
     """Collects the figures, tables and text of one run and writes them to a folder.
 
-    ``results.json`` holds ``figures`` (name to number, the names that issues and docs quote), ``data``
-    (whatever the plots were drawn from) and ``environment``.
+    ``results.json`` holds ``figures`` (numbers by the names that issues and docs quote), ``data`` (values
+    that the plots were drawn from) and ``environment``.
     """
 
     def __init__(self, out: Path, title: str) -> None:

@@ -1,7 +1,7 @@
-"""What it costs to move models and KV: wakes, loads, handing KV over, sharing with nobody, sharing with a neighbour.
+"""The cost of moving models and KV: wakes, loads, handing KV over, serving alone, serving beside a neighbour.
 
-``mooring bench residency --out DIR``. What is compared with the machine's own rates has them measured beside it, in
-the same run and in turn; figures are medians.
+``mooring bench residency --out DIR``. Figures that are compared with the machine's own rates have these
+measured beside them, in the same run and in turn; figures are medians.
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ __all__ = ["PARTS", "ResidencyLoad", "main"]
 
 @dataclass(frozen=True, slots=True)
 class ResidencyLoad:
-    """How much of everything.
+    """Amounts of everything that is measured.
 
     Attributes:
-        shape_name: of the model that wakes, loads and serves beside another; see ``random_models.shape``.
-        step_shape_name: of the one whose output tokens per second are counted.
-        transitions: wakes and loads that are timed.
-        handover_bytes: of KV that live sequences hold before it is handed over, at least.
-        num_requests, repeats: of the single model's runs.
-        neighbour_repeats: of wakes and loads beside a stream.
-        stream_tokens: of that stream; it outlasts both.
-        max_model_len: of the neighbours, in tokens.
-        num_threads: that torch computes with; None leaves the engine's own choice.
+        shape_name: shape of the model that wakes, loads and serves beside another; see
+            ``random_models.shape``.
+        step_shape_name: shape of the model whose output tokens per second are counted.
+        transitions: number of wakes and loads that are timed.
+        handover_bytes: least bytes of KV that live sequences hold before it is handed over.
+        num_requests: requests of each run of the single model.
+        repeats: runs of the single model.
+        neighbour_repeats: wakes and loads beside a stream.
+        stream_tokens: tokens of that stream, enough that it outlasts both.
+        max_model_len: context of the neighbours, in tokens.
+        num_threads: threads that torch computes with; None leaves the engine's own choice.
     """
 
     shape_name: str = "Qwen2.5-0.5B"
@@ -60,7 +62,7 @@ class ResidencyLoad:
 
     @classmethod
     def quick(cls) -> ResidencyLoad:
-        """Tiny models, once or twice each: whether it works, not how well."""
+        """Tiny models, once or twice each: shows whether the benchmark works, not how quick anything is."""
         return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, 1200, 2048, num_threads=1)
 
 
@@ -70,8 +72,8 @@ def main(
     """Measures everything and writes the report; returns the figures.
 
     Args:
-        show: told of each figure as it is known.
-        parts: names of ``PARTS``; all where empty.
+        show: called with each figure as it is known.
+        parts: names of ``PARTS``; empty means all.
     """
     report = Report(out, "Moving models and KV")
     figures: dict[str, float] = {}
@@ -201,7 +203,7 @@ PARTS: Mapping[str, Callable[[Path, ResidencyLoad, Report], dict[str, float]]] =
     "neighbours": _neighbours,
     "planner": _planner,
 }
-"""By name; each writes its part of the report and returns its figures."""
+"""Parts of the benchmark by name; each writes its part of the report and returns its figures."""
 
 
 def _plot_rates(path: Path, found: Transitions) -> None:

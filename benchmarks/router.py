@@ -1,8 +1,8 @@
-"""What the router costs: latency, throughput and CPU time beside an engine that answers at once.
+"""The cost of the router: latency, throughput and CPU time beside an engine that answers at once.
 
-``mooring bench router`` starts a real server, one router process with a real worker that runs the null engine, and
-puts load on each door from a compiled program. The router has a core of its own; the worker and the load
-generator share another.
+``mooring bench router`` starts a real server, one router process with a real worker that runs the null
+engine, and puts load on each door from a compiled program. The router has a core of its own; the worker and
+the load generator share another.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _LATENCY_REQUESTS = 200
 _LATENCY_TOKENS = 8
 _PROFILE_S = 8
 
-# Of a stack the deepest frame that names a file decides. What C code does (protobuf, gRPC's core, uvloop) has no
-# frames and counts for its caller.
+# The deepest frame of a stack that names a file decides. C code (protobuf, gRPC's core, uvloop) has no frames
+# and counts for its caller.
 _PARTS = {
     "gRPC with the worker": ("engines/supervise/client.py",),
     "dispatch": ("router/dispatch/",),
@@ -49,13 +49,13 @@ _PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class RouterLoad:
-    """How much of everything.
+    """Amounts of everything that is measured.
 
     Attributes:
-        num_streams: at once, where throughput is measured.
-        num_requests: of one run.
-        tokens: of each stream; each is an event of its own.
-        repeats: of each measurement; the median counts.
+        num_streams: streams that run at once while throughput is measured.
+        num_requests: requests of one run.
+        tokens: tokens of each stream; each is an event of its own.
+        repeats: runs of each measurement; the median counts.
     """
 
     num_streams: int = 64
@@ -66,7 +66,7 @@ class RouterLoad:
 
 @dataclass(frozen=True, slots=True)
 class _Cores:
-    """Where the router runs, and where all else does; None where there is only one core."""
+    """The core of the router, and the core of everything else; None if there is only one core."""
 
     router: int | None
     others: int | None
@@ -87,7 +87,7 @@ class _Bench:
         self._router = psutil.Process(server.process.pid)
 
     def run(self, door: Door, num_streams: int, num_requests: int, tokens: int) -> tuple[LoadResult, float]:
-        """The result, and the router's CPU seconds."""
+        """Puts load on a door; returns the result and the router's CPU seconds."""
         address = self.server.http_url.removeprefix("http://")
         if door.protocol == "grpc":
             address = self.server.grpc_target
@@ -101,7 +101,7 @@ class _Bench:
         return result, self._cpu_s() - before_s
 
     def saturate(self, door: Door) -> tuple[float, float]:
-        """Tokens a second, and the router's CPU milliseconds for 1,000 of them."""
+        """Tokens a second under full load, and the router's CPU milliseconds for 1,000 of them."""
         load = self.load
         result, cpu_s = self.run(door, load.num_streams, load.num_requests, load.tokens)
         num_tokens = load.num_requests * load.tokens
@@ -148,8 +148,8 @@ def main(
     """Measures every door and writes the report; returns the figures.
 
     Args:
-        samples: folder of the sample models, whose tokenizer is used where it is there.
-        profiled: record flame graphs too.
+        samples: folder of the sample models, whose tokenizer is used if it is there.
+        profiled: whether to record flame graphs too.
         show: called with each figure as it is known.
 
     Raises:
@@ -192,7 +192,7 @@ def _config(scratch: Path, model: NullModel) -> Path:
 
 
 def _pin(server: RunningServer, cores: _Cores) -> None:
-    """Every thread that is there; those to come inherit it from theirs."""
+    """Pins every thread that is there; later threads inherit the core from these."""
     if cores.router is None or cores.others is None:
         return
     placed = {server.process.pid: cores.router} | dict.fromkeys(server.worker_pids(), cores.others)

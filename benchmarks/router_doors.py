@@ -1,4 +1,5 @@
-"""The doors as the router's benchmark uses them: a request, and what a stream of N tokens brings."""
+"""The doors as the router's benchmark uses them: a request, and the events or messages of a stream of N
+tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ MODEL = "null"
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """One way in.
+    """One door.
 
     Attributes:
-        protocol: of the load generator, ``http`` or ``grpc``; also which address it is at.
-        path: of the route, or of the method.
-        body: of a request with this text that asks for so many tokens.
+        protocol: the load generator's word, ``http`` or ``grpc``; it also decides the address.
+        path: path of the route or of the method.
+        body: makes the body of a request with this text that asks for so many tokens.
         num_extra_units: events or messages of a stream beside one for each token.
     """
 
@@ -66,7 +67,7 @@ DOORS: Mapping[str, Door] = MappingProxyType(
     {
         # Beside the tokens: the role that opens a chat answer, and [DONE].
         "http": Door("http", "/v1/chat/completions", _chat, 2),
-        # The usage.
+        # Beside the tokens: the usage.
         "grpc": Door("grpc", "/mooring.v1.Inference/Generate", _native, 1),
         "kserve": Door("grpc", "/inference.GRPCInferenceService/ModelStreamInfer", _kserve, 0),
     }

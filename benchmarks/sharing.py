@@ -1,8 +1,8 @@
 """Three models under bursty, skewed traffic on one budget: elastic, statically partitioned, and swapped.
 
-``mooring bench sharing --out DIR``. Real servers, one for each policy, at each load one after the other with the
-same trace (``benchmarks.traces``; the traces lie beside the report, for anybody to replay). First on a budget that
-holds all weights and little KV, then on one that holds two of the three models.
+``mooring bench sharing --out DIR``. Real servers, one for each policy, at each load one after the other with
+the same trace (``benchmarks.traces``; the traces lie beside the report, for anybody to replay). First on a
+budget that holds all weights and little KV, then on one that holds two of the three models.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ __all__ = ["SharingLoad", "main"]
 
 MODELS = ("popular", "middling", "rare")
 TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 10.0, 8.0
-_FIRST_LOAD_TIMES_ALONE = 2.4  # what one request after the other would do, where all fit; batching does more
-_WELL_PAST_FULL = 0.85  # elastic's attainment at which its curve ends
+# Multiple of the rate of one request after the other; batching does more than that rate.
+_FIRST_LOAD_TIMES_ALONE = 2.4
+_WELL_PAST_FULL = 0.85  # attainment of the elastic policy at which its curve ends
 _WORTH_MEASURING = 0.25  # attainment below which a policy's curve is not followed to higher loads
 
 Curves = dict[SharingPolicy, dict[float, Summary]]
@@ -38,20 +39,20 @@ Curves = dict[SharingPolicy, dict[float, Summary]]
 
 @dataclass(frozen=True, slots=True)
 class SharingLoad:
-    """How much of everything.
+    """Amounts of everything that is measured.
 
     Attributes:
-        shape: of the models, a config.json.
-        shape_name: for the report.
-        trace: whose load and models are replaced.
-        max_model_len: in tokens; prompts and outputs fit.
-        num_sequences: of the longest length that the KV holds in all.
-        load_step: between neighbouring loads, a factor.
-        max_loads: measured at most.
-        patience_s: for requests that still run when a trace is over.
-        num_alone: requests by which the targets are found.
-        budgets: one after the other; the targets are found on the first.
-        num_threads: that torch computes with; None leaves the engine's own choice.
+        shape: config.json of the models.
+        shape_name: the report's words for the shape.
+        trace: a trace's settings, whose load and models are replaced.
+        max_model_len: context in tokens; prompts and outputs fit.
+        num_sequences: sequences of the longest length that the KV holds in all.
+        load_step: factor between neighbouring loads.
+        max_loads: most loads that are measured.
+        patience_s: seconds for which running requests are waited for when a trace is over.
+        num_alone: requests from which the targets are found.
+        budgets: measured one after the other; the targets are found on the first.
+        num_threads: threads that torch computes with; None leaves the engine's own choice.
     """
 
     shape: dict[str, object]
@@ -77,7 +78,7 @@ class SharingLoad:
 
     @classmethod
     def quick(cls, seed: int) -> SharingLoad:
-        """A tiny model and a few seconds: whether it works, not how well."""
+        """A tiny model and a few seconds: shows whether the benchmark works, not how well anything does."""
         trace = TraceSpec(MODELS, 1.0, 1.5, TINY_SHAPE["vocab_size"], 1.0, 0.4, 0.4, (16, 64), (8, 16), seed)
         return cls(
             dict(TINY_SHAPE),
@@ -93,7 +94,8 @@ class SharingLoad:
 
 @dataclass(frozen=True, slots=True)
 class _Goal:
-    """Multiples of what a request takes alone on a resident model, and how many of them a second would do."""
+    """The targets, as multiples of the times of a request alone on a resident model, and the rate of such
+    requests one after the other."""
 
     targets: Targets
     alone_per_s: float
@@ -108,7 +110,7 @@ class _Goal:
 
 @dataclass(slots=True)
 class _Bench:
-    """The servers of one budget, and what was measured on them."""
+    """The servers of one budget, and the measurements on them."""
 
     load: SharingLoad
     servers: dict[SharingPolicy, RunningServer]
@@ -127,8 +129,8 @@ class _Bench:
         return curve[load_per_s]
 
     def explore(self, first_load_per_s: float) -> None:
-        """Measures upwards until elastic is well past its limit, then downwards until everything asked
-        of the curves is answered, or ``max_loads`` have been tried."""
+        """Measures upwards until the elastic policy is well past its limit, then downwards until all
+        questions to the curves are answered, or ``max_loads`` have been tried."""
         step, loads = self.load.load_step, [first_load_per_s]
         while self._measure_all(loads[-1]) >= _WELL_PAST_FULL and len(loads) < self.load.max_loads:
             loads.append(loads[-1] * step)
@@ -143,7 +145,7 @@ class _Bench:
             self.measure(SharingPolicy.SWAP, at_99)
 
     def _measure_all(self, load_per_s: float) -> float:
-        """Elastic's attainment."""
+        """Measures each policy that is worth it at this load; returns the attainment of the elastic one."""
         attainment = self.measure(SharingPolicy.ELASTIC, load_per_s).attainment
         for policy in (SharingPolicy.STATIC, SharingPolicy.SWAP):
             lower = [summary for load, summary in self.curves[policy].items() if load < load_per_s]
@@ -179,7 +181,7 @@ def main(
     """Measures everything and writes the report; returns the figures.
 
     Args:
-        show: told of each measurement as it is there.
+        show: called with a line for each measurement as it is known.
         peer_gguf: a model file that llama-cpp-python's server serves under three names, beside us.
     """
     report = Report(out, "Three models under bursts on one budget")
@@ -235,7 +237,7 @@ def _server(
 
 
 def _alone(server: RunningServer, load: SharingLoad) -> list[Timing]:
-    """One request at a time, over the models that the server serves, in turn."""
+    """Sends one request at a time, to the models that the server serves in turn; returns the timings."""
     served = [each["name"] for each in server.status()["deployments"]]
     drawn = draw_trace(replace(load.trace, requests_per_s=100.0, seed=load.trace.seed + 1))
     requests = [

@@ -1,4 +1,5 @@
-"""What the sharing benchmark concludes from its curves: pure functions of attainment and goodput against load."""
+"""Conclusions of the sharing benchmark from its curves: pure functions of attainment and goodput against
+load."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from benchmarks.replay import Summary
 __all__ = ["Curve", "compare", "highest_load"]
 
 Curve = Mapping[float, Summary]
-"""By offered load, in requests per second."""
+"""Summaries by offered load, in requests per second."""
 
 FULL_GOAL, STATIC_GOAL = 0.99, 0.90
 
 
 def highest_load(curve: Curve, goal: float) -> float | None:
-    """The highest load up to which every measured one attains ``goal``; None where the lowest does not."""
+    """The highest load up to which every measured load attains ``goal``; None if the lowest does not."""
     found = None
     for load in sorted(curve):
         if curve[load].attainment < goal:
@@ -25,14 +26,14 @@ def highest_load(curve: Curve, goal: float) -> float | None:
 
 
 def compare(elastic: Curve, static: Curve, swap: Curve, duration_s: float) -> dict[str, float]:
-    """The figures that the curves give; those that they cannot give are left out.
+    """The figures that the curves give; figures that they cannot give are left out.
 
-    ``ttft_p99_static_over_elastic`` is at the highest load that the static partition attains 90 % of;
-    ``goodput_elastic_over_static`` the ratio of the highest loads of which 99 % are attained;
-    ``goodput_elastic_over_swap`` the ratio of the goodputs at elastic's highest such load.
+    ``ttft_p99_static_over_elastic`` is taken at the highest load of which the static partition attains 90 %;
+    ``goodput_elastic_over_static`` is the ratio of the highest loads of which 99 % are attained;
+    ``goodput_elastic_over_swap`` is the ratio of the goodputs at the highest such load of the elastic policy.
 
     Args:
-        duration_s: of a trace; where swapping attained nothing at all it counts as one request.
+        duration_s: length of a trace; if swapping attained nothing at all, that counts as one request.
     """
     figures: dict[str, float] = {}
     static_load = highest_load(static, STATIC_GOAL)

@@ -1,9 +1,10 @@
 """Three ways to share one budget between three models, each the same engine under another configuration.
 
-elastic: KV floats between the models, and where not all of them fit the planner decides who is resident.
-static: the KV is cut into equal fixed parts, each a guarantee and a cap, as servers that reserve their pool at the
-    start do. Where not all weights fit, the most popular models have the budget and the others are not served.
-swap: one model at a time. Each is guaranteed all that its weights leave of the budget, so no two ever fit.
+elastic: KV floats between the models, and if not all of them fit the planner decides which are resident.
+static: the KV is cut into equal fixed parts, each a guarantee and a cap, as servers that reserve their pool
+at the start do. If not all weights fit, the most popular models have the budget and the others are not
+served. swap: one model at a time. Each is guaranteed all that its weights leave of the budget, so no two ever
+fit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
 class SharingPolicy(enum.Enum):
-    """How the models share."""
+    """The way in which the models share."""
 
     ELASTIC = "elastic"
     STATIC = "static"
@@ -30,7 +31,7 @@ class SharingPolicy(enum.Enum):
 
 
 class Budget(enum.Enum):
-    """How many models' weights the budget holds beside the KV."""
+    """Number of models whose weights the budget holds beside the KV."""
 
     ALL = "all"
     TWO_OF_THREE = "two_of_three"
@@ -38,13 +39,13 @@ class Budget(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The models and what they need.
+    """The models and the memory that they need.
 
     Attributes:
-        folders: by name, the most popular first; all of one shape.
-        weights_bytes: of one model, whole pages.
-        kv_bytes: in all, the null page aside.
-        max_model_len: of every deployment, in tokens.
+        folders: folders by name, the most popular model first; all have one shape.
+        weights_bytes: whole pages of one model's weights.
+        kv_bytes: KV of all models, the null page aside.
+        max_model_len: context of every deployment, in tokens.
     """
 
     folders: Mapping[str, Path]
@@ -56,7 +57,7 @@ class Arrangement:
     def of(
         cls, folders: Mapping[str, Path], precision: str, max_model_len: int, num_sequences: int
     ) -> Arrangement:
-        """With KV for ``num_sequences`` sequences of the longest length."""
+        """The arrangement with KV for ``num_sequences`` sequences of the longest length."""
         description = describe(next(iter(folders.values())))
         groups = kv_groups(ModelConfig.from_dict(description.config), _ELEMENT_BYTES[precision])
         return cls(

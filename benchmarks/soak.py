@@ -1,7 +1,8 @@
-"""A long run under everything at once: random load, registrations, sleeps, deaths, memory pressure; nothing is lost.
+"""A long run under everything at once: random load, registrations, sleeps, deaths, memory pressure; nothing
+is lost.
 
 ``mooring bench soak --minutes 20 --out DIR``, in fp32. Every request is one of a set whose answers were taken
-before, from each model undisturbed; a near tie is two candidates within 1e-4 (``benchmarks.streams``). At
+before, from each model undisturbed; two candidates within 1e-4 are a near tie (``benchmarks.streams``). At
 checkpoints the load pauses and the books are read.
 """
 
@@ -43,24 +44,24 @@ BUDGET_IN_MODELS = 2.2
 
 @dataclass(frozen=True, slots=True)
 class SoakLoad:
-    """How much of everything.
+    """Amounts of everything in a soak.
 
     Attributes:
-        duration_s: of the disturbed part.
-        shape: of all models, a config.json.
+        duration_s: length of the disturbed part.
+        shape: config.json of all models.
         num_streams: different requests to each model.
-        max_tokens: of output, in each.
+        max_tokens: output of each request, in tokens.
         at_once: requests that run at any time.
-        mean_pause_s: between two requests of one client.
-        mean_event_s: between two disturbances.
-        kill_s: between two deaths of the workers; longer than any request takes, since a request that is present at
-            two deaths is given up.
-        checkpoint_s: between two pauses.
-        pressure_bytes: that a process beside the server takes at times. The server's margin for others is such
-            that it feels all but ``slack_bytes`` of it.
-        slack_bytes: of memory that others may take before the server gives any of its budget up.
-        seed: of everything.
-        num_threads: that torch computes with; None leaves the engine's own choice.
+        mean_pause_s: mean pause between two requests of one client.
+        mean_event_s: mean time between two disturbances.
+        kill_s: time between two deaths of the workers; longer than any request takes, since a request that is
+            present at two deaths is given up.
+        checkpoint_s: time between two checkpoints.
+        pressure_bytes: memory that a process beside the server takes at times. The server's margin for others
+            is such that it feels all but ``slack_bytes`` of it.
+        slack_bytes: memory that others may take before the server gives up any of its budget.
+        seed: seed of everything random.
+        num_threads: threads that torch computes with; None leaves the engine's own choice.
     """
 
     duration_s: float
@@ -84,13 +85,14 @@ class SoakLoad:
 
     @classmethod
     def quick(cls, seed: int) -> SoakLoad:
-        """Tiny models and a few seconds: whether it works, also where other tests take several 100 MiB meanwhile."""
+        """Tiny models and a few seconds: shows whether the soak works, even if other tests take several 100
+        MiB meanwhile."""
         return cls(8.0, TINY_SHAPE, 6, 8, 4, 0.05, 0.5, 4.0, 3.0, 1280 * MIB, 1024 * MIB, seed, 1)
 
 
 @dataclass(slots=True)
 class _Checkpoint:
-    """What was read while nothing ran."""
+    """Readings while nothing ran."""
 
     at_s: float
     anonymous_bytes: int
@@ -106,7 +108,7 @@ class _Found:
 
 
 class _Soak:
-    """The disturbed part."""
+    """The disturbed part of a soak."""
 
     def __init__(
         self, server: RunningServer, load: SoakLoad, references: Mapping[Stream, Outcome], guest: Guest
@@ -183,14 +185,15 @@ class _Soak:
             async with self._undisturbed:
                 self._open.clear()
                 await self._idle.wait()
-                await asyncio.sleep(1.5)  # longer than the manager's own look at its workers
+                await asyncio.sleep(1.5)  # longer than the manager takes between two looks at its workers
                 self.found.checkpoints.append(await asyncio.to_thread(self._checkpoint))
                 self._open.set()
 
     def _checkpoint(self) -> _Checkpoint:
         status = self._server.status()
         mismatches = count_mismatches(status)
-        if mismatches:  # devices and deployments are read one after the other: a worker may just have come
+        # Devices and deployments are read one after the other, and a worker may have come in between.
+        if mismatches:
             time.sleep(1.0)
             mismatches = min(mismatches, count_mismatches(self._server.status()))
         server = psutil.Process(self._server.process.pid)
@@ -247,7 +250,7 @@ async def _soak(
 def _references(
     scratch: Path, folders: Mapping[str, Path], streams: Sequence[Stream], load: SoakLoad
 ) -> dict[Stream, Outcome]:
-    """What each model answers with room for all of them, one request at a time."""
+    """The answers of each model with room for all of them, one request at a time."""
     flags = ["--dtype", "float32", "--memory-budget", "4GiB"]
     environment = {} if load.num_threads is None else {"MOORING_TORCH__NUM_THREADS": str(load.num_threads)}
     with RunningServer(scratch / "alone", folders, flags, environment) as server:
@@ -259,13 +262,14 @@ def _references(
 
 
 def _write_config(scratch: Path, folders: Mapping[str, Path], load: SoakLoad) -> tuple[Path, int]:
-    """A budget for 2.2 models, with the KV of a few sequences; also the longest sequence in tokens."""
+    """Writes settings with a budget for 2.2 models and the KV of a few sequences; also returns the longest
+    sequence in tokens."""
     description = describe(folders[MODELS[0]])
     groups = kv_groups(ModelConfig.from_dict(description.config), 4)
     max_model_len = 64 + load.max_tokens
     weights_bytes = round_to_pages(description.weights_bytes("fp32")) + PAGE_BYTES
     budget_bytes = int(BUDGET_IN_MODELS * weights_bytes) + 6 * kv_bytes_for_tokens(groups, max_model_len)
-    memory = HostReader(set).read()  # as the server will
+    memory = HostReader(set).read()  # as the server will read it
     free_bytes = 0 if memory is None else memory.free_bytes
     margin_bytes = max(0, free_bytes - budget_bytes - load.slack_bytes)
     lines = [

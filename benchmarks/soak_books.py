@@ -1,4 +1,4 @@
-"""What a soak reads in the books of a server at rest."""
+"""Checks of a server's books at rest, for the soak."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["count_mismatches", "growth_share"]
 
 
 def count_mismatches(status: Mapping[str, Any]) -> int:
-    """Contradictions within one reading of ``/admin/v1/status``, taken while nothing runs: a device that promised
-    more than its budget, KV beyond its leases, weights that are not what the ledger leased."""
+    """Counts contradictions within one reading of ``/admin/v1/status``, taken while nothing runs: a device
+    that promised more than its budget, KV beyond its leases, weights that differ from the ledger's lease."""
     replicas = [replica for each in status["deployments"] for replica in each["replicas"]]
     kv_bytes = sum(replica["kv_bytes"] for replica in replicas)
     found = 0
@@ -26,7 +26,7 @@ def count_mismatches(status: Mapping[str, Any]) -> int:
 
 
 def growth_share(values: Sequence[float]) -> float:
-    """How much more the last quarter is than the one before it, by their medians; 0 where it is less."""
+    """The share by which the last quarter exceeds the one before it, by their medians; 0 if it does not."""
     half = values[len(values) // 2 :]
     if len(half) < 2:
         return 0.0

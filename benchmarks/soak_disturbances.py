@@ -1,4 +1,5 @@
-"""What happens to a server during a soak: sleeps, wakes, registrations, memory pressure, deaths of workers."""
+"""Disturbances of a server during a soak: sleeps, wakes, registrations, memory pressure, deaths of
+workers."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ class Guest:
     """A model that is registered, asked and deleted again and again.
 
     Attributes:
-        policy: of its deployment, as the admin API takes it.
-        streams: what it is asked each time.
+        policy: policy of its deployment, as the admin API takes it.
+        streams: requests that it is sent each time.
     """
 
     name: str
@@ -44,15 +45,15 @@ class Guest:
 
 
 class Disturbances:
-    """Does one of its things now and then, at random from a seed.
+    """Disturbs the server now and then, at random from a seed.
 
     Args:
         models: deployments that stay; they are put to sleep and woken.
         run: runs streams and judges them.
-        pressure_bytes: that a process beside the server takes at times; 0 for none.
+        pressure_bytes: memory that a process beside the server takes at times; 0 for none.
 
     Attributes:
-        counts: how often each kind was done.
+        counts: how often each kind of disturbance was done.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Disturbances:
         self._rng = random.Random(seed)
 
     async def disturb(self) -> None:
-        """One thing, to its end."""
+        """Does one disturbance, to its end."""
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "sleeps": self._sleep,
             "wakes": self._wake,
@@ -89,7 +90,7 @@ class Disturbances:
         self.counts[kind] += 1
 
     def kill_workers(self) -> None:
-        """All that are ready, with SIGKILL."""
+        """Kills all workers that are ready, with SIGKILL."""
         for pid in self._server.worker_pids():
             os.kill(pid, signal.SIGKILL)
             self.counts["worker_kills"] += 1
@@ -119,7 +120,7 @@ class Disturbances:
         await self._admin("DELETE", f"/models/{guest.name}")
 
     async def _burst(self) -> None:
-        """More KV than there is room for, all at once."""
+        """Asks for more KV than there is room for, all at once."""
         await self._run(self._bursts)
 
     async def _press(self) -> None:
@@ -134,11 +135,13 @@ class Disturbances:
             await eater.stdout.readline()
             await asyncio.sleep(self._rng.uniform(0.5, 3.0))
         finally:
-            await eater.communicate(b"")  # without input its own would stay open, and it would stay too
+            await eater.communicate(
+                b""
+            )  # closes its input, which ends it; with no bytes to send it would stay open
 
     async def _admin(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         response = await asyncio.to_thread(self._server.admin, method, path, body)
-        if response.status_code == 503:  # its worker died meanwhile: for the next time
+        if response.status_code == 503:  # the worker died meanwhile: the next disturbance will do
             self.counts["refused_for_now"] += 1
             return {}
         if not response.is_success:

@@ -1,10 +1,10 @@
-"""Streams through the native gRPC door, and whether two runs of the same stream agree.
+"""Runs streams through the native gRPC door, and tells whether two runs of the same stream agree.
 
-Two runs of one stream in fp32 give the same tokens, save where two candidates are so near each other that the
-last bit of a sum decides between them. ``compare`` tells that case from an altered stream: at the first position
-where they part, both runs saw the same context, so each run's own log-probability of the token it chose, over
-the temperature and with that token's noise added, is the score by which it won. Scores within ``NEAR_TIE`` of each
-other are a near tie.
+Two runs of one stream in fp32 give the same tokens, unless two candidates are so near each other that the
+last bit of a sum decides between them. ``compare`` tells that case from an altered stream: at the first
+position where the runs part, both saw the same context, so each run's own log-probability of the token that
+it chose, over the temperature and with that token's noise added, is the score by which the token won. Scores
+within ``NEAR_TIE`` of each other are a near tie.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ NEAR_TIE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One request. ``temperature`` 0 is greedy; the seed is always given, so that runs can be compared."""
+    """One request. A ``temperature`` of 0 is greedy. The seed is always given, so that runs can be
+    compared."""
 
     model: str
     prompt_ids: tuple[int, ...]
@@ -52,7 +53,7 @@ class Stream:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came back: ids, each token's own log-probability, and how it ended."""
+    """The answer to a stream: ids, each token's own log-probability, and how it ended."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -61,12 +62,12 @@ class Outcome:
 
 
 class Agreement(enum.Enum):
-    """How a run of a stream compares with the reference."""
+    """The result of comparing a run of a stream with the reference."""
 
     EQUAL = "equal"
     NEAR_TIE = "near_tie"
     ALTERED = "altered"
-    LOST = "lost"  # it did not finish
+    LOST = "lost"  # the run did not finish
 
 
 def draw_streams(
@@ -77,7 +78,8 @@ def draw_streams(
     vocab_size: int,
     sampled_share: float = 0.5,
 ) -> list[Stream]:
-    """Streams over all models, prompts of 8 to 48 random ids; ``sampled_share`` of them at temperature 1."""
+    """Streams over all models, with prompts of 8 to 48 random ids; ``sampled_share`` of them at temperature
+    1."""
     rng = random.Random(seed)
     streams = []
     for number in range(num_each):
@@ -97,8 +99,8 @@ async def run_streams(
     """Runs every stream, ``at_once`` of them at a time, in order.
 
     Args:
-        target: of the gRPC door.
-        on_tokens: told of each arrival: the stream's index and how many tokens it has.
+        target: address of the gRPC door.
+        on_tokens: called at each arrival with the stream's index and how many tokens it has.
     """
     outcomes = [Outcome()] * len(streams)
     slots = asyncio.Semaphore(at_once)
@@ -119,8 +121,11 @@ async def run_stream(
     stream: Stream,
     on_tokens: Callable[[int], None] = lambda num_tokens: None,
 ) -> Outcome:
-    """Runs one stream; ``on_tokens`` is told of each arrival how many tokens there are. What goes wrong is in the
-    outcome."""
+    """Runs one stream; an error goes into the outcome.
+
+    Args:
+        on_tokens: called at each arrival with how many tokens there are.
+    """
     outcome = Outcome()
     try:
         async for response in stub.Generate(generate_request(stream)):
@@ -132,7 +137,7 @@ async def run_stream(
 
 
 def compare(stream: Stream, reference: Outcome, outcome: Outcome) -> Agreement:
-    """Whether ``outcome`` is what ``reference`` says it should be."""
+    """Compares a run of a stream with the reference."""
     if outcome.error or not outcome.finish_reason:
         return Agreement.LOST
     if outcome.token_ids == reference.token_ids:
@@ -148,7 +153,7 @@ def compare(stream: Stream, reference: Outcome, outcome: Outcome) -> Agreement:
 def count_agreements(
     streams: Sequence[Stream], references: Sequence[Outcome], outcomes: Sequence[Outcome]
 ) -> Counter[Agreement]:
-    """How many streams agree how well."""
+    """Number of streams for each agreement."""
     return Counter(
         compare(stream, reference, outcome)
         for stream, reference, outcome in zip(streams, references, outcomes, strict=True)
@@ -156,10 +161,10 @@ def count_agreements(
 
 
 def _score(stream: Stream, outcome: Outcome, index: int) -> float:
-    """By which the token at ``index`` won: its logit, scaled, with its noise."""
+    """The score by which the token at ``index`` won: its logit, scaled, with its noise."""
     if stream.temperature == 0:
         return outcome.logprobs[index]
-    import torch  # only where streams part at a temperature
+    import torch  # needed only if sampled streams part
 
     from engines.torch.sampling.noise import gumbel_noise, row_keys, sequence_key
 

@@ -1,15 +1,15 @@
-"""Traces: who asks which model for what, and when. Plain files that anybody can make, read and replay.
+"""Traces: requests to models, with their times. Plain files that anybody can make, read and replay.
 
-``python -m benchmarks.traces --out trace.jsonl --models a,b,c`` writes one. A line is one request::
+``python -m benchmarks.traces --out trace.jsonl --models a,b,c`` writes a trace. A line is one request::
 
     {"at_s": 0.25, "model": "a", "prompt_token_ids": [17, 4], "max_tokens": 32, "seed": 7}
 
-Popularity follows Zipf's law over the models in the order given. Each model's requests come in bursts: it is on
-and off for exponentially distributed times, and while it is on requests arrive as a Poisson process. Lengths are
-log-uniform.
+Popularity follows Zipf's law over the models in the order given. Each model's requests come in bursts: it is
+on and off for exponentially distributed times, and while it is on requests arrive as a Poisson process.
+Lengths are log-uniform.
 
-One seed at two rates gives the same bursts at the same times, and the k-th request of a model is the same request
-in both: loads differ in how dense the bursts are and in nothing else.
+One seed at two rates gives the same bursts at the same times, and the k-th request of a model is the same in
+both traces: they differ only in how dense the bursts are.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class TraceRequest:
 
     Attributes:
         at_s: when it is sent, in seconds from the beginning of the trace.
-        max_tokens: of output; end-of-sequence is ignored, so it is exact.
-        seed: of the sampling, which a greedy replay does not need.
+        max_tokens: length of the output; end-of-sequence is ignored, so the length is exact.
+        seed: seed of the sampling, which a greedy replay does not need.
     """
 
     at_s: float
@@ -49,17 +49,19 @@ class TraceRequest:
 
 @dataclass(frozen=True, slots=True)
 class TraceSpec:
-    """What a trace follows from.
+    """The settings from which a trace is drawn.
 
     Attributes:
-        models: the most popular first.
-        requests_per_s: expected, over all models and over the whole trace.
-        duration_s: within which all requests arrive.
+        models: names, the most popular first.
+        requests_per_s: expected rate, over all models and over the whole trace.
+        duration_s: time within which all requests arrive.
         vocab_size: prompts are random ids below it.
         zipf_exponent: the k-th model's share goes with ``k ** -zipf_exponent``; 0 makes all equal.
-        mean_on_s, mean_off_s: of a burst and of the silence between two of one model.
-        prompt_tokens, output_tokens: least and most, both included.
-        seed: of everything.
+        mean_on_s: mean length of a burst.
+        mean_off_s: mean silence between two bursts of one model.
+        prompt_tokens: least and most tokens of a prompt, both included.
+        output_tokens: least and most tokens of an output, both included.
+        seed: seed of everything random.
     """
 
     models: tuple[str, ...]
@@ -110,7 +112,7 @@ def _requests_of(spec: TraceSpec, model: str, share: float) -> Iterator[TraceReq
     arrivals = random.Random(f"{spec.seed}/{model}/arrivals")
     on_share = spec.mean_on_s / (spec.mean_on_s + spec.mean_off_s)
     rate_while_on = spec.requests_per_s * share / on_share
-    # A Poisson process of rate 1 in the time that only passes during bursts, times the rate.
+    # A Poisson process of rate 1, in a time that passes only during bursts, and times the rate.
     ends = list(accumulate(end - start for start, end in bursts))
     at, burst = arrivals.expovariate(1.0) / rate_while_on, 0
     content = random.Random(f"{spec.seed}/{model}/content")
@@ -131,7 +133,8 @@ def _requests_of(spec: TraceSpec, model: str, share: float) -> Iterator[TraceReq
 
 
 def _bursts(spec: TraceSpec, rng: random.Random) -> Iterator[tuple[float, float]]:
-    """Start and end of each time that a model is on; at the beginning it is as likely on as at any time."""
+    """Yields start and end of each time that a model is on; at the beginning it is on with the usual
+    chance."""
     at = 0.0
     if rng.random() * (spec.mean_on_s + spec.mean_off_s) >= spec.mean_on_s:
         at = rng.expovariate(1 / spec.mean_off_s)
@@ -146,7 +149,7 @@ def _log_uniform(rng: random.Random, low: int, high: int) -> int:
 
 
 def write_trace(path: Path, requests: Iterable[TraceRequest]) -> None:
-    """Writes one JSON object a line."""
+    """Writes the requests, one JSON object a line."""
     with path.open("w") as file:
         for request in requests:
             file.write(json.dumps(asdict(request)) + "\n")

@@ -1,4 +1,5 @@
-"""Wakes and cold loads of one model in one process, against what the machine's memory can do in the same run."""
+"""Wakes and cold loads of one model in one process, against the rates of the machine's memory in the same
+run."""
 
 from __future__ import annotations
 
@@ -35,15 +36,17 @@ class Transitions:
     """Every measurement, in the order in which it was taken; rates in bytes per second.
 
     Attributes:
-        copy_rates, read_rates: the machine's own: two threads, touched memory.
+        copy_rates: the machine's own rates of copying: two threads, touched memory.
+        read_rates: the machine's own rates of reading a file: two threads, touched memory.
         wake_rates: weights over the seconds of a wake that copies.
-        load_rates: weights over the seconds from the packed file to a resident replica, as a CPU loads unless it
-            is told to copy.
+        load_rates: weights over the seconds from the packed file to a resident replica, as a CPU loads unless
+            it is told to copy.
         copying_load_rates: the same with a copy from the host copy to the device.
-        peak_over_weights: 1 and what a load held at its worst beyond what it holds when it is done, as a share of
-            the weights; the worse of the two kinds of load.
-        held_over_weights: what a load holds when it is done: one copy of the weights on a CPU.
-        asleep_bytes: device bytes that are committed while it sleeps, beyond those of an empty engine.
+        peak_over_weights: 1 plus, as a share of the weights, the memory that a load holds at its worst beyond
+            what it holds when it is done; the worse of the two kinds of load.
+        held_over_weights: memory that a load holds when it is done, as a share of the weights: one copy on a
+            CPU.
+        asleep_bytes: device bytes that are committed while the model sleeps, beyond those of an empty engine.
     """
 
     copy_rates: list[float] = field(default_factory=list)
@@ -70,8 +73,8 @@ class Transitions:
 
 
 def measure_transitions(model: PackedModel, repeats: int) -> Transitions:
-    """Interleaves everything ``repeats`` times, after one round that does not count; in a process with a worker's
-    settings of the C library and of OpenMP, which are read when it starts."""
+    """Interleaves everything ``repeats`` times, after one round that does not count. Runs in a process with a
+    worker's settings of the C library and of OpenMP, which are read when a process starts."""
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     try:
@@ -124,11 +127,12 @@ async def _measure_round(
 
 @asynccontextmanager
 async def resident(engine: BareEngine, model: PackedModel) -> AsyncIterator[float]:
-    """The model, resident as ``REPLICA``, and the rate at which it came, in bytes per second."""
+    """Makes the model resident as ``REPLICA`` while the block runs; yields the rate at which it came, in
+    bytes per second."""
     cache = HostCache(model.num_bytes)
     try:
         cache.expect(_artifact(model))
-        await cache.wait_ready()  # as a server's is, some time after the model was deployed
+        await cache.wait_ready()  # a server's cache is ready some time after the model was deployed
         started_s = time.perf_counter()
         copy = await cache.get(_artifact(model))
         engine.load(REPLICA, model, host_copy_fd=os.dup(copy.fd))
@@ -140,7 +144,7 @@ async def resident(engine: BareEngine, model: PackedModel) -> AsyncIterator[floa
 
 
 def _measure_peak(model: PackedModel, cpu_wake: CpuWake) -> tuple[float, float]:
-    """Of a load into memory that was never touched: peak and end, over the weights."""
+    """Peak and final memory of a load into memory that was never touched, as shares of the weights."""
     engine = _engine(model, cpu_wake)
 
     async def load() -> tuple[float, float]:

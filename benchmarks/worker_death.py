@@ -1,4 +1,4 @@
-"""``kill -9`` of the worker while streams run: do they all finish, and with the same tokens?
+"""``kill -9`` of the worker while streams run: do all streams finish, and with the same tokens?
 
 ``python -m benchmarks.worker_death --out DIR`` starts a server with the three sample models in fp32, runs 16
 streams over them undisturbed, half greedy and half sampled, and again with the worker killed in the middle.
@@ -25,7 +25,7 @@ from ops.samples import ensure_samples
 __all__ = ["measure"]
 
 NUM_STREAMS = 16
-TOKENS_BEFORE_DEATH = 4  # that every stream has when the worker is killed
+TOKENS_BEFORE_DEATH = 4  # every stream has as many when the worker is killed
 
 
 def measure(

@@ -19,7 +19,6 @@ PACKAGES = (
     "router",
 )
 LEFT_OUT = (
-    "benchmarks/",
     "engines/link/",
     "engines/supervise/",
     "engines/torch/kv/",
