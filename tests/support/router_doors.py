@@ -113,6 +113,11 @@ class ScriptedSource:
         self.streams.append(stream)
         return stream
 
+    def forget(self) -> None:
+        """Drops what earlier tests did with it."""
+        self.requests.clear()
+        self.streams.clear()
+
     async def started(self, num_streams: int) -> None:
         """Waits until so many streams have begun."""
         async with asyncio.timeout(20):

@@ -87,7 +87,6 @@ class TinyModel:
 def tiny_model(kind: str, seed: int = 0) -> TinyModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.set_num_threads(1)  # models this small only lose time to a second thread
     hf_config = AutoConfig.for_model(kind, **_SHAPE, **KINDS[kind])
     torch.manual_seed(seed)
     reference = AutoModelForCausalLM.from_config(hf_config).float().eval()

@@ -67,10 +67,17 @@ def test_what_its_users_do_works(
     assert ended.stdout.count("ok check_") == wanted > 0
 
 
-@pytest.mark.parametrize("python", [OURS, OTHERS], ids=["openai-3", "openai-2"])
-def test_leaving_a_stream_frees_the_blocks_of_a_real_engine(tmp_path: Path, python: Path) -> None:
-    model = make_tiny_model(tmp_path / "a", 0, max_position_embeddings=512)
+@pytest.fixture(scope="module")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One model that is computed, in blocks of memory."""
+    root = tmp_path_factory.mktemp("real")
+    model = make_tiny_model(root / "a", 0, max_position_embeddings=512)
     flags = ["--dtype", "float32", "--memory-budget", "64MiB"]
-    with RunningServer(tmp_path / "data", {"a": model}, flags) as server:
-        ended = run(python, "run_checks.py", "cancel_checks", server.http_url)
-        assert (ended.returncode, ended.stdout) == (0, "ok check_blocks_are_held_and_then_freed\n"), ended
+    with RunningServer(root / "data", {"a": model}, flags) as running:
+        yield running
+
+
+@pytest.mark.parametrize("python", [OURS, OTHERS], ids=["openai-3", "openai-2"])
+def test_leaving_a_stream_frees_the_blocks_of_a_real_engine(real_server: RunningServer, python: Path) -> None:
+    ended = run(python, "run_checks.py", "cancel_checks", real_server.http_url)
+    assert (ended.returncode, ended.stdout) == (0, "ok check_blocks_are_held_and_then_freed\n"), ended

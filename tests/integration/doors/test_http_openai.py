@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import pytest_asyncio
 from support.http_door import HttpDoor, open_door
 from support.router_doors import (
     ScriptedStream,
@@ -24,7 +25,8 @@ from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostErr
 from router.request.bounds import RouterConfig
 from router.request.request import ChoiceTokens, GenerationRequest
 
-pytestmark = pytest.mark.integration
+# One door, and one event loop, for all tests that leave it as it was: to shut one takes longer than most of them.
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 TOKENIZER = byte_level_tokenizer()
 END = TOKENIZER.token_to_id("<|im_end|>")
@@ -56,10 +58,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_door(folder: Path) -> AsyncIterator[HttpDoor]:
+    async with open_door(folder, answer) as opened:
+        yield opened
+
+
 @pytest.fixture
-async def server(folder: Path) -> AsyncIterator[HttpDoor]:
-    async with open_door(folder, answer) as started:
-        yield started
+def server(shared_door: HttpDoor) -> HttpDoor:
+    shared_door.source.forget()
+    return shared_door
 
 
 def user(text: str) -> list[Any]:
@@ -295,9 +303,9 @@ async def test_keys(folder: Path) -> None:
             assert (await http.get(f"{server.url}/health/live")).status_code == 200
 
 
-async def test_health_metrics_and_the_openapi_page(server: HttpDoor) -> None:
-    await server.client().completions.create(model="org/tiny", prompt="hi")
-    async with httpx.AsyncClient(base_url=server.url) as http:
+async def test_health_metrics_and_the_openapi_page(folder: Path) -> None:
+    async with open_door(folder, answer) as door, httpx.AsyncClient(base_url=door.url) as http:
+        await door.client().completions.create(model="org/tiny", prompt="hi")
         assert (await http.get("/health/live")).json() == {"status": "live"}
         assert (await http.get("/health/ready")).json() == {"status": "ready"}
         metrics = await http.get("/metrics")

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from support.http_door import HttpDoor, open_door
 from support.router_doors import (
     ScriptedStream,
@@ -24,7 +25,8 @@ from mooring.errors import OverloadedError
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
 
-pytestmark = pytest.mark.integration
+# One door, and one event loop, for all tests that leave it as it was: to shut one takes longer than most of them.
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 TOKENIZER = byte_level_tokenizer()
 END = TOKENIZER.token_to_id("<|im_end|>")
@@ -57,10 +59,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("model"), TOKENIZER)
 
 
-@pytest.fixture
-async def door(folder: Path) -> AsyncIterator[HttpDoor]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_door(folder: Path) -> AsyncIterator[HttpDoor]:
     async with open_door(folder, answer) as opened:
         yield opened
+
+
+@pytest.fixture
+def door(shared_door: HttpDoor) -> HttpDoor:
+    shared_door.source.forget()
+    return shared_door
 
 
 async def post(door: HttpDoor, path: str, **fields: Any) -> httpx.Response:

@@ -79,11 +79,6 @@ class Server:
     url: str
     source: ScriptedSource
 
-    def forget(self) -> None:
-        """What earlier tests did."""
-        self.source.requests.clear()
-        self.source.streams.clear()
-
     def connect(self, **options: Any) -> connect:
         return connect(f"ws{self.url.removeprefix('http')}{SOCKET_PATH}", **options)
 
@@ -124,7 +119,7 @@ async def shared_server(folder: Path) -> AsyncIterator[Server]:
 
 @pytest.fixture
 def server(shared_server: Server) -> Server:
-    shared_server.forget()
+    shared_server.source.forget()
     return shared_server
 
 

@@ -81,11 +81,11 @@ def test_the_same_plan_gives_the_same_bytes_and_another_seed_does_not() -> None:
 
 
 def test_deterministic_mode_is_left_as_it_was_found() -> None:
-    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     with deterministic_torch(0):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_a_pass_takes_every_window_once() -> None:
