@@ -135,9 +135,7 @@ class Disturbances:
             await eater.stdout.readline()
             await asyncio.sleep(self._rng.uniform(0.5, 3.0))
         finally:
-            await eater.communicate(
-                b""
-            )  # closes its input, which ends it; with no bytes to send it would stay open
+            await eater.communicate(b"")  # closes its input, which ends it; without an argument it would not
 
     async def _admin(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         response = await asyncio.to_thread(self._server.admin, method, path, body)

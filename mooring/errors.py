@@ -132,7 +132,7 @@ class RequestTooLargeError(InvalidRequestError):
 
 
 class AuthenticationError(CallerError):
-    """No key, or one that we do not know."""
+    """There is no key, or it is not known."""
 
     code = "invalid_api_key"
 
@@ -144,13 +144,13 @@ class PermissionDeniedError(CallerError):
 
 
 class ModelNotFoundError(CallerError):
-    """No deployment of that name."""
+    """There is no deployment of that name."""
 
     code = "model_not_found"
 
 
 class NotFoundError(CallerError):
-    """Nothing of that name."""
+    """There is nothing of that name."""
 
     code = "not_found"
 
@@ -168,7 +168,7 @@ class ConflictError(CallerError):
 
 
 class TransientError(MooringError):
-    """Will pass by itself."""
+    """An error that will pass by itself."""
 
 
 class RateLimitError(TransientError):
@@ -230,13 +230,13 @@ class ArtifactError(OperatorError):
 
 
 class HostCopyAlteredError(OperatorError):
-    """A host copy is not what was read from storage: something wrote to it. It is read again."""
+    """A host copy differs from what was read from storage: something wrote to it. It is read again."""
 
     code = "host_copy_altered"
 
 
 class InsufficientMemoryError(OperatorError):
-    """Can never fit the memory budget as it is configured."""
+    """The memory budget, as it is configured, can never hold what is needed."""
 
     code = "insufficient_memory"
 
@@ -260,7 +260,7 @@ class InternalError(OperatorError):
 
 
 class Status(NamedTuple):
-    """How an error shows at the front doors."""
+    """The form that an error takes at the front doors."""
 
     http: int
     grpc: str  # the name of a grpc.StatusCode

@@ -1,1 +1,1 @@
-"""What an operator runs: sample models, capacity planning, load tests."""
+"""Tools that an operator runs: sample models, capacity planning, load tests."""

@@ -36,7 +36,7 @@ class RunningServer:
         through: a command that replaces itself by the one that follows it, as ``env`` does.
 
     Raises:
-        ServerFailedError: on entry, where it is not ready in time; on exit, where it does not end.
+        ServerFailedError: on entry, if the server is not ready in time; on exit, if it does not end.
     """
 
     def __init__(
@@ -114,7 +114,8 @@ class RunningServer:
         return self._log_path.read_text()[-8000:]
 
     def stop(self, timeout_s: float = 30.0) -> int:
-        """SIGTERM, and the exit code; what does not end is killed. Raises ``ServerFailedError``."""
+        """Sends SIGTERM and returns the exit code; kills a server that does not end. Raises
+        ``ServerFailedError``."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

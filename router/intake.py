@@ -1,4 +1,4 @@
-"""From what a door understood to a generation under way: the one path of all doors."""
+"""Turns a door's understanding of a request into a running generation; all doors take this one path."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Tokens:
     """A prompt as a model sees it.
 
     Attributes:
-        ids: of the tokens.
-        strings: each as the vocabulary spells it (``Ġthe``).
-        max_model_len: of the model, in tokens.
+        ids: ids of the tokens.
+        strings: each token as the vocabulary spells it (``Ġthe``).
+        max_model_len: longest prompt plus output of the model, in tokens.
     """
 
     ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class Tokens:
 class Intake:
     """Checks requests, gives them their defaults and hands them to the token source.
 
-    Doors of one server share one, and with it the tokenizers it has read.
+    The doors of a server share one intake, and with it the tokenizers that it has read.
     """
 
     def __init__(self, services: RouterServices) -> None:
@@ -84,7 +84,7 @@ class Intake:
         request_id: str,
         tenant: str,
     ) -> BatchGeneration:
-        """Starts a generation for each prompt, or none at all; the caller must ``aclose()`` them.
+        """Starts a generation for each prompt, or none at all; the caller must ``aclose()`` the batch.
 
         Raises:
             MooringError: the request is wrong, or cannot be served now.
@@ -107,13 +107,13 @@ class Intake:
             raise
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool | None) -> Tokens:
-        """The tokens that a prompt becomes.
+        """The tokens of a prompt.
 
         Args:
             add_special_tokens: as in ``SamplingOptions``.
 
         Raises:
-            MooringError: there is no such model, or the prompt is none that it can take.
+            MooringError: there is no such model, or the model cannot take such a prompt.
         """
         served = self._services.models.get(model)
         text_model = await self._text_models.get(served.folder)
@@ -136,7 +136,7 @@ class Intake:
     async def _prepare(
         self, model: str, prompts: Sequence[Prompt], options: SamplingOptions, request_id: str, tenant: str
     ) -> tuple[TextModel, list[GenerationRequest]]:
-        """What is asked of the token source, for each prompt."""
+        """The model's tokenizer, and the request to the token source for each prompt."""
         services = self._services
         arrival_s = services.metrics.clock()
         served = services.models.get(model)
@@ -209,5 +209,5 @@ class Intake:
 
 
 def request_id_from(sent: str | None) -> str:
-    """The client's own id where it is short and printable; a new one otherwise."""
+    """The client's own id if it is short and printable; otherwise a new one."""
     return sent if sent and _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""What the front doors are given."""
+"""The parts that the front doors are given."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["RouterServices"]
 
 @dataclass(frozen=True, slots=True)
 class RouterServices:
-    """Everything a door needs, made by the server's wiring.
+    """Everything that a door needs, made by the server's wiring.
 
     Attributes:
-        tokens: what generates.
-        models: what may be asked for.
-        tenancy: who may ask.
-        metrics: what is measured.
+        tokens: generates tokens.
+        models: the models that may be asked for.
+        tenancy: finds the tenant of a key.
+        metrics: takes the measurements.
         is_ready: whether the server can serve now; the answer of ``/health/ready``.
         config: the doors' limits.
     """

@@ -1,4 +1,4 @@
-"""``mooring bench``: the benchmarks an operator runs on the machine at hand."""
+"""``mooring bench``: benchmarks that an operator runs on the machine at hand."""
 
 from __future__ import annotations
 
@@ -148,6 +148,6 @@ def soak(
 
 
 def _check_can_draw() -> None:
-    """Before the minutes of measuring rather than after them."""
+    """Checks that plots can be drawn, before the minutes of measuring rather than after them."""
     if find_spec("matplotlib") is None:
         raise ConfigurationError("the report's plots need matplotlib: pip install 'mooring[bench]'")

@@ -26,9 +26,9 @@ class Connection:
     """Speaks to one server's admin API with the admin key of its data folder.
 
     Args:
-        server: base address; None takes ``MOORING_SERVER``, else what the server of the data folder says,
-            else the settings'.
-        data_dir: where ``admin.key`` is; None takes the settings'.
+        server: base address; None takes ``MOORING_SERVER``, else the address that the server of the data
+            folder published, else the settings' address.
+        data_dir: folder with ``admin.key``; None takes the settings' folder.
     """
 
     def __init__(self, server: str | None, data_dir: Path | None) -> None:
@@ -48,10 +48,10 @@ class Connection:
         return self._request("DELETE", path)
 
     def events(self, path: str) -> Iterator[Any]:
-        """The data of server-sent events as they come, until the server ends the stream.
+        """Yields the data of server-sent events as they come, until the server ends the stream.
 
         Raises:
-            MooringError: as the other calls; also where the stream breaks.
+            MooringError: as the other calls; also if the stream breaks.
         """
         server, headers = self._address()
         try:
@@ -68,8 +68,10 @@ class Connection:
             raise TransientError(f"the stream from {server} broke: {error}") from error
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Raises:
-        MooringError: the server's own error, or that it cannot be reached.
+        """Sends a request; returns the JSON of its answer.
+
+        Raises:
+            MooringError: the server answered with an error, or cannot be reached.
         """
         server, headers = self._address()
         try:
@@ -91,7 +93,7 @@ class Connection:
         return response.json() if response.content else None
 
     def _address(self) -> tuple[str, dict[str, str]]:
-        """Where the server is, and the headers that it wants."""
+        """The server's address, and the headers that it wants."""
         settings = load_settings({"data_dir": self.data_dir})
         server = self._server or server_from_environment()
         server = server or published_http_url(settings.data_dir) or default_server_url(settings)
@@ -100,7 +102,7 @@ class Connection:
 
 
 def _event(text: str) -> Any:
-    """An event's data. Raises the error that a stream ends with where the server could not go on."""
+    """An event's data. Raises the error with which the server ends a stream if it cannot go on."""
     data = json.loads(text)
     if isinstance(data, dict) and data.keys() == {"error"}:
         raise error_from_code(str(data["error"]["code"]), str(data["error"]["message"]))

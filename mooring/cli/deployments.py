@@ -1,4 +1,4 @@
-"""``mooring deployments``: what is served, and how it is treated."""
+"""``mooring deployments``: which models are served, and how they are treated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Prefixes = Annotated[
     ),
 ]
 
-# Named as the policy's fields; the two sizes are apart, being text here and bytes there.
+# Named as the policy's fields. The two sizes are not among these: they are text here and bytes there.
 _POLICY_OPTIONS = (
     "enabled",
     "pinned",
@@ -150,7 +150,8 @@ def wake(context: typer.Context, name: str) -> None:
 
 
 def _policy(context: typer.Context) -> dict[str, Any]:
-    """The options of ``create`` and ``update`` that are about policy and were given, as the admin API names them."""
+    """The options of ``create`` and ``update`` that are about policy and were given, as the admin API names
+    them."""
     given = {name: context.params[name] for name in _POLICY_OPTIONS} | {
         "kv_guarantee_bytes": _size("--kv-guarantee", context.params["kv_guarantee"]),
         "kv_cap_bytes": _size("--kv-cap", context.params["kv_cap"]),

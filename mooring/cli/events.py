@@ -1,4 +1,4 @@
-"""``mooring events``: what the memory manager decided, and why."""
+"""``mooring events``: the memory manager's decisions, and the reasons for them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.
 
 
 def console() -> Console:
-    """Where tables go: stdout. Text is shown as it is: a reason may hold anything, brackets too."""
+    """The console for tables: stdout. Text is shown as it is: a reason may hold anything, brackets too."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
@@ -25,7 +25,8 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """A table, or the sentence ``empty`` where there are no rows. Columns that end in ``#`` hold numbers."""
+    """Prints a table, or the sentence ``empty`` if there are no rows. Columns that end in ``#`` hold
+    numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.endswith("#") else "left"

@@ -1,4 +1,4 @@
-"""``mooring plan``: arithmetic before anything is bought or loaded."""
+"""``mooring plan``: arithmetic to do before anything is bought or loaded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def memory(
 
 
 def _find(connection: Connection, name: str) -> PlannedModel:
-    """A shape of that name, else a folder, else what the server has registered."""
+    """The built-in shape of that name, else the folder, else the model that the server has registered."""
     if name in builtin_shapes():
         return model_from_shape(name)
     if Path(name).expanduser().is_dir():
@@ -89,7 +89,7 @@ def _find(connection: Connection, name: str) -> PlannedModel:
 
 
 def _device(name: str | None, size: str | None, reserve: str | None) -> tuple[int | None, int]:
-    """Bytes of the device, None for none, and of its reserve."""
+    """Bytes of the device (None if there is none) and of its reserve."""
     if name is not None and size is not None:
         raise ConfigurationError(
             "--device and --device-memory are two ways to say one thing: give one of them"

@@ -100,8 +100,8 @@ def serve(
         or None,
     }
     settings = load_settings(flags, config)
-    # Read when grpc is imported. We start workers by exec, never by a bare fork, and its handlers would only
-    # complain of the threads that it finds.
+    # gRPC reads this variable when it is imported. We start workers by exec, never by a bare fork, and gRPC's
+    # handlers for forks would only complain of the threads that they find.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from mooring.server.server import run  # the doors and the registry take half a second to import
 

@@ -1,4 +1,4 @@
-"""``mooring status``: who holds which bytes, and what is where."""
+"""``mooring status``: which memory each owner holds, and where each model is."""
 
 from __future__ import annotations
 

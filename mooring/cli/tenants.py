@@ -1,4 +1,4 @@
-"""``mooring tenants``: who is served, and their keys."""
+"""``mooring tenants``: tenants and their keys."""
 
 from __future__ import annotations
 

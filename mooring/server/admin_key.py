@@ -13,13 +13,14 @@ __all__ = ["ensure_admin_key", "read_admin_key"]
 
 
 def ensure_admin_key(path: Path) -> str:
-    """The key kept at ``path``; a new one, mode 0600, where there is none.
+    """The key kept at ``path``; if there is none, a new one, in a file of mode 0600.
 
     Raises:
         ConfigurationError: others can read the file, or it is empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written whole under another name first, so that two starts at once agree and none sees half a key.
+    # Written whole under another name first, so that two servers that start at once agree and neither sees
+    # half a key.
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -27,7 +28,7 @@ def ensure_admin_key(path: Path) -> str:
             file.write(secrets.token_urlsafe(32) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # an earlier start made it: that one holds
+        with contextlib.suppress(FileExistsError):  # an earlier start made a key: that one holds
             os.link(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
@@ -38,7 +39,7 @@ def read_admin_key(path: Path) -> str:
     """Reads the key.
 
     Raises:
-        ConfigurationError: no such file, others can read it, or it is empty.
+        ConfigurationError: there is no such file, others can read it, or it is empty.
     """
     try:
         if path.stat().st_mode & 0o077:

@@ -1,4 +1,4 @@
-"""The data folder: one server at a time, which tells there where its doors are."""
+"""The data folder: it belongs to one server at a time, which publishes the addresses of its doors there."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ADDRESSES = "server.json"
 
 @contextmanager
 def own_data_dir(data_dir: Path) -> Iterator[None]:
-    """Makes the folder where it lacks, and holds it: two servers over one store and registry would each
-    think the memory theirs. The kernel lets go of it when the process ends, however it ends.
+    """Makes the folder if it is missing, and holds it: two servers over one store and registry would each
+    take the memory for theirs. The kernel releases the folder when the process ends, however it ends.
 
     Raises:
-        ConfigurationError: another server holds it, or it cannot be used.
+        ConfigurationError: another server holds the folder, or it cannot be used.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,8 @@ def own_data_dir(data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def published(data_dir: Path, addresses: Mapping[str, str]) -> Iterator[None]:
-    """Tells where the doors are, for the command line and for whoever started us with port 0."""
+    """Publishes the addresses of the doors, for the command line and for whoever started the server with port
+    0."""
     path = data_dir / _ADDRESSES
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps({"pid": os.getpid(), **addresses}))
@@ -53,9 +54,9 @@ def published(data_dir: Path, addresses: Mapping[str, str]) -> Iterator[None]:
 
 
 def published_http_url(data_dir: Path) -> str | None:
-    """The HTTP door of the server that uses the folder; None where none has said.
+    """The address of the HTTP door of the server that uses the folder; None if none was published.
 
-    One that was killed cannot take back what it said, so an address need not answer.
+    A server that was killed could not take its address back, so the address need not answer.
     """
     try:
         text = (data_dir / _ADDRESSES).read_text()

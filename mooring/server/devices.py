@@ -1,4 +1,4 @@
-"""Which device the settings mean, how it is read, and how much of it is ours by default."""
+"""The devices that the settings mean, their readers, and their budgets by default."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ DEFAULT_GPU_RESERVE_BYTES = 1 * GIB  # a CUDA context, workspace of the kernels
 
 
 def is_cpu(device: str) -> bool:
-    """Whether it is the host's CPU, or one of several devices that it is divided into."""
+    """Whether a device is the host's CPU, or one of several devices that the CPU is divided into."""
     return device.partition(":")[0] == "cpu"
 
 
 def device_reader(device: str, pids: Pids) -> DeviceReader:
-    """Reads the memory of a device; ``pids`` tells which processes are ours."""
+    """Makes the reader of a device's memory; ``pids`` tells which processes are ours."""
     return HostReader(pids) if is_cpu(device) else NvmlReader(int(device.removeprefix("cuda:")), pids)
 
 
 def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
-    """What reads each device's memory, by its name."""
+    """Readers of the devices' memory, by the devices' names."""
     return {entry.name: device_reader(entry.name, pids) for entry in _entries(settings)}
 
 
 def device_budgets(settings: Settings) -> list[DeviceBudget]:
-    """What we may use of each device, in the settings' order; asked before any worker runs.
+    """Budgets of the devices, in the settings' order. Ask before any worker runs.
 
     Raises:
-        ConfigurationError: no budget is set and the device cannot be read, or nothing of it is left.
+        ConfigurationError: no budget is set and the device cannot be read, or no memory of it is left.
     """
     return [_budget(entry) for entry in _entries(settings)]
 
@@ -82,14 +82,14 @@ def _budget(entry: DeviceEntry) -> DeviceBudget:
     if memory is None:
         raise ConfigurationError(f"{entry.name} cannot be read: give its memory with --memory-budget")
     free_bytes = default_budget_bytes(memory, 0)
-    # The host's memory is also everybody else's, and warm copies want some of it.
+    # Other processes use the host's memory too, and warm copies want some of it.
     budget_bytes = free_bytes if on_gpu else free_bytes // 2
     logger.info("memory budget of %s (%s): %s", entry.name, memory.name, format_bytes(budget_bytes))
     return DeviceBudget(entry.name, budget_bytes, reserve_bytes)
 
 
 def host_cache_budget_bytes(settings: Settings) -> int:
-    """Host memory for warm copies of weights: as set, or a quarter of the machine's."""
+    """Bytes of host memory for warm copies of weights: as set, or a quarter of the machine's memory."""
     if settings.host_cache_budget is not None:
         return settings.host_cache_budget
     memory = HostReader(set).read()
@@ -131,7 +131,7 @@ def watch_others(
 
 
 def _tell_end(task: asyncio.Task[None]) -> None:
-    """Only a bug of ours ends a watch before it is cancelled; it must not pass unseen."""
+    """Logs the error that ended a watch: only a bug of ours does that, and it must not pass unseen."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("other processes' memory is no longer watched", exc_info=error)
 

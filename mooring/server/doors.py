@@ -18,15 +18,15 @@ from router.doors.grpc.reading import MessageReader
 __all__ = ["grpc_door", "http_door"]
 
 _STOP_S = 5.0
-_SILENCE_S = 60  # after which a client is asked whether it is still there
+_SILENCE_S = 60  # seconds of silence after which a client is asked whether it is still there
 
 
 @asynccontextmanager
 async def http_door(app: Any, host: str, port: int, limits: HttpLimits | None = None) -> AsyncIterator[str]:
-    """Serves an ASGI application; gives its address, and at the end lets open answers finish for a while.
+    """Serves an ASGI application; yields its address, and at the end lets open answers finish for a while.
 
     Args:
-        limits: of each connection.
+        limits: limits of each connection.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -57,7 +57,7 @@ async def http_door(app: Any, host: str, port: int, limits: HttpLimits | None = 
 async def grpc_door(
     add_services: Callable[[grpc.aio.Server], None], host: str, port: int, max_message_bytes: int
 ) -> AsyncIterator[str]:
-    """Serves gRPC; gives its target.
+    """Serves gRPC; yields its target.
 
     Args:
         add_services: puts the services on the server, before it starts.
@@ -73,7 +73,7 @@ async def grpc_door(
     server = grpc.aio.server(interceptors=[MessageReader()], options=options)
     add_services(server)
     if port:
-        _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot
+        _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot listen
     try:
         bound_port = server.add_insecure_port(f"{_bracketed(host)}:{port}")
     except RuntimeError as error:
@@ -86,7 +86,7 @@ async def grpc_door(
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the end is ours to order."""
+    """uvicorn without its own signal handlers: the server's wiring decides when it ends."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -97,14 +97,14 @@ def _listen(door: str, host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with ExitStack() as stack:
-            # Named TCP, since asyncio (unlike uvloop) turns delays of small writes off only for what is.
+            # IPPROTO_TCP is named because asyncio, unlike uvloop, turns delays of small writes off only then.
             listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Connections inherit it: a client that vanished without a word is noticed.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S)
             listener.bind((host, port))
-            stack.pop_all()  # bound: it is the caller's to close
+            stack.pop_all()  # bound: the caller closes it
             return listener
     except OSError as error:
         raise ConfigurationError(f"{door} cannot listen on {host}:{port}: {error}") from error

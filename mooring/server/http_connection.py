@@ -1,4 +1,5 @@
-"""One connection of the HTTP door: uvicorn's, with bounds on what a client may make it keep and wait for."""
+"""Connections of the HTTP door: uvicorn's, with bounds on what a client can make the server keep and wait
+for."""
 
 from __future__ import annotations
 
@@ -23,15 +24,17 @@ __all__ = ["DoorConfig", "HttpConnection", "HttpLimits", "SocketConnection"]
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What clients of the HTTP door may make it keep and wait for before it has understood a request.
+    """Bounds on what a client of the HTTP door can make it keep and wait for before a request is understood.
 
     Attributes:
-        max_frame_bytes: a larger message closes its WebSocket, unread.
-        max_head_bytes: most of a request's line and headers together; also of trailers.
+        max_frame_bytes: most bytes of a WebSocket message; a larger one closes the WebSocket unread.
+        max_head_bytes: most bytes of a request's line and headers together; also of trailers.
         max_headers: most headers of a request.
-        request_timeout_s: how long a request may take to arrive, and a new connection to begin with one.
-        keep_alive_s: how long a connection may rest between requests. Longer than clients and proxies let theirs
-            rest, or they send requests into a connection that is just being closed.
+        request_timeout_s: seconds within which a request must arrive, and a new connection must begin with
+            one.
+        keep_alive_s: seconds for which a connection may rest between requests. Longer than clients and
+            proxies let theirs rest: otherwise they would send requests into a connection that is just being
+            closed.
     """
 
     max_frame_bytes: int = 4 * MIB
@@ -57,15 +60,15 @@ class DoorConfig(uvicorn.Config):
 
 
 class HttpConnection(HttpToolsProtocol):
-    """Hangs up on who sends a head without end or a request that never ends, and tells what is wrong in an error
-    object like all others."""
+    """Hangs up on a client that sends a head without end or a request that never ends, and says what is wrong
+    in an error object like all others."""
 
     config: DoorConfig
 
     def __init__(self, config: DoorConfig, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
         self._limits = config.limits
-        self._num_unread_bytes = 0  # came since something could last be made of what came
+        self._num_unread_bytes = 0  # bytes since the parser last understood something
         self._is_new = True
         self._is_head = False
         self._wrong: tuple[HTTPStatus, str] | None = None
@@ -148,8 +151,9 @@ class HttpConnection(HttpToolsProtocol):
     # Upgrades that are not offered -------------------------------------------------------------------
 
     def _is_refused_upgrade(self) -> bool:
-        """Whether the request asks for another protocol than WebSocket, as some clients do with their first:
-        ``Upgrade: h2c``. It may be answered as if it had not; but the parser leaves out its body."""
+        """Whether the request asks for another protocol than WebSocket, as some clients do with their first
+        request: ``Upgrade: h2c``. It may be answered as if it had not asked; but the parser leaves out its
+        body."""
         return bool(
             self.parser.should_upgrade()
             and self.parser.get_method() != b"CONNECT"
@@ -180,15 +184,16 @@ class HttpConnection(HttpToolsProtocol):
     def _too_late(self) -> None:
         self._deadline = None
         if self._is_head and self._is_answering():
-            self._start_waiting()  # its client may wait for the answer before it goes on
+            self._start_waiting()  # the client may wait for the answer before it goes on
         elif self._is_new:
-            self.transport.close()  # nothing was asked
+            self.transport.close()  # no request began
         else:
             seconds = self._limits.request_timeout_s
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"The request did not arrive within {seconds:g} s.")
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Says what is wrong and hangs up; where an earlier request is being answered, only hangs up after that."""
+        """Says what is wrong and hangs up. While an earlier request is being answered, says nothing and hangs
+        up after that."""
         if self._is_answering() and not self._is_body_awaited():
             self.cycle.keep_alive = False
             return
@@ -203,17 +208,18 @@ class HttpConnection(HttpToolsProtocol):
         return self.cycle is not None and self.cycle.response_complete
 
     def _is_body_awaited(self) -> bool:
-        """The one request that is being answered has not been read to its end."""
+        """Whether the one request that is being answered has not been read to its end."""
         return not self.pipeline and self.cycle.more_body and not self.cycle.response_started
 
 
 class SocketConnection(WebSocketsSansIOProtocol):
-    """A WebSocket whose client cannot make it keep what nobody will read."""
+    """A WebSocket whose client cannot make the server keep data that nobody will read."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            # A head that HTTP lets through may be too much for the WebSocket's own reader, which falls silent.
+            # A head that HTTP lets through may be too much for the WebSocket's own parser, which does not
+            # answer.
             self.transport.write(
                 _answer(HTTPStatus.BAD_REQUEST, f"Not a WebSocket: {self.conn.handshake_exc}.")
             )
@@ -227,7 +233,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
             )
 
     def handle_cont(self, event: Frame) -> None:
-        if event.data or event.fin:  # empty pieces in any number add nothing
+        if event.data or event.fin:  # empty pieces are dropped, however many come
             super().handle_cont(event)
 
     def send_receive_event_to_app(self) -> None:
@@ -242,7 +248,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
         if self.writable.is_set():
             super().handle_ping()
         else:
-            self.conn.data_to_send()  # a client that reads no answers gets no pongs kept for it
+            self.conn.data_to_send()  # drops the pong: none is kept for a client that reads no answers
 
 
 def _is_text(data: bytes) -> bool:

@@ -1,4 +1,5 @@
-"""The C library's allocator in the server's process: what a client sent is given back once it has been read."""
+"""Settings of the C library's allocator in the server's process: data that a client sent is given back to the
+system once it has been read."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ _NUM_ARENAS = 2
 def keep_little_free() -> None:
     """Makes malloc give memory back to the system soon after it was freed.
 
-    To be called before threads allocate: malloc's arenas that are there stay. gRPC's threads take turns at reading,
-    each with an arena of its own, and glibc ceases to map large blocks one by one as soon as the first was freed:
-    clients that flood the port would leave 180 MiB behind on two cores, where they leave 35 now (with a threshold of
-    128 KiB up to 115). Prompts of tens of KB pay for it in page faults, with about a tenth more of the server's CPU
-    time. Nothing happens where the C library has no ``mallopt``.
+    Call it before threads allocate: arenas that malloc has already made stay. gRPC's threads take turns at
+    reading, each with an arena of its own, and glibc ceases to map large blocks one by one as soon as the
+    first was freed: clients that flood the port would leave 180 MiB behind on two cores. With these settings
+    they leave 35 (with a threshold of 128 KiB up to 115). Prompts of tens of KB pay for it in page faults,
+    with about a tenth more of the server's CPU time. Does nothing if the C library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,1 +1,1 @@
-"""Capacity planning: what models need of a device's memory."""
+"""Capacity planning: how much of a device's memory models need."""

@@ -1,6 +1,6 @@
-"""The arithmetic of memory for one model on one device, with the functions that ledger and pool themselves use.
+"""The arithmetic of memory for one model on one device, with the very functions that ledger and pool use.
 
-Weights are the packed layout's bytes, KV is counted in the blocks and pages that the pool would hand out.
+Weights are the packed layout's bytes; KV is counted in the blocks and pages that the pool would hand out.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ DEVICES: Mapping[str, int] = MappingProxyType(
         "b200": 183359 * MIB,
     }
 )
-"""Total memory as the driver shows it."""
+"""Total memory of each device, in bytes, as the driver shows it."""
 
 _STEP_TOKENS = 512  # the engine's default
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """A model to plan for. ``precision``: that its weights are packed in unless another is asked for."""
+    """A model to plan for. ``precision``: the precision of its weights unless another is asked for."""
 
     name: str
     config: ModelConfig
@@ -71,14 +71,18 @@ class GroupPlan:
     """KV of one group of layers.
 
     Attributes:
-        layers: how many.
-        kind, window_tokens: ``full``, or ``window`` with its length.
-        bytes_per_token: of all its layers.
-        block_tokens, block_bytes, blocks_per_page: as the pool cuts it.
-        page_tail_bytes: of each page, where no block fits.
-        blocks_per_request: most that one request of the context holds at once.
-        token_bytes, block_bytes_total, page_bytes: of the whole batch: of the tokens that are kept, of the blocks
-            that hold them, of the pages that hold those.
+        layers: number of layers.
+        kind: ``full`` or ``window``.
+        window_tokens: length of the window; None if the kind is ``full``.
+        bytes_per_token: bytes of one token in all layers of the group.
+        block_tokens: tokens of a block.
+        block_bytes: bytes of a block.
+        blocks_per_page: blocks that fit into a page.
+        page_tail_bytes: bytes at the end of each page, where no block fits.
+        blocks_per_request: most blocks that one request of the context holds at once.
+        token_bytes: bytes of the tokens that the whole batch keeps.
+        block_bytes_total: bytes of the blocks that hold these tokens.
+        page_bytes: bytes of the pages that hold these blocks.
     """
 
     layers: int
@@ -97,21 +101,28 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes of everything; see ``docs/memory.md`` for a worked example.
+    """Bytes of everything; ``docs/memory.md`` has a worked example.
 
     Attributes:
-        weights_bytes: of the packed weights; ``weights_page_bytes`` of the pages they take.
-        kv_bytes_per_token: while no window has passed.
-        kv_bytes_per_request: pages for one request of the context alone, which is also the least guarantee.
-        kv_bytes: pages for the whole batch; of these ``kv_token_bytes`` are tokens, ``kv_unfilled_bytes`` places in
-            blocks without one, ``kv_tail_bytes`` ends of pages and places for blocks that are not taken.
-        workspace_bytes: upper figure for one step; it comes out of the reserve.
+        weights_bytes: bytes of the packed weights.
+        weights_page_bytes: bytes of the pages that the weights take.
+        kv_bytes_per_token: KV bytes of a token while no window has passed.
+        kv_bytes_per_request: bytes of the pages for one request of the context alone, which is also the least
+            guarantee.
+        kv_bytes: bytes of the pages for the whole batch; the sum of the next three.
+        kv_token_bytes: bytes of the tokens in them.
+        kv_unfilled_bytes: bytes of places for tokens that no token fills.
+        kv_tail_bytes: bytes of ends of pages and of places for blocks that are not taken.
+        workspace_bytes: upper bound of the workspace of one step; it comes out of the reserve.
         total_bytes: weights, KV and the pool's null page, in whole pages, and the reserve.
-        device_bytes, reserve_bytes: of the named device; None without one.
-        fits: whether the total does; ``max_batch`` at the context and ``max_context`` at the batch that do.
-        kv_exceeds_weights_batch, kv_exceeds_weights_context: the smallest batch at the context, and the smallest
-            context at the batch, whose KV takes more than the weights; None where there is none up to the model's
-            longest context.
+        device_bytes: budget of the named device; None without one.
+        reserve_bytes: reserve on that device.
+        fits: whether the total fits the device; None without one.
+        max_batch: the largest batch that fits at the context; None without a device.
+        max_context: the longest context that fits at the batch; None without a device.
+        kv_exceeds_weights_batch: the smallest batch at the context whose KV takes more than the weights.
+        kv_exceeds_weights_context: the shortest context at the batch whose KV takes more than the weights;
+            None if there is none up to the model's longest context.
     """
 
     model: str
@@ -148,7 +159,11 @@ def builtin_shapes() -> Mapping[str, str]:
 
 
 def model_from_shape(name: str) -> PlannedModel:
-    """Raises ConfigurationError where there is no such shape."""
+    """A model to plan for, from a built-in shape.
+
+    Raises:
+        ConfigurationError: there is no such shape.
+    """
     shape = _shapes().get(name)
     if shape is None:
         raise ConfigurationError(f"no shape {name!r}; there are {', '.join(_shapes())}")
@@ -156,7 +171,7 @@ def model_from_shape(name: str) -> PlannedModel:
 
 
 def model_from_folder(folder: Path) -> PlannedModel:
-    """A Hugging Face folder; its config.json is enough.
+    """A model to plan for, from a Hugging Face folder; its config.json is enough.
 
     Raises:
         ArtifactError: the configuration is unreadable or not supported.
@@ -178,16 +193,16 @@ def plan_memory(
     device_bytes: int | None = None,
     reserve_bytes: int = 0,
 ) -> MemoryPlan:
-    """What ``batch`` requests of ``context_tokens`` each need, all at once.
+    """The memory that ``batch`` requests of ``context_tokens`` each need, all at once.
 
     Args:
-        precision: of the weights; None is the model's own.
-        kv_dtype: None is the weights' own.
-        device_bytes: the budget there; None plans without a device.
-        reserve_bytes: of it, for contexts and workspace.
+        precision: precision of the weights; None means the model's own.
+        kv_dtype: dtype of the KV; None means the weights' own.
+        device_bytes: budget of the device; None plans without a device.
+        reserve_bytes: part of that for contexts and workspace.
 
     Raises:
-        InvalidRequestError: longer than the model's context, or no batch.
+        InvalidRequestError: the context is longer than the model's, or there is no batch.
         ArtifactError: the layout cannot be packed or paged.
     """
     _check(model, context_tokens, batch)
@@ -200,7 +215,7 @@ def plan_memory(
     kv_bytes = sum(each.page_bytes for each in plans)
     kv_token_bytes = sum(each.token_bytes for each in plans)
     block_bytes = sum(each.block_bytes_total for each in plans)
-    reserve_bytes = round_to_pages(reserve_bytes)  # as the ledger takes it
+    reserve_bytes = round_to_pages(reserve_bytes)  # the ledger rounds it too
     fixed_bytes = reserve_bytes + weights_page_bytes + PAGE_BYTES  # and the pool's null page
     room = None if device_bytes is None else device_bytes // PAGE_BYTES * PAGE_BYTES - fixed_bytes
     kv_of = partial(_kv_bytes, groups)
@@ -274,14 +289,15 @@ def _group_plan(group: KVGroup, context_tokens: int, batch: int) -> GroupPlan:
 
 
 def _kv_bytes(groups: Sequence[KVGroup], context_tokens: int, batch: int) -> int:
-    """Bytes of pages for so many requests of one model, whose blocks share pages."""
+    """Bytes of the pages for ``batch`` requests of one model, whose blocks share pages."""
     return PAGE_BYTES * sum(
         -(-batch * group.blocks_for_tokens(context_tokens) // group.blocks_per_page) for group in groups
     )
 
 
 def _largest(holds: Callable[[int], bool], limit: int | None = None) -> int:
-    """The largest number up to ``limit`` for which something holds that holds for all smaller ones; 0 for none."""
+    """The largest number up to ``limit`` for which ``holds``, which then holds for all smaller ones too; 0 if
+    there is none."""
     low, high = 0, 1
     while holds(high) and (limit is None or high < limit):
         low, high = high, high * 2 if limit is None else min(high * 2, limit)

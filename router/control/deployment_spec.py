@@ -1,4 +1,4 @@
-"""What a deployment of the registry is to the memory manager."""
+"""Turns a deployment of the registry into the memory manager's description of it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 def deployment_spec(
     record: DeploymentRecord, artifact: ArtifactRef, default_idle_timeout_s: float | None
 ) -> DeploymentSpec:
-    """What the memory manager needs to know of a deployment.
+    """The memory manager's description of a deployment.
 
-    The KV guarantee is at least what one sequence of the longest length needs, so that every request
-    that is admitted can be finished whatever else happens.
+    The KV guarantee is at least what one sequence of the longest length needs, so that every request that is
+    admitted can be finished whatever else happens.
     """
     version, policy = record.variant.version, record.policy
     config = ModelConfig.from_dict(version.description["config"])
     max_model_len = policy.max_model_len or int(version.description["max_model_len"])
     groups = kv_groups(config, _ELEMENT_BYTES[record.variant.precision])
-    # With less, a long request would wait for ever beside models that are idle: they are not put to sleep for
-    # KV. Beyond the cap there is nothing to guarantee, and a request that needs more is refused.
+    # With a smaller guarantee, a long request would wait for ever beside models that are idle: they are not
+    # put to sleep for KV. Beyond the cap nothing can be guaranteed, and a request that needs more is refused.
     longest_bytes = kv_bytes_for_tokens(groups, max_model_len)
     if policy.kv_cap_bytes is not None:
         longest_bytes = min(longest_bytes, policy.kv_cap_bytes)

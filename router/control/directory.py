@@ -11,7 +11,8 @@ __all__ = ["DeploymentDirectory"]
 
 
 class DeploymentDirectory:
-    """Answers ``ModelDirectory`` from two tables: what is served, and what is not and why.
+    """The ``ModelDirectory`` of a server, over two tables: deployments that are served, and those that are
+    not, with the reason.
 
     The registrar alone writes it, on the event loop.
     """
@@ -43,11 +44,12 @@ class DeploymentDirectory:
         return name in self._served
 
     def reason(self, name: str) -> str | None:
-        """Why a deployment is not served; None if it is, or if nothing is known of it."""
+        """Why a deployment is not served; None if it is, or if it is unknown."""
         return self._unavailable.get(name)
 
     def complete(self) -> None:
-        """All that was to be served from the start is here: a name that is not is nobody's."""
+        """Notes that all deployments that were to be served from the start are known: any other name does not
+        exist."""
         self._complete = True
 
     def serve(self, model: ServedModel) -> None:
@@ -55,7 +57,7 @@ class DeploymentDirectory:
         self._served[model.name] = model
 
     def withhold(self, name: str, reason: str) -> None:
-        """Known, and not served for this reason."""
+        """Notes that a deployment exists and is not served, for this reason."""
         self._served.pop(name, None)
         self._unavailable[name] = reason
 

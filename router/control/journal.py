@@ -28,14 +28,14 @@ _LEVELS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalConfig:
-    """How events are kept.
+    """Settings of the journal.
 
     Attributes:
-        max_kept: rows of the registry; the oldest go beyond.
-        flush_s: how often what is new is written.
-        max_pending: events that wait for a database that does not answer; at twice as many, or when a write has
-            failed, the oldest beyond are lost, and the log says how many.
-        max_flush_s: longest pause between attempts while it does not.
+        max_kept: most rows in the registry; beyond it the oldest go.
+        flush_s: seconds between writes of new events.
+        max_pending: events that may wait for a database that does not answer. At twice as many, or when a
+            write has failed, the oldest beyond this number are lost, and the log says how many.
+        max_flush_s: longest pause between attempts while the database does not answer.
     """
 
     max_kept: int = 100_000
@@ -45,13 +45,13 @@ class JournalConfig:
 
 
 class Journal:
-    """Takes events from the manager's event loop and gives them to whoever asks.
+    """Takes events from the manager's event loop and gives them to readers.
 
-    Refusals of one deployment for one reason that come between two writes are one event, whose
-    ``num_refused`` tells how many, since a full queue may refuse thousands a second.
+    Refusals of one deployment for one reason that come between two writes are kept as one event, whose
+    ``num_refused`` counts them, since a full queue may refuse thousands a second.
 
     Args:
-        offset_s: from the manager's clock to the Unix epoch.
+        offset_s: seconds from the manager's clock to the Unix epoch.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Journal:
         self._config = config or JournalConfig()
         self._offset_s = offset_s
         self._pending: list[NewEvent] = []
-        self._refusals: dict[tuple[str | None, object], int] = {}  # where they stand in ``_pending``
+        self._refusals: dict[tuple[str | None, object], int] = {}  # index in ``_pending`` of each refusal
         self._writing = asyncio.Lock()
         self._writes: set[asyncio.Task[bool]] = set()
         self._written = asyncio.Event()
@@ -76,7 +76,7 @@ class Journal:
         self._task = asyncio.create_task(self._run(), name="journal")
 
     async def stop(self) -> None:
-        """Writes what is left and ends."""
+        """Writes the remaining events and ends."""
         self.shut()
         if self._task is not None:
             self._task.cancel()
@@ -85,7 +85,7 @@ class Journal:
             logger.warning("%d events are lost: the registry does not answer", len(self._pending))
 
     def shut(self) -> None:
-        """Ends everybody's ``wait``."""
+        """Ends every ``wait``."""
         self._shut = True
         self._tell()
 
@@ -118,7 +118,7 @@ class Journal:
         kinds: Sequence[str] = (),
         oldest_first: bool = False,
     ) -> list[EventRecord]:
-        """As ``Registry.list_events``; what was noted before this call is there."""
+        """Lists events, as ``Registry.list_events`` does; events noted before this call are among them."""
         await self._flush()
         return await asyncio.to_thread(
             self._registry.list_events,
@@ -131,7 +131,7 @@ class Journal:
         )
 
     async def newest_id(self) -> int:
-        """Of the events noted before this call; 0 where there is none."""
+        """The newest id of the events noted before this call; 0 if there is none."""
         await self._flush()
         return await asyncio.to_thread(self._registry.newest_event_id)
 
@@ -160,8 +160,8 @@ class Journal:
             pause_s = self._config.flush_s if done else min(2 * pause_s, self._config.max_flush_s)
 
     async def _flush(self) -> bool:
-        """Writes what is pending; False where the registry did not take it."""
-        # In a task of its own: who asked may be cancelled, and what was taken out must be written or put back.
+        """Writes the pending events; returns False if the registry did not take them."""
+        # In a task of its own: the caller may be cancelled, and events taken out must be written or put back.
         write = asyncio.create_task(self._write())
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
@@ -175,7 +175,7 @@ class Journal:
             try:
                 await asyncio.to_thread(self._registry.add_events, batch, self._config.max_kept)
             except InvalidRequestError as error:
-                # It would be no better the next time, and hold up all others.
+                # Another attempt would fail too, and hold up all later events.
                 logger.error("%d events are lost: %s", len(batch), error.message)
             except MooringError:  # the registry has logged why
                 self._pending, self._refusals = batch + self._pending, {}
@@ -198,7 +198,8 @@ class Journal:
 
 
 def _storable(text: str) -> str:
-    """A text without what no database takes: NUL, halves of surrogate pairs (undecodable names of files)."""
+    """A text without characters that no database takes: NUL, halves of surrogate pairs (undecodable file
+    names)."""
     return text[:_MAX_REASON_CHARS].replace("\0", "").encode(errors="replace").decode()
 
 

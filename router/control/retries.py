@@ -1,4 +1,4 @@
-"""Trying again, later and later, what failed for a reason that may pass."""
+"""Tries things again, after longer and longer pauses, if they failed for a reason that may pass."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetryConfig:
-    """Pauses between attempts. ``first_s``: after the first failure; it doubles with each further one up to
-    ``max_s``."""
+    """Pauses between attempts.
+
+    Attributes:
+        first_s: seconds after the first failure; the pause doubles with each further one.
+        max_s: longest pause.
+    """
 
     first_s: float = 1.0
     max_s: float = 60.0
 
 
 class Retries:
-    """Of named things, each with pauses of its own. Lives on one event loop.
+    """Retries named things, each with pauses of its own. Lives on one event loop.
 
     Args:
-        attempt: tries one of them again; tells by ``failed`` or ``settled`` how it went.
+        attempt: tries one thing again, and reports by ``failed`` or ``settled`` how that went.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Retries:
         self._stopped = False
 
     def failed(self, name: str) -> float:
-        """It failed; returns the seconds until it is tried again."""
+        """Notes that a thing failed; returns the seconds until it is tried again."""
         self._cancel(name)
         num_failures = self._num_failures[name] = self._num_failures.get(name, 0) + 1
         wait_s = min(self._config.max_s, self._config.first_s * 2.0 ** min(num_failures - 1, 32))
@@ -51,12 +55,12 @@ class Retries:
         return wait_s
 
     def settled(self, name: str) -> None:
-        """It has gone well, or is wanted no more."""
+        """Notes that a thing went well, or is no longer wanted."""
         self._cancel(name)
         self._num_failures.pop(name, None)
 
     async def stop(self) -> None:
-        """Tries nothing any more; waits for the end of what is being tried, which it cancels."""
+        """Tries nothing more; cancels attempts under way and waits for their end."""
         self._stopped = True
         for name in list(self._timers):
             self._cancel(name)

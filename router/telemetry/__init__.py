@@ -1,1 +1,1 @@
-"""Metrics."""
+"""Metrics of requests, steps, residency and memory."""

@@ -1,4 +1,5 @@
-"""Present states as metrics: asked for when somebody scrapes, so that nothing has to keep a gauge in step."""
+"""Metrics of the present state, read whenever somebody scrapes, so that nothing has to keep a gauge up to
+date."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from memory_manager.fleet.status import DeploymentStatus, Snapshot
 __all__ = ["ENGINE", "GaugeCollector", "Gauges", "ModelGauges", "gauges_of"]
 
 ENGINE = "0"
-"""The value of the label ``engine``: vLLM numbers its data-parallel engines, and its dashboards select by it."""
+"""The value of the label ``engine``: vLLM numbers its data-parallel engines, and its dashboards select by
+number."""
 
-# vLLM's words for where a model is; on the way counts as where it comes from.
+# vLLM's words for the place of a model. A model on its way counts as where it comes from.
 _SLEEP_STATES: Mapping[str, str] = MappingProxyType(
     {
         "resident": "awake",
@@ -35,13 +37,13 @@ class ModelGauges:
     """The present state of one model.
 
     Attributes:
-        num_requests_running: in its replicas' batches.
-        num_requests_queued: on its replicas, until a batch has room.
-        num_requests_deferred: until a replica is resident.
-        kv_cache_usage: the share of the KV memory that its live sequences hold, from 0 to 1.
-        num_preemptions: sequences that lost their blocks; begins anew with each load.
-        prefix_query_tokens, prefix_hit_tokens: of prompts, looked up in the prefix cache and found there; they begin
-            anew with each load.
+        num_requests_running: requests in its replicas' batches.
+        num_requests_queued: requests on its replicas that wait for room in a batch.
+        num_requests_deferred: requests that wait for a replica to be resident.
+        kv_cache_usage: share of the KV memory that its live sequences hold, from 0 to 1.
+        num_preemptions: sequences that lost their blocks; starts from 0 with each load.
+        prefix_query_tokens: prompt tokens looked up in the prefix cache; starts from 0 with each load.
+        prefix_hit_tokens: prompt tokens found there; starts from 0 with each load.
         residency: as the glossary names it.
     """
 
@@ -60,9 +62,9 @@ class Gauges:
     """The present states at one moment.
 
     Attributes:
-        models: by name.
-        device_memory_bytes: by device and owner.
-        kv_unused_bytes: committed KV memory that holds no token, by worker and kind.
+        models: states of the models, by name.
+        device_memory_bytes: bytes by device and owner.
+        kv_unused_bytes: bytes of committed KV memory that holds no token, by worker and kind.
     """
 
     models: Mapping[str, ModelGauges] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Gauges:
 
 
 def gauges_of(snapshot: Snapshot) -> Gauges:
-    """The gauges that a snapshot of the memory manager gives."""
+    """The gauges for a snapshot of the memory manager."""
     kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
     return Gauges(
         models={each.name: _model_gauges(each, kv_lease_bytes) for each in snapshot.deployments},
@@ -103,17 +105,17 @@ def _model_gauges(deployment: DeploymentStatus, kv_lease_bytes: int) -> ModelGau
 
 
 class GaugeCollector(Collector):
-    """Asks for the present states once at each scrape.
+    """Reads the present states once at each scrape.
 
     Args:
-        read: answers from memory.
+        read: returns the states; answers from memory.
     """
 
     def __init__(self, read: Callable[[], Gauges]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        """Only names: registering must not ask parts of the server that do not run yet."""
+        """Names of the metrics only: registering must not ask parts of the server that do not run yet."""
         return (*_model_families(), _memory_family(), _unused_family())
 
     def collect(self) -> Iterator[Metric]:

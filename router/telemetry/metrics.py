@@ -1,8 +1,8 @@
-"""What the server measures, under the names that vLLM's dashboards read, and ours beside them.
+"""The server's metrics, under the names that vLLM's dashboards read, and our own metrics beside them.
 
 docs/metrics.md has the list. Names, labels and buckets of ``vllm:`` metrics are vLLM's
-(vllm/v1/metrics/loggers.py), with the tenant beside the model in those that are about requests. Present states
-are in ``router.telemetry.gauges``.
+(vllm/v1/metrics/loggers.py); metrics of requests have the tenant as a label beside the model. Metrics of the
+present state are in ``router.telemetry.gauges``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LATENCY_BUCKETS_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0),
     *(240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
-# vLLM ends them at its one model's longest context; ours serve all models.
+# vLLM's buckets end at its one model's longest context; ours serve all models.
 _TOKEN_BUCKETS = tuple(mantissa * 10**exponent for exponent in range(6) for mantissa in (1, 2, 5))
 _ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _CHOICES_BUCKETS = (1, 2, 5, 10, 20)
@@ -115,7 +115,7 @@ class Metrics:
     """All instruments, in a registry of their own.
 
     Args:
-        read_gauges: the present states; answers from memory.
+        read_gauges: returns the present states; answers from memory.
         clock: seconds, monotonic; the clock of ``GenerationRequest.arrival_s``.
     """
 
@@ -170,7 +170,7 @@ class Metrics:
         self._series: dict[tuple[str, str], _Series] = {}
 
     def request(self, request: GenerationRequest) -> RequestMetrics:
-        """The measurements of one request that was accepted."""
+        """The measurements of one accepted request."""
         key = (request.deployment, request.tenant)
         series = self._series.get(key)
         if series is None:
@@ -178,18 +178,19 @@ class Metrics:
         return RequestMetrics(series, request, self.clock)
 
     def observe_step(self, replica_id: str, num_tokens: int) -> None:
-        """Counts a step of a replica and its tokens, those of prompts with the first token after them."""
+        """Counts a step of a replica and its tokens; a prompt's tokens count with the first token after
+        them."""
         deployment, _, _ = replica_id.rpartition("/")
         self._iteration_tokens.labels(deployment, ENGINE).observe(num_tokens)
 
     def observe_transition(self, event: ResidencyEvent) -> None:
-        """Counts a change of residency and how long the residency before it lasted."""
+        """Counts a change of residency, and the seconds spent in the residency before it."""
         change = (event.deployment, event.before.value, event.after.value)
         self._transitions.labels(*change).inc()
         self._transition_seconds.labels(*change).observe(event.duration_s)
 
     def expose(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _make_series(self, model: str, tenant: str) -> _Series:
@@ -210,18 +211,19 @@ class RequestMetrics:
         self._series = series
         self._request = request
         self._clock = clock
-        self._began_s: float | None = None  # when a step began with it
+        self._began_s: float | None = None  # when a step began with the request
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
-        self._last_s: dict[int, float] = {}  # of each choice that has tokens: when the newest came
-        self._longest_tokens = 0  # of the choices that have ended
+        self._last_s: dict[int, float] = {}  # when the newest token of each choice came
+        self._longest_tokens = 0  # most tokens of a choice that has ended
         self._ended = False
 
     def tokens(self, index: int, num_tokens: int, began_s: float | None = None) -> None:
-        """New tokens of a choice that came together.
+        """Notes new tokens of a choice that came together.
 
         Args:
-            began_s: with the first ones: when a step began with the choice; None where the engine does not say.
+            began_s: given with the first tokens: when a step began with the choice; None if the engine does
+                not tell.
         """
         now_s = self._last_token_s = self._clock()
         series = self._series
@@ -238,7 +240,8 @@ class RequestMetrics:
         series.generation_tokens.inc(num_tokens)
 
     def finished(self, reason: str, num_tokens: int) -> None:
-        """A choice ended with this many tokens: ``stop``, ``length``, ``abort`` or ``error``."""
+        """Notes that a choice ended with this many tokens. ``reason``: ``stop``, ``length``, ``abort`` or
+        ``error``."""
         self._series.success[reason].inc()
         self._series.num_output.observe(num_tokens)
         self._longest_tokens = max(self._longest_tokens, num_tokens)
@@ -247,7 +250,7 @@ class RequestMetrics:
             self._series.tpot.observe(decode_s / (num_tokens - 1))
 
     def end(self) -> None:
-        """The request is over, however it went. Only the first call counts."""
+        """Notes that the request is over, however it went. Only the first call counts."""
         if self._ended:
             return
         self._ended = True
@@ -268,7 +271,7 @@ class RequestMetrics:
 
 
 class _SecondName(Collector):
-    """Shows an instrument under the name that it had in earlier releases of vLLM too."""
+    """Shows an instrument also under the name that it had in earlier releases of vLLM."""
 
     def __init__(self, instrument: Histogram, name: str) -> None:
         self._instrument = instrument

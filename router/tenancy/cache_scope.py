@@ -1,4 +1,4 @@
-"""Who may share computed KV with whom."""
+"""Decides which requests may share computed KV."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def cache_scope(policy: str, tenant: str, salt: str | None) -> bytes | None:
 
     Args:
         policy: the deployment's ``prefix_cache``: ``tenant``, ``shared`` or ``off``.
-        tenant: who asks; without influence where tenants share.
-        salt: the caller's own; requests with other salts are in other scopes.
+        tenant: the tenant of the request; without influence if tenants share.
+        salt: the caller's own salt; requests with other salts are in other scopes.
 
     Returns:
-        32 bytes that tell nothing of the tenant or the salt; None where nothing is shared.
+        32 bytes that tell nothing of the tenant or the salt; None if nothing is shared.
     """
     if policy == "off":
         return None

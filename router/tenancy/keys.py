@@ -1,4 +1,4 @@
-"""Who is asking: API keys to tenants, the same for every door."""
+"""Finds the tenant of an API key, the same way for every door."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Tenancy:
     """Checks keys, and remembers the answers for a few seconds.
 
     Args:
-        authenticate: the registry's look-up; blocking, None for a key it does not know.
-        allow_anonymous: inference needs no key. A key that is not of our making is then as good as none,
+        authenticate: the registry's look-up of a key; blocking, and None for an unknown key.
+        allow_anonymous: whether inference needs no key. A key that Mooring did not make then counts as none,
             since OpenAI's clients always send one; one of ours that was revoked is still refused.
         config: how long answers are remembered.
         clock: seconds, monotonic.
@@ -52,10 +52,10 @@ class Tenancy:
         )
 
     async def tenant_of(self, api_key: str | None) -> str:
-        """The tenant's name for a key as it was sent.
+        """The name of the tenant whose key was sent.
 
         Raises:
-            AuthenticationError: no key where one is needed, or an unknown one.
+            AuthenticationError: a key is needed and there is none, or the key is unknown.
         """
         record = await self._tenants.get(api_key) if api_key else None
         if record is not None:
@@ -78,6 +78,10 @@ def api_key_of(headers: Mapping[str, str]) -> str | None:
 
 
 def check_admin_key(api_key: str | None, admin_key: str) -> None:
-    """Raises ``AuthenticationError`` where the key, as it was sent, is not the admin key."""
+    """Checks that the key that was sent is the admin key.
+
+    Raises:
+        AuthenticationError: it is another key, or none.
+    """
     if not hmac.compare_digest((api_key or "").encode(), admin_key.encode()):
         raise AuthenticationError("This needs the admin key: 'Authorization: Bearer KEY'.")

@@ -37,17 +37,15 @@ LEFT_OUT = (
     "memory_manager/memfd.py",
     "memory_manager/ports.py",
     "model_registry/policy.py",
-    "mooring/",
-    "ops/",
-    "router/control/",
+    "mooring/config.py",
+    "mooring/server/server.py",
+    "mooring/server/worker_specs.py",
+    "ops/samples/",
+    "router/control/registrar.py",
     "router/dispatch/",
     "router/doors/admin/",
     "router/doors/grpc/",
     "router/doors/openai/",
-    "router/telemetry/",
-    "router/tenancy/",
-    "router/intake.py",
-    "router/services.py",
 )
 """Folders and files whose docstrings are still to be rewritten."""
 
@@ -65,6 +63,10 @@ def riddles(path: Path) -> Iterator[str]:
 
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    read = [path for path in paths if not str(path.relative_to(ROOT)).startswith(LEFT_OUT)]
+    read = [
+        path
+        for path in paths
+        if not str(path.relative_to(ROOT)).startswith(LEFT_OUT) and "_pb2" not in path.name
+    ]
     assert len(read) > 100
     assert [riddle for path in read for riddle in riddles(path)] == []
