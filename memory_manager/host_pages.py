@@ -76,8 +76,8 @@ def map_file(address: int, num_bytes: int, fd: int, offset: int = 0, *, writable
 
 
 def move_mapping(old_address: int, old_bytes: int, new_address: int, new_bytes: int) -> None:
-    """Moves a mapping of a file to other reserved addresses, where it may be longer. Its protection stays as it was,
-    whatever seals the file has got since; the old addresses are nobody's afterwards.
+    """Moves a mapping of a file to other reserved addresses, at which it may be longer. Its protection stays
+    as it was, whatever seals the file has got since. The old addresses are no longer reserved afterwards.
 
     Raises:
         InsufficientMemoryError: the system has no memory for its tables.
@@ -89,7 +89,7 @@ def move_mapping(old_address: int, old_bytes: int, new_address: int, new_bytes: 
 
 
 def unpopulate(address: int, num_bytes: int) -> None:
-    """Empties the page tables of a shared mapping of a file: what is there stays, and no longer counts as this
+    """Empties the page tables of a shared mapping of a file. The contents stay, and no longer count as this
     process's resident memory."""
     if _libc().madvise(address, num_bytes, _MADV_DONTNEED):
         raise _os_error("madvise(DONTNEED)", num_bytes)

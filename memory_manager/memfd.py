@@ -19,14 +19,15 @@ __all__ = [
 
 
 F_SEAL_FUTURE_WRITE = 0x0010
-"""The seal against every write but through a mapping that is writable already; ``fcntl`` has no name for it."""
+"""The seal against all writes but those through a mapping that is writable already; ``fcntl`` has no name for
+it."""
 
 
 def new_memfd(num_bytes: int) -> int:
-    """A memfd of that size without memory behind it yet, which can be sealed."""
+    """Makes a memfd of that size, without memory behind it yet, which can be sealed."""
     created = os.memfd_create("mooring-host-copy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        fd = _open_again(created, os.O_RDWR)  # who has this one open is counted, unlike the first
+        fd = _open_again(created, os.O_RDWR)  # the system counts who has this one open, unlike the first
     finally:
         os.close(created)
     with closed_on_error(fd):
@@ -36,7 +37,8 @@ def new_memfd(num_bytes: int) -> int:
 
 @contextmanager
 def closed_on_error(fd: int) -> Iterator[None]:
-    """A memfd that is on its way to its next owner: its memory would stay as long as it is open."""
+    """Closes a memfd that is on its way to its next owner if the block fails: otherwise its memory would stay
+    as long as it is open."""
     try:
         yield
     except BaseException:
@@ -45,18 +47,18 @@ def closed_on_error(fd: int) -> Iterator[None]:
 
 
 def open_to_read(fd: int) -> int:
-    """The same memfd for those who may only read it."""
+    """Opens the memfd anew, for holders that may only read it."""
     return _open_again(fd, os.O_RDONLY)
 
 
 def open_to_write(fd: int) -> int:
-    """The same memfd for those who must map it writable, though they only read it."""
+    """Opens the memfd anew, for holders that must map it writable, though they only read it."""
     return _open_again(fd, os.O_RDWR)
 
 
 def is_sealed(fd: int) -> bool:
-    """Whether a memfd keeps its bytes while others have it: those who map it may rely on what they see. Memory that
-    shrank under a step would kill the worker."""
+    """Whether a memfd keeps its bytes while others have it, so that those who map it may rely on them. Memory
+    that shrank under a step would kill the worker."""
     try:
         return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE))
     except OSError:
@@ -64,12 +66,13 @@ def is_sealed(fd: int) -> bool:
 
 
 def is_ours_alone(fd: int) -> bool:
-    """Whether nobody but us has a memfd open or mapped, in whatever process, or on its way there; ``fd`` is the only
-    one of ours, and our mappings were made by it. The system gives a lease for writing to nobody else (fcntl(2))."""
+    """Whether no other process has a memfd open or mapped, or is about to be given it. ``fd`` must be our
+    only descriptor of it, by which our mappings were made. Otherwise the system does not grant the lease for
+    writing that is asked for here (fcntl(2))."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:  # somebody has it; or the system knows no leases, and it counts as somebody's
+    except OSError:  # another process has it; or the system knows no leases, which counts as the same
         return False
     return True
 

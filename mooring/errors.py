@@ -80,7 +80,7 @@ class MooringError(Exception):
 
     Attributes:
         message: one sentence for whoever reads it, saying what to do.
-        code: a stable machine-readable word (OpenAI's own where it has one).
+        code: a stable machine-readable word (OpenAI's own if it has one).
         param: the name of the field at fault, bare, or None.
         retry_after_s: seconds after which a retry may succeed, or None.
     """

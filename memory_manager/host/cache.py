@@ -1,13 +1,13 @@
 """The host cache: packed weights as sealed memfds that outlive the workers.
 
-It belongs to the server process. A worker is handed the descriptor over its Unix socket and copies from
-it, or maps it, so a worker that dies loses device state only, and a sleeping model wakes without touching
-storage.
+The cache belongs to the server process. A worker is handed a copy's descriptor over its Unix socket and
+copies from it, or maps it, so a worker that dies loses device state only, and a sleeping model wakes without
+touching storage.
 
-Its memory leaves only when the last descriptor closes, so a copy stays while anybody to whom it was given
-has not released it; of the others the least recently used is evicted first, and what is read in its place is
-read into its memory. Room that is left is used for a spare: memory touched in the background, of the size
-of the largest artifact that may be read next.
+The memory of a copy leaves only when the last descriptor closes, so a copy stays until every holder to whom
+it was given has released it. Of the copies without a holder the least recently used is evicted first, and the
+artifact that is read in its place is read into its memory. Room that is left is used for a spare: memory
+touched in the background, of the size of the largest artifact that may be read next.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mooring.units import format_bytes
 
 __all__ = ["HostCache", "HostCopy"]
 
-_CHUNK_BYTES = 16 * PAGE_BYTES  # what one read job fetches; several are under way at once
+_CHUNK_BYTES = 16 * PAGE_BYTES  # bytes that one read job fetches; several jobs are under way at once
 
 
 @dataclass(slots=True, eq=False)
@@ -43,9 +43,9 @@ class HostCopy:
     """Packed weights in host memory, kept there until released.
 
     Attributes:
-        fd: a sealed memfd, open to be read only, the cache's own: send it, never close it.
-        seconds: what reading it from storage took.
-        checksum: of its bytes (``memory_manager.word_sum``); None if nobody can write to them.
+        fd: a sealed memfd, open to be read only. It belongs to the cache: send it, never close it.
+        seconds: seconds that reading it from storage took.
+        checksum: checksum of its bytes (``memory_manager.word_sum``); None if nobody can write to them.
     """
 
     key: str
@@ -57,7 +57,7 @@ class HostCopy:
     _released: bool = False
 
     def release(self) -> None:
-        """Lets the cache evict it, as far as this holder is concerned; idempotent. Every process that
+        """Lets the cache evict the copy, as far as this holder is concerned; idempotent. Every process that
         was sent the descriptor has closed it by now."""
         if not self._released:
             self._released = True
@@ -69,8 +69,8 @@ class _Stored:
     """A complete copy, as the cache keeps it.
 
     Attributes:
-        fd: what others get.
-        memory: what the cache keeps.
+        fd: the descriptor that others get.
+        memory: the memory, which only the cache has.
         checksum: as in ``HostCopy``.
     """
 
@@ -87,11 +87,12 @@ class HostCache:
     Threads: belongs to one event loop; the reading itself runs in threads of its own.
 
     Args:
-        budget_bytes: most host memory for copies, those being read and the spare included.
-        num_readers: chunks read at once, over all artifacts. By default two, and on larger machines up to eight:
-            more than there are idle cores only disturbs the busy ones.
-        wait_for_cores: called before each piece of the work that its own threads do.
-        to_be_pinned: copies go to GPUs too, so they cannot be sealed against writing (see ``CopyMemory``).
+        budget_bytes: most host memory for copies, including those being read and the spare.
+        num_readers: chunks read at once, over all artifacts. By default two, and on larger machines up to
+            eight: more than there are idle cores would only disturb the busy ones.
+        wait_for_cores: called before each piece of work that the cache's own threads do.
+        to_be_pinned: whether copies go to GPUs too, so that they cannot be sealed against writing (see
+            ``CopyMemory``).
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class HostCache:
         self._wait_for_cores = wait_for_cores
         self._may_spare = True
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
-        self._evicted: dict[str, CopyMemory] = {}  # for the artifact that is to be read
-        self._holders: dict[str, int] = {}  # of a copy, and of one that is being read
+        self._evicted: dict[str, CopyMemory] = {}  # by key of the artifact that will be read into it
+        self._holders: dict[str, int] = {}  # number of holders of a copy, or of one that is being read
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
         if num_readers is None:
             num_readers = min(max(2, (os.cpu_count() or 1) // 2), 8)
@@ -120,47 +121,49 @@ class HostCache:
 
     @property
     def used_bytes(self) -> int:
-        """Of copies, those being read included; the spare is not."""
+        """Bytes of copies, including those being read and without the spare."""
         return self._used_bytes
 
     @property
     def spare_bytes(self) -> int:
-        """Of memory made ready for the next read, or being made so."""
+        """Bytes of memory that is made ready for the next read, or is being made so."""
         return self._spare.num_bytes
 
     def contains(self, key: str) -> bool:
-        """Whether a complete copy is here."""
+        """Whether the cache has a complete copy."""
         return key in self._copies
 
     def can_hold(self, num_bytes: int) -> bool:
-        """Whether its budget has so much at all."""
+        """Whether the budget is at least ``num_bytes``."""
         return num_bytes <= self._budget_bytes
 
     def has_room(self, num_bytes: int) -> bool:
-        """Whether its budget has so much beside what is held or being read."""
+        """Whether the budget has ``num_bytes`` beside the copies that are held or being read."""
         unheld_bytes = sum(copy.num_bytes for key, copy in self._copies.items() if key not in self._holders)
         return num_bytes <= self._budget_bytes - self._used_bytes + unheld_bytes
 
     def expect(self, ref: ArtifactRef) -> None:
-        """The artifact may be asked for: room that nothing else needs is made ready for it."""
+        """Notes that the artifact may be asked for: room that nothing else needs is made ready for it."""
         self._expected[ref.key] = ref.num_bytes
         self._make_ready()
 
     def forget(self, key: str) -> None:
-        """It will not be asked for any more."""
+        """Notes that the artifact will not be asked for any more."""
         self._expected.pop(key, None)
         self._make_ready()
 
     def allow_spare(self, allowed: bool) -> int:
-        """Where memory is short outside, nothing is held ready; returns the bytes that were given back."""
+        """Allows a spare or not, as memory outside the cache is plentiful or short; returns the bytes that
+        were given back."""
         self._may_spare = allowed
         before_bytes = self._spare.num_bytes
         self._make_ready()
         return max(0, before_bytes - self._spare.num_bytes)
 
     def give_up(self, num_bytes: int) -> int:
-        """Gives host memory back to the system: the spare first, then copies that nobody holds, the longest unused
-        first; returns the bytes, which are fewer where there are no more of those."""
+        """Gives host memory back to the system: the spare first, then copies without a holder, the longest
+        unused first. Returns the bytes given back, which are fewer than ``num_bytes`` if there is no more of
+        these."""
         given_bytes = self._spare.give_back()
         for key in [key for key in self._copies if key not in self._holders]:
             if given_bytes >= num_bytes:
@@ -170,25 +173,25 @@ class HostCache:
         return given_bytes
 
     def discard(self, key: str) -> None:
-        """Drops a copy that is not what was read, so that it is read again; one that somebody holds stays until its
-        last holder says the same."""
+        """Drops a copy whose bytes have changed, so that it is read again; a copy that has holders stays
+        until the last of them calls this too."""
         if key in self._copies and key not in self._holders:
             self._drop(key)
             self._make_ready()
 
     async def wait_ready(self) -> None:
-        """Until the spare is physical; for measurements."""
+        """Waits until the spare is physical; for measurements."""
         await asyncio.to_thread(self._spare.wait)
 
     async def get(self, ref: ArtifactRef) -> HostCopy:
-        """The copy of ``ref``, read from storage where it is not here yet; callers of one key at the
-        same time share one read. The caller releases it when nobody needs the descriptor any more.
+        """The copy of ``ref``, read from storage if the cache does not have it yet; callers of one key at the
+        same time share one read. The caller releases the copy when nobody needs the descriptor any more.
 
-        A caller that is cancelled leaves the read to the others, and the copy to the next.
+        A caller that is cancelled leaves the read to the other callers, and the copy to the next one.
 
         Raises:
-            ArtifactError: the packed file is missing, unreadable or not of the size it should be.
-            InsufficientMemoryError: larger than the budget, or everything else is in use.
+            ArtifactError: the packed file is missing, unreadable or of the wrong size.
+            InsufficientMemoryError: the artifact is larger than the budget, or everything else is in use.
             ShuttingDownError: the cache is closed.
         """
         if self._closed:
@@ -239,8 +242,8 @@ class HostCache:
         return await asyncio.shield(task)
 
     def _make_room(self, ref: ArtifactRef) -> CopyMemory | None:
-        """Evicts until ``ref`` fits, or nothing at all where it cannot; returns the largest memory that was evicted,
-        which is the caller's now."""
+        """Evicts copies until ``ref`` fits, or none if it cannot fit; returns the largest memory that was
+        evicted, which the caller owns now."""
         size = format_bytes(ref.num_bytes)
         budget = format_bytes(self._budget_bytes)
         if ref.num_bytes > self._budget_bytes:
@@ -266,7 +269,7 @@ class HostCache:
         return memories[-1] if memories else None
 
     def _memory_for(self, ref: ArtifactRef) -> CopyMemory:
-        """Memory for it, whose bytes are counted already."""
+        """Memory for an artifact whose bytes are counted already."""
         memory = self._evicted.pop(ref.key, None)
         if memory is not None:
             if is_ours_alone(memory.fd):
@@ -287,7 +290,8 @@ class HostCache:
         return CopyMemory(fd, ref.num_bytes, physical_bytes, to_be_pinned=self._to_be_pinned)
 
     def _make_ready(self) -> None:
-        """Keeps a spare for the largest artifact that is expected, not here, and fits beside what is."""
+        """Keeps a spare for the largest expected artifact that is not in the cache and fits beside the
+        copies."""
         room_bytes = self._budget_bytes - self._used_bytes
         absent = (
             num_bytes
@@ -313,8 +317,8 @@ class HostCache:
             try:
                 results = await asyncio.shield(chunks)
             finally:
-                # A thread cannot be cancelled, and must not read between descriptors and addresses that are
-                # given up and by then somebody else's.
+                # A thread cannot be cancelled, and must not read from a descriptor or into addresses that
+                # have been given up and by then belong to something else.
                 await chunks
                 os.close(source)
             sums = []
@@ -333,11 +337,12 @@ class HostCache:
         return stored
 
     def _read_ended(self, ref: ArtifactRef, task: asyncio.Task[_Stored]) -> None:
-        """Runs before any caller wakes; also for a task that was cancelled before it began."""
+        """Ends the books of a read. Runs before any caller wakes; also for a task cancelled before it
+        began."""
         del self._reading[ref.key]
         if ref.key in self._evicted:
             self._evicted.pop(ref.key).close()
-        # Asking for the error marks it as seen even where every caller was cancelled.
+        # Asking for the error marks it as seen even if every caller was cancelled.
         if task.cancelled() or task.exception() is not None:
             self._used_bytes -= ref.num_bytes
         self._make_ready()
@@ -346,7 +351,7 @@ class HostCache:
         self._evict(key).close()
 
     def _evict(self, key: str) -> CopyMemory:
-        """Forgets a copy; returns its memory, the caller's now."""
+        """Forgets a copy; returns its memory, which the caller owns now."""
         copy = self._copies.pop(key)
         os.close(copy.fd)
         self._used_bytes -= copy.num_bytes

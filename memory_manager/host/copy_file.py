@@ -3,8 +3,8 @@
 The file is read straight into place: the system copies each byte once, from its page cache into pages that
 were touched before, so a second copy of the weights exists at no moment.
 
-Others are given the memfd to read. Once nobody has it any more, and the system itself says so, it may be filled with
-something else: to touch fresh pages takes several times as long as to read into these.
+Workers are given the memfd to read. Once no other process has it any more, and the system itself says so, it
+may be filled with another artifact: touching fresh pages takes several times as long as reading into these.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from mooring.units import format_bytes
 
 __all__ = ["HostCopyFile", "open_artifact"]
 
-_READ_BYTES = 1 << 20  # at once: a step that wants the core meanwhile waits for it
+_READ_BYTES = 1 << 20  # bytes of one read: a step that wants the core meanwhile waits for it
 
 
 class HostCopyFile:
     """Memory that is being filled from an artifact's file.
 
     Args:
-        memory: for ``ref.num_bytes`` or more; owned from here on, until ``seal`` gives it back.
+        memory: memory for at least ``ref.num_bytes``; owned from here on, until ``seal`` gives it back.
         wait_for_cores: called before each piece that is read or made physical, by the thread that does it.
 
     Raises:
-        InsufficientMemoryError: what should be physical is not, and the system has no more.
+        InsufficientMemoryError: memory that should be physical is not, and the system has no more.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class HostCopyFile:
             raise
 
     def fill(self, source: int, start: int, stop: int) -> int:
-        """Reads the bytes ``[start, stop)`` of ``source`` into place; ``start`` at a page. Any thread, each its
-        own bytes.
+        """Reads the bytes ``[start, stop)`` of ``source`` into place; ``start`` is at a page. Several threads
+        may fill different bytes at once.
 
         Returns:
-            Their checksum (``memory_manager.word_sum``); 0 if nobody else can write to them, who needs none.
+            The checksum of the bytes (``memory_manager.word_sum``); 0 if nobody else can write to them: then
+            none is needed.
 
         Raises:
             ArtifactError: the file is unreadable or ends before.
@@ -67,8 +68,9 @@ class HostCopyFile:
         done = max(0, min(self._memory.physical_bytes, stop) - start)
         total = self._read(source, target[:done], start)
         while done < len(target):
-            # Made physical before the system writes there: a shortage is an error then, not a SIGBUS. And a
-            # page at a time, so that it is still in the processor's cache when it is read into.
+            # Pages are made physical before the system writes there, so that a shortage is an error and not a
+            # SIGBUS. They are made one at a time, so that each is still in the processor's cache when it is
+            # filled.
             length = min(PAGE_BYTES, len(target) - done)
             self._make_physical(start + done, length)
             total = add_words(total, self._read(source, target[done : done + length], start + done))
@@ -76,13 +78,13 @@ class HostCopyFile:
         return total
 
     def seal(self) -> CopyMemory:
-        """Ends the filling; returns the memory, the caller's now."""
+        """Ends the filling; returns the memory, which the caller owns now."""
         self._memory.physical_bytes = self._ref.num_bytes
         self._memory.seal()
         return self._memory
 
     def abandon(self) -> None:
-        """Gives up a copy that failed. No thread fills it any more."""
+        """Gives up a copy that failed. Call it when no thread fills it any more."""
         self._memory.close()
 
     def _make_physical(self, offset: int, num_bytes: int) -> None:
@@ -108,15 +110,15 @@ class HostCopyFile:
                     f"{self._ref.weights_path} shrank to {offset + done} bytes while it was read"
                 )
             done += num_read
-        # Here, where the bytes are in the processor's cache or near it.
+        # Summed here, while the bytes are in the processor's cache or near it.
         return word_sum(target) if self._memory.to_be_pinned else 0
 
 
 def open_artifact(ref: ArtifactRef) -> int:
-    """Opens the packed file, whole and of the promised size.
+    """Opens the packed file after checking its size.
 
     Raises:
-        ArtifactError: it is missing, unreadable or of another size.
+        ArtifactError: the file is missing, unreadable or of another size.
     """
     try:
         source = os.open(ref.weights_path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,5 @@
-"""The memory of host copies: memfds that only this process can write to, and only through a mapping it had before."""
+"""The memory of host copies: memfds that only this process can write to, and only through a mapping that it
+had before the seal."""
 
 from __future__ import annotations
 
@@ -15,19 +16,20 @@ __all__ = ["CopyMemory"]
 class CopyMemory:
     """A memfd and the one mapping through which it is written.
 
-    Once it is sealed nobody can write to it by a descriptor or map it writable, this process neither. The mapping
-    from before stays good for writing, so memory that nobody else has any more can be filled with something else.
+    Once it is sealed, no process, this one included, can write to it by a descriptor or map it writable. The
+    mapping from before can still be written to, so memory that no other process has any more can be filled
+    with something else.
 
     Args:
         fd: a memfd that is mapped nowhere and sealed against nothing; owned from here on, until ``close``.
-        num_bytes: what is to be written to it.
+        num_bytes: bytes that will be written to it.
         physical_bytes: how many of its first bytes are physical already.
-        to_be_pinned: workers map it writable, since GPUs' drivers want that of memory that they pin; so it is sealed
-            against shrinking alone.
+        to_be_pinned: whether workers map it writable, since GPUs' drivers want that of memory that they pin;
+            then it is sealed against shrinking only.
 
     Attributes:
-        address: of the mapping.
-        to_be_pinned: as given: others can write to it after it was sealed.
+        address: address of the mapping.
+        to_be_pinned: as given: whether other processes can write to it after it was sealed.
 
     Raises:
         InsufficientMemoryError: there are no addresses for it.
@@ -49,16 +51,18 @@ class CopyMemory:
                 raise
 
     def seal(self) -> None:
-        """What is written is final. It leaves this process's resident memory, not the machine's."""
+        """Makes the written bytes final. They no longer count as this process's resident memory, but still as
+        the machine's."""
         host_pages.unpopulate(self.address, self._mapped_bytes)
-        # Not against both: the seal against writing keeps holes from being punched, so to shrink it is the only way
-        # to give a part of it back, and nobody shrinks it whom it would harm (see ``refit``).
+        # Only one of the two seals: the seal against writing forbids punching holes, so shrinking is then the
+        # only way to give a part of the memory back, and nothing shrinks it while another process has it
+        # (``refit``).
         seals = fcntl.F_SEAL_SHRINK if self.to_be_pinned else F_SEAL_FUTURE_WRITE
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
 
     def refit(self, num_bytes: int) -> None:
-        """Makes memory that was sealed have at least so many bytes, and none beyond their pages. Nobody else has it
-        open or mapped: ``memory_manager.memfd.is_ours_alone`` says so.
+        """Gives memory that was sealed room for at least ``num_bytes``, and takes away what lies beyond their
+        pages. No other process may have it open or mapped (``memory_manager.memfd.is_ours_alone``).
 
         Raises:
             InsufficientMemoryError: there are no addresses for it.
@@ -75,12 +79,13 @@ class CopyMemory:
         self.physical_bytes = min(whole_bytes, num_bytes)
 
     def close(self) -> None:
-        """Gives mapping and descriptor back."""
+        """Gives the mapping and the descriptor back."""
         host_pages.unreserve(self.address, self._mapped_bytes)
         os.close(self.fd)
 
     def _move(self, num_bytes: int) -> None:
-        """Takes the mapping to where there are addresses for more of it; a new one would not be writable."""
+        """Moves the mapping to addresses where there is room for more; a new mapping would not be
+        writable."""
         address = host_pages.reserve(num_bytes)
         try:
             host_pages.move_mapping(self.address, self._mapped_bytes, address, num_bytes)

@@ -1,4 +1,4 @@
-"""Host memory that is touched before it is needed: the memfd of the next host copy."""
+"""Host memory that is touched before it is needed: the memfd for the next host copy."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class _Touching:
-    """One memfd that is being made physical, by a descriptor of its own: whoever ends it waits for nothing.
+    """One memfd that is being made physical, through a descriptor of its own, so that the owner of the memfd
+    can end this without waiting.
 
-    That thread stands back, so where the cores are busy one page may take it long, and the event loop is what
-    would wait.
+    The thread that does it stands back, so on busy cores a single page may take long, and otherwise the event
+    loop would wait for it.
     """
 
     def __init__(self, fd: int, num_bytes: int, wait_for_cores: Callable[[], None]) -> None:
@@ -35,7 +36,7 @@ class _Touching:
         self.done_bytes = 0
 
     def stop(self) -> None:
-        """After the page that is being made."""
+        """Ends the work after the page that is being made."""
         self._enough.set()
 
     def run(self) -> None:
@@ -48,7 +49,8 @@ class _Touching:
                 host_pages.touch(self._fd, self.done_bytes, length)
                 self.done_bytes += length
         except (InsufficientMemoryError, OSError) as error:
-            if not self._enough.is_set():  # else it was cut or sealed under the last page
+            # If the work was to end, the memfd may have been cut or sealed while the last page was made.
+            if not self._enough.is_set():
                 log.info("no host memory is made ready beyond %s: %s", format_bytes(self.done_bytes), error)
         finally:
             os.close(self._fd)
@@ -57,10 +59,11 @@ class _Touching:
 class HostSpare:
     """At most one memfd, made physical page by page on a thread of its own.
 
-    Not thread-safe but for that: its owner calls it from one thread, and only ``wait`` and ``close`` wait.
+    Apart from that thread not thread-safe: its owner calls it from one thread. Only ``wait`` and ``close``
+    block.
 
     Args:
-        wait_for_cores: called by that thread before each page.
+        wait_for_cores: called by the thread before each page.
     """
 
     def __init__(self, wait_for_cores: Callable[[], None] = lambda: None) -> None:
@@ -72,13 +75,13 @@ class HostSpare:
         self.num_bytes = 0
 
     def make(self, num_bytes: int) -> None:
-        """Begins to make one of that size, in place of one that is there."""
+        """Begins to make a spare of that size, instead of one that is there."""
         self.give_back()
         if num_bytes <= 0:
             return
         try:
             self._fd = new_memfd(num_bytes)
-        except OSError as error:  # no descriptor is left: it goes without
+        except OSError as error:  # no descriptor is left: there is no spare then
             log.info("no host memory is made ready: %s", error)
             return
         self.num_bytes = num_bytes
@@ -86,8 +89,8 @@ class HostSpare:
         self._touched = self._thread.submit(self._touching.run)
 
     def take(self, num_bytes: int) -> tuple[int, int] | None:
-        """A memfd of exactly that size, which is the caller's now, and how many of its first bytes are physical;
-        None where the spare is too small."""
+        """Gives away a memfd of exactly that size, and how many of its first bytes are physical; None if the
+        spare is too small."""
         if num_bytes > self.num_bytes:
             return None
         ended = self._end()
@@ -99,7 +102,8 @@ class HostSpare:
         return fd, min(physical_bytes, num_bytes)
 
     def give_back(self) -> int:
-        """Returns the bytes that it held, or was about to; a page that is just being made follows the others."""
+        """Gives the spare back to the system. Returns the bytes that it had, or was to have; a page that is
+        just being made follows later."""
         held_bytes = self.num_bytes
         ended = self._end()
         if ended is not None:
@@ -107,7 +111,7 @@ class HostSpare:
         return held_bytes
 
     def wait(self) -> None:
-        """Until all of it is physical, or the system had no more, or it was ended."""
+        """Waits until the whole spare is physical, or the system had no more memory, or it was ended."""
         if self._touched is not None:
             self._touched.result()
 
@@ -116,7 +120,8 @@ class HostSpare:
         self._thread.shutdown()
 
     def _end(self) -> tuple[int, int] | None:
-        """The memfd, the caller's now, and how many of its first bytes are physical; None where there is none."""
+        """Ends the spare; returns the memfd, which the caller owns now, and how many of its first bytes are
+        physical; None if there is no spare."""
         if self._fd is None or self._touching is None:
             return None
         self._touching.stop()

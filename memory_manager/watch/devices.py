@@ -42,8 +42,8 @@ class DeviceMemory:
         used_bytes: memory of all processes; memory that the system would give up at once is not counted.
         ours_bytes: memory of our processes; None if the device does not tell.
         others_bytes: the rest of ``used_bytes``; None if ``ours_bytes`` is.
-        available_bytes: memory that could be had at once, if that is not simply what is not used: the least
-            that the machine and every cgroup above us has left.
+        available_bytes: memory that could be had at once: the least that the machine and every cgroup above
+            us has left; None if it is simply the memory that is not used.
         stalled_share: share of the last ten seconds in which some process waited for memory (the kernel's
             pressure stall information); None if unknown.
     """

@@ -1,4 +1,4 @@
-"""Folders that are either whole or not there, named by what they were made from."""
+"""Folders that are either whole or not there, named by the inputs that they were made from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def content_key(inputs: Any) -> str:
 
 @contextlib.contextmanager
 def sole_maker(root: Path) -> Iterator[None]:
-    """Holds ``root`` for this process, waiting for another that has it, and clears what a dead one left."""
+    """Holds ``root`` for this process, waiting for another that has it, and clears leftovers of a process
+    that died."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -38,8 +39,8 @@ def sole_maker(root: Path) -> Iterator[None]:
 def make_once(root: Path, folder_name: str, make: Callable[[Path], None]) -> Path:
     """The folder ``root / folder_name``; ``make`` makes it if it is not there yet.
 
-    ``make`` gets a path that does not exist, in a scratch folder of its own; what it makes there is renamed
-    into place once it returns. Call it within ``sole_maker(root)``.
+    ``make`` gets a path that does not exist, in a scratch folder of its own; the folder that it makes there
+    is renamed into place once it returns. Call this within ``sole_maker(root)``.
     """
     folder = root / folder_name
     if not folder.is_dir():
@@ -54,7 +55,8 @@ def make_once(root: Path, folder_name: str, make: Callable[[Path], None]) -> Pat
 
 
 def link(name: Path, folder: Path) -> None:
-    """Points the link ``name`` to ``folder`` beside it, in one step; for whoever holds the root."""
+    """Points the link ``name`` to ``folder`` beside it, in one step. Only the holder of the root may call
+    it."""
     fresh = name.with_name(f"{_STAGING_PREFIX}{name.name}")
     fresh.symlink_to(folder.name)
     fresh.replace(name)

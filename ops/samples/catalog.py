@@ -1,4 +1,4 @@
-"""The three sample models: made where they are missing, found where they are not."""
+"""The three sample models: made if they are missing, found if they are not."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ops.samples.smollm2 import SMOLLM2_KEY, make_smollm2
 
 __all__ = ["ensure_samples", "trainer"]
 
-# glibc gives every large buffer back to the system and takes it anew, which costs a third of a training
-# step in page faults; with these it keeps them. And where the cores are busy with other work, threads that
+# glibc gives every large buffer back to the system and takes it anew, which costs a third of a training step
+# in page faults; with these settings it keeps them. And if the cores are busy with other work, threads that
 # spin while they wait for each other take several times as long as threads that sleep.
 _TRAINER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
@@ -32,19 +32,19 @@ _TRAINER_ENVIRONMENT = {
 
 
 def ensure_samples(out: Path, on_progress: Progress = no_progress) -> list[Sample]:
-    """Makes the sample models that ``out`` lacks, and describes all three; quick where nothing is missing.
+    """Makes the sample models that ``out`` lacks, and describes all three; quick if none is missing.
 
-    Folders are named by what they were made from, so a new version lies beside the old one; a link with the
-    sample's plain name points to the present one. Several processes may call it at once: one works, the others
-    wait.
+    Folders are named by the inputs that they were made from, so a new version lies beside the old one; a link
+    with the sample's plain name points to the present one. Several processes may call this at once: one
+    works, the others wait.
 
     Args:
-        out: where the models go.
+        out: folder for the models.
         on_progress: called with a stage (``"pythonlm: train"``) and how much of it is done.
 
     Raises:
         ConfigurationError: a download failed, or this Python has no library sources.
-        ArtifactError: what was downloaded is not what it should be.
+        ArtifactError: a downloaded file is not the expected one.
     """
     corpus = read_corpus()
     base_name = f"smollm2-{content_key(SMOLLM2_KEY)}"
@@ -61,9 +61,10 @@ def ensure_samples(out: Path, on_progress: Progress = no_progress) -> list[Sampl
 
 
 def trainer(recipe: Recipe, base: Path, on_progress: Progress) -> Callable[[Path], None]:
-    """What makes the folder of ``recipe``: a trainer process whose progress is passed on.
+    """Returns a function that makes the folder of ``recipe``: it runs a trainer process and passes its
+    progress on.
 
-    What it makes raises ``InternalError`` with the process's last words where that fails.
+    The function raises ``InternalError`` with the process's last words if that fails.
     """
 
     def make(folder: Path) -> None:

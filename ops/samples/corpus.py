@@ -21,7 +21,7 @@ _SKIPPED_FOLDERS = frozenset(
         "dist-packages",
         "encodings",  # tables
         "idle_test",
-        "lib2to3",  # its grammar tables are pickled, its fixers read like no other Python
+        "lib2to3",  # grammar tables are pickled, and fixers read like no other Python
         "site-packages",
         "test",
         "tests",
@@ -29,7 +29,7 @@ _SKIPPED_FOLDERS = frozenset(
     }
 )
 _PROSE_FILE = "pydoc_data/topics.py"  # the language reference as strings: prose, no code
-_MAX_FILE_BYTES = 300_000  # longer ones are generated tables
+_MAX_FILE_BYTES = 300_000  # longer files are generated tables
 _MIN_TOTAL_BYTES = 2_000_000
 _MIN_PROSE_WORDS = 12
 
@@ -39,8 +39,8 @@ class Corpus:
     """Source files of the standard library, in the order of their names.
 
     Attributes:
-        files: name relative to the library's folder, and text.
-        digest: sha-256 over both.
+        files: name relative to the library's folder, and text, of each file.
+        digest: sha-256 over names and texts.
     """
 
     files: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ class Corpus:
         return (text for name, text in self.files if name != _PROSE_FILE)
 
     def prose(self) -> Iterator[str]:
-        """The English of each file: its docstrings and other long strings, paragraphs apart."""
+        """The English of each file: its docstrings and other long strings, as paragraphs."""
         for _, text in self.files:
             passages = [_dedent(string) for string in _long_strings(text)]
             if passages:
@@ -62,10 +62,10 @@ def read_corpus(folder: Path | None = None) -> Corpus:
     """Reads the library: about nine megabytes in some tens of milliseconds.
 
     Args:
-        folder: where it lies; by default where this interpreter has its own.
+        folder: the library's folder; by default this interpreter's own.
 
     Raises:
-        ConfigurationError: there is too little source there (a stripped interpreter).
+        ConfigurationError: there is too little source (a stripped interpreter).
     """
     root = folder or Path(sysconfig.get_path("stdlib"))
     files = tuple((path.relative_to(root).as_posix(), _read(path)) for path in _source_files(root))

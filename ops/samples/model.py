@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     """A causal language model with separate input and output embeddings.
 
     Args:
-        shape: its sizes.
+        shape: sizes of the decoder.
         vocab_size: rows of both embeddings.
     """
 

@@ -31,11 +31,12 @@ def make_random_model(
     """Makes a model of ``shape`` (a name of ``SHAPES``) under ``out``, or finds the one made before.
 
     Args:
-        tokenizer: a model folder whose tokenizer to copy; by default one of the shape's own size is
+        tokenizer: a model folder whose tokenizer to copy; by default a tokenizer of the shape's own size is
             trained on the standard library.
 
     Raises:
-        ConfigurationError: no such shape, or that tokenizer is not there or has more ids than the shape.
+        ConfigurationError: there is no such shape, or the tokenizer is missing or has more ids than the
+            shape.
     """
     if shape not in SHAPES:
         raise ConfigurationError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
@@ -86,7 +87,7 @@ def _special_ids(folder: Path) -> dict[str, int | None]:
 
 
 def _train_tokenizer(folder: Path, vocab_size: int, max_positions: int) -> dict[str, int | None]:
-    # The library of tokenizers is not needed where one is copied.
+    # The library of tokenizers is not needed if one is copied.
     from ops.samples.text_tokenizers import END_OF_TEXT, save_tokenizer, train_byte_level
 
     tokenizer = train_byte_level(read_corpus().code(), vocab_size)

@@ -25,7 +25,7 @@ _DTYPES: dict[str, tuple[str, Any, str]] = {
     "fp32": ("F32", np.dtype(np.float32), "float32"),
 }
 _CHUNK_ELEMENTS = 4 << 20
-_LOGIT_STD = 2.5  # about what trained models show
+_LOGIT_STD = 2.5  # about that of trained models
 _BIAS_STD = 0.1
 _INDEX_NAME = "model.safetensors.index.json"
 
@@ -70,13 +70,13 @@ def write_random_weights(
 ) -> None:
     """Writes the weights of ``config`` and config.json itself into ``folder``, an existing folder.
 
-    Every projection keeps the scale of what it is given, so the layers together outweigh the embedding of the
-    last token; otherwise a model with tied embeddings would greedily say that token for ever. The logits have
-    the spread of a trained model's. A seed gives the same
-    weights in both precisions, but for rounding, and whatever the size of the shards.
+    Every projection keeps the scale of its input, so the layers together outweigh the embedding of the last
+    token; otherwise a model with tied embeddings would greedily say that token for ever. The logits have the
+    spread of a trained model's. A seed gives the same weights in both precisions, but for rounding, and
+    whatever the size of the shards.
 
     Args:
-        shard_bytes: of one file, at most, unless one tensor alone is larger.
+        shard_bytes: most bytes of one file, unless a single tensor is larger.
     """
     dtype, numpy_dtype, torch_name = _DTYPES[precision]
     shapes = tensor_shapes(config)

@@ -1,4 +1,4 @@
-"""What the two trained samples are: their shapes, and how they learn.
+"""The two trained samples: their shapes, and how they learn.
 
 No torch here, so that finding a sample in the cache does not import it.
 """
@@ -23,8 +23,8 @@ class DecoderShape:
         num_layers: decoder layers.
         num_heads: query heads.
         num_kv_heads: key and value heads; a divisor of ``num_heads`` (GQA, Ainslie et al., 2023).
-        head_dim: of each head; ``num_heads * head_dim`` need not be ``hidden_size``.
-        qk_norm: RMS norms on queries and keys, which makes it a Qwen3; without, it is a Llama.
+        head_dim: width of each head; ``num_heads * head_dim`` need not be ``hidden_size``.
+        qk_norm: whether queries and keys have RMS norms: with them it is a Qwen3, without a Llama.
         rope_theta: base of the rotary frequencies (Su et al., RoFormer, 2021).
         rms_norm_eps: added under the root of every norm.
         max_positions: context in tokens that the exported model declares.
@@ -49,18 +49,18 @@ class DecoderShape:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How long and how fast to learn.
+    """Length and learning rates of a training.
 
     Attributes:
         num_steps: optimizer steps.
         batch_sequences: sequences in a step.
         sequence_tokens: tokens in a sequence.
-        matrix_lr: of Muon, peak.
-        embedding_lr: of AdamW for the input embedding, peak.
-        head_lr: of AdamW for the output embedding and the norms, peak.
-        warmup_share: of the steps over which the rates rise.
-        cooldown_share: of the steps over which they fall to zero, at the end.
-        seed: of the weights and of the order of the text.
+        matrix_lr: peak rate of Muon.
+        embedding_lr: peak rate of AdamW for the input embedding.
+        head_lr: peak rate of AdamW for the output embedding and the norms.
+        warmup_share: share of the steps over which the rates rise.
+        cooldown_share: share of the steps, at the end, over which the rates fall to zero.
+        seed: seed of the weights and of the order of the text.
     """
 
     num_steps: int
@@ -85,9 +85,9 @@ class Recipe:
     """One trained sample.
 
     Attributes:
-        name: of the sample.
-        shape: of its decoder.
-        plan: of its training.
+        name: name of the sample.
+        shape: shape of its decoder.
+        plan: plan of its training.
         vocab_size: ids of the tokenizer to train; 0 takes another model's tokenizer and embeddings.
     """
 
@@ -97,7 +97,7 @@ class Recipe:
     vocab_size: int
 
     def key_inputs(self) -> dict[str, Any]:
-        """What, together with the text, decides the weights."""
+        """The inputs that, together with the text, decide the weights."""
         return {"code_version": _CODE_VERSION, **asdict(self)}
 
 

@@ -1,4 +1,4 @@
-"""What a sample is, and how much device memory it will ask for."""
+"""A sample's description, with the device memory that it will ask for."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Sample:
     """A model folder in Hugging Face's form.
 
     Attributes:
-        name: what to register it as.
-        folder: where its files lie.
-        weights_bytes: of its parameters in bf16.
+        name: name under which to register it.
+        folder: folder of its files.
+        weights_bytes: bytes of its parameters in bf16.
         kv_bytes: whole pages of bf16 KV that one sequence of ``max_model_len`` tokens needs.
         max_model_len: its context in tokens.
     """

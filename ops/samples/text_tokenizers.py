@@ -1,8 +1,8 @@
 """Tokenizers of our own making, in Hugging Face's tokenizer.json form.
 
-``train_metaspace`` gives the SentencePiece kind (spaces as ``▁``, a dummy space in front, bytes where
-there is no piece); ``train_byte_level`` the GPT-2 kind, of any size. Both give back exactly what they were
-given, save that the first kind reads a literal ``▁`` as a space, as all of that kind do.
+``train_metaspace`` makes the SentencePiece kind (spaces as ``▁``, a dummy space in front, bytes if there is
+no piece); ``train_byte_level`` the GPT-2 kind, of any size. Both decode to exactly the text that they were
+given, except that the first kind reads a literal ``▁`` as a space, as all tokenizers of that kind do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["END_OF_TEXT", "save_tokenizer", "train_byte_level", "train_metaspace
 END_OF_TEXT = "<|endoftext|>"
 _SPACE = "▁"
 
-# What may become one piece: a line break with the indentation behind it; a word, a digit or a run of
+# Text that may become one piece: a line break with the indentation behind it; a word, a digit or a run of
 # symbols, each with the space before it; the spaces left over.
 _PIECES = r"\n[\n▁]*|▁?[\p{L}_]+|▁?\p{N}|▁?[^\s\p{L}\p{N}_▁]+|▁+|\s+"
 
@@ -29,8 +29,8 @@ def train_metaspace(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Ids: the end of text, the 256 bytes, then characters and merges as they were learned.
 
     Args:
-        texts: what to learn from.
-        vocab_size: ids in all, the end of text and the bytes among them.
+        texts: texts to learn from.
+        vocab_size: ids in all, including the end of text and the bytes.
     """
     reserved = [END_OF_TEXT, *(f"<0x{byte:02X}>" for byte in range(256))]
     learner = Tokenizer(models.BPE())
@@ -73,9 +73,9 @@ def train_byte_level(texts: Iterable[str], vocab_size: int, max_learned: int = 1
     """A byte-level tokenizer with exactly ``vocab_size`` ids, all of which decode.
 
     Args:
-        texts: what to learn from.
+        texts: texts to learn from.
         vocab_size: ids in all; at least 257.
-        max_learned: pieces to learn at most; the ids above them are never produced by encoding.
+        max_learned: most pieces to learn; encoding never produces the ids above them.
     """
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

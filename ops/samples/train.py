@@ -1,8 +1,8 @@
 """One training recipe for both small models: next-token prediction, Muon for the matrices.
 
 Every source of chance is seeded, the thread count is fixed and kernels are asked to be deterministic, so
-one machine writes the same bytes each time. Machines differ: where the CPU multiplies bfloat16 tiles in
-hardware the forward pass and Muon run in it.
+one machine writes the same bytes each time. Machines differ: if the CPU multiplies bfloat16 tiles in
+hardware, the forward pass and Muon run in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ops.samples.recipes import DecoderShape, TrainingPlan
 
 __all__ = ["WithoutBfloat16", "deterministic_torch", "fast_bfloat16", "new_decoder", "train", "windows"]
 
-_CHUNK_TOKENS = 512  # logits of so many tokens at a time: they stay in the cache, not in the gigabytes
+_CHUNK_TOKENS = 512  # tokens whose logits are computed at a time, so that these fit the processor's cache
 _NUM_THREADS = 2
 
 
 @contextlib.contextmanager
 def deterministic_torch(seed: int) -> Iterator[None]:
-    """Seeds torch and fixes its threads and kernels for the block; puts all back afterwards."""
+    """Seeds torch and fixes its threads and kernels for the block; restores all settings afterwards."""
     settings: Any = torch.utils.deterministic  # its one setting is not in its annotations
     threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     was_filling = settings.fill_uninitialized_memory
@@ -117,27 +117,28 @@ def train(
 
 
 class WithoutBfloat16(TorchFunctionMode):
-    """Within it ``Tensor.bfloat16`` copies in the tensor's own precision.
+    """A mode in which ``Tensor.bfloat16`` makes a copy in the tensor's own precision.
 
-    torch's Muon makes its matrices orthogonal in bfloat16. Where the CPU has no instructions for that, fp32 takes a
-    twentieth to a fiftieth of the time.
+    torch's Muon makes its matrices orthogonal in bfloat16. If the CPU has no instructions for that, fp32
+    takes a twentieth to a fiftieth of the time.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.Tensor.bfloat16:
-            return args[0].clone()  # which Muon then writes into
+            return args[0].clone()  # Muon writes into the copy
         return func(*args, **(kwargs or {}))
 
 
 def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 tiles in hardware (AMX); without, fp32 is quicker."""
+    """Whether this CPU multiplies bfloat16 tiles in hardware (AMX); if not, fp32 is quicker."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _backward(decoder: Decoder, batch: Tensor, logit_bias: Tensor | None) -> float:
-    """Accumulates gradients of the mean cross-entropy, which it returns, logits in chunks."""
+    """Accumulates gradients of the mean cross-entropy, with the logits computed in chunks; returns the
+    cross-entropy."""
     inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
     hidden = decoder.hidden(inputs).flatten(0, 1)
     detached = hidden.detach().requires_grad_()

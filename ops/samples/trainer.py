@@ -1,7 +1,7 @@
 """Trains one sample, in a process of its own: ``python -m ops.samples.trainer NAME FOLDER [BASE]``.
 
-A separate process keeps torch out of the server, and its memory settings with it. What it has to say goes
-to standard output, a JSON object a line: ``{"done": 3, "total": 240, "loss": 5.1}``.
+A separate process keeps torch, and the memory settings for it, out of the server. Progress goes to standard
+output, a JSON object a line: ``{"done": 3, "total": 240, "loss": 5.1}``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_pythonlm(folder: Path, on_step: OnStep, recipe: Recipe = PYTHONLM) -> N
 def make_draft(folder: Path, base: Path, on_step: OnStep, recipe: Recipe = DRAFT) -> None:
     """Trains the draft of the model in ``base`` on the library's prose and writes it to ``folder``.
 
-    It has the base's tokenizer, and starts from the base's embeddings, on fewer axes.
+    The draft has the base's tokenizer, and starts from the base's embeddings, projected onto fewer axes.
     """
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     special = json.loads((base / "config.json").read_text())

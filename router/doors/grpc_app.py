@@ -26,10 +26,10 @@ def add_grpc_services(
     """Adds every service to a server that does not run yet.
 
     Args:
-        services: what is served, to whom.
+        services: the models that are served, and the tenants.
         intake: shared with the other doors, so that tokenizers are read once.
-        kserve: shared with the KServe REST door, and its statistics with it.
-        admin_key: to load and unload models.
+        kserve: shared with the KServe REST door, together with its statistics.
+        admin_key: the key to load and unload models.
     """
     native = create_grpc_service(services, intake)
     inference_pb2_grpc.add_InferenceServicer_to_server(native, server)  # type: ignore[no-untyped-call]

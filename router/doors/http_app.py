@@ -23,8 +23,8 @@ def create_app(services: RouterServices, intake: Intake | None = None) -> FastAP
     """Builds the application; nothing runs yet.
 
     Args:
-        services: what is served, to whom.
-        intake: shared with the other doors, so that tokenizers are read once; its own by default.
+        services: the models that are served, and the tenants.
+        intake: shared with the other doors, so that tokenizers are read once; by default one of its own.
     """
     app = FastAPI(
         title="Mooring",

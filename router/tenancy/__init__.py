@@ -1,1 +1,1 @@
-"""Tenants: API keys and what they give access to."""
+"""Tenants: their API keys, and which requests may share computed KV."""

@@ -32,20 +32,14 @@ LEFT_OUT = (
     "engines/config.py",
     "engines/null.py",
     "memory_manager/fleet/",
-    "memory_manager/host/",
     "memory_manager/config.py",
-    "memory_manager/memfd.py",
     "memory_manager/ports.py",
     "model_registry/policy.py",
     "mooring/config.py",
     "mooring/server/server.py",
     "mooring/server/worker_specs.py",
-    "ops/samples/",
     "router/control/registrar.py",
     "router/dispatch/",
-    "router/doors/admin/",
-    "router/doors/grpc/",
-    "router/doors/openai/",
 )
 """Folders and files whose docstrings are still to be rewritten."""
 

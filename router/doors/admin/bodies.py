@@ -55,7 +55,7 @@ class _Request(BaseModel):
 
 
 class Policy(_Request):
-    """How a deployment is treated. Sizes are in bytes; what is unset takes the server's default."""
+    """How a deployment is treated. Sizes are in bytes; fields that are not set take the server's default."""
 
     enabled: bool = True
     pinned: bool = Field(False, description="Never put to sleep.")
@@ -84,7 +84,7 @@ class Policy(_Request):
 
 
 class RegistrationCreate(_Request):
-    """Registers a model and, unless told otherwise, deploys it under the same name."""
+    """A model to register and, unless ``deploy`` is false, to deploy under the same name."""
 
     name: Name
     source: str = Field(
@@ -95,13 +95,13 @@ class RegistrationCreate(_Request):
 
 
 class RegistrationBody(_Body):
-    """How far a registration has come."""
+    """The progress of a registration."""
 
     id: str
     name: str
     source: str
     state: Literal["running", "done", "failed"]
-    stage: str = Field(description="What is being done: `copy`, `convert`, `download`, `pack`, ...")
+    stage: str = Field(description="The work under way: `copy`, `convert`, `download`, `pack`, ...")
     done_bytes: int
     total_bytes: int
     error: str | None = None
@@ -124,19 +124,22 @@ class VersionBody(_Body):
     max_model_len: int
     num_bytes: int
     created: datetime
-    default_precision: str = Field(description="What its weights are packed in unless told otherwise.")
+    default_precision: str = Field(
+        description="The precision of its packed weights unless another is asked for."
+    )
     config: dict[str, Any] = Field(description="Its configuration in the engine's own normal form.")
 
 
 class DeploymentCreate(_Request):
     name: Name
     model: str
-    version: int | None = Field(None, description="The latest where unset.")
+    version: int | None = Field(None, description="The latest if not set.")
     policy: Policy = Field(default_factory=Policy)
 
 
 class DeploymentUpdate(_Request):
-    """Only the fields that are sent change; null sets a field back to the server's default."""
+    """Changes to a deployment: only the fields that are sent; null sets a field back to the server's
+    default."""
 
     version: int | None = Field(None, ge=1, description="Another version of the same model.")
     enabled: bool | None = None
@@ -159,7 +162,7 @@ class DeploymentBody(_Body):
     engine: str
     policy: Policy
     residency: str
-    reason: str | None = Field(None, description="Why it is failed, where it is.")
+    reason: str | None = Field(None, description="Why it failed, if it did.")
 
 
 class TenantCreate(_Request):
@@ -189,7 +192,7 @@ class KeyCreated(KeyBody):
 
 
 class DeviceMemory(_Body):
-    """The device's own figures, other processes' included; null where it does not say."""
+    """The device's own figures, other processes included; null if the device does not tell."""
 
     name: str
     kind: str
@@ -203,16 +206,16 @@ class DeviceStatus(_Body):
     name: str
     budget_bytes: int
     owners: dict[str, int] = Field(description="Bytes by owner: `weights:...`, `kv:...`, `reserve`.")
-    memory: DeviceMemory | None = Field(None, description="Null where the device cannot be read.")
+    memory: DeviceMemory | None = Field(None, description="Null if the device cannot be read.")
 
 
 class KVFragmentation(_Body):
     """Committed KV memory that holds no token, in bytes."""
 
     free_bytes: int = Field(description="Pages that are nobody's: any model takes them in its next step.")
-    vacant_bytes: int = Field(description="Free places for blocks in pages that a model holds.")
+    vacant_bytes: int = Field(description="Vacant places for blocks in pages that a model holds.")
     tail_bytes: int = Field(description="Ends of held pages, where no block fits.")
-    unfilled_bytes: int = Field(description="In blocks that sequences hold, for tokens to come.")
+    unfilled_bytes: int = Field(description="Places for tokens to come, in blocks that sequences hold.")
 
 
 class WorkerStatus(_Body):
@@ -220,7 +223,7 @@ class WorkerStatus(_Body):
     pid: int | None
     device: str
     state: str
-    ready_bytes: int = Field(0, description="Device memory that it keeps ready for nobody yet.")
+    ready_bytes: int = Field(0, description="Device memory that it keeps ready ahead of need.")
     kv_fragmentation: KVFragmentation | None = Field(None, description="Null before it takes orders.")
 
 
@@ -229,10 +232,10 @@ class ReplicaStatus(_Body):
     worker: str | None
     residency: str
     weights_bytes: int
-    kv_bytes: int = Field(description="Of the pages that it holds.")
-    kv_live_bytes: int = Field(description="Of blocks that running requests use.")
+    kv_bytes: int = Field(description="Bytes of the pages that it holds.")
+    kv_live_bytes: int = Field(description="Bytes of blocks that running requests use.")
     kv_cached_bytes: int = Field(
-        description="Of blocks kept for requests that begin alike; given up on demand."
+        description="Bytes of blocks kept for requests that begin alike; given up on demand."
     )
 
 
@@ -245,7 +248,7 @@ class DeploymentStatus(_Body):
 
 
 class StatusBody(_Body):
-    """Who holds which bytes, and what is where."""
+    """The bytes that each owner holds, and the place of each model."""
 
     devices: list[DeviceStatus]
     workers: list[WorkerStatus]
@@ -256,7 +259,7 @@ class StatusBody(_Body):
 
 
 class EventBody(_Body):
-    """One decision of the memory manager, or what befell it."""
+    """One decision of the memory manager, or one mishap."""
 
     id: int = Field(description="Grows with every event.")
     at: datetime
@@ -266,7 +269,9 @@ class EventBody(_Body):
     worker: str | None
     device: str | None
     reason: str
-    figures: dict[str, int | float | str] = Field(description="What it follows from; units in the names.")
+    figures: dict[str, int | float | str] = Field(
+        description="Figures that it follows from; units in the names."
+    )
 
 
 class DepartureBody(_Body):
@@ -279,7 +284,7 @@ class DepartureBody(_Body):
 
 
 class WayInBody(_Body):
-    """What a request that came now would bring about."""
+    """The consequences of a request that came now."""
 
     verdict: Literal["there", "comes", "evicts", "waits", "blocked", "never"]
     message: str
@@ -287,7 +292,7 @@ class WayInBody(_Body):
 
 
 class StandingBody(_Body):
-    """Where one replica is, and since when."""
+    """The place of one replica, and since when it is there."""
 
     id: str
     worker: str | None
@@ -307,5 +312,5 @@ class WhyBody(_Body):
     reason: str | None
     num_waiting: int
     replicas: list[StandingBody]
-    way_in: WayInBody | None = Field(description="Null where it is not served.")
+    way_in: WayInBody | None = Field(description="Null if it is not served.")
     decisions: list[EventBody] = Field(description="The last ones about it, newest first.")

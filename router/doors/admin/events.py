@@ -1,4 +1,4 @@
-"""The admin API's part about decisions: what was decided and why, as a list and as a stream."""
+"""The admin API's events: decisions and mishaps with their reasons, as a list and as a stream."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def create_event_routes(journal: Journal) -> APIRouter:
         deployment: OfDeployment = None,
         kind: OfKinds = None,
     ) -> list[types.EventBody]:
-        """What was decided and what went wrong, newest first. For the next page ask for those before the
-        last id."""
+        """Decisions and mishaps, newest first. For the next page ask for those before the last id."""
         found = await journal.events(
             limit, before_id=before, after_id=after, deployment=deployment, kinds=_names(kind)
         )
@@ -72,7 +71,7 @@ def create_event_routes(journal: Journal) -> APIRouter:
 
 
 def event_body(record: EventRecord) -> types.EventBody:
-    """A record as the admin API tells it."""
+    """A record as the admin API shows it."""
     return types.EventBody(
         id=record.id,
         at=datetime.fromtimestamp(record.at_s, UTC),
@@ -118,4 +117,4 @@ def _names(kinds: Sequence[EventKind] | None) -> tuple[str, ...]:
 
 
 async def _nothing() -> None:
-    """A stream of events holds nothing that must be given back."""
+    """Does nothing: a stream of events holds nothing that must be given back."""

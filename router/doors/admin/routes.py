@@ -1,6 +1,6 @@
-"""The admin API: models, deployments, tenants, keys, and who holds which bytes.
+"""The admin API: models, deployments, tenants, keys, and the bytes that each owner holds.
 
-The ``mooring`` command and the web UI speak to this and to nothing else. Every call needs the admin key.
+The ``mooring`` command and the web UI speak to this API and to nothing else. Every call needs the admin key.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ __all__ = ["AdminServices", "create_admin_router"]
 
 @dataclass(frozen=True, slots=True)
 class AdminServices:
-    """What the admin API is given.
+    """The parts that the admin API is given.
 
     Attributes:
         admin_key: every call must carry it.
         workers: the supervisor's view of its processes.
-        readers: of the devices' own figures, by device.
-        journal: of the manager's events.
+        readers: readers of the devices' own figures, by device.
+        journal: the manager's events.
     """
 
     admin_key: str
@@ -94,7 +94,7 @@ def _model_routes(services: AdminServices) -> APIRouter:
             for model in models
         ]
 
-    # Names may hold slashes; the versions' route stands before the one that would swallow it.
+    # Names may hold slashes, so the versions' route comes first: the shorter one would match its path too.
     @router.get("/models/{name:path}/versions")
     async def list_versions(name: str) -> list[types.VersionBody]:
         return [
@@ -151,12 +151,13 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
 
     @router.post("/{name:path}/sleep", status_code=204)
     async def sleep(name: str) -> None:
-        """Take it off its device once its running requests have ended; the next request wakes it."""
+        """Take a deployment off its device once its running requests have ended; the next request wakes
+        it."""
         await registrar.sleep(name)
 
     @router.post("/{name:path}/wake", status_code=204)
     async def wake(name: str) -> None:
-        """Bring it to its device; answers when it is there."""
+        """Bring a deployment to its device; answers when it is there."""
         await registrar.wake(name)
 
     @router.get("/{name:path}")
@@ -170,7 +171,7 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
 
     @router.delete("/{name:path}", status_code=204)
     async def delete_deployment(name: str) -> None:
-        """Stop serving it; running requests finish and the model stays registered."""
+        """Stop serving a deployment; running requests finish and the model stays registered."""
         await registrar.delete(name)
 
     return router
@@ -248,7 +249,7 @@ def _status_routes(services: AdminServices) -> APIRouter:
 
     @router.get("/status")
     async def status() -> types.StatusBody:
-        """Who holds which bytes, and what is where."""
+        """Show the bytes that each owner holds, and the place of each model."""
         records = await asyncio.to_thread(services.registry.list_deployments)
         snapshot = services.manager.snapshot()
         managed = _by_name(snapshot)
@@ -308,7 +309,7 @@ def _deployment_status(
     return types.DeploymentStatus(
         name=record.name,
         engine=record.engine,
-        residency="cold" if reason is None else "failed",  # cold: it is being packed
+        residency="cold" if reason is None else "failed",  # cold while it is being packed
         reason=reason,
         replicas=[],
     )

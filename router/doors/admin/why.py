@@ -19,13 +19,13 @@ NUM_DECISIONS = 10
 
 
 def create_why_routes(manager: MemoryManager, registrar: Registrar, journal: Journal) -> APIRouter:
-    """The route ``/deployments/NAME/why``. It stands before the one that takes any path for a name."""
+    """The route ``/deployments/NAME/why``. Add it before the route that takes any path for a name."""
     router = APIRouter(prefix="/deployments", tags=["deployments"])
 
     @router.get("/{name:path}/why")
     async def why(name: str) -> types.WhyBody:
-        """Where it is and since when, what was decided about it, and what would have to leave for it to come
-        in now."""
+        """Explain a deployment's residency: since when it has it, what was decided about it, and what would
+        have to leave for it to come in now."""
         decisions = [event_body(each) for each in await journal.events(NUM_DECISIONS, deployment=name)]
         snapshot = manager.snapshot()
         reason = registrar.directory.reason(name)

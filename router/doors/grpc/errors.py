@@ -1,4 +1,4 @@
-"""What the gRPC doors have in common: a call's metadata, and errors as its status."""
+"""Parts that the gRPC doors share: a call's metadata, and errors as its status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def metadata_of(context: Context) -> dict[str, str]:
 
 
 async def abort(context: Context, error: MooringError) -> NoReturn:
-    """Ends the call with the status of ``mooring.errors.STATUS``; trailing metadata tells the rest:
+    """Ends the call with the status of ``mooring.errors.STATUS``. Trailing metadata has the rest:
     ``error-code``, ``error-param``, ``retry-after``."""
     status = status_of(error)
     details = {
@@ -37,10 +37,11 @@ async def abort(context: Context, error: MooringError) -> NoReturn:
 
 
 def refuse_unknown_fields(request: Message) -> None:
-    """A field of a newer protocol is refused, however deep it stands; it has no name here, only its number.
+    """Refuses a field of a newer protocol, however deep it stands; the server knows only its number, not its
+    name.
 
     Raises:
-        UnsupportedFieldError: the message has one.
+        UnsupportedFieldError: the message has such a field.
     """
     unknown = UnknownFieldSet(request)
     if len(unknown):
@@ -61,5 +62,6 @@ def refuse_unknown_fields(request: Message) -> None:
 
 
 def _printable(value: str) -> str:
-    """What metadata may hold: gRPC ends the call with an error of its own where it is given more."""
+    """The text with only characters that metadata may hold: gRPC ends the call with an error of its own if it
+    is given others."""
     return "".join(char if " " <= char <= "~" else "?" for char in value)

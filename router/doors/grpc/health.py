@@ -18,12 +18,12 @@ _WATCH_EVERY_S = 0.5
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Says of the server, and of each of its services, whether it can serve. All are ready together. Needs no
-    key, as ``/health/ready`` needs none.
+    """Tells whether the server, and each of its services, can serve. All are ready together. Needs no key, as
+    ``/health/ready`` needs none.
 
     Args:
-        is_ready: the answer; from memory.
-        service_names: that may be asked for, beside the server itself, which has the empty name.
+        is_ready: whether the server can serve; answers from memory.
+        service_names: services that may be asked about, beside the server itself, which has the empty name.
     """
 
     def __init__(self, is_ready: Callable[[], bool], service_names: Collection[str]) -> None:
@@ -36,7 +36,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
-        """Says it at once and at every change, until the client goes."""
+        """Sends the status at once and at every change, until the client goes."""
         told = None
         while True:
             status = self._status(request.service)

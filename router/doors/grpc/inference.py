@@ -31,11 +31,11 @@ _OPTIONAL_FIELDS = (
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """Serves ``Inference``. Errors end a call with the status of ``mooring.errors.STATUS``; trailing
-    metadata tells the rest: ``error-code``, ``error-param``, ``retry-after``.
+    """Serves ``Inference``. An error ends a call with the status of ``mooring.errors.STATUS``; trailing
+    metadata has the rest: ``error-code``, ``error-param``, ``retry-after``.
 
     Args:
-        services: what is served, to whom.
+        services: the models that are served, and the tenants.
         intake: starts generations.
     """
 
@@ -107,8 +107,8 @@ def create_grpc_service(services: RouterServices, intake: Intake | None = None) 
     """The service, to be added to a server with ``add_InferenceServicer_to_server``.
 
     Args:
-        services: what is served, to whom.
-        intake: shared with the other doors, so that tokenizers are read once; its own by default.
+        services: the models that are served, and the tenants.
+        intake: shared with the other doors, so that tokenizers are read once; by default one of its own.
     """
     return InferenceService(services, intake or Intake(services))
 

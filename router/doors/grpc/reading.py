@@ -1,4 +1,5 @@
-"""Messages that cannot be read are the caller's mistake; gRPC by itself calls them an unknown error of ours."""
+"""Treats messages that cannot be read as the caller's mistake; gRPC by itself calls them an unknown error of
+the server."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ _Call = Callable[[Any, Context], Any]
 
 
 class MessageReader(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Reads the messages of all calls of a server. One that is not of its call's type ends that call with
-    INVALID_ARGUMENT."""
+    """Reads the messages of all calls of a server. A message that is not of its call's type ends the call
+    with INVALID_ARGUMENT."""
 
     async def intercept_service(
         self,
@@ -32,11 +33,13 @@ class MessageReader(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # ge
 
 
 def _reading(handler: Any) -> Any:
-    """The same handler, which reads what it is sent inside of the call, where the call can still say why not."""
+    """Makes a handler read its messages inside the call, which can then still say what is wrong with
+    them."""
     kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
     call: _Call = getattr(handler, kind)
     read = _reader(handler.request_deserializer)
-    # gRPC reads the messages of a stream while the call takes them; a single one it would read before the call.
+    # gRPC reads the messages of a stream while the call takes them; a single one it would read before the
+    # call.
     in_stream, at_once = (read, _as_it_is) if handler.request_streaming else (None, read)
 
     async def one(request: Any, context: Context) -> Any:

@@ -1,4 +1,4 @@
-"""OpenAI's answers from text deltas: whole bodies and chunks of a stream."""
+"""Turns text deltas into OpenAI's answers: whole bodies and chunks of a stream."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ _Spell = Callable[[int, bytes], str]  # a token's id and bytes, as the answer pr
 
 @dataclass(frozen=True, slots=True)
 class AnswerStyle:
-    """What a caller may choose of an answer's form.
+    """The choices that a caller has about an answer's form.
 
     Attributes:
-        include_usage: a stream ends with a chunk of usage, and every other chunk says that it has none.
-        continuous_usage: every chunk says the usage so far.
-        tokens_as_ids: tokens of log-probabilities are printed as ``token_id:17``.
-        prompt_logprobs: the answer has the prompt's log-probabilities.
+        include_usage: whether a stream ends with a chunk of usage, and every other chunk says that it has
+            none.
+        continuous_usage: whether every chunk has the usage so far.
+        tokens_as_ids: whether tokens of log-probabilities are printed as ``token_id:17``.
+        prompt_logprobs: whether the answer has the prompt's log-probabilities.
     """
 
     include_usage: bool = False
@@ -40,12 +41,12 @@ class AnswerStyle:
 
 
 class AnswerFormat(ABC):
-    """One answer in OpenAI's words.
+    """One answer in OpenAI's form.
 
     Args:
-        request_id: of the request; part of the answer's own id.
+        request_id: id of the request, which becomes part of the answer's own id.
         model: the name to show.
-        style: what the caller chose.
+        style: the caller's choices.
     """
 
     _id_prefix: ClassVar[str]
@@ -61,7 +62,7 @@ class AnswerFormat(ABC):
         self._style = style
         self._has_usage = style.include_usage or style.continuous_usage
         self._spell = _token_id_string if style.tokens_as_ids else _token_text
-        # By choice: what its plain events are, but for the text.
+        # For each choice, the parts of a plain event before and after the text.
         self._around_text: dict[int, tuple[bytes, bytes]] = {}
 
     @property
@@ -70,11 +71,11 @@ class AnswerFormat(ABC):
         return self._style.continuous_usage
 
     def opening(self, num_choices: int, usage: Usage | None = None) -> bytes:
-        """Events before the first token's."""
+        """Events before the first token's; none by default."""
         return b""
 
     def events(self, batch: Sequence[TextDelta], usage: Usage | None = None) -> bytes:
-        """The events of one turn, written together; those that would say nothing are left out."""
+        """The events of one turn, written together; events that would say nothing are left out."""
         return b"".join(
             [
                 self._event(delta, usage)
@@ -84,7 +85,7 @@ class AnswerFormat(ABC):
         )
 
     def usage_event(self, usage: Usage) -> bytes:
-        """The event after the last token's; empty where nobody asked for it."""
+        """The event after the last token's; empty if the caller did not ask for it."""
         return self._chunk([], usage) if self._style.include_usage else b""
 
     def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes:
@@ -103,7 +104,7 @@ class AnswerFormat(ABC):
         is_plain = delta.text and delta.logprobs is None and delta.finish_reason is None and usage is None
         if not is_plain:
             return self._chunk([self._delta(delta)], usage)
-        # Nearly all events are such, and alike but for the text: only that is encoded.
+        # Nearly all events are plain, and differ in their text only: only the text is encoded.
         around = self._around_text.get(delta.index)
         if around is None:
             sample = self._chunk([self._delta(TextDelta(delta.index, _PLACEHOLDER))])
@@ -118,11 +119,12 @@ class AnswerFormat(ABC):
         return event(orjson.dumps(chunk))
 
     def _of_prompt(self, choices: Sequence[WholeChoice]) -> dict[str, Any]:
-        """What a whole answer says of its prompt, beside the choices."""
+        """Fields about the prompt that a whole answer has beside its choices."""
         return {}
 
     def _prompt_logprobs(self, choice: WholeChoice) -> dict[str, Any]:
-        """vLLM's: for each token but the first an object by token id, the token's own entry first."""
+        """vLLM's field: for each token of the prompt but the first an object by token id, the token's own
+        entry first."""
         entries = choice.prompt_logprobs
         if entries is None or not self._style.prompt_logprobs:
             return {}
@@ -221,7 +223,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _stop_reason(delta: TextDelta) -> dict[str, Any]:
-    """vLLM's field, of a choice that has ended."""
+    """vLLM's field for a choice that has ended."""
     return {} if delta.finish_reason is None else {"stop_reason": delta.stop_reason}
 
 
@@ -234,7 +236,8 @@ def _token_id_string(token_id: int, _raw: bytes) -> str:
 
 
 def _completion_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dict[str, Any] | None:
-    """Parallel lists; the token itself is among the likeliest even where it is not one of them."""
+    """Log-probabilities as parallel lists. The token itself is among the likeliest even if it is not one of
+    them."""
     if entries is None:
         return None
     return {
@@ -246,8 +249,8 @@ def _completion_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) 
 
 
 def _by_string(entry: TokenLogprob, spell: _Spell) -> dict[str, float] | None:
-    """Of tokens that are printed alike the likeliest counts: whether a token was the best can be told by the
-    greatest of these."""
+    """Log-probabilities by token, as it is printed. Of tokens that are printed alike the likeliest counts, so
+    that the greatest of these values still tells whether a token was the best."""
     if entry.logprob is None:
         return None
     found: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""The bodies of OpenAI's requests, checked for types and for what we do not support.
+"""The bodies of OpenAI's requests, checked for their types and for fields that we do not support.
 
-Ranges are checked in ``router.request.sampling``, once for all doors. Types are strict: a number in
-quotes is an error, as it is at OpenAI.
+Ranges are checked in ``router.request.sampling``, once for all doors. Types are strict: a number in quotes is
+an error, as it is at OpenAI.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "watermarking": (False,),
     "web_search_options": (),
 }
-# Of an assistant's message, as OpenAI's clients send it back; lm-eval's chat client says of each that it is text.
+# Fields of an assistant's message, as OpenAI's clients send it back; lm-eval's chat client says that each is
+# text.
 _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "audio": (),
@@ -92,17 +93,17 @@ _NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 _NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 
 
-# As many pairs, and as long ones, as OpenAI takes.
+# OpenAI's limits: the number of pairs, and their lengths.
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
-# A conversation with tools has messages of these.
+# Roles of messages in a conversation with tools.
 _ROLES_OF_TOOLS = ("tool", "function")
 
 
 class RequestBody(BaseModel):
-    """Of any request: an unknown field is refused, and no value is converted. Fields of ``_neutral`` are not
-    served, and are taken where their value, one of those, asks for nothing."""
+    """Base of all bodies: an unknown field is refused, and no value is converted. Fields in ``_neutral`` are
+    not served; they are taken only with one of the values given there, which ask for nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
@@ -114,8 +115,8 @@ class RequestBody(BaseModel):
 
 
 class StreamOptions(RequestBody):
-    """``include_usage``: one more chunk at the end, with the usage and no choices.
-    ``continuous_usage_stats`` (vLLM's): every chunk says the usage so far."""
+    """Options of a stream. ``include_usage``: one more chunk at the end, with the usage and no choices.
+    ``continuous_usage_stats`` (vLLM's): every chunk has the usage so far."""
 
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL_IN_STREAM_OPTIONS
 
@@ -124,14 +125,14 @@ class StreamOptions(RequestBody):
 
 
 class TextPart(RequestBody):
-    """A part of a message's content; text is the only kind we serve."""
+    """A part of a message's content; text is the only kind that we serve."""
 
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(RequestBody):
-    """One message. Parts are joined by newlines; ``developer`` is what OpenAI now calls ``system``."""
+    """One message. Parts are joined by newlines; ``developer`` is OpenAI's present name for ``system``."""
 
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL_IN_MESSAGE
 
@@ -142,7 +143,7 @@ class ChatMessage(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _refuse_tools(cls, raw: Any) -> Any:
-        """Names the role itself, before the fields that only such a message has."""
+        """Complains about the role itself, before the fields that only such a message has."""
         if isinstance(raw, dict) and raw.get("role") in _ROLES_OF_TOOLS:
             raise PydanticCustomError(UNSUPPORTED_VALUE, "{field}", {"field": "role"})
         return raw
@@ -157,7 +158,7 @@ class ChatMessage(RequestBody):
 
 
 class _SamplingBody(RequestBody):
-    """What completions and chat completions share. null is the same as left out."""
+    """Fields that completions and chat completions share. null means the same as leaving a field out."""
 
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL
 
@@ -191,7 +192,7 @@ class _SamplingBody(RequestBody):
     safety_identifier: str | None = None
 
     def style(self) -> AnswerStyle:
-        """What the caller asked of the answer's form."""
+        """The form of the answer that the caller asked for."""
         stream_options = self.stream_options or StreamOptions()
         return AnswerStyle(
             include_usage=bool(stream_options.include_usage),
@@ -201,7 +202,7 @@ class _SamplingBody(RequestBody):
         )
 
     def metadata_pairs(self) -> tuple[tuple[str, str], ...]:
-        """What the caller noted beside the request, in its order."""
+        """Pairs that the caller noted beside the request, in their order."""
         return ()
 
     def _common_options(self) -> dict[str, Any]:
@@ -217,7 +218,7 @@ class _SamplingBody(RequestBody):
             )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         options = {name: getattr(self, name) for name in _COMMON_OPTIONS}
-        if self.top_p == 0:  # OpenAI's range begins there: no probability beyond the likeliest token's
+        if self.top_p == 0:  # the low end of OpenAI's range: only the likeliest token
             options |= {"top_p": 1.0, "top_k": 1}
         return options | {
             "stop": tuple(stop),
@@ -257,7 +258,7 @@ class CompletionRequest(_SamplingBody):
         return [*several] or [token_ids]
 
     def options(self) -> SamplingOptions:
-        """What the caller asked for.
+        """The caller's sampling options.
 
         Raises:
             UnsupportedFieldError: ``best_of`` is not ``n``: no more choices are made than are shown.
@@ -276,7 +277,7 @@ class CompletionRequest(_SamplingBody):
 
 
 class ChatLayout(RequestBody):
-    """How the chat template is to lay messages out."""
+    """Settings of how the chat template lays messages out."""
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -324,10 +325,10 @@ class ChatCompletionRequest(_SamplingBody, ChatLayout):
         return [self.chat_prompt(self.messages)]
 
     def options(self) -> SamplingOptions:
-        """What the caller asked for.
+        """The caller's sampling options.
 
         Raises:
-            InvalidRequestError: ``top_logprobs`` without ``logprobs``.
+            InvalidRequestError: ``top_logprobs`` was sent without ``logprobs``.
         """
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError(
@@ -346,7 +347,7 @@ class ChatCompletionRequest(_SamplingBody, ChatLayout):
 
 
 def _biases(by_token_id: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    """Sorted, so that the same wish is the same request."""
+    """The biases by token id, sorted, so that the same biases always give the same request."""
     for token_id in by_token_id:
         if not (token_id.isascii() and token_id.isdecimal() and len(token_id) <= 10):
             raise InvalidRequestError(
@@ -359,10 +360,10 @@ def _biases(by_token_id: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def _without_neutral(raw: Any, neutral: Mapping[str, Iterable[Any]]) -> Any:
-    """The body without the fields that ask for nothing of what we do not serve.
+    """The body without its neutral fields, which ask for nothing that we do not serve.
 
     Raises:
-        PydanticCustomError: one of them does ask for something; pydantic adds where it stands.
+        PydanticCustomError: such a field does ask for something; pydantic adds its place.
     """
     if not isinstance(raw, dict):
         return raw

@@ -24,7 +24,7 @@ _Generation = TextGeneration | BatchGeneration
 
 
 def authenticate(tenancy: Tenancy) -> Callable[[Request], Awaitable[None]]:
-    """A dependency of routes: it checks the key and leaves the tenant's name in ``request.state``."""
+    """A dependency of routes that checks the key and leaves the tenant's name in ``request.state``."""
 
     async def check_key(request: Request) -> None:
         request.state.tenant = await tenancy.tenant_of(api_key_of(request.headers))
@@ -36,7 +36,7 @@ class OpenAiApi:
     """The routes under ``/v1``.
 
     Args:
-        services: what is served, to whom.
+        services: the models that are served, and the tenants.
         intake: starts generations.
     """
 
@@ -121,7 +121,7 @@ async def _whole(request: Request, generation: _Generation, answer: AnswerFormat
 
 
 async def _stream(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
-    """Waits for the first token before it says 200: until then an error still has its own status."""
+    """Waits for the first token before it says 200: an error until then still has its own status."""
     batches = aiter(generation)
     try:
         first = await until_disconnect(request.receive, _next(batches))

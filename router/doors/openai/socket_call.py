@@ -1,4 +1,4 @@
-"""One request of a socket, carried out inside the process as an HTTP request of the application's."""
+"""Carries out one request of a socket inside the process, as an HTTP request to the application."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ def socket_event(
     """An event as the client reads it.
 
     Args:
-        request_id: the client's; None where the event belongs to no request.
-        kind: what happened.
+        request_id: the client's id; None if the event belongs to no request.
+        kind: the kind of the event.
         data: JSON: OpenAI's chunk, whole answer or error object.
     """
     return f'{{"id":{json.dumps(request_id)},"type":"{kind}","data":{data.decode()}}}'
 
 
 class SocketCall:
-    """A request on its way.
+    """A request under way.
 
     Args:
-        request_id: the client's.
-        socket: the socket's own scope: who is there, and with which key.
-        path: what is asked for.
+        request_id: the client's id.
+        socket: the socket's own scope, with the client's address and key.
+        path: path of the HTTP request.
         body: JSON.
-        emit: sends an event; it waits where the client reads slowly.
-        ended: told the id, once, before the last event is sent: the client may use it again then.
+        emit: sends an event; waits if the client reads slowly.
+        ended: called with the id, once, before the last event is sent: from then on the client may use the id
+            again.
     """
 
     def __init__(
@@ -70,7 +71,8 @@ class SocketCall:
         self._answer = bytearray()
 
     def cancel(self) -> None:
-        """To the application the client has hung up; ``run`` returns when it has freed what it held."""
+        """Makes the application see that the client has hung up; ``run`` returns when the request's resources
+        are free."""
         self._gone.set()
 
     async def run(self, app: ASGIApp) -> None:

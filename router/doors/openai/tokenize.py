@@ -1,4 +1,4 @@
-"""``/tokenize`` and ``/detokenize``, in vLLM's form: what a prompt becomes, without running it."""
+"""``/tokenize`` and ``/detokenize``, in vLLM's form: the tokens of a prompt, without running it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class TokenizeRequest(ChatLayout):
     return_token_strs: bool | None = None
 
     def either_prompt(self) -> Prompt:
-        """What was sent of the two.
+        """The prompt or the messages, whichever was sent.
 
         Raises:
-            InvalidRequestError: both, or neither.
+            InvalidRequestError: both were sent, or neither.
         """
         if self.prompt is not None and self.messages is None:
             return self.prompt
@@ -59,7 +59,7 @@ class TokenizeApi:
     """The two routes.
 
     Args:
-        services: what is served, to whom.
+        services: the models that are served, and the tenants.
         intake: turns prompts into tokens, as it does for generations.
     """
 
@@ -79,7 +79,7 @@ class TokenizeApi:
         return router
 
     async def tokenize(self, body: TokenizeRequest) -> Response:
-        """The tokens that a prompt becomes."""
+        """The tokens of a prompt."""
         tokens = await self._intake.tokenize(body.model, body.either_prompt(), body.add_special_tokens)
         return _json(
             {

@@ -1,8 +1,8 @@
 """OpenAI's API over one WebSocket: many requests at a time, each cancelled by its id.
 
-The client sends ``{"id", "type": "chat.completions" | "completions", "body"}`` and ``{"id", "type": "cancel"}``.
-Each request is carried out as the HTTP request that it stands for (``socket_call``), so that the socket has
-no behaviour of its own: what is accepted, refused, streamed and counted is what HTTP does.
+The client sends ``{"id", "type": "chat.completions" | "completions", "body"}`` and ``{"id", "type":
+"cancel"}``. Each request is carried out as the HTTP request that it stands for (``socket_call``), so that the
+socket has no behaviour of its own: it accepts, refuses, streams and counts as HTTP does.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _PATHS = {"chat.completions": "/v1/chat/completions", "completions": "/v1/comple
 
 
 class OpenAiSocket:
-    """The endpoint, as plain ASGI.
+    """The WebSocket endpoint, as plain ASGI.
 
     Args:
-        services: who may connect, and the limits.
+        services: the tenants who may connect, and the limits.
         app: the HTTP application that carries the requests out.
     """
 
@@ -53,7 +53,7 @@ class OpenAiSocket:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()  # says only that the client is there
+        await receive()  # this message says only that the client is there
         headers = Headers(scope=scope)
         try:
             _refuse_foreign_page(headers)
@@ -67,7 +67,7 @@ class OpenAiSocket:
 
 
 class _Frame(BaseModel):
-    """What the client sends. The body is HTTP's to judge."""
+    """A frame from the client. The body is checked by the HTTP application."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -79,8 +79,8 @@ class _Frame(BaseModel):
 class _Connection:
     """One open socket and the requests that run on it.
 
-    Every event is awaited onto the socket by the request that it belongs to: where the client reads slowly, the
-    transport's buffer fills and all of them wait, each with one event in hand.
+    Each request awaits the sending of its own events. If the client reads slowly, the transport's buffer
+    fills and all requests wait, each with one event in hand.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class _Connection:
         self._calls: dict[str, SocketCall] = {}
 
     async def serve(self) -> None:
-        """Returns when the client is gone and all that its requests held is free."""
+        """Returns when the client is gone and the resources of all its requests are free."""
         async with asyncio.TaskGroup() as tasks:
             while (message := await self._receive())["type"] != "websocket.disconnect":
                 await self._take(message, tasks)
@@ -127,7 +127,7 @@ class _Connection:
         return call
 
     def _cancel(self, frame: _Frame) -> None:
-        """Of an id that has ended, or never was, nothing is left to cancel: the client could not know."""
+        """Cancels a request. An id that has ended or never was is no error: the client could not know."""
         if frame.body is not None:
             raise UnsupportedFieldError("A 'cancel' has no 'body'.", param="body")
         call = self._calls.get(frame.id)
@@ -135,23 +135,23 @@ class _Connection:
             call.cancel()
 
     def _blamed(self, raw: Any) -> str | None:
-        """The id to tell an error under. An error under an id says that its request has ended, so a bad frame
-        must not have that of a running one."""
+        """The id under which to send an error. An error under an id says that its request has ended, so an
+        error about a bad frame must not have the id of a running request."""
         sent = raw.get("id") if isinstance(raw, dict) else None
         return sent if isinstance(sent, str) and sent not in self._calls else None
 
     async def _emit(self, event: str) -> None:
         try:
             await self._send({"type": "websocket.send", "text": event})
-        # Gone, or about to be: uvicorn has a RuntimeError for a socket that it is closing itself because no pong
-        # came. ``serve`` is told by its next message.
+        # The client is gone, or about to be: uvicorn raises RuntimeError for a socket that it is closing
+        # itself because no pong came. ``serve`` learns of it by its next message.
         except (OSError, RuntimeError) as error:
             _log.debug("an event found no reader: %r", error)
 
 
 def _refuse_foreign_page(headers: Headers) -> None:
-    """Browsers let any page open a socket to any server, this machine's own among them. They cannot add a key, so
-    where none came the page must be one of ours.
+    """Refuses pages of other sites. Browsers let any page open a socket to any server, this machine's own
+    included. Pages cannot add a key, so if none came the page must be one of ours.
 
     Raises:
         PermissionDeniedError: another site's page wants to connect.
@@ -161,14 +161,14 @@ def _refuse_foreign_page(headers: Headers) -> None:
         return
     try:
         site = urlsplit(origin).netloc
-    except ValueError:  # no address at all
+    except ValueError:  # not an address at all
         site = None
     if site != headers.get("host"):
         raise PermissionDeniedError("Pages of other sites may not connect without a key.")
 
 
 def _json(message: Message) -> Any:
-    """What a frame says; the error itself where it says nothing that can be read."""
+    """The JSON of a frame; if it cannot be read, the error itself."""
     text = message.get("text")
     if text is None:
         return InvalidRequestError("Send JSON in text frames.")
@@ -181,7 +181,7 @@ def _json(message: Message) -> Any:
 def _body(frame: _Frame) -> bytes:
     try:
         return json.dumps(frame.body).encode()
-    except RecursionError as error:  # it could just be read
+    except RecursionError as error:  # it was just shallow enough to be read
         raise InvalidRequestError("The 'body' is nested too deeply.", param="body") from error
 
 
