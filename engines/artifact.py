@@ -1,9 +1,9 @@
 """The packed artifact: what the packer writes, the host cache copies and the engine reads.
 
-A packed artifact is two files in the store: ``weights.bin``, every tensor in the layout the engine's
-kernels want, each at an aligned offset, in one contiguous run of bytes; and ``manifest.json``, which says
-what lies where. Loading then only reads. Nothing here imports torch, so the server process can read
-manifests too.
+A packed artifact is two files in the store: ``weights.bin``, every tensor in the layout that the engine's
+kernels want, each at an aligned offset, in one contiguous run of bytes; and ``manifest.json``, which names
+the tensors and their places. So loading only reads. Nothing here imports torch, so that the server process
+can read manifests too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mooring.errors import ArtifactError
 __all__ = ["ALIGNMENT_BYTES", "FORMAT_VERSION", "Manifest", "TensorEntry"]
 
 FORMAT_VERSION = 1
-ALIGNMENT_BYTES = 256  # of every tensor in weights.bin: a cache line on every CPU, a sector on every GPU
+# Alignment of each tensor in weights.bin: a cache line on every CPU, a sector on every GPU.
+ALIGNMENT_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,15 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a packed artifact holds.
+    """The description of a packed artifact.
 
     Attributes:
         engine: the engine whose layout this is, ``"torch"``.
-        packer_version: of that engine's packer; another version means packing again.
+        packer_version: version of that engine's packer; another version means packing again.
         precision: the variant, ``"fp32"`` or ``"bf16"``.
-        source_digest: sha-256 of the version it was packed from.
+        source_digest: sha-256 of the version that it was packed from.
         config: the model's configuration in the engine's own normal form.
-        tensors: by the engine's own parameter names.
+        tensors: tensors by the engine's own parameter names.
         num_bytes: size of ``weights.bin``.
     """
 
@@ -62,7 +63,7 @@ class Manifest:
         """Parses ``manifest.json``.
 
         Raises:
-            ArtifactError: not a manifest, or one of another format version.
+            ArtifactError: the text is no manifest, or has another format version.
         """
         try:
             raw = json.loads(text)

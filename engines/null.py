@@ -1,11 +1,11 @@
 """The engine that runs no model.
 
-It obeys every verb, holds every promise of ``engines.api.Engine`` and gives each sequence one token a step,
-a function of the prompt and the position alone. The router's benchmark measures everything but the model
-with it, and tests of failover know what each token has to be.
+The null engine obeys every verb, keeps every promise of ``engines.api.Engine`` and gives each sequence one
+token a step, a function of the prompt and the position alone. With it the router's benchmark measures
+everything but the model, and tests of failover know what each token has to be.
 
-Whatever the torch engine accepts is accepted here; what would only change the choice of a token (temperature,
-penalties, biases, bad words) changes nothing. Log-probabilities are always the same: the token that is there
+It accepts whatever the torch engine accepts; parameters that only change the choice of a token (temperature,
+penalties, biases, bad words) have no effect. Log-probabilities are always the same: the token that is there
 has half of the probability, and each further one half of what is left.
 """
 

@@ -11,8 +11,8 @@ class KVLease:
     """The bytes and the revision in force.
 
     Attributes:
-        num_bytes: of KV that may be committed; 0 until the first grant.
-        revision: of that grant; 0 until then, and the first grant has 1 or more.
+        num_bytes: KV bytes that may be committed; 0 until the first grant.
+        revision: revision of that grant; 0 until the first grant, which has 1 or more.
     """
 
     def __init__(self) -> None:
@@ -20,8 +20,8 @@ class KVLease:
         self.revision = 0
 
     def accept(self, num_bytes: int, revision: int) -> LeaseStatus | None:
-        """Takes a grant. None where it is now in force (also when it was already): the caller carries it
-        out; else why nothing changed."""
+        """Takes a grant. Returns None if the grant is in force now (even if it was already): the caller then
+        carries it out. Otherwise returns why nothing changed."""
         if revision < self.revision:
             return LeaseStatus.STALE
         if revision == self.revision and num_bytes != self.num_bytes:
