@@ -21,7 +21,14 @@ from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.records import HeldCopy
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.ports import ArtifactRef, DeploymentSpec, LeaseStatus, WorkerUsage
+from memory_manager.ports import (
+    ArtifactRef,
+    Capabilities,
+    DeploymentSpec,
+    LeaseStatus,
+    WarmPlace,
+    WorkerUsage,
+)
 
 __all__ = ["measure"]
 
@@ -95,6 +102,9 @@ class InstantWorker:
 
     async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         return LeaseStatus.APPLIED
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities("planner", self.device, True, True, WarmPlace.HOST_CACHE, False, 0)
 
     async def usage(self) -> WorkerUsage:
         return WorkerUsage((), 0, 0)

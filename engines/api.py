@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from memory_manager.ports import KVFragmentation, LeaseStatus
+from memory_manager.ports import Capabilities, KVFragmentation, LeaseStatus
 
 __all__ = [
     "REPLICA_ASLEEP",
@@ -182,18 +182,6 @@ class LoadSpec:
     kv_guarantee_bytes: int = 0
     kv_cap_bytes: int | None = None
     host_copy_checksum: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine can do; read by the planner."""
-
-    engine: str
-    device: str
-    sleep: bool
-    elastic_kv: bool
-    adapters: bool
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ __all__ = [
     "NullEngineConfig",
     "ServiceConfig",
     "SupervisorConfig",
+    "WorkerOptions",
     "WorkerSpec",
 ]
 
@@ -26,7 +27,7 @@ class WorkerSpec:
 
     Attributes:
         worker_id: stable over restarts; names the worker in leases, logs and status.
-        engine: a name of ``engines.worker.__main__.ENGINES``.
+        engine: name of a row of ``engines.kinds.KINDS``.
         device: ``"cpu"`` or ``"cuda:0"``.
         memory_budget_bytes: of the device; the capacity of the worker's arena.
         config: settings of the engine, by the field names of its configuration dataclass.
@@ -41,6 +42,29 @@ class WorkerSpec:
     config: Mapping[str, Any] = field(default_factory=dict)
     core_signal: CoreSignal | None = None
     command: tuple[str, ...] = (sys.executable, "-m", "engines.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """The command line of a worker.
+
+    Attributes:
+        engine: name of a row of ``engines.kinds.KINDS``.
+        device: ``"cpu"`` or ``"cuda:0"``.
+        memory_budget_bytes: of the device; the capacity of the arena.
+        socket_path: where to serve.
+        descriptor_fd: the inherited end of the descriptor channel.
+        config: settings of the engine.
+        core_signal_fds: the inherited descriptors of the ``CoreSignal`` to the server's background threads.
+    """
+
+    engine: str
+    device: str
+    memory_budget_bytes: int
+    socket_path: Path
+    descriptor_fd: int
+    config: Mapping[str, Any]
+    core_signal_fds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

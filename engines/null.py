@@ -34,11 +34,17 @@ from engines.api import (
     TopLogprobs,
     WorkerStats,
 )
-from engines.config import NullEngineConfig
+from engines.config import NullEngineConfig, WorkerOptions
+from engines.kinds import KINDS, EngineKind
 from memory_manager.ports import LeaseStatus
 from mooring.errors import ContextLengthError, InvalidRequestError, NotFoundError
 
-__all__ = ["NullEngine", "null_token"]
+__all__ = ["NullEngine", "null_engine", "null_token"]
+
+
+def null_engine(options: WorkerOptions) -> NullEngine:
+    """Makes the engine in its worker."""
+    return NullEngine(NullEngineConfig(**options.config), options.device)
 
 
 def null_token(prompt_ids: Sequence[int], index: int, config: NullEngineConfig) -> int:
@@ -76,7 +82,9 @@ class NullEngine:
         config: NullEngineConfig,
         device: str = "cpu",
         sleep: Callable[[float], None] = time.sleep,
+        kind: EngineKind = KINDS["null"],
     ) -> None:
+        self._kind = kind
         self._config = config
         self._device = device
         self._sleep = sleep
@@ -89,9 +97,7 @@ class NullEngine:
         self._step_began_s = 0.0
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            "null", self._device, sleep=True, elastic_kv=True, adapters=False, pid=os.getpid()
-        )
+        return self._kind.capabilities(self._device)
 
     def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
         """Keeps the descriptor until the replica is unloaded; its weights are bytes on paper only."""

@@ -13,11 +13,13 @@ from typing import Protocol
 
 __all__ = [
     "ArtifactRef",
+    "Capabilities",
     "DeploymentSpec",
     "KVCacheFigures",
     "KVFragmentation",
     "LeaseStatus",
     "ReplicaUsage",
+    "WarmPlace",
     "WorkerPort",
     "WorkerUsage",
 ]
@@ -30,6 +32,38 @@ class LeaseStatus(enum.Enum):
     DEFERRED = "deferred"  # accepted; more is still in use, ask again with the same revision
     STALE = "stale"  # an older revision than the one in force; nothing changed
     CONFLICT = "conflict"  # the revision in force with other bytes; nothing changed
+
+
+class WarmPlace(enum.Enum):
+    """Where the weights of a replica that is off its device wait in memory."""
+
+    HOST_CACHE = "host_cache"  # in the server's host cache, kept as long as a worker knows the replica
+    WORKER = "worker"  # in the worker, as long as the replica sleeps there; the host cache is only on the way
+    NOWHERE = "nowhere"  # in storage alone
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Abilities of a worker: those of its engine, and what it runs on. The planner reads them.
+
+    Attributes:
+        engine: name of a row of ``engines.kinds.KINDS``.
+        device: ``"cpu"`` or ``"cuda:0"``.
+        sleep: a replica can give up its device memory and wake again; without it a replica is unloaded.
+        elastic_kv: the KV lease may change while replicas are there; without it each replica has its KV
+            guarantee from its load on, and no more.
+        warm: where weights wait off the device.
+        adapters: it can load adapters beside a base model.
+        pid: its process.
+    """
+
+    engine: str
+    device: str
+    sleep: bool
+    elastic_kv: bool
+    warm: WarmPlace
+    adapters: bool
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +187,8 @@ class WorkerPort(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    def capabilities(self) -> Capabilities: ...
 
     async def load(
         self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None

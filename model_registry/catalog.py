@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, selectinload
 
 from model_registry.policy import change_policy, check_name, check_policy
@@ -22,16 +23,27 @@ from model_registry.schema import DeploymentRow, ModelRow, VariantRow, VersionRo
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
 
-__all__ = ["AUTO", "ENGINES", "PRECISIONS", "CatalogQueries"]
+__all__ = ["AUTO", "PRECISIONS", "CatalogQueries"]
 
 AUTO = "auto"
 PRECISIONS = ("bf16", "fp32")
-ENGINES = ("torch", "null")
 MAX_NUMBER = 2**31 - 1  # the largest that the column holds; databases refuse to compare it with a larger one
 
 
 class CatalogQueries(Transactions):
-    """Models that are registered, and how they are deployed."""
+    """Models that are registered, and how they are deployed.
+
+    Args:
+        database: of ``database.open_database``.
+        engines: names of the engines that a deployment may have; the first is the usual one.
+        now: seconds of the Unix epoch.
+    """
+
+    def __init__(
+        self, database: Engine, engines: Sequence[str], now: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(database, now)
+        self._engines = tuple(engines)
 
     def register_version(self, model: str, new: NewVersion) -> VersionRecord:
         """Adds a version to a model, and the model itself if there is none. If a version has the same digest
@@ -137,7 +149,7 @@ class CatalogQueries(Transactions):
         model: str,
         version: int | None = None,
         precision: str = AUTO,
-        engine: str = ENGINES[0],
+        engine: str | None = None,
         policy: DeploymentPolicy | None = None,
     ) -> DeploymentRecord:
         """Makes a deployment, and its variant if there is none.
@@ -145,6 +157,7 @@ class CatalogQueries(Transactions):
         Args:
             version: number of the version; None means the newest now, and a later version does not change the
                 deployment.
+            engine: None is the usual one.
             precision: one of ``PRECISIONS``, or ``"auto"``, which is the checkpoint's own.
 
         Raises:
@@ -153,8 +166,11 @@ class CatalogQueries(Transactions):
             ConflictError: the name is taken.
         """
         check_name(name)
-        if engine not in ENGINES:
-            raise InvalidRequestError(f"engine {engine!r} is not one of {', '.join(ENGINES)}", param="engine")
+        engine = engine or self._engines[0]
+        if engine not in self._engines:
+            raise InvalidRequestError(
+                f"engine {engine!r} is not one of {', '.join(self._engines)}", param="engine"
+            )
         policy = policy or DeploymentPolicy()
         check_policy(policy)
         with self._writing() as session:

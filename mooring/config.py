@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,6 +33,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from engines.kinds import engine_kind
 from mooring.errors import ConfigurationError
 from mooring.units import parse_bytes
 
@@ -57,6 +59,13 @@ ENV_NESTING = "__"
 NOT_SETTINGS = frozenset({"MOORING_CONFIG", "MOORING_SERVER", "MOORING_ADMIN_KEY"})
 
 Bytes = Annotated[int, BeforeValidator(lambda value: value if value is None else parse_bytes(value))]
+
+
+def _known_engine(name: str) -> str:
+    try:
+        return engine_kind(name).name
+    except ConfigurationError as error:
+        raise ValueError(error.message) from error
 
 
 class _Section(BaseModel):
@@ -224,7 +233,7 @@ class Settings(BaseSettings):
     devices: tuple[DeviceEntry, ...] = Field(
         (), description="Several devices, in place of `device`, `memory_budget` and `reserve_bytes`."
     )
-    engine: Literal["torch", "null"] = Field(
+    engine: Annotated[str, AfterValidator(_known_engine)] = Field(
         "torch", description="Engine of new deployments; `null` answers at once and runs no model."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

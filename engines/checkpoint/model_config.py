@@ -15,11 +15,12 @@ from typing import Any, Literal
 from engines.checkpoint.architectures import normal_form
 from engines.checkpoint.hf_files import read_headers, read_json
 from engines.checkpoint.layout import check_checkpoint, packed_layout
-from memory_manager.kv_spec import PAGE_BYTES, KVGroup, choose_block_tokens
+from memory_manager.kv_spec import PAGE_BYTES, KVGroup, choose_block_tokens, kv_bytes_for_tokens
 from mooring.errors import ArtifactError
 
-__all__ = ["ModelConfig", "ModelDescription", "RopeConfig", "describe", "kv_groups"]
+__all__ = ["ModelConfig", "ModelDescription", "RopeConfig", "describe", "kv_groups", "sequence_kv_bytes"]
 
+_ELEMENT_BYTES: Mapping[str, int] = {"bf16": 2, "fp32": 4}
 _AUTO_PRECISION: Mapping[str, str] = {"BF16": "bf16", "F16": "bf16", "F32": "fp32", "F64": "fp32"}
 
 
@@ -154,6 +155,20 @@ def kv_groups(config: ModelConfig, element_bytes: int) -> tuple[KVGroup, ...]:
                 )
             )
     return tuple(groups)
+
+
+def sequence_kv_bytes(config: Mapping[str, Any], precision: str, num_tokens: int) -> int:
+    """Returns the bytes of KV that one sequence of ``num_tokens`` needs at most.
+
+    Args:
+        config: ``ModelDescription.config``.
+        precision: ``bf16`` or ``fp32``.
+
+    Raises:
+        ArtifactError: the configuration is unreadable, or its KV fits in no page.
+    """
+    groups = kv_groups(ModelConfig.from_dict(config), _ELEMENT_BYTES[precision])
+    return kv_bytes_for_tokens(groups, num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from engines.api import (
     TopLogprobs,
     WorkerStats,
 )
-from memory_manager.ports import KVFragmentation, LeaseStatus
+from memory_manager.ports import KVFragmentation, LeaseStatus, WarmPlace
 from mooring.errors import InternalError, MooringError, WorkerLostError, error_from_code, status_of
 from mooring.v1 import engine_pb2 as pb
 
@@ -205,6 +205,7 @@ def capabilities_to_wire(capabilities: Capabilities) -> pb.CapabilitiesResponse:
         device=capabilities.device,
         sleep=capabilities.sleep,
         elastic_kv=capabilities.elastic_kv,
+        warm=capabilities.warm.value,
         adapters=capabilities.adapters,
         pid=capabilities.pid,
     )
@@ -216,6 +217,7 @@ def capabilities_from_wire(message: pb.CapabilitiesResponse) -> Capabilities:
         device=message.device,
         sleep=message.sleep,
         elastic_kv=message.elastic_kv,
+        warm=WarmPlace(message.warm),
         adapters=message.adapters,
         pid=message.pid,
     )

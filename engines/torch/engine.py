@@ -21,6 +21,7 @@ from engines.api import (
     StepOutput,
     WorkerStats,
 )
+from engines.kinds import engine_kind
 from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease
@@ -95,9 +96,7 @@ class TorchEngine:
         self._process = psutil.Process()
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            "torch", self._config.device, sleep=True, elastic_kv=True, adapters=False, pid=os.getpid()
-        )
+        return engine_kind("torch").capabilities(self._config.device)
 
     # Residency -------------------------------------------------------------------------------------
 

@@ -23,24 +23,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 import uvloop
 
 from engines.api import Engine
-from engines.config import CPU_STEP_NICENESS, NullEngineConfig, ServiceConfig
+from engines.config import CPU_STEP_NICENESS, ServiceConfig, WorkerOptions
+from engines.kinds import EngineFactory, engine_kind
 from engines.link.descriptors import DescriptorReceiver
 from engines.link.wire import CHANNEL_OPTIONS
 from engines.worker.service import EngineService
 from mooring.errors import ConfigurationError
 from mooring.v1 import engine_pb2_grpc
 
-__all__ = ["ENGINES", "EngineFactory", "WorkerOptions", "main"]
+__all__ = ["build_engine", "build_engine_aside", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,55 +47,6 @@ _PR_SET_PDEATHSIG = 1
 _EXIT_ORPHANED = 3
 _EXIT_ENGINE_FAILED = 4
 _STEP_STOP_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What the command line says.
-
-    Attributes:
-        engine: a name of the table of engines.
-        device: ``"cpu"`` or ``"cuda:0"``.
-        memory_budget_bytes: of the device; the capacity of the arena.
-        socket_path: where to serve.
-        descriptor_fd: the inherited end of the descriptor channel.
-        config: settings of the engine.
-        core_signal_fds: the inherited descriptors of the ``CoreSignal`` to the server's background threads.
-    """
-
-    engine: str
-    device: str
-    memory_budget_bytes: int
-    socket_path: Path
-    descriptor_fd: int
-    config: Mapping[str, Any]
-    core_signal_fds: tuple[int, int] | None = None
-
-
-EngineFactory = Callable[[WorkerOptions], Engine]
-
-
-def _torch_engine(options: WorkerOptions) -> Engine:
-    from engines.torch.engine import TorchEngine, TorchEngineConfig
-    from memory_manager.arena.factory import arena_on
-    from memory_manager.cores import CoreSignal
-
-    config = TorchEngineConfig(device=options.device, **options.config)
-    # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
-    # short elsewhere, the manager lowers the arena's limit and they leave.
-    budget_bytes = options.memory_budget_bytes
-    arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes)
-    core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
-    return TorchEngine(config, arena, core_signal)
-
-
-def _null_engine(options: WorkerOptions) -> Engine:
-    from engines.null import NullEngine
-
-    return NullEngine(NullEngineConfig(**options.config), options.device)
-
-
-ENGINES: Mapping[str, EngineFactory] = {"torch": _torch_engine, "null": _null_engine}
 
 
 def parse_options(arguments: Sequence[str]) -> WorkerOptions:
@@ -120,22 +70,20 @@ def parse_options(arguments: Sequence[str]) -> WorkerOptions:
     )
 
 
-def build_engine(options: WorkerOptions, engines: Mapping[str, EngineFactory]) -> Engine:
-    """The engine that ``options`` names.
+def build_engine(options: WorkerOptions, factory: EngineFactory | None = None) -> Engine:
+    """Returns the engine that ``options`` names, or the one that ``factory`` makes.
 
     Raises:
         ConfigurationError: there is none of that name, or it does not know one of its settings.
     """
-    factory = engines.get(options.engine)
-    if factory is None:
-        raise ConfigurationError(f"no engine {options.engine!r}; there are {', '.join(sorted(engines))}")
+    factory = factory or engine_kind(options.engine).load_factory()
     try:
         return factory(options)
     except TypeError as error:
         raise ConfigurationError(f"engine {options.engine} refuses its settings: {error}") from error
 
 
-def build_engine_aside(options: WorkerOptions, engines: Mapping[str, EngineFactory]) -> Engine:
+def build_engine_aside(options: WorkerOptions, factory: EngineFactory | None = None) -> Engine:
     """``build_engine`` on a thread that ends with it.
 
     A thread that computes in parallel keeps OpenMP's helpers as long as it lives. Where helpers of others make the
@@ -143,7 +91,7 @@ def build_engine_aside(options: WorkerOptions, engines: Mapping[str, EngineFacto
     small model's step takes twice as long.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(build_engine, options, engines).result()
+        return thread.submit(build_engine, options, factory).result()
 
 
 def _die_with_parent() -> None:
@@ -188,7 +136,7 @@ async def _serve(options: WorkerOptions, engine: Engine, config: ServiceConfig) 
     return status
 
 
-def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFactory] = ENGINES) -> int:
+def main(arguments: Sequence[str] | None = None, factory: EngineFactory | None = None) -> int:
     """Runs a worker to its end; returns the exit status."""
     _die_with_parent()
     faulthandler.enable()
@@ -198,7 +146,7 @@ def main(arguments: Sequence[str] | None = None, engines: Mapping[str, EngineFac
         level=logging.INFO, format=f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s"
     )
     try:
-        engine = build_engine_aside(options, engines)
+        engine = build_engine_aside(options, factory)
     except ConfigurationError as error:
         logger.error("%s", error.message)
         return 2

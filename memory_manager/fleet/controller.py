@@ -144,7 +144,7 @@ class MemoryManager:
             raise ConflictError(f"worker {port.worker_id} is there already")
         ledger = self._ledgers[port.device]
         kv = WorkerKVLease(port, ledger, self._config.lease_poll_s, self._schedule.soon)
-        worker = Worker(port, ledger, kv)
+        worker = Worker(port, ledger, kv, port.capabilities())
         self._workers[port.worker_id] = worker
         self._execution.spawn(worker, self._keep_lease(worker))
         self._execution.spawn(worker, self._audit.watch(worker))

@@ -68,7 +68,8 @@ class Execution:
                 replica, worker = self._leaving(replica_id, kind, action)
                 self.spawn(worker, self._moves.sleep(replica, worker, reason))
             case Unload(replica_id, reason):
-                replica, worker = self._leaving(replica_id, EventKind.UNLOAD, action)
+                kind = EventKind.EVICT if action.room_for else EventKind.UNLOAD
+                replica, worker = self._leaving(replica_id, kind, action)
                 self.spawn(worker, self._moves.unload(replica, worker, reason))
 
     def _set_kv_lease(self, worker: Worker, num_bytes: int) -> None:

@@ -19,6 +19,7 @@ from memory_manager.fleet.records import HeldCopy, HostCopies, Replica, Worker
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent
+from memory_manager.ports import WarmPlace
 from mooring.errors import (
     HostCopyAlteredError,
     InsufficientMemoryError,
@@ -99,9 +100,10 @@ class Moves:
         )
 
     def off_device(self, replica: Replica) -> Residency:
-        """Warm where the weights are in host memory (its worker's, or the cache's), else cold."""
-        in_host_memory = replica.host_copy is not None or self._host_cache.contains(replica.spec.artifact.key)
-        return Residency.WARM if in_host_memory else Residency.COLD
+        """Returns warm if the weights are in memory (its worker's, or the host cache's), else cold."""
+        sleeps = replica.worker is not None and replica.worker.capabilities.warm is WarmPlace.WORKER
+        in_cache = replica.host_copy is not None or self._host_cache.contains(replica.spec.artifact.key)
+        return Residency.WARM if sleeps or in_cache else Residency.COLD
 
     def follow_host_cache(self, replica: Replica) -> None:
         """A replica that no worker knows is warm or cold as the host cache has it."""
@@ -172,7 +174,10 @@ class Moves:
         if replica.host_copy is None:
             replica.host_copy = await self._host_copy(replica)
         copy = replica.host_copy
-        return await worker.port.load(replica.replica_id, replica.spec, copy.fd, copy.checksum)
+        held_bytes = await worker.port.load(replica.replica_id, replica.spec, copy.fd, copy.checksum)
+        if worker.capabilities.warm is not WarmPlace.HOST_CACHE:
+            replica.let_host_copy_go()
+        return held_bytes
 
     async def _host_copy(self, replica: Replica) -> HeldCopy:
         """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
@@ -199,6 +204,7 @@ class Moves:
             for each in self._replicas()
             if each.residency is Residency.WARM
             and each.worker is not None
+            and each.host_copy is not None
             and not each.in_flight
             and each.retry_at_s <= now_s
         ]

@@ -17,7 +17,14 @@ from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_a
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
-from memory_manager.ports import ArtifactRef, DeploymentSpec, KVCacheFigures, KVFragmentation, WorkerPort
+from memory_manager.ports import (
+    ArtifactRef,
+    Capabilities,
+    DeploymentSpec,
+    KVCacheFigures,
+    KVFragmentation,
+    WorkerPort,
+)
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
 
 __all__ = [
@@ -107,6 +114,7 @@ class Worker:
 
     Attributes:
         ledger: of its device.
+        capabilities: as it told them when it came.
         tasks: what is under way on it; cancelled when it is lost.
         kv_bytes: that it held at the last poll.
         ready_bytes: of memory that it kept ready for later then.
@@ -118,6 +126,7 @@ class Worker:
     port: WorkerPort
     ledger: Ledger
     kv: WorkerKVLease
+    capabilities: Capabilities
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     kv_bytes: int = 0
     ready_bytes: int = 0
@@ -193,6 +202,10 @@ class Replica:
         self.worker = None
         self.kv_bytes = 0
         self.cache = KVCacheFigures()
+        self.let_host_copy_go()
+
+    def let_host_copy_go(self) -> None:
+        """Lets the host cache evict its copy; does nothing if it holds none."""
         if self.host_copy is not None:
             self.host_copy.release()
             self.host_copy = None

@@ -57,6 +57,8 @@ def planner_state(
                 each.kv.target_bytes,
                 each.kv_wanted_bytes,
                 each.kv_wanted_since_s,
+                each.capabilities.sleep,
+                each.capabilities.elastic_kv,
             )
             for each in workers.values()
         ),

@@ -40,6 +40,8 @@ class DeviceRoom:
         self._weights_bytes = sum(each.lease_bytes for each in replicas)
         self._kv_floor_bytes = {each.worker_id: config.kv_base_bytes for each in workers}
         self._num_hosted = {each.worker_id: 0 for each in workers}
+        # KV that comes with a replica, of workers whose KV does not move afterwards.
+        self._kv_brought_bytes = {each.worker_id: 0 for each in workers}
         for replica in replicas:
             if replica.residency in ON_DEVICE and replica.worker_id is not None:
                 self._kv_floor_bytes[replica.worker_id] += replica.kv_guarantee_bytes
@@ -61,7 +63,9 @@ class DeviceRoom:
         if self._awaits_room:
             return 0
         wanted_bytes = sum(
-            max(0, each.kv_wanted_bytes - self._kv_floor_bytes[each.worker_id]) for each in self._workers
+            max(0, each.kv_wanted_bytes - self._kv_floor_bytes[each.worker_id])
+            for each in self._workers
+            if each.elastic_kv
         )
         return max(0, wanted_bytes - max(0, self.spare_bytes))
 
@@ -69,7 +73,8 @@ class DeviceRoom:
     def kv_wanted_since_s(self) -> float:
         """Since when sequences have waited for KV; ``inf`` if none waits."""
         return min(
-            (each.kv_wanted_since_s for each in self._workers if each.kv_wanted_bytes), default=math.inf
+            (each.kv_wanted_since_s for each in self._workers if each.kv_wanted_bytes and each.elastic_kv),
+            default=math.inf,
         )
 
     def fits_now(self, need_bytes: int) -> bool:
@@ -84,22 +89,28 @@ class DeviceRoom:
         self._after_bytes += need_bytes
         self._awaits_room = True
 
-    def bring(self, worker_id: str, weights_bytes: int, kv_guarantee_bytes: int) -> bool:
-        """Counts a replica that comes as soon as the ledger has its weights; False if KV must shrink
-        first."""
+    def bring(self, worker: WorkerView, weights_bytes: int, kv_guarantee_bytes: int) -> bool:
+        """Counts a replica that comes as soon as the ledger has its weights, and its KV if that cannot follow
+        later; False if KV of others must shrink first."""
+        worker_id = worker.worker_id
         self._now_bytes += weights_bytes + kv_guarantee_bytes
         self._after_bytes += weights_bytes + kv_guarantee_bytes
         self._weights_bytes += weights_bytes
         self._kv_floor_bytes[worker_id] += kv_guarantee_bytes
         self._num_hosted[worker_id] += 1
-        if weights_bytes > self._free_bytes:
+        kv_bytes = 0
+        if not worker.elastic_kv:
+            leased_bytes = worker.kv_lease_bytes + self._kv_brought_bytes[worker_id]
+            kv_bytes = max(0, self._kv_floor_bytes[worker_id] - leased_bytes)
+        if weights_bytes + kv_bytes > self._free_bytes:
             return False
-        self._free_bytes -= weights_bytes
+        self._free_bytes -= weights_bytes + kv_bytes
+        self._kv_brought_bytes[worker_id] += kv_bytes
         return True
 
     def kv_leases(self) -> list[SetKVLease]:
         """The KV leases that change: each worker gets its floor, and the rest is divided equally between the
-        workers that host a replica.
+        workers that host a replica and whose KV is elastic.
 
         A lease grows only into what the ledger has free at this moment; the rest follows when another
         worker's lease has shrunk.
@@ -107,9 +118,9 @@ class DeviceRoom:
         if not self._workers:
             return []
         spare_bytes = self.room_bytes - self._weights_bytes - sum(self._kv_floor_bytes.values())
-        hosts = [each.worker_id for each in self._workers if self._num_hosted[each.worker_id]]
-        sharing = hosts or [each.worker_id for each in self._workers]
-        share_bytes = max(0, spare_bytes) // len(sharing) // PAGE_BYTES * PAGE_BYTES
+        elastic = [each.worker_id for each in self._workers if each.elastic_kv]
+        sharing = [worker_id for worker_id in elastic if self._num_hosted[worker_id]] or elastic
+        share_bytes = max(0, spare_bytes) // max(1, len(sharing)) // PAGE_BYTES * PAGE_BYTES
         leases = []
         for worker in self._workers:
             target_bytes = self._kv_floor_bytes[worker.worker_id]
@@ -118,6 +129,7 @@ class DeviceRoom:
             if self._awaits_room:
                 floor_bytes = self._kv_floor_bytes[worker.worker_id]
                 target_bytes = min(target_bytes, max(worker.kv_target_bytes, floor_bytes))
+            self._free_bytes += self._kv_brought_bytes[worker.worker_id]
             growth_bytes = max(0, min(target_bytes - worker.kv_lease_bytes, self._free_bytes))
             self._free_bytes -= growth_bytes
             target_bytes = min(target_bytes, worker.kv_lease_bytes + growth_bytes)

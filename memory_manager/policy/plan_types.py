@@ -125,6 +125,9 @@ class WorkerView:
             worker has obeyed.
         kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 if none does.
         kv_wanted_since_s: since when sequences have waited for KV.
+        sleep: its replicas can be put to sleep; without it they are unloaded.
+        elastic_kv: its lease may change while replicas are there; without it each replica has its KV guarantee
+            from its load on, and no more.
     """
 
     worker_id: str
@@ -133,6 +136,8 @@ class WorkerView:
     kv_target_bytes: int = 0
     kv_wanted_bytes: int = 0
     kv_wanted_since_s: float = 0.0
+    sleep: bool = True
+    elastic_kv: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +229,12 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Make the worker forget a replica without requests."""
+    """Make the worker forget a replica without requests. ``room_for``: see ``Drain``."""
 
     replica_id: str
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
+    room_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,8 +204,8 @@ class _Planning:
         drained = replica.num_active == 0 or (
             replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
         )
-        if drained and replica.retired:
-            self._actions.append(Unload(replica.replica_id, reason, figures))
+        if drained and (replica.retired or not self._worker_of(replica).sleep):
+            self._actions.append(Unload(replica.replica_id, reason, figures, room_for))
         elif drained:
             self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
         elif replica.residency is Residency.RESIDENT:
@@ -221,9 +221,12 @@ class _Planning:
             "unused_s": self._now_s - max(replica.last_used_s, replica.since_s),
         }
 
-    def _board_of(self, replica: ReplicaView) -> DeviceRoom:
+    def _worker_of(self, replica: ReplicaView) -> WorkerView:
         assert replica.worker_id is not None, "a replica on a device has a worker"
-        return self._boards[self._workers[replica.worker_id].device]
+        return self._workers[replica.worker_id]
+
+    def _board_of(self, replica: ReplicaView) -> DeviceRoom:
+        return self._boards[self._worker_of(replica).device]
 
     def _make_room_for_others(self) -> None:
         """Lets the cheapest replicas leave if other processes want memory that KV alone does not give: as
@@ -286,7 +289,7 @@ class _Planning:
             # leased anew.
             self._actions.append(Unload(replica.replica_id, f"moves to {worker_id}", self._standing(replica)))
         elif best.rank == 0:
-            if best.board.bring(worker_id, best.weights_bytes, replica.kv_guarantee_bytes):
+            if best.board.bring(best.worker, best.weights_bytes, replica.kv_guarantee_bytes):
                 self._actions.append(self._arrival(want, best))
             return
         for victim in best.victims:

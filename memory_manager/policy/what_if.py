@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.device_room import DeviceRoom
-from memory_manager.policy.plan_types import DemandView, Drain, Load, Plan, PlannerState, Sleep, Wake
+from memory_manager.policy.plan_types import DemandView, Drain, Load, Plan, PlannerState, Sleep, Unload, Wake
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE
 from mooring.units import format_bytes
@@ -116,8 +116,8 @@ def _fits(state: PlannerState, need_bytes: int, config: PlannerConfig) -> bool:
 
 def _departures(state: PlannerState, decided: Plan, name: str) -> tuple[Departure, ...]:
     deployment_of = {each.replica_id: each.deployment for each in state.replicas}
-    leaving: Sequence[Sleep | Drain] = [
-        each for each in decided.actions if isinstance(each, Sleep | Drain) and each.room_for == name
+    leaving: Sequence[Sleep | Unload | Drain] = [
+        each for each in decided.actions if isinstance(each, Sleep | Unload | Drain) and each.room_for == name
     ]
     return tuple(
         Departure(

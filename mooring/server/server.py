@@ -14,25 +14,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc.aio
 import uvloop
 
-from engines.checkpoint.model_config import describe
-from engines.supervise.packer import ensure_packed
+from engines.kinds import KINDS, engine_kind
 from engines.supervise.supervisor import Supervisor
 from memory_manager.cores import CoreSignal, wait_clear
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.events import Reporter
 from memory_manager.host.cache import HostCache
 from memory_manager.policy.residency import ResidencyEvent
-from memory_manager.ports import ArtifactRef
 from model_registry.database import open_database
 from model_registry.importing.hub import Hub
 from model_registry.importing.importer import Importer
@@ -191,15 +188,18 @@ class Server:
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
         await supervisor.start()
+        kind = engine_kind(settings.engine)
+        packed_root = settings.data_dir / "store" / "packed"
         registrar = Registrar(
             registry=registry,
             store=store,
-            importer=Importer(store, registry, describe, Hub(), settings.data_dir / "downloads"),
-            pack=partial(_pack, settings.data_dir / "store" / "packed"),
+            importer=Importer(store, registry, kind.describe, Hub(), settings.data_dir / "downloads"),
+            pack=partial(kind.prepare, packed_root),
             manager=manager,
             directory=directory,
+            engine=kind.name,
+            kv_bytes=kind.kv_bytes,
             precision=_PRECISIONS[settings.dtype],
-            engine=settings.engine,
             default_idle_timeout_s=settings.planner.idle_timeout_s,
             reporter=Reporter(time.monotonic, journal.note),
         )
@@ -285,7 +285,7 @@ class Server:
 def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
     engine = open_database(settings.registry_url, settings.database_password_file)
     stack.callback(engine.dispose)
-    return Registry(engine)
+    return Registry(engine, tuple(KINDS))
 
 
 def _anonymous(settings: Settings) -> bool:
@@ -313,12 +313,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-async def _pack(
-    packed_root: Path, folder: Path, digest: str, precision: str, progress: Callable[[int, int], None]
-) -> ArtifactRef:
-    return await ensure_packed(folder, digest, precision, packed_root, progress)
 
 
 def _worker_pids(supervisor: Supervisor) -> set[int]:

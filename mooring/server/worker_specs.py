@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from engines.config import WorkerSpec
 from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
 from memory_manager.cores import CoreSignal
@@ -54,10 +56,10 @@ def worker_specs(
 
 
 def _engine_config(settings: Settings, num_cpu_devices: int) -> dict[str, Any]:
-    if settings.engine != "torch":
-        return settings.null.model_dump(exclude_none=True)
-    config = settings.torch.model_dump(exclude_none=True)
-    if num_cpu_devices > 1:  # they are the same cores: each takes its part, or they would wait for each other
+    section: BaseModel = getattr(settings, settings.engine)
+    config = section.model_dump(exclude_none=True)
+    if num_cpu_devices > 1 and "num_threads" in type(section).model_fields:
+        # They are the same cores: each takes its part, or they would wait for each other.
         num_cores = len(os.sched_getaffinity(0))
         config.setdefault("num_threads", max(1, num_cores // num_cpu_devices))
     return config

@@ -38,20 +38,22 @@ class CapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CapabilitiesResponse(_message.Message):
-    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid")
+    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid", "warm")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SLEEP_FIELD_NUMBER: _ClassVar[int]
     ELASTIC_KV_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    WARM_FIELD_NUMBER: _ClassVar[int]
     engine: str
     device: str
     sleep: bool
     elastic_kv: bool
     adapters: bool
     pid: int
-    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
+    warm: str
+    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ..., warm: _Optional[str] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("replica_id", "host_copy_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes", "host_copy_checksum")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from engines.checkpoint.model_config import ModelConfig, kv_groups
-from memory_manager.kv_spec import kv_bytes_for_tokens, round_to_pages
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from memory_manager.kv_spec import round_to_pages
 from memory_manager.ports import ArtifactRef, DeploymentSpec
 from model_registry.records import DeploymentRecord
 
-__all__ = ["deployment_spec"]
+__all__ = ["KVBytes", "deployment_spec"]
 
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
+KVBytes = Callable[[Mapping[str, Any], str, int], int]
+"""Bytes of KV that one sequence needs on an engine: from the configuration of a checkpoint's description, a precision
+and the sequence's tokens."""
 
 
 def deployment_spec(
-    record: DeploymentRecord, artifact: ArtifactRef, default_idle_timeout_s: float | None
+    record: DeploymentRecord, artifact: ArtifactRef, kv_bytes: KVBytes, default_idle_timeout_s: float | None
 ) -> DeploymentSpec:
     """The memory manager's description of a deployment.
 
@@ -21,12 +25,10 @@ def deployment_spec(
     admitted can be finished whatever else happens.
     """
     version, policy = record.variant.version, record.policy
-    config = ModelConfig.from_dict(version.description["config"])
     max_model_len = policy.max_model_len or int(version.description["max_model_len"])
-    groups = kv_groups(config, _ELEMENT_BYTES[record.variant.precision])
     # With a smaller guarantee, a long request would wait for ever beside models that are idle: they are not
     # put to sleep for KV. Beyond the cap nothing can be guaranteed, and a request that needs more is refused.
-    longest_bytes = kv_bytes_for_tokens(groups, max_model_len)
+    longest_bytes = kv_bytes(version.description["config"], record.variant.precision, max_model_len)
     if policy.kv_cap_bytes is not None:
         longest_bytes = min(longest_bytes, policy.kv_cap_bytes)
     guarantee_bytes = max(policy.kv_guarantee_bytes or 0, longest_bytes)

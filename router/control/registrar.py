@@ -36,7 +36,7 @@ from mooring.errors import (
     NotFoundError,
     ShuttingDownError,
 )
-from router.control.deployment_spec import deployment_spec
+from router.control.deployment_spec import KVBytes, deployment_spec
 from router.control.directory import DeploymentDirectory
 from router.control.retries import Retries, RetryConfig
 from router.request.sampling import GenerationDefaults
@@ -51,8 +51,8 @@ MAX_IMPORTS = 32  # at a time; others wait for their turn
 KEPT_REGISTRATIONS = 256  # ended ones whose outcome can still be asked for
 
 Packer = Callable[[Path, str, str, Callable[[int, int], None]], Awaitable[ArtifactRef]]
-"""(folder, digest, precision, progress) to the packed artifact; ``engines.supervise.packer.ensure_packed`` bound to
-its folder. Raises ``ArtifactError``."""
+"""(folder, digest, precision, progress) to the packed artifact; an engine's ``prepare`` bound to its
+folder. Raises ``ArtifactError``."""
 
 
 @dataclass(slots=True)
@@ -87,8 +87,9 @@ class Registrar:
     pack: Packer
     manager: MemoryManager
     directory: DeploymentDirectory
+    engine: str
+    kv_bytes: KVBytes
     precision: str = "auto"
-    engine: str = "torch"
     default_idle_timeout_s: float | None = None
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
     retries: RetryConfig = field(default_factory=RetryConfig)
@@ -346,7 +347,7 @@ class Registrar:
 
     def _follow(self, record: DeploymentRecord, artifact: ArtifactRef) -> None:
         version = record.variant.version
-        spec = deployment_spec(record, artifact, self.default_idle_timeout_s)
+        spec = deployment_spec(record, artifact, self.kv_bytes, self.default_idle_timeout_s)
         self.manager.upsert_deployment(spec)
         if not spec.enabled:
             self.directory.withhold(record.name, "it is disabled")

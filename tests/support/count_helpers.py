@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.bare_engine import PackedModel
 from engines.api import LoadSpec, SamplingParams, SequenceRequest
-from engines.worker.__main__ import ENGINES, WorkerOptions, build_engine_aside
+from engines.config import WorkerOptions
+from engines.worker.__main__ import build_engine_aside
 from mooring.units import MIB
 
 NUM_THREADS = 3
@@ -32,7 +33,7 @@ def count(model: PackedModel) -> dict[str, int]:
     before = _not_of_python()
     config: dict[str, Any] = {"num_threads": NUM_THREADS, "cpu_wake": "copy"}
     options = WorkerOptions("torch", "cpu", 512 * MIB, Path("unused"), -1, config)
-    engine: Any = build_engine_aside(options, ENGINES)
+    engine: Any = build_engine_aside(options)
     helpers = {"built": _not_of_python() - before}
     spec = LoadSpec("m", model.manifest_json, 64, model.weights_bytes, kv_guarantee_bytes=8 * MIB)
     with ThreadPoolExecutor(1) as copier, ThreadPoolExecutor(1) as stepper:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["DATABASES", "new_database_url"]
+from engines.kinds import KINDS
+
+__all__ = ["DATABASES", "ENGINES", "new_database_url"]
+
+ENGINES = tuple(KINDS)
 
 DATABASES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.integration))
 

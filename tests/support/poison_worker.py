@@ -8,9 +8,9 @@ import signal
 import sys
 
 from engines.api import Engine, SequenceRequest, StepOutput
-from engines.config import NullEngineConfig
+from engines.config import NullEngineConfig, WorkerOptions
 from engines.null import NullEngine
-from engines.worker.__main__ import WorkerOptions, main
+from engines.worker.__main__ import main
 
 POISON_ID = 666
 POISON_AT = 5
@@ -42,4 +42,4 @@ def poisonable(options: WorkerOptions) -> Engine:
 
 
 if __name__ == "__main__":
-    sys.exit(main(engines={"null": poisonable}))
+    sys.exit(main(factory=poisonable))

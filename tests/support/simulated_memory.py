@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.ports import ArtifactRef, DeploymentSpec, LeaseStatus, ReplicaUsage, WorkerUsage
+from memory_manager.ports import (
+    ArtifactRef,
+    Capabilities,
+    DeploymentSpec,
+    LeaseStatus,
+    ReplicaUsage,
+    WarmPlace,
+    WorkerUsage,
+)
 from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError, WorkerLostError
 
 T = TypeVar("T")
@@ -167,9 +175,13 @@ class SimulatedWorker:
         copy_s: float = 0.1,
         kv_pages_per_s: float = 2000.0,
         remains_pages: int = 0,
+        sleep: bool = True,
+        elastic_kv: bool = True,
+        warm: WarmPlace = WarmPlace.HOST_CACHE,
     ) -> None:
         self.worker_id = worker_id
         self.device = device
+        self._capabilities = Capabilities("simulated", device, sleep, elastic_kv, warm, False, 0)
         self.budget_bytes = budget_bytes
         self.failure_rate = failure_rate
         self.copy_s = copy_s
@@ -190,6 +202,9 @@ class SimulatedWorker:
         self._kv_bytes_per_s = kv_pages_per_s * PAGE
         self._kv_at_s = 0.0
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
 
     @property
     def weights_bytes(self) -> int:
@@ -260,6 +275,7 @@ class SimulatedWorker:
         return held.weights_bytes
 
     async def sleep(self, replica_id: str) -> int:
+        assert self._capabilities.sleep
         self.calls.append(("sleep", replica_id))
         await self._call("sleep", replica_id, 0.001)
         held = self.held.get(replica_id)

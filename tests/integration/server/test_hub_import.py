@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from support.databases import ENGINES
 
 from engines.checkpoint.model_config import describe
 from model_registry.database import open_database
@@ -138,7 +139,7 @@ def hub() -> Iterator[FakeHub]:
 
 
 def make_importer(tmp_path: Path, endpoint: str) -> Importer:
-    registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
     store = ArtifactStore(tmp_path / "store")
     return Importer(store, registry, describe, Hub(endpoint), tmp_path / "downloads")
 

@@ -14,12 +14,13 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from support.databases import ENGINES
 from support.router_doors import ScriptedSource, services
 from support.scripted_answer import answer
 from support.small_checkpoint import write_checkpoint
 
-from engines.checkpoint.model_config import describe
-from engines.supervise.packer import ensure_packed
+from engines.checkpoint.model_config import describe, sequence_kv_bytes
+from engines.checkpoint.packer import ensure_packed
 from memory_manager.config import DeviceBudget
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.records import Deployment
@@ -67,7 +68,11 @@ def fill(registry: Registry) -> None:
 @pytest.fixture
 async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     database = open_database(f"sqlite:///{tmp_path / 'registry.sqlite3'}")
-    registry, store, cache = Registry(database), ArtifactStore(tmp_path / "store"), HostCache(64 * MIB)
+    registry, store, cache = (
+        Registry(database, ENGINES),
+        ArtifactStore(tmp_path / "store"),
+        HostCache(64 * MIB),
+    )
     manager = MemoryManager([DeviceBudget("cpu", 64 * MIB)], cache)
     directory = DeploymentDirectory()
     packed: list[ArtifactRef] = []
@@ -78,7 +83,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
         return packed[0]
 
     importer = Importer(store, registry, describe, Hub(), tmp_path / "downloads")
-    registrar = Registrar(registry, store, importer, pack, manager, directory, engine="null")
+    registrar = Registrar(registry, store, importer, pack, manager, directory, "null", sequence_kv_bytes)
     await registrar.ensure("m0", str(write_checkpoint(tmp_path / "source")), {})
     fill(registry)
     await registrar.restore()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.databases import ENGINES
 from support.postgresql import PASSWORD, PostgresCluster, postgres_cluster
 from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
@@ -89,7 +90,7 @@ def test_two_servers_that_share_a_registry_number_their_versions_in_one_row(
 
 def test_a_database_that_is_away_is_said_and_found_again(restartable: PostgresCluster) -> None:
     engine = open_database(restartable.url(restartable.new_database()))
-    registry = Registry(engine)
+    registry = Registry(engine, ENGINES)
     registry.create_tenant("acme")
     restartable.stop()
     with pytest.raises(RegistryUnavailableError, match="try again"):

@@ -12,10 +12,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from support.databases import ENGINES
 from support.small_checkpoint import write_checkpoint
 
-from engines.checkpoint.model_config import describe
-from engines.supervise.packer import ensure_packed
+from engines.checkpoint.packer import ensure_packed
+from engines.kinds import engine_kind
 from memory_manager.config import DeviceBudget
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.host.cache import HostCache
@@ -84,17 +85,18 @@ class House:
 async def opened(root: Path, *, engine: str = "null", held: bool = False) -> AsyncIterator[House]:
     """As the server does it; a second one over the same folder is the server started again."""
     database = open_database(f"sqlite:///{root / 'registry.sqlite3'}")
-    registry = Registry(database)
+    registry = Registry(database, ENGINES)
     store = ArtifactStore(root / "store")
     cache = HostCache(64 * MIB)
     packer = HeldPacker(root / "store" / "packed")
     if not held:
         packer.go.set()
     manager = MemoryManager([DeviceBudget("cpu", 64 * MIB)], cache)
-    importer = Importer(store, registry, describe, Hub(), root / "downloads")
+    kind = engine_kind(engine)
+    importer = Importer(store, registry, kind.describe, Hub(), root / "downloads")
     directory = DeploymentDirectory()
     directory.complete()
-    registrar = Registrar(registry, store, importer, packer, manager, directory, engine=engine)
+    registrar = Registrar(registry, store, importer, packer, manager, directory, engine, kind.kv_bytes)
     try:
         async with asyncio.timeout(60):
             yield House(root, registrar, packer)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from engines.artifact import Manifest
 from engines.checkpoint.layout import packed_tensors
 from engines.checkpoint.model_config import ModelConfig
-from engines.supervise.packer import ensure_packed
+from engines.checkpoint.packer import ensure_packed
 from mooring.errors import ArtifactError
 
 pytestmark = pytest.mark.integration

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import Engine, text
+from support.databases import ENGINES
 
 from model_registry.database import open_database
 from model_registry.records import DeploymentPolicy, NewVersion
@@ -36,7 +37,7 @@ def database(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def registry(database: Engine) -> Registry:
-    return Registry(database, now=Clock())
+    return Registry(database, ENGINES, now=Clock())
 
 
 def version(digest: str = "a" * 64, **changes: object) -> NewVersion:
@@ -234,9 +235,9 @@ def test_writers_on_many_threads_lose_nothing(registry: Registry) -> None:
 
 def test_what_was_written_is_there_after_reopening(database_url: str) -> None:
     with closing_engine(database_url) as engine:
-        written = Registry(engine).register_version("m", version())
+        written = Registry(engine, ENGINES).register_version("m", version())
     with closing_engine(database_url) as engine:
-        assert Registry(engine).get_version("m") == written
+        assert Registry(engine, ENGINES).get_version("m") == written
 
 
 @pytest.mark.parametrize("name", ["nul\x00", "half\ud800", "x" * 1000])

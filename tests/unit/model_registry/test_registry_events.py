@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.databases import ENGINES
 
 from model_registry.database import open_database
 from model_registry.records import EventRecord, NewEvent
@@ -17,7 +18,7 @@ def new(number: int, deployment: str | None = "a", kind: str = "load") -> NewEve
 
 @pytest.fixture
 def registry(database_url: str) -> Registry:
-    return Registry(open_database(database_url))
+    return Registry(open_database(database_url), ENGINES)
 
 
 def numbers(found: list[EventRecord]) -> list[int]:

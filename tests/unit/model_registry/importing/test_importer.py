@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.databases import ENGINES
 
 from model_registry.database import open_database
 from model_registry.importing.hub import Hub
@@ -56,7 +57,7 @@ def work(tmp_path: Path) -> Workplace:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: none\n")
     save_file({"a": np.zeros((2, 3), dtype=np.float32)}, folder / "model.safetensors")
-    registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
     store = ArtifactStore(tmp_path / "store")
     importer = Importer(store, registry, inspect, Hub(), tmp_path / "downloads")
     return Workplace(registry, store, importer, folder)

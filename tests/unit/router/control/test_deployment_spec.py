@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.checkpoint.model_config import ModelConfig, kv_groups
+from engines.checkpoint.model_config import ModelConfig, kv_groups, sequence_kv_bytes
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
 from memory_manager.ports import ArtifactRef
 from model_registry.records import DeploymentPolicy, DeploymentRecord, VariantRecord, VersionRecord
@@ -35,7 +35,7 @@ def guarantee_bytes(policy: DeploymentPolicy) -> int:
     version = VersionRecord("m", 1, "0" * 64, "/m", None, "llama", description, 20 * MIB, 0.0)
     variant = VariantRecord(1, version, "fp32", None, None)
     record = DeploymentRecord("m", variant, "torch", policy, 0.0, 0.0)
-    return deployment_spec(record, ARTIFACT, None).kv_guarantee_bytes
+    return deployment_spec(record, ARTIFACT, sequence_kv_bytes, None).kv_guarantee_bytes
 
 
 @pytest.mark.parametrize("asked", [None, 0, 1, 4 * MIB, ONE_SEQUENCE_BYTES])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from support.databases import ENGINES
 
 from memory_manager.fleet.events import Event, EventKind
 from model_registry.database import open_database
@@ -36,7 +37,7 @@ class Flaky(Registry):
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Flaky:
-    return Flaky(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    return Flaky(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
 
 
 def load(number: int) -> Event:
@@ -144,7 +145,7 @@ class Slow(Flaky):
 
 
 async def test_who_gives_up_asking_takes_no_events_along(tmp_path: Path) -> None:
-    registry = Slow(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    registry = Slow(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
     journal = Journal(registry, CONFIG)
     journal.note(load(1))
     asking = asyncio.ensure_future(journal.events(10))
@@ -163,7 +164,7 @@ async def test_who_gives_up_asking_takes_no_events_along(tmp_path: Path) -> None
 async def test_events_do_not_pile_up_behind_a_write_that_hangs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    registry = Slow(open_database(f"sqlite:///{tmp_path}/registry.db"))
+    registry = Slow(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
     journal = Journal(registry, CONFIG)
     journal.start()
     journal.note(load(0))

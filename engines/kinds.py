@@ -1,0 +1,161 @@
+"""The engines there are, one row for each.
+
+A row has two halves. The server's describes checkpoints and has artifacts made; it is imported by the first call.
+The worker's is named, and imported by the worker alone: the server never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from memory_manager.ports import ArtifactRef, Capabilities, WarmPlace
+from mooring.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from engines.api import Engine
+    from engines.checkpoint.model_config import ModelDescription
+    from engines.config import WorkerOptions
+
+__all__ = ["KINDS", "EngineFactory", "EngineKind", "Prepare", "engine_kind"]
+
+EngineFactory = Callable[["WorkerOptions"], "Engine"]
+"""Makes an engine in its worker. Raises ``TypeError`` for a setting that it does not have."""
+
+
+class Prepare(Protocol):
+    """Makes the artifact that an engine loads."""
+
+    def __call__(
+        self,
+        packed_root: Path,
+        folder: Path,
+        digest: str,
+        precision: str,
+        on_progress: Callable[[int, int], None],
+        /,
+    ) -> Awaitable[ArtifactRef]:
+        """Returns the artifact of a version, made now unless it was before.
+
+        Args:
+            packed_root: where artifacts are kept.
+            folder: the version's Hugging Face folder.
+            digest: sha-256 of the version.
+            precision: ``bf16``, ``fp32``, or ``auto`` for the checkpoint's own.
+            on_progress: called with the bytes written so far and their total.
+
+        Raises:
+            ArtifactError: there can be none; the message says why.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """One engine.
+
+    Attributes:
+        name: as settings, registry and status pages have it.
+        describe: reads and checks a checkpoint folder; raises ``ArtifactError`` for one that the engine cannot run.
+        prepare: makes its artifact: for both engines, a folder packed by us.
+        kv_bytes: device bytes of KV that one sequence needs, from a description's ``config``, a precision and the
+            sequence's tokens.
+        factory: the worker's half, an ``EngineFactory``, as ``"module:function"``.
+        sleep, elastic_kv, warm, adapters: as in ``Capabilities``.
+    """
+
+    name: str
+    describe: Callable[[Path], ModelDescription]
+    prepare: Prepare
+    kv_bytes: Callable[[Mapping[str, Any], str, int], int]
+    factory: str
+    sleep: bool
+    elastic_kv: bool
+    warm: WarmPlace
+    adapters: bool
+
+    def capabilities(self, device: str) -> Capabilities:
+        """Capabilities of this process as a worker on ``device``."""
+        return Capabilities(
+            engine=self.name,
+            device=device,
+            sleep=self.sleep,
+            elastic_kv=self.elastic_kv,
+            warm=self.warm,
+            adapters=self.adapters,
+            pid=os.getpid(),
+        )
+
+    def load_factory(self) -> EngineFactory:
+        """Imports the worker's half. For workers only."""
+        module, _, function = self.factory.partition(":")
+        factory: EngineFactory = getattr(import_module(module), function)
+        return factory
+
+
+def engine_kind(name: str) -> EngineKind:
+    """Returns the row of an engine.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name not in KINDS:
+        raise ConfigurationError(f"no engine {name!r}; there are {', '.join(sorted(KINDS))}", param="engine")
+    return KINDS[name]
+
+
+def _describe_checkpoint(folder: Path) -> ModelDescription:
+    from engines.checkpoint.model_config import describe
+
+    return describe(folder)
+
+
+async def _pack_checkpoint(
+    packed_root: Path,
+    folder: Path,
+    digest: str,
+    precision: str,
+    on_progress: Callable[[int, int], None],
+) -> ArtifactRef:
+    from engines.checkpoint.packer import ensure_packed
+
+    return await ensure_packed(folder, digest, precision, packed_root, on_progress)
+
+
+def _checkpoint_kv_bytes(config: Mapping[str, Any], precision: str, num_tokens: int) -> int:
+    from engines.checkpoint.model_config import sequence_kv_bytes
+
+    return sequence_kv_bytes(config, precision, num_tokens)
+
+
+KINDS: Mapping[str, EngineKind] = {
+    kind.name: kind
+    for kind in (
+        EngineKind(
+            name="torch",
+            describe=_describe_checkpoint,
+            prepare=_pack_checkpoint,
+            kv_bytes=_checkpoint_kv_bytes,
+            factory="engines.torch.factory:torch_engine",
+            sleep=True,
+            elastic_kv=True,
+            warm=WarmPlace.HOST_CACHE,
+            adapters=False,
+        ),
+        EngineKind(
+            name="null",
+            describe=_describe_checkpoint,
+            prepare=_pack_checkpoint,
+            kv_bytes=_checkpoint_kv_bytes,
+            factory="engines.null:null_engine",
+            sleep=True,
+            elastic_kv=True,
+            warm=WarmPlace.HOST_CACHE,
+            adapters=False,
+        ),
+    )
+}

@@ -1,0 +1,22 @@
+"""The torch engine in its worker."""
+
+from __future__ import annotations
+
+from engines.config import WorkerOptions
+from engines.torch.engine import TorchEngine
+from engines.torch.engine_config import TorchEngineConfig
+from memory_manager.arena.factory import arena_on
+from memory_manager.cores import CoreSignal
+
+__all__ = ["torch_engine"]
+
+
+def torch_engine(options: WorkerOptions) -> TorchEngine:
+    """Makes the engine and the arena of its device."""
+    config = TorchEngineConfig(device=options.device, **options.config)
+    # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
+    # short elsewhere, the manager lowers the arena's limit and they leave.
+    budget_bytes = options.memory_budget_bytes
+    arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes)
+    core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
+    return TorchEngine(config, arena, core_signal)
