@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.api import SamplingParams
-from engines.torch.scheduling.sequences import SequenceTable
 
 __all__ = ["LogitChanges", "LogitEdits", "has_edits"]
 
@@ -97,11 +96,20 @@ class LogitEdits:
         if self._of_slot.pop(slot, None) is not None:
             self._all = None
 
-    def changes(self, table: SequenceTable, slots: NDArray[np.int64]) -> LogitChanges | None:
+    def changes(
+        self,
+        slots: NDArray[np.int64],
+        token_ids: NDArray[np.int32],
+        num_tokens: NDArray[np.int64],
+        num_prompt: NDArray[np.int64],
+    ) -> LogitChanges | None:
         """The changes to the logits from which these sequences draw; None if no sequence has edits.
 
         Args:
             slots: int64 [R], no slot twice; ``slots[r]`` draws from row r.
+            token_ids: int32 [C, L], known tokens of every slot.
+            num_tokens: int64 [C], how many are known.
+            num_prompt: int64 [C], how many of them are the prompt's.
         """
         if not self._of_slot:
             return None
@@ -112,30 +120,20 @@ class LogitEdits:
         row_of_slot[slots] = np.arange(len(slots))
         biased = np.flatnonzero(row_of_slot[edits.bias_slots] >= 0)
         barred = np.flatnonzero(row_of_slot[edits.word_slots] >= 0)
-        barred = barred[_is_begun(edits.word_starts[barred], table, edits.word_slots[barred])]
+        word_slots = edits.word_slots[barred]
+        places = num_tokens[word_slots][:, None] + np.arange(-edits.word_starts.shape[1], 0)
+        last_tokens = np.where(
+            places >= num_prompt[word_slots][:, None],
+            token_ids[word_slots[:, None], np.maximum(places, 0)],
+            _NOTHING,
+        )
+        starts = edits.word_starts[barred]
+        barred = barred[((starts == _ANY) | (starts == last_tokens)).all(axis=1)]
         return LogitChanges(
             rows=row_of_slot[np.concatenate((edits.bias_slots[biased], edits.word_slots[barred]))],
             token_ids=np.concatenate((edits.bias_ids[biased], edits.word_ends[barred])),
             values=np.concatenate((edits.biases[biased], np.full(len(barred), -np.inf, np.float32))),
         )
-
-
-def _is_begun(starts: NDArray[np.int64], table: SequenceTable, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the next token of a sequence could complete a word, for each word: bool [W].
-
-    Args:
-        starts: int64 [W, L] the beginnings of the words.
-        slots: int64 [W] slot of each word's sequence.
-    """
-    num_before = starts.shape[1]
-    places = table.num_tokens[slots][:, None] + np.arange(-num_before, 0)
-    last_tokens = np.where(
-        places >= table.num_prompt[slots][:, None],
-        table.token_ids[slots[:, None], np.maximum(places, 0)],
-        _NOTHING,
-    )
-    begun: NDArray[np.bool_] = ((starts == _ANY) | (starts == last_tokens)).all(axis=1)
-    return begun
 
 
 def _split(words: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

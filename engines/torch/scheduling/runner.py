@@ -279,7 +279,7 @@ class SequenceRunner:
                 self._to_logits(states[: len(sampling)]),
                 table.sampling.take(sampling),
                 table.num_tokens[sampling],
-                self._edits.changes(table, sampling),
+                self._edits.changes(sampling, table.token_ids, table.num_tokens, table.num_prompt),
             )
         table.num_computed[plan.slots] += plan.num_new
         self._resumption.store(plan.slots)

@@ -66,7 +66,7 @@ def test_every_row_is_changed_as_its_own_sequence_asks(all_said: list[Said], ran
         table.remove(slot)
         del of_slot[slot]
     drawing = random.sample(sorted(of_slot), random.randrange(1, len(of_slot) + 1))  # type: ignore[attr-defined]
-    changes = edits.changes(table, np.array(drawing))
+    changes = edits.changes(np.array(drawing), table.token_ids, table.num_tokens, table.num_prompt)
     assert changes is not None
     logits = np.zeros((len(drawing), VOCAB_SIZE), np.float32)
     np.add.at(logits, (changes.rows, changes.token_ids), changes.values)
@@ -78,4 +78,4 @@ def test_nobody_asked() -> None:
     slot = insert(table, edits, Said([1], [], {1: 2.0}, []), 1)
     edits.remove(slot)
     edits.remove(slot)
-    assert edits.changes(table, np.array([slot])) is None
+    assert edits.changes(np.array([slot]), table.token_ids, table.num_tokens, table.num_prompt) is None
