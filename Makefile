@@ -15,8 +15,6 @@ ARGS ?=
 TEST_PROCESSES ?= 2
 DATA_DIR := $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
 SAMPLES := $(DATA_DIR)/samples
-# Holds any two of the three samples with a full context of each, and never all three.
-SAMPLE_BUDGET := 512MiB
 
 .PHONY: help
 help: ## Show this list
@@ -24,9 +22,7 @@ help: ## Show this list
 
 .PHONY: serve
 serve: $(STAMPS)/run ## Set everything up and serve three sample models from one memory budget (flags: ARGS="...")
-	@$(BIN)/python -m ops.samples --out "$(SAMPLES)"
-	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --memory-budget $(SAMPLE_BUDGET) \
-	  --model smollm2="$(SAMPLES)/smollm2" --model pythonlm="$(SAMPLES)/pythonlm" --model draft="$(SAMPLES)/draft" $(ARGS)
+	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --samples $(ARGS)
 
 # Set up by a make of its own, which does two things at a time: installing the clients keeps one core busy for minutes.
 .PHONY: test
@@ -60,7 +56,7 @@ format: $(STAMPS)/dev ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
 
 .PHONY: samples
-samples: $(STAMPS)/run ## Make the sample models only
+samples: $(STAMPS)/run ## Make all sample models now, and serve none
 	@$(BIN)/python -m ops.samples --out "$(SAMPLES)"
 
 .PHONY: proto

@@ -48,6 +48,7 @@ __all__ = [
     "admin_key_from_environment",
     "default_server_url",
     "load_settings",
+    "onednn_max_isa_from_environment",
     "server_from_environment",
     "setting_names",
     "variable_name",
@@ -76,7 +77,9 @@ class ModelEntry(_Section):
     """A model registered and deployed when the server starts; doing so again changes nothing."""
 
     name: str = Field(description="What clients put in `model`.")
-    source: str = Field(description="A local folder, a GGUF file, or `hf://org/name[@revision]`.")
+    source: str = Field(
+        description="A local folder, a GGUF file, `hf://org/name[@revision]`, or `sample:NAME` for a sample."
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt plus output in tokens; the model's own where unset."
     )
@@ -237,12 +240,14 @@ class Settings(BaseSettings):
         "torch", description="Engine of new deployments; `null` answers at once and runs no model."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Precision that weights are packed in; `auto`: the checkpoint's own."
+        "auto",
+        description="Precision that weights are packed in; `auto`: the checkpoint's own, save that a 16-bit "
+        "checkpoint takes the one that this machine serves several streams fastest in; the log says why.",
     )
     memory_budget: Bytes | None = Field(
         None,
         description="Device memory for weights and KV, like `512MiB`; unset: on a GPU its total less the "
-        "reserve, on the CPU half of what is available.",
+        "reserve, on the CPU half of what is available; with `samples`, room for two of them and not three.",
     )
     reserve_bytes: Bytes | None = Field(
         None,
@@ -269,6 +274,11 @@ class Settings(BaseSettings):
         "info", description="Least severe log lines."
     )
     models: tuple[ModelEntry, ...] = Field((), description="Models registered and deployed at start.")
+    samples: bool = Field(
+        False,
+        description="Serve the three sample models too: `smollm2` is made before the server is ready, the others "
+        "beside it, at idle priority.",
+    )
     planner: PlannerSettings = Field(PlannerSettings(), description="Residency policy.")
     others: OthersSettings = Field(OthersSettings(), description="Memory of other processes.")
     torch: EngineSettings = Field(EngineSettings(), description="The torch engine.")
@@ -354,6 +364,11 @@ def server_from_environment() -> str | None:
 def admin_key_from_environment() -> str | None:
     """``MOORING_ADMIN_KEY``: the admin key of a server whose data folder is not at hand."""
     return os.environ.get("MOORING_ADMIN_KEY")
+
+
+def onednn_max_isa_from_environment() -> str | None:
+    """``ONEDNN_MAX_CPU_ISA``: the limit that the user sets to the instructions of torch's products on a CPU."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA")
 
 
 def _find_file(config_file: Path | None) -> Path | None:

@@ -18,6 +18,7 @@
     │   ├── RateLimitError            the tenant's own limit
     │   ├── OverloadedError           our capacity
     │   ├── ModelUnavailableError     disabled, or failed to load
+    │   ├── ModelNotReadyError        is still being made
     │   ├── WorkerLostError           the engine's process died
     │   ├── RegistryUnavailableError  the registry's database does not answer
     │   ├── DeadlineExceededError     the caller's own limit has passed
@@ -54,6 +55,7 @@ __all__ = [
     "InternalError",
     "InvalidRequestError",
     "ModelNotFoundError",
+    "ModelNotReadyError",
     "ModelUnavailableError",
     "MooringError",
     "NotFoundError",
@@ -189,6 +191,12 @@ class ModelUnavailableError(TransientError):
     code = "model_unavailable"
 
 
+class ModelNotReadyError(TransientError):
+    """The model is still being made; the message says how far that is."""
+
+    code = "model_not_ready"
+
+
 class WorkerLostError(TransientError):
     """The engine's process died while it held this request."""
 
@@ -281,6 +289,7 @@ STATUS: dict[type[MooringError], Status] = {
     RateLimitError: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
     OverloadedError: Status(503, "UNAVAILABLE", "server_error"),
     ModelUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
+    ModelNotReadyError: Status(503, "UNAVAILABLE", "server_error"),
     WorkerLostError: Status(503, "UNAVAILABLE", "server_error"),
     RegistryUnavailableError: Status(503, "UNAVAILABLE", "server_error"),
     DeadlineExceededError: Status(504, "DEADLINE_EXCEEDED", "server_error"),

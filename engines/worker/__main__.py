@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import faulthandler
 import json
 import logging
@@ -37,13 +36,13 @@ from engines.link.descriptors import DescriptorReceiver
 from engines.link.wire import CHANNEL_OPTIONS
 from engines.worker.service import EngineService
 from mooring.errors import ConfigurationError
+from mooring.parent import die_with_parent
 from mooring.v1 import engine_pb2_grpc
 
 __all__ = ["build_engine", "build_engine_aside", "main"]
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _EXIT_ORPHANED = 3
 _EXIT_ENGINE_FAILED = 4
 _STEP_STOP_TIMEOUT_S = 5.0
@@ -94,12 +93,6 @@ def build_engine_aside(options: WorkerOptions, factory: EngineFactory | None = N
         return thread.submit(build_engine, options, factory).result()
 
 
-def _die_with_parent() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-
-
 def _exit_orphaned() -> None:
     # There is nobody left to answer and nothing worth saving; a step or a copy may be stuck in C code.
     os._exit(_EXIT_ORPHANED)
@@ -138,7 +131,7 @@ async def _serve(options: WorkerOptions, engine: Engine, config: ServiceConfig) 
 
 def main(arguments: Sequence[str] | None = None, factory: EngineFactory | None = None) -> int:
     """Runs a worker to its end; returns the exit status."""
-    _die_with_parent()
+    die_with_parent()
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; it ends its workers in order
     options = parse_options(sys.argv[1:] if arguments is None else arguments)

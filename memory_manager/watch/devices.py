@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from memory_manager.kv_spec import PAGE_BYTES
 
@@ -127,10 +127,7 @@ class NvmlReader:
             if not self._initialized:
                 pynvml.nvmlInit()
                 self._initialized = True
-            if isinstance(self._name, int):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(self._name)
-            else:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(self._name)
+            handle = self._handle()
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
             processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
             name = str(pynvml.nvmlDeviceGetName(handle))
@@ -143,6 +140,26 @@ class NvmlReader:
         ours_bytes = ours_of([(process.pid, process.usedGpuMemory) for process in processes], self._pids())
         others_bytes = None if ours_bytes is None else max(0, used_bytes - ours_bytes)
         return DeviceMemory(name, "cuda", int(memory.total), used_bytes, ours_bytes, others_bytes)
+
+    def compute_capability(self) -> tuple[int, int] | None:
+        """The GPU's compute capability, as major and minor number; None if it cannot be read."""
+        try:
+            import pynvml
+        except ImportError:
+            return None
+        try:
+            pynvml.nvmlInit()
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(self._handle())
+        except pynvml.NVMLError:
+            return None
+        return int(major), int(minor)
+
+    def _handle(self) -> Any:
+        import pynvml
+
+        if isinstance(self._name, int):
+            return pynvml.nvmlDeviceGetHandleByIndex(self._name)
+        return pynvml.nvmlDeviceGetHandleByUUID(self._name)
 
 
 def name_of_gpu(index: int, visible: str | None) -> int | str:

@@ -46,11 +46,14 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Register and deploy it at start (repeatable). SOURCE is a folder, a GGUF file "
-            "or hf://org/name.",
+            help="Register and deploy it at start (repeatable). SOURCE is a folder, a GGUF file, "
+            "hf://org/name, or sample:NAME.",
             parser=_model,
             metavar="NAME=SOURCE",
         ),
+    ] = None,
+    samples: Annotated[
+        bool | None, typer.Option("--samples", help="Serve the three sample models, made here if need be.")
     ] = None,
     memory_budget: Annotated[
         int | None,
@@ -83,6 +86,7 @@ def serve(
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C. docs/configuration.md has every setting."""
     flags = {
+        "samples": samples,
         "memory_budget": memory_budget,
         "host_cache_budget": host_cache_budget,
         **_devices(device or []),

@@ -19,7 +19,9 @@ from mooring.units import GIB, format_bytes
 
 __all__ = [
     "DEFAULT_GPU_RESERVE_BYTES",
+    "compute_capability",
     "device_budgets",
+    "device_names",
     "device_reader",
     "device_readers",
     "host_cache_budget_bytes",
@@ -39,7 +41,7 @@ def is_cpu(device: str) -> bool:
 
 def device_reader(device: str, pids: Pids) -> DeviceReader:
     """Makes the reader of a device's memory; ``pids`` tells which processes are ours."""
-    return HostReader(pids) if is_cpu(device) else NvmlReader(int(device.removeprefix("cuda:")), pids)
+    return HostReader(pids) if is_cpu(device) else _nvml_reader(device, pids)
 
 
 def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
@@ -47,13 +49,29 @@ def device_readers(settings: Settings, pids: Pids) -> dict[str, DeviceReader]:
     return {entry.name: device_reader(entry.name, pids) for entry in _entries(settings)}
 
 
-def device_budgets(settings: Settings) -> list[DeviceBudget]:
+def device_names(settings: Settings) -> list[str]:
+    """Names of the devices, in the settings' order."""
+    return [entry.name for entry in _entries(settings)]
+
+
+def compute_capability(device: str) -> tuple[int, int] | None:
+    """The compute capability of a GPU; None if it cannot be read."""
+    return _nvml_reader(device, set).compute_capability()
+
+
+def device_budgets(settings: Settings, unset_bytes: int | None = None) -> list[DeviceBudget]:
     """Budgets of the devices, in the settings' order. Ask before any worker runs.
+
+    Args:
+        unset_bytes: memory for weights and KV of the one device, if the settings name no budget; by default as
+            much as the device has to give.
 
     Raises:
         ConfigurationError: no budget is set and the device cannot be read, or no memory of it is left.
     """
-    return [_budget(entry) for entry in _entries(settings)]
+    if settings.devices:
+        unset_bytes = None
+    return [_budget(entry, unset_bytes) for entry in _entries(settings)]
 
 
 def _entries(settings: Settings) -> tuple[DeviceEntry, ...]:
@@ -71,13 +89,15 @@ def _entries(settings: Settings) -> tuple[DeviceEntry, ...]:
     )
 
 
-def _budget(entry: DeviceEntry) -> DeviceBudget:
+def _budget(entry: DeviceEntry, unset_bytes: int | None) -> DeviceBudget:
     on_gpu = not is_cpu(entry.name)
     reserve_bytes = entry.reserve_bytes
     if reserve_bytes is None:
         reserve_bytes = DEFAULT_GPU_RESERVE_BYTES if on_gpu else 0
     if entry.memory_budget is not None:
         return DeviceBudget(entry.name, entry.memory_budget, reserve_bytes)
+    if unset_bytes is not None:
+        return DeviceBudget(entry.name, unset_bytes + reserve_bytes, reserve_bytes)
     memory = device_reader(entry.name, lambda: {os.getpid()}).read()
     if memory is None:
         raise ConfigurationError(f"{entry.name} cannot be read: give its memory with --memory-budget")
@@ -134,6 +154,10 @@ def _tell_end(task: asyncio.Task[None]) -> None:
     """Logs the error that ended a watch: only a bug of ours does that, and it must not pass unseen."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("other processes' memory is no longer watched", exc_info=error)
+
+
+def _nvml_reader(device: str, pids: Pids) -> NvmlReader:
+    return NvmlReader(int(device.removeprefix("cuda:")), pids)
 
 
 def _has_gpu() -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -49,7 +50,11 @@ from mooring.server.devices import (
 from mooring.server.doors import grpc_door, http_door
 from mooring.server.http_connection import HttpLimits
 from mooring.server.malloc import keep_little_free
+from mooring.server.precision import auto_precision
+from mooring.server.samples import SampleMaker, model_entries, sample_of
 from mooring.server.worker_specs import manager_config, worker_specs
+from ops.samples.budget import sample_budget_bytes
+from ops.samples.catalog import TRAINED
 from router.control.directory import DeploymentDirectory
 from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
@@ -145,6 +150,7 @@ class Server:
 
     settings: Settings
     registrar: Registrar
+    samples: SampleMaker
     manager: MemoryManager
     supervisor: Supervisor
     gate: Gate
@@ -160,7 +166,8 @@ class Server:
         registry = await asyncio.to_thread(_open_registry, settings, stack)
         await asyncio.to_thread(_check_exposure, settings, registry)
         store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
-        budgets = device_budgets(settings)
+        precision = _precision(settings)
+        budgets = device_budgets(settings, sample_budget_bytes(precision) if settings.samples else None)
         core_signals = {each.name: CoreSignal.make() for each in budgets if is_cpu(each.name)}
         for each in core_signals.values():
             stack.callback(each.close)
@@ -200,12 +207,15 @@ class Server:
             engine=kind.name,
             kv_bytes=kind.kv_bytes,
             precision=_PRECISIONS[settings.dtype],
+            precision_for_16_bit=precision,
             default_idle_timeout_s=settings.planner.idle_timeout_s,
             reporter=Reporter(time.monotonic, journal.note),
         )
         stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
+        samples = SampleMaker(settings.data_dir / "samples", directory)
+        stack.push_async_callback(samples.stop)
         gate = Gate(Dispatcher(manager, supervisor.client))
-        server = cls(settings, registrar, manager, supervisor, gate, directory, journal)
+        server = cls(settings, registrar, samples, manager, supervisor, gate, directory, journal)
         config = RouterConfig(max_body_bytes=settings.max_body_bytes)
         services = RouterServices(
             tokens=gate,
@@ -254,21 +264,35 @@ class Server:
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])
 
     async def serve_models(self) -> bool:
-        """Serves what the registry and the settings name; True, and ready, when that is done.
+        """Serves the models that the registry and the settings name; True, and ready, when that is done. Samples
+        that have to be trained are begun then.
 
         Raises:
             ConfigurationError: a model of the settings cannot be served.
         """
         await self.registrar.restore()
-        for entry in self.settings.models:
+        later = []
+        for entry in model_entries(self.settings):
+            sample = sample_of(entry)
+            folder = await self.samples.find(sample) if sample is not None else None
+            if sample in TRAINED and folder is None:
+                later.append(entry)
+                continue
             try:
-                await self.registrar.ensure(entry.name, entry.source, _entry_policy(entry))
+                if sample is None:
+                    await self.registrar.ensure(entry.name, entry.source, _entry_policy(entry))
+                else:
+                    await self._serve_sample(entry, folder or await self.samples.make(entry.name, sample))
             except MooringError as error:
                 raise ConfigurationError(f"model {entry.name}: {error.message}") from error
+        self.samples.make_later(later, self._serve_sample)
         self.directory.complete()
         self.ready = True
         logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
         return True
+
+    async def _serve_sample(self, entry: ModelEntry, folder: Path) -> None:
+        await self.registrar.ensure(entry.name, str(folder), _entry_policy(entry), never_changes=True)
 
     async def drain(self) -> None:
         """Refuses what is new and waits for what runs."""
@@ -280,6 +304,15 @@ class Server:
             logger.warning("some requests did not end in time and are cut off")
             await self.manager.stop()  # refuses those that wait for their model
             await self.gate.cut_off()
+
+
+def _precision(settings: Settings) -> str:
+    """The precision of 16-bit checkpoints: as set, or the one that suits this machine."""
+    if settings.dtype != "auto":
+        return _PRECISIONS[settings.dtype]
+    choice = auto_precision(settings)
+    logger.info("16-bit checkpoints are served in %s: %s", choice.precision, choice.reason)
+    return choice.precision
 
 
 def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:

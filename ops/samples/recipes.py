@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["DRAFT", "PYTHONLM", "DecoderShape", "Recipe", "TrainingPlan"]
+__all__ = ["DRAFT", "PYTHONLM", "DecoderShape", "Recipe", "TrainingPlan", "config_of"]
 
 _CODE_VERSION = 1  # raise it when the training code or the choice of text changes
 
@@ -45,6 +45,30 @@ class DecoderShape:
     def model_type(self) -> str:
         """The ``model_type`` of config.json."""
         return "qwen3" if self.qk_norm else "llama"
+
+
+def config_of(shape: DecoderShape, vocab_size: int) -> dict[str, Any]:
+    """config.json of a decoder, without its special tokens."""
+    name = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[shape.model_type]
+    return {
+        "architectures": [name],
+        "model_type": shape.model_type,
+        "vocab_size": vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.max_positions,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Trains one sample, in a process of its own: ``python -m ops.samples.trainer NAME FOLDER [BASE]``.
+"""Trains one sample, in a process of its own: ``python -m ops.samples.trainer PARENT NAME FOLDER [BASE]``.
 
 A separate process keeps torch, and the memory settings for it, out of the server. Progress goes to standard
 output, a JSON object a line: ``{"done": 3, "total": 240, "loss": 5.1}``.
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mooring.parent import die_with_parent
 from ops.samples.corpus import read_corpus
 from ops.samples.export import write_checkpoint
 from ops.samples.random_model import copy_tokenizer
@@ -71,7 +72,8 @@ def make_draft(folder: Path, base: Path, on_step: OnStep, recipe: Recipe = DRAFT
 
 def main(arguments: list[str]) -> None:
     """Runs the module's command line."""
-    name, folder, *base = arguments
+    parent_pid, name, folder, *base = arguments
+    die_with_parent(int(parent_pid))
     num_steps = {PYTHONLM.name: PYTHONLM, DRAFT.name: DRAFT}[name].plan.num_steps
 
     def report(done: int, loss: float) -> None:

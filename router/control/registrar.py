@@ -90,6 +90,7 @@ class Registrar:
     engine: str
     kv_bytes: KVBytes
     precision: str = "auto"
+    precision_for_16_bit: str = "bf16"  # which "auto" gives to checkpoints of that size
     default_idle_timeout_s: float | None = None
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
     retries: RetryConfig = field(default_factory=RetryConfig)
@@ -114,24 +115,30 @@ class Registrar:
         for record in await asyncio.to_thread(self.registry.list_deployments):
             await self._serve(record.name)
 
-    async def ensure(self, name: str, source: str, policy: Mapping[str, Any]) -> None:
+    async def ensure(
+        self, name: str, source: str, policy: Mapping[str, Any], *, never_changes: bool = False
+    ) -> None:
         """Registers and deploys a model unless it is; settings of ``policy`` are made so.
 
         A source that cannot be read any more (the hub is out of reach, the folder is gone) is no reason not
         to serve what it gave before.
 
+        Args:
+            never_changes: the source always holds the same; it is not read again if the model was registered
+                from it before.
+
         Raises:
             MooringError: the source cannot be registered, or the model not served.
         """
         report = self._report_to(Registration(secrets.token_hex(8), name, source))
-        try:
-            version = await self._import(name, source, report)
-        except ArtifactError as error:
-            known = await asyncio.to_thread(self._registered_from, name, source)
-            if known is None:
-                raise
-            logger.warning("model %s is served as it was registered before: %s", name, error.message)
-            version = known
+        version = await asyncio.to_thread(self._registered_from, name, source)
+        if version is None or not never_changes:
+            try:
+                version = await self._import(name, source, report)
+            except ArtifactError as error:
+                if version is None:
+                    raise
+                logger.warning("model %s is served as it was registered before: %s", name, error.message)
         await self._deploy(name, version, policy, report)
 
     async def stop(self, grace_s: float) -> None:
@@ -181,9 +188,7 @@ class Registrar:
         self, name: str, model: str, version: int | None, policy: DeploymentPolicy
     ) -> DeploymentRecord:
         """Deploys a registered model; raises what ``Registry.create_deployment`` raises."""
-        record = await asyncio.to_thread(
-            self.registry.create_deployment, name, model, version, self.precision, self.engine, policy
-        )
+        record = await asyncio.to_thread(self._create, name, model, version, policy)
         await self._serve(name)
         return record
 
@@ -261,20 +266,33 @@ class Registrar:
         if (error := await self._serve(name, report)) is not None:
             raise error
 
+    def _create(
+        self, name: str, model: str, version: int | None, policy: DeploymentPolicy
+    ) -> DeploymentRecord:
+        found = self.registry.get_version(model, version)
+        return self.registry.create_deployment(
+            name, model, found.number, self._precision_of(found), self.engine, policy
+        )
+
+    def _precision_of(self, version: VersionRecord) -> str:
+        """The precision in which new deployments of a version are served."""
+        if self.precision != "auto":
+            return self.precision
+        own = str(version.description["default_precision"])
+        return self.precision_for_16_bit if own == "bf16" else own
+
     def _note_deployed(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:
         """Makes the registry's deployment of this name one of this version, new or not."""
         try:
             present = self.registry.get_deployment(name).variant.version
         except NotFoundError:
-            self.registry.create_deployment(
-                name, version.model, version.number, self.precision, self.engine, DeploymentPolicy(**policy)
-            )
+            self._create(name, version.model, version.number, DeploymentPolicy(**policy))
             return
         if present.model != version.model:
             raise ConflictError(
                 f"deployment {name!r} is of model {present.model!r}: delete it, or use another name"
             )
-        changes = {**policy, "version": version.number, "precision": self.precision}
+        changes = {**policy, "version": version.number, "precision": self._precision_of(version)}
         self.registry.update_deployment(name, changes)
 
     def _registered_from(self, name: str, source: str) -> VersionRecord | None:

@@ -50,6 +50,7 @@ class ModelDirectory(Protocol):
         Raises:
             ModelNotFoundError: there is no such model.
             ModelUnavailableError: the model is disabled or failed.
+            ModelNotReadyError: the model is still being made.
         """
         ...
 

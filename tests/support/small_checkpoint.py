@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -18,7 +19,9 @@ HIDDEN = 8
 NULL_ENVIRONMENT = {"MOORING_NULL__FIRST_TOKEN_ID": "0", "MOORING_NULL__NUM_TOKEN_IDS": "90"}
 
 
-def write_checkpoint(folder: Path, seed: int = 0, *, architecture: str = "Llama") -> Path:
+def write_checkpoint(
+    folder: Path, seed: int = 0, *, architecture: str = "Llama", dtype: type[np.floating[Any]] = np.float32
+) -> Path:
     """A checkpoint of one layer. Another seed is another artifact."""
     tokenizer = byte_level_tokenizer()
     write_model_folder(folder, tokenizer)
@@ -53,6 +56,8 @@ def write_checkpoint(folder: Path, seed: int = 0, *, architecture: str = "Llama"
     for name in ("gate", "up", "down"):
         shapes[f"{layer}mlp.{name}_proj.weight"] = (HIDDEN, HIDDEN)
     random = np.random.default_rng(seed)
-    weights = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    weights = {
+        name: random.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()
+    }
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -257,7 +257,8 @@ def _status_routes(services: AdminServices) -> APIRouter:
             devices=await devices(snapshot),
             workers=workers(snapshot),
             deployments=[
-                _deployment_status(services, record, managed.get(record.name)) for record in records
+                *(_deployment_status(services, record, managed.get(record.name)) for record in records),
+                *_being_made(services.registrar, {record.name for record in records}),
             ],
             ledger_mismatches=snapshot.num_ledger_mismatches,
         )
@@ -313,6 +314,21 @@ def _deployment_status(
         reason=reason,
         replicas=[],
     )
+
+
+def _being_made(registrar: Registrar, deployed: Set[str]) -> list[types.DeploymentStatus]:
+    """Models that are still being made, with their progress as the reason; without those that are ``deployed``."""
+    return [
+        types.DeploymentStatus(
+            name=name,
+            engine=registrar.engine,
+            residency="cold",
+            reason=f"being made: {preparation}",
+            replicas=[],
+        )
+        for name, preparation in registrar.directory.preparing().items()
+        if name not in deployed
+    ]
 
 
 def _deployment(

@@ -11,6 +11,7 @@ from mooring.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     ModelNotFoundError,
+    ModelNotReadyError,
     ModelUnavailableError,
 )
 from router.doors.kserve.answer import Answer, answers_of
@@ -65,6 +66,7 @@ class KServe:
             InvalidRequestError: the version is no number.
             ModelNotFoundError: there is no model of that name, or another version is served.
             ModelUnavailableError: the model is unloaded, or failed.
+            ModelNotReadyError: the model is still being made.
         """
         model = self._services.models.get(name)
         if version and not version.isdecimal():
@@ -83,7 +85,7 @@ class KServe:
         """Whether the model takes requests. A sleeping model does; an unknown one does not."""
         try:
             return self.model(name, version).residency() != "failed"
-        except (ModelNotFoundError, ModelUnavailableError):
+        except (ModelNotFoundError, ModelNotReadyError, ModelUnavailableError):
             return False
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from support.databases import ENGINES
 from support.small_checkpoint import write_checkpoint
@@ -25,7 +26,7 @@ from model_registry.database import open_database
 from model_registry.importing.hub import Hub
 from model_registry.importing.importer import Importer
 from model_registry.progress import Progress
-from model_registry.records import VersionRecord
+from model_registry.records import DeploymentPolicy, VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import (
@@ -283,3 +284,34 @@ async def test_many_slow_registrations_leave_threads_for_others(tmp_path: Path, 
             for registration in running:
                 await ended(registration)
         assert {each.state for each in running} == {"done"}
+
+
+async def test_auto_gives_16_bit_checkpoints_the_machines_precision_and_leaves_others_their_own(
+    tmp_path: Path, source: Path
+) -> None:
+    half = write_checkpoint(tmp_path / "half", dtype=np.float16)
+    for machines in ("bf16", "fp32"):  # the folder is taken to another machine
+        async with opened(tmp_path) as house:
+            house.registrar.precision_for_16_bit = machines
+            await house.registrar.restore()
+            await house.register("half", half)
+            await house.register("full", source)
+            await house.registrar.create(f"made-for-{machines}", "half", None, DeploymentPolicy())
+            deployments = house.registrar.registry.list_deployments()
+            found = {each.name: each.variant.precision for each in deployments}
+            assert (found["half"], found["full"]) == (machines, "fp32")
+            assert found[f"made-for-{machines}"] == machines
+    assert found["made-for-bf16"] == "bf16"  # nobody asked for another
+
+
+async def test_a_source_that_never_changes_is_read_once(tmp_path: Path, source: Path) -> None:
+    async with opened(tmp_path) as house:
+        await house.registrar.ensure("m", str(source), {}, never_changes=True)
+    (source / "config.json").unlink()
+    async with opened(tmp_path) as house:
+        await house.registrar.restore()
+        await house.registrar.ensure("m", str(source), {"priority": 3}, never_changes=True)
+        assert house.registrar.registry.get_deployment("m").policy.priority == 3
+        with patch.object(house.registrar.importer, "register") as read:
+            await house.registrar.ensure("m", str(source), {}, never_changes=True)
+        assert not read.called
