@@ -77,7 +77,7 @@ def test_two_servers_that_share_a_registry_number_their_versions_in_one_row(
 ) -> None:
     url = postgresql.url(postgresql.new_database())
     engines = [open_database(url) for _ in range(2)]
-    first, second = map(Registry, engines)
+    first, second = (Registry(engine, ENGINES) for engine in engines)
     assert first.register_version("m", VERSION) == second.register_version("m", VERSION)
     first.create_tenant("acme")
     key, _ = second.create_key("acme")
