@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import psutil
 import torch
@@ -26,9 +25,9 @@ from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease
 from engines.torch.replica import TorchReplica
+from engines.torch.scheduling.compose import Turn, order_of_turns, preemption_order
 from engines.torch.scheduling.requests import error_end
 from engines.torch.scheduling.runner import SequenceRunner
-from engines.torch.scheduling.turns import Turn, order_of_turns
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.arena.protocol import Arena
 from memory_manager.cores import CoreSignal
@@ -288,17 +287,16 @@ class TorchEngine:
         return None
 
     def _preempt_one(self) -> bool:
-        """Preempts the least urgent sequence of all models; False where none runs. A model's only one goes
-        last: it is the one that the guarantee is meant for."""
+        """Preempts the least urgent sequence of all models; False if none runs."""
         candidates = [
-            (*least_urgent, runner)
+            (candidate, runner)
             for runner in self._runners()
-            if (least_urgent := runner.preemptible()) is not None
+            if (candidate := runner.preemptible()) is not None
         ]
         if not candidates:
             return False
-        _, slot, runner = min(candidates, key=itemgetter(0))
-        runner.preempt(slot)
+        candidate, runner = min(candidates, key=lambda each: preemption_order(each[0]))
+        runner.preempt(candidate.slot)
         return True
 
 

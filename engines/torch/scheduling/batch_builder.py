@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.model.batch import ForwardBatch
-from engines.torch.scheduling.scheduler import StepPlan
+from engines.torch.scheduling.compose import StepPlan
 from engines.torch.scheduling.sequences import SequenceTable
 
 __all__ = ["BuiltBatch", "ScoredTokens", "build_batch"]

@@ -21,12 +21,13 @@ from engines.torch.sampling.logprobs import score_tokens
 from engines.torch.sampling.penalties import has_penalty
 from engines.torch.sampling.sampler import Sampler
 from engines.torch.scheduling.batch_builder import ScoredTokens, build_batch
+from engines.torch.scheduling.compose import Preemptible, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.output import collect_output
 from engines.torch.scheduling.queue_times import QueueTimes
 from engines.torch.scheduling.requests import SequenceLimits, error_end
 from engines.torch.scheduling.resume import Resumption
-from engines.torch.scheduling.scheduler import Scheduler, StepPlan
+from engines.torch.scheduling.scheduler import Scheduler
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.kv.block_store import BlockStore
@@ -217,15 +218,9 @@ class SequenceRunner:
         output.finished.extend(self.take_ended())
         return output
 
-    def preemptible(self) -> tuple[tuple[bool, int, int, int], int] | None:
-        """How urgent the least urgent running sequence is, for comparison with other models', and its slot: whether
-        it is the model's only one, its priority, the tokens that it would compute again, and its arrival negated;
-        None if none runs."""
-        table = self._table
-        if not len(table):
-            return None
-        slot, cost_tokens = self._scheduler.least_urgent()
-        return (len(table) == 1, int(table.priority[slot]), cost_tokens, -int(table.arrival[slot])), slot
+    def preemptible(self) -> Preemptible | None:
+        """The running sequence to be preempted first; None if none runs."""
+        return self._scheduler.preemptible()
 
     def preempt(self, slot: int) -> None:
         """Frees a running sequence's blocks and puts it back into the queue with all its tokens."""

@@ -1,11 +1,10 @@
-"""What one model computes in its next step: iteration-level continuous batching with chunked prefill.
+"""Takes what one model computes in its next step: iteration-level continuous batching with chunked prefill.
 
-Scheduling by iteration is Orca's (Yu et al., OSDI 2022); prefill chunks beside decodes under one budget of
-tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024). A step is planned in this order:
+A step is planned in this order; ``compose`` chooses each time, and here blocks and slots are taken for it:
 
 1. every running decode, one token each;
 2. chunks of the running prefills in what the budget leaves, the most urgent first;
-3. blocks for both; where there is no room, the least urgent sequence is preempted and 1 is done again;
+3. blocks for both; if there is no room, the least urgent sequence is preempted and 1 is done again;
 4. new sequences from the queue, as long as budget, slots and blocks last. One that begins as another does whose
    prefill is in this step (the choices of one request) waits for the next, and finds what that one computed.
 
@@ -16,43 +15,22 @@ KV is neither stored still nor in host memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
+from engines.torch.scheduling import compose
+from engines.torch.scheduling.compose import StepPlan
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 
-__all__ = ["Scheduler", "StepPlan"]
-
-_MOST_HELD_BACK = 8  # in one step: each was looked up in vain
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """Which sequences compute how many tokens.
-
-    Attributes:
-        slots: int64 [S], decodes first.
-        num_new: int64 [S], tokens that each computes, at least 1.
-        num_decodes: how many of the first have exactly one.
-    """
-
-    slots: NDArray[np.int64]
-    num_new: NDArray[np.int64]
-    num_decodes: int
-
-    @property
-    def num_new_tokens(self) -> int:
-        return int(self.num_new.sum())
+__all__ = ["Scheduler"]
 
 
 class _Refusal(NamedTuple):
-    """There was no room for this sequence, and as long as the rest stays there is none."""
+    """Remembers that there was no room for a sequence: as long as the rest stays, there is none."""
 
     pending: PendingSequence
     revision: int
@@ -60,11 +38,11 @@ class _Refusal(NamedTuple):
 
 
 class Scheduler:
-    """Plans the steps of one model over its table, its blocks and its queue.
+    """Carries out the step policy for one model, over its table, its blocks and its queue.
 
     Args:
         max_tokens_per_step: at least the number of slots.
-        find: what of a waiting sequence need not be computed, claimed.
+        find: finds, and claims, what of a waiting sequence need not be computed.
         admit: gives a sequence, no longer in the queue, a slot of the table, and what was found for it; returns
             the slot.
         preempt: takes the sequence of a slot out of table and blocks and back into the queue.
@@ -100,81 +78,49 @@ class Scheduler:
         return self._refused is not None and self._refused.pending is self._waiting.peek()
 
     def plan(self) -> StepPlan | None:
-        """The next step, its blocks taken; None when nothing can run now."""
-        plan, was_preempted = self._plan_running()
-        # What was just preempted would come straight back; unless it left the model with nothing to do.
-        if len(plan.slots) == 0 or not was_preempted:
-            plan = self._with_admitted(plan)
-        return plan if len(plan.slots) else None
+        """Plans the next step and takes its blocks; None if nothing can run now."""
+        plan, was_preempted = self._take_running()
+        if compose.is_open_to_new(plan, was_preempted):
+            plan = self._take_waiting(plan)
+        return plan if len(plan) else None
 
-    def least_urgent(self) -> tuple[int, int]:
-        """The slot to be preempted first, and the tokens that would be computed again: of the lowest priority the
-        one that is cheapest to redo, which has computed the fewest tokens that nobody else keeps; then the latest
-        arrival.
+    def preemptible(self) -> compose.Preemptible | None:
+        """The sequence to be preempted first; None if none runs."""
+        running = self._table.running()
+        lost = self._blocks.num_unshared_tokens(running.slots, running.num_computed)
+        return compose.least_urgent(running, lost)
 
-        The earliest arrival of a priority is spared as long as others run with it. Whoever waits longest would
-        otherwise be preempted again and again while it is still cheap, and might never end; so it always does.
-        """
-        table = self._table
-        slots = table.active_slots()
-        slots = slots[table.priority[slots] == table.priority[slots].min()]
-        if len(slots) > 1:
-            slots = np.delete(slots, table.arrival[slots].argmin())
-        costs = self._blocks.num_unshared_tokens(slots, table.num_computed[slots])
-        first = np.lexsort((-table.arrival[slots], costs))[0]
-        return int(slots[first]), int(costs[first])
-
-    def _plan_running(self) -> tuple[StepPlan, bool]:
+    def _take_running(self) -> tuple[StepPlan, bool]:
+        """Plans what runs, with blocks; and whether a sequence was preempted for it."""
         was_preempted = False
         while True:
-            plan = self._chunks_of_running()
+            running = self._table.running()
+            plan = compose.choose_chunks(running, self._max_tokens)
             if self._extend(plan):
                 return plan, was_preempted
-            if len(self._table) == 1:
-                shorter = self._up_to_block_end(plan)
+            if len(running) == 1:
+                block_tokens = min(group.block_tokens for group in self._blocks.groups)
+                shorter = compose.cut_at_block_end(plan, int(running.num_computed[0]), block_tokens)
                 if self._extend(shorter):
                     return shorter, was_preempted
                 if self._ended_for_good(int(plan.slots[0])):
                     continue
+            least_urgent = self.preemptible()
+            assert least_urgent is not None, "an empty plan always has its blocks"
             was_preempted = True
-            self._preempt(self.least_urgent()[0])
-
-    def _chunks_of_running(self) -> StepPlan:
-        table = self._table
-        slots = table.active_slots()
-        remaining = table.num_tokens[slots] - table.num_computed[slots]
-        decodes = slots[remaining == 1]
-        prefills, remaining = slots[remaining > 1], remaining[remaining > 1]
-        order = np.lexsort((table.arrival[prefills], table.deadline_s[prefills], -table.priority[prefills]))
-        prefills, remaining = prefills[order], remaining[order]
-        budget = self._max_tokens - len(decodes)
-        chunks = np.clip(budget - (np.cumsum(remaining) - remaining), 0, remaining)
-        some = chunks > 0
-        return StepPlan(
-            np.concatenate((decodes, prefills[some])),
-            np.concatenate((np.ones(len(decodes), np.int64), chunks[some])),
-            len(decodes),
-        )
+            self._preempt(least_urgent.slot)
 
     def _extend(self, plan: StepPlan) -> bool:
         computed = self._table.num_computed[plan.slots]
         return self._blocks.extend(plan.slots, self._table.num_tokens[plan.slots], computed + plan.num_new)
 
-    def _up_to_block_end(self, plan: StepPlan) -> StepPlan:
-        """The plan of a lone sequence, cut where its smallest block ends: no chunk needs fewer blocks of a
-        window group, and the guarantee covers that many."""
-        computed = int(self._table.num_computed[plan.slots[0]])
-        block_tokens = min(group.block_tokens for group in self._blocks.groups)
-        to_block_end = block_tokens - computed % block_tokens
-        return StepPlan(plan.slots, np.minimum(plan.num_new, to_block_end), plan.num_decodes)
-
-    def _with_admitted(self, plan: StepPlan) -> StepPlan:
+    def _take_waiting(self, plan: StepPlan) -> StepPlan:
         budget = self._max_tokens - plan.num_new_tokens
         slots: list[int] = []
         chunks: list[int] = []
         held_back: list[PendingSequence] = []
         coming = self._keys_coming_of(plan) if len(self._waiting) else set()
-        while budget > 0 and self._table.has_free_slot and len(held_back) < _MOST_HELD_BACK:
+        while compose.may_admit_more(budget, self._table.num_free_slots, len(held_back)):
             pending = self._waiting.peek()
             if pending is None or self._refused == self._refusal(pending):
                 break
@@ -193,7 +139,7 @@ class Scheduler:
             budget -= num_new
         for pending in held_back:
             self._waiting.push(pending)
-        return _joined(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
+        return compose.with_admitted(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
 
     def _keys_coming_of(self, plan: StepPlan) -> set[bytes]:
         prefills = zip(
@@ -202,7 +148,7 @@ class Scheduler:
         return {key for slot, num_new in prefills for key in self._keys_coming(slot, num_new)}
 
     def _keys_coming(self, slot: int, num_new: int) -> list[bytes]:
-        """Of the first group's blocks that a sequence has filled after this step and shares."""
+        """Keys of the first group's blocks that a sequence will have filled after this step and shares."""
         keys = self._table.keys_of(slot)
         if keys is None:
             return []
@@ -210,7 +156,7 @@ class Scheduler:
         return keys.keys(0, self._table.token_ids[slot], computed // size, (computed + num_new) // size)
 
     def _next_key(self, pending: PendingSequence, prefix: Prefix) -> bytes | None:
-        """Of the first group's first block after the prefix; None where it would have to be computed anyway."""
+        """Key of the first group's first block after the prefix; None if it has to be computed in any case."""
         size = self._blocks.groups[0].block_tokens
         column = prefix.num_tokens // size
         if pending.keys is None or (column + 1) * size > pending.max_prefix_tokens:
@@ -218,7 +164,7 @@ class Scheduler:
         return pending.keys.keys(0, pending.token_ids, column, column + 1)[0]
 
     def _admit_next(self, pending: PendingSequence, prefix: Prefix, budget: int) -> tuple[int, int] | None:
-        """Slot and first chunk of the next in the queue; None where there is no room for it.
+        """Slot and first chunk of the next in the queue; None if there is no room for it.
 
         Args:
             prefix: what was found for it, claimed.
@@ -246,36 +192,11 @@ class Scheduler:
         return _Refusal(pending, self._blocks.revision, len(self._table))
 
     def _first_chunk(self, pending: PendingSequence, prefix: Prefix, budget: int) -> int | None:
-        """How many tokens after the prefix are computed first; None where there is no room."""
-        num_tokens, found = len(pending.token_ids), prefix.num_tokens
-        num_running = len(self._table)
-        chunk = min(num_tokens - found, budget)
-        if self._blocks.can_admit(prefix, num_tokens, found + chunk, margin_blocks=num_running):
-            return chunk
-        if num_running:
-            return None
-        chunk = min(
-            chunk, *(group.block_tokens - found % group.block_tokens for group in self._blocks.groups)
-        )
-        fits = self._blocks.can_admit(prefix, num_tokens, found + chunk, margin_blocks=0)
-        return chunk if fits else None
-
-
-def _joined(plan: StepPlan, slots: NDArray[np.int64], chunks: NDArray[np.int64]) -> StepPlan:
-    """The plan with these prefills; a prompt of one token counts as a decode."""
-    if not len(slots):
-        return plan
-    single = chunks == 1
-    decodes, prefills = plan.slots[: plan.num_decodes], plan.slots[plan.num_decodes :]
-    return StepPlan(
-        np.concatenate((decodes, slots[single], prefills, slots[~single])),
-        np.concatenate(
-            (
-                plan.num_new[: plan.num_decodes],
-                chunks[single],
-                plan.num_new[plan.num_decodes :],
-                chunks[~single],
-            )
-        ),
-        plan.num_decodes + int(single.sum()),
-    )
+        """Number of tokens after the prefix that are computed first; None if there is no room."""
+        num_tokens, num_found = len(pending.token_ids), prefix.num_tokens
+        block_tokens = [group.block_tokens for group in self._blocks.groups]
+        for chunk in compose.first_chunks(num_tokens, num_found, budget, len(self._table), block_tokens):
+            num_after = num_found + chunk.num_tokens
+            if self._blocks.can_admit(prefix, num_tokens, num_after, margin_blocks=chunk.margin_blocks):
+                return chunk.num_tokens
+        return None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engines.api import TopLogprobs
 from engines.torch.kv.prefix import BlockKeys
 from engines.torch.sampling.sampling_rows import SamplingRows
+from engines.torch.scheduling.compose import RunningSequences
 from engines.torch.scheduling.waiting import PendingSequence
 
 __all__ = ["SequenceTable"]
@@ -66,8 +67,8 @@ class SequenceTable:
         return sequence_id in self._slot_of
 
     @property
-    def has_free_slot(self) -> bool:
-        return bool(self._free_slots)
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
 
     @property
     def scores_prompts(self) -> bool:
@@ -76,6 +77,18 @@ class SequenceTable:
 
     def active_slots(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._active)
+
+    def running(self) -> RunningSequences:
+        """The columns that the step policy reads, of all sequences."""
+        slots = self.active_slots()
+        return RunningSequences(
+            slots=slots,
+            priority=self.priority[slots],
+            deadline_s=self.deadline_s[slots],
+            arrival=self.arrival[slots],
+            num_tokens=self.num_tokens[slots],
+            num_computed=self.num_computed[slots],
+        )
 
     def is_active(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these slots hold a sequence."""

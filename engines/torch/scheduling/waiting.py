@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engines.api import SequenceRequest, TopLogprobs
 from engines.torch.kv.prefix import BlockKeys
 from engines.torch.kv.swap import SwappedKV
+from engines.torch.scheduling.compose import AdmissionOrder, admission_order
 
 __all__ = ["PendingSequence", "WaitingQueue"]
 
@@ -54,11 +55,10 @@ class PendingSequence:
             return len(self.prompt_logprobs)
         return len(self.token_ids) - 1
 
-    def order(self) -> tuple[int, bool, float, int]:
-        """Who is admitted first: priority; then those that were preempted or outlived a worker, whose
-        clients may have seen part of the answer; then the earliest deadline; then the earliest arrival."""
-        fresh = not (self.preempted or self.request.output_ids)
-        return (-self.request.priority, fresh, self.deadline_s, self.arrival)
+    def order(self) -> AdmissionOrder:
+        """The sequence's place in the queue."""
+        has_begun = self.preempted or len(self.request.output_ids) > 0
+        return admission_order(self.request.priority, has_begun, self.deadline_s, self.arrival)
 
 
 class WaitingQueue:
@@ -70,7 +70,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._by_id: dict[int, PendingSequence] = {}
-        self._heap: list[tuple[tuple[int, bool, float, int], int, PendingSequence]] = []
+        self._heap: list[tuple[AdmissionOrder, int, PendingSequence]] = []
         self._deadlines: list[tuple[float, int, PendingSequence]] = []
         self._num_pushed = 0
 

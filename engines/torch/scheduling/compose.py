@@ -1,0 +1,278 @@
+"""Chooses what the next step computes. Every order of sequences and of models stands here.
+
+Pure functions over small records: nothing here takes a block, changes a book or reads a clock. The scheduler
+carries out what is chosen, and a simulator may ask the same functions without an engine.
+
+Scheduling by iteration is Orca's (Yu et al., OSDI 2022); prefill chunks beside decodes under one budget of
+tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "AdmissionOrder",
+    "FirstChunk",
+    "Preemptible",
+    "RunningSequences",
+    "StepPlan",
+    "Turn",
+    "admission_order",
+    "choose_chunks",
+    "cut_at_block_end",
+    "first_chunks",
+    "is_open_to_new",
+    "least_urgent",
+    "may_admit_more",
+    "order_of_turns",
+    "preemption_order",
+    "with_admitted",
+]
+
+_MOST_HELD_BACK = 8  # in one step: each was looked up in vain
+
+AdmissionOrder = tuple[int, bool, float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A model of a worker that has work.
+
+    Attributes:
+        deadline_s: the earliest of its sequences that have no first token yet; ``inf`` if there is none.
+        last_step: number of the worker's step that it last took; 0 if it took none.
+        num_turns_waited: steps that others took since it last had a turn and had work.
+    """
+
+    replica_id: str
+    deadline_s: float
+    last_step: int
+    num_turns_waited: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSequences:
+    """The sequences of one model that have a slot, as columns [S].
+
+    Attributes:
+        slots: int64.
+        priority: int64, higher is more urgent.
+        deadline_s: float64, for the first token; ``inf`` once it was given.
+        arrival: int64, order of submission in the worker; no two are equal.
+        num_tokens: int64, known tokens, of prompt and output.
+        num_computed: int64, of these, the tokens whose KV is there; fewer than ``num_tokens``.
+    """
+
+    slots: NDArray[np.int64]
+    priority: NDArray[np.int64]
+    deadline_s: NDArray[np.float64]
+    arrival: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    num_computed: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How many tokens each sequence computes in a step.
+
+    Attributes:
+        slots: int64 [S], decodes first.
+        num_new: int64 [S], tokens that each computes, at least 1.
+        num_decodes: number of sequences, the first of them, that compute exactly one.
+    """
+
+    slots: NDArray[np.int64]
+    num_new: NDArray[np.int64]
+    num_decodes: int
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @property
+    def num_new_tokens(self) -> int:
+        return int(self.num_new.sum())
+
+
+class FirstChunk(NamedTuple):
+    """A chunk with which a sequence may be admitted.
+
+    Attributes:
+        num_tokens: computed in its first step.
+        margin_blocks: blocks of each KV group that must be left once it has its own.
+    """
+
+    num_tokens: int
+    margin_blocks: int
+
+
+class Preemptible(NamedTuple):
+    """The sequence of a model that is preempted before the model's others.
+
+    Attributes:
+        is_only: no other sequence of the model runs.
+        num_lost_tokens: tokens that it would compute again.
+    """
+
+    slot: int
+    is_only: bool
+    priority: int
+    num_lost_tokens: int
+    arrival: int
+
+
+def order_of_turns(turns: Sequence[Turn], max_turns_waited: int) -> list[str]:
+    """Models in the order in which they should be tried; the first that can run takes the step.
+
+    The earliest deadline goes first, then the one that stepped least recently. Whoever has waited for
+    ``max_turns_waited`` turns goes before all deadlines, longest wait first, so that of N models none waits for
+    more than ``max_turns_waited + N - 1``.
+    """
+
+    def key(turn: Turn) -> tuple[int, float, int, str]:
+        if turn.num_turns_waited >= max_turns_waited:
+            return (-turn.num_turns_waited, 0.0, turn.last_step, turn.replica_id)
+        return (0, turn.deadline_s, turn.last_step, turn.replica_id)
+
+    return [turn.replica_id for turn in sorted(turns, key=key)]
+
+
+def choose_chunks(running: RunningSequences, max_tokens: int) -> StepPlan:
+    """Chooses one token of every decode, and chunks of the prefills in what the budget leaves: by priority, then
+    by deadline, then by arrival.
+
+    Args:
+        max_tokens: computed in the step, at least the number of sequences.
+    """
+    slots, remaining = running.slots, running.num_tokens - running.num_computed
+    decodes = slots[remaining == 1]
+    prefills = np.flatnonzero(remaining > 1)
+    order = np.lexsort((running.arrival[prefills], running.deadline_s[prefills], -running.priority[prefills]))
+    prefills = prefills[order]
+    remaining = remaining[prefills]
+    budget = max_tokens - len(decodes)
+    chunks = np.clip(budget - (np.cumsum(remaining) - remaining), 0, remaining)
+    some = chunks > 0
+    return StepPlan(
+        np.concatenate((decodes, slots[prefills[some]])),
+        np.concatenate((np.ones(len(decodes), np.int64), chunks[some])),
+        len(decodes),
+    )
+
+
+def cut_at_block_end(plan: StepPlan, num_computed: int, block_tokens: int) -> StepPlan:
+    """Cuts the plan of a lone sequence where its smallest block ends: no chunk needs fewer blocks of a window
+    group, and the guarantee covers that many."""
+    return StepPlan(
+        plan.slots, np.minimum(plan.num_new, block_tokens - num_computed % block_tokens), plan.num_decodes
+    )
+
+
+def least_urgent(running: RunningSequences, num_lost_tokens: NDArray[np.int64]) -> Preemptible | None:
+    """Chooses the sequence to be preempted first: of the lowest priority the one that is cheapest to compute
+    again; among equals the latest arrival. None if nothing runs.
+
+    The earliest arrival of a priority is spared as long as others run with it. Whoever waits longest would
+    otherwise be preempted again and again while it is still cheap, and might never end; so it always does.
+
+    Args:
+        num_lost_tokens: int64 [S], computed tokens that nobody else keeps.
+    """
+    if not len(running):
+        return None
+    rows = np.flatnonzero(running.priority == running.priority.min())
+    if len(rows) > 1:
+        rows = np.delete(rows, running.arrival[rows].argmin())
+    row = rows[np.lexsort((-running.arrival[rows], num_lost_tokens[rows]))[0]]
+    return Preemptible(
+        slot=int(running.slots[row]),
+        is_only=len(running) == 1,
+        priority=int(running.priority[row]),
+        num_lost_tokens=int(num_lost_tokens[row]),
+        arrival=int(running.arrival[row]),
+    )
+
+
+def preemption_order(candidate: Preemptible) -> tuple[bool, int, int, int]:
+    """Sorts the candidates of several models; the least is preempted first. A model's only sequence goes last: it
+    is the one that the guarantee is meant for."""
+    return (candidate.is_only, candidate.priority, candidate.num_lost_tokens, -candidate.arrival)
+
+
+def admission_order(priority: int, has_begun: bool, deadline_s: float, arrival: int) -> AdmissionOrder:
+    """Sorts those that wait; the least is admitted first: by priority; then those that have begun, whose clients may
+    have seen part of the answer; then by deadline; then by arrival.
+
+    Args:
+        has_begun: it was preempted, or outlived a worker.
+        deadline_s: for its first token; ``inf`` once it has one.
+    """
+    return (-priority, not has_begun, deadline_s, arrival)
+
+
+def is_open_to_new(plan: StepPlan, was_preempted: bool) -> bool:
+    """Whether sequences of the queue may join a plan of the running ones. Whoever was just preempted would come
+    straight back; unless that left the model with nothing to do.
+
+    Args:
+        was_preempted: a sequence lost its blocks to make room for this plan.
+    """
+    return not was_preempted or len(plan) == 0
+
+
+def may_admit_more(budget_tokens: int, num_free_slots: int, num_held_back: int) -> bool:
+    """Whether the next of the queue is looked at.
+
+    Args:
+        budget_tokens: left of the step's.
+        num_held_back: sequences of the queue that were passed over in this step, because another one computes in
+            it what they begin with.
+    """
+    return budget_tokens > 0 and num_free_slots > 0 and num_held_back < _MOST_HELD_BACK
+
+
+def first_chunks(
+    num_tokens: int, num_found: int, budget_tokens: int, num_running: int, block_tokens: Sequence[int]
+) -> tuple[FirstChunk, ...]:
+    """Chunks with which a sequence may begin; it is admitted with the first that there is room for.
+
+    Beside others it leaves each of them a block. Alone it may also begin with as little as ends its first block,
+    which the guarantee covers.
+
+    Args:
+        num_tokens: known tokens.
+        num_found: of these, the tokens that need not be computed; fewer.
+        budget_tokens: left of the step's.
+        block_tokens: by KV group.
+    """
+    chunk = min(num_tokens - num_found, budget_tokens)
+    if num_running:
+        return (FirstChunk(chunk, margin_blocks=num_running),)
+    shortest = min(chunk, *(size - num_found % size for size in block_tokens))
+    return FirstChunk(chunk, margin_blocks=0), FirstChunk(shortest, margin_blocks=0)
+
+
+def with_admitted(plan: StepPlan, slots: NDArray[np.int64], chunks: NDArray[np.int64]) -> StepPlan:
+    """Joins admitted sequences to a plan; one with a chunk of a single token counts as a decode.
+
+    Args:
+        slots: int64 [N].
+        chunks: int64 [N], tokens that each computes.
+    """
+    if not len(slots):
+        return plan
+    single = chunks == 1
+    num = plan.num_decodes
+    return StepPlan(
+        np.concatenate((plan.slots[:num], slots[single], plan.slots[num:], slots[~single])),
+        np.concatenate((plan.num_new[:num], chunks[single], plan.num_new[num:], chunks[~single])),
+        num + int(single.sum()),
+    )

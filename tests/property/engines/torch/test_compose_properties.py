@@ -1,0 +1,230 @@
+"""The rules of docs/design.md on who computes, who is admitted and who is preempted, for any sequences.
+
+All columns are read-only, so that a function which changes what it is given fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from engines.torch.scheduling.compose import (
+    Preemptible,
+    RunningSequences,
+    Turn,
+    admission_order,
+    choose_chunks,
+    cut_at_block_end,
+    first_chunks,
+    least_urgent,
+    order_of_turns,
+    preemption_order,
+    with_admitted,
+)
+
+MAX_SEQUENCES = 12
+
+deadlines = st.sampled_from([1.0, 2.0, 3.0, math.inf])
+priorities = st.integers(-1, 1)
+
+
+def column(values: list[Any], dtype: type = np.int64) -> NDArray[Any]:
+    array = np.array(values, dtype)
+    array.flags.writeable = False
+    return array
+
+
+@st.composite
+def sequences(draw: Callable[..., Any], min_size: int = 0) -> RunningSequences:
+    num = draw(st.integers(min_size, MAX_SEQUENCES))
+    computed = draw(st.lists(st.integers(0, 40), min_size=num, max_size=num))
+    remaining = draw(st.lists(st.one_of(st.just(1), st.integers(1, 60)), min_size=num, max_size=num))
+    return RunningSequences(
+        slots=column(draw(st.permutations(range(num)))),
+        priority=column(draw(st.lists(priorities, min_size=num, max_size=num))),
+        deadline_s=column(draw(st.lists(deadlines, min_size=num, max_size=num)), np.float64),
+        arrival=column(draw(st.permutations(range(100, 100 + num)))),
+        num_tokens=column([a + b for a, b in zip(computed, remaining, strict=True)]),
+        num_computed=column(computed),
+    )
+
+
+def rows_of(running: RunningSequences) -> list[dict[str, Any]]:
+    """The columns, sequence by sequence."""
+    return [
+        {
+            "slot": int(running.slots[row]),
+            "priority": int(running.priority[row]),
+            "deadline_s": float(running.deadline_s[row]),
+            "arrival": int(running.arrival[row]),
+            "num_computed": int(running.num_computed[row]),
+            "remaining": int(running.num_tokens[row] - running.num_computed[row]),
+        }
+        for row in range(len(running))
+    ]
+
+
+@given(sequences(), st.integers(MAX_SEQUENCES, 200))
+def test_every_decode_computes_and_prefills_share_what_is_left_by_their_order(
+    running: RunningSequences, max_tokens: int
+) -> None:
+    plan = choose_chunks(running, max_tokens)
+    rows = rows_of(running)
+    decodes = {row["slot"] for row in rows if row["remaining"] == 1}
+    assert set(plan.slots[: plan.num_decodes].tolist()) == decodes
+    assert (plan.num_new[: plan.num_decodes] == 1).all()
+    assert (plan.num_new >= 1).all()
+    expected, budget = [], max_tokens - len(decodes)
+    prefills = [row for row in rows if row["remaining"] > 1]
+    for row in sorted(prefills, key=lambda row: (-row["priority"], row["deadline_s"], row["arrival"])):
+        chunk = min(budget, row["remaining"])
+        budget -= chunk
+        if chunk:
+            expected.append((row["slot"], chunk))
+    found = zip(
+        plan.slots[plan.num_decodes :].tolist(), plan.num_new[plan.num_decodes :].tolist(), strict=True
+    )
+    assert list(found) == expected
+    assert plan.num_new_tokens == min(max_tokens, sum(row["remaining"] for row in rows))
+
+
+@given(sequences(min_size=1), st.data())
+def test_preempted_is_the_cheapest_of_the_lowest_priority_and_never_its_earliest_arrival(
+    running: RunningSequences, data: st.DataObject
+) -> None:
+    lost = column([data.draw(st.integers(0, each)) for each in running.num_computed.tolist()])
+    chosen = least_urgent(running, lost)
+    assert chosen is not None
+    rows = [row | {"lost": each} for row, each in zip(rows_of(running), lost.tolist(), strict=True)]
+    lowest = [row for row in rows if row["priority"] == min(row["priority"] for row in rows)]
+    earliest = min(lowest, key=lambda row: row["arrival"])
+    may_go = [row for row in lowest if row is not earliest] or lowest
+    expected = min(may_go, key=lambda row: (row["lost"], -row["arrival"]))
+    assert chosen == Preemptible(
+        expected["slot"], len(rows) == 1, expected["priority"], expected["lost"], expected["arrival"]
+    )
+    assert len(lowest) == 1 or chosen.slot != earliest["slot"]
+
+
+@given(sequences(min_size=1))
+def test_preempting_one_after_the_other_ends_with_the_earliest_of_the_highest_priority(
+    running: RunningSequences,
+) -> None:
+    rows = rows_of(running)
+    top = [row for row in rows if row["priority"] == max(row["priority"] for row in rows)]
+    while len(running) > 1:
+        chosen = least_urgent(running, running.num_computed)
+        assert chosen is not None
+        assert not chosen.is_only
+        stays = running.slots != chosen.slot
+        running = RunningSequences(*(getattr(running, name)[stays] for name in RunningSequences.__slots__))
+    assert running.slots[0] == min(top, key=lambda row: row["arrival"])["slot"]
+
+
+def test_with_nothing_running_nothing_is_preempted_or_computed() -> None:
+    none = column([])
+    running = RunningSequences(none, none, column([], np.float64), none, none, none)
+    assert least_urgent(running, none) is None
+    assert len(choose_chunks(running, 8)) == 0
+
+
+candidates = st.builds(
+    Preemptible, st.integers(0, 9), st.booleans(), priorities, st.integers(0, 9), st.integers(0, 99)
+)
+
+
+@given(st.lists(candidates, min_size=1, unique_by=lambda each: each.arrival))
+def test_a_models_only_sequence_goes_after_all_that_have_neighbours(models: list[Preemptible]) -> None:
+    first = min(models, key=preemption_order)
+    assert not first.is_only or all(each.is_only for each in models)
+    rivals = [each for each in models if each.is_only == first.is_only]
+    assert first.priority == min(each.priority for each in rivals)
+    lowest = [each for each in rivals if each.priority == first.priority]
+    assert first.num_lost_tokens == min(each.num_lost_tokens for each in lowest)
+    assert first.arrival == max(e.arrival for e in lowest if e.num_lost_tokens == first.num_lost_tokens)
+
+
+waiting = st.tuples(priorities, st.booleans(), deadlines, st.integers(0, 99))
+
+
+@given(st.lists(waiting, min_size=1, unique_by=lambda each: each[3]))
+def test_admitted_first_are_the_highest_priority_then_who_has_begun_then_the_earliest(
+    queue: list[tuple[int, bool, float, int]],
+) -> None:
+    priority, has_begun, deadline_s, arrival = min(queue, key=lambda each: admission_order(*each))
+    assert priority == max(each[0] for each in queue)
+    rivals = [each for each in queue if each[0] == priority]
+    assert has_begun == any(each[1] for each in rivals)
+    rivals = [each for each in rivals if each[1] == has_begun]
+    assert deadline_s == min(each[2] for each in rivals)
+    assert arrival == min(each[3] for each in rivals if each[2] == deadline_s)
+
+
+@given(
+    num_tokens=st.integers(1, 300),
+    found=st.floats(0, 1, exclude_max=True),
+    budget=st.integers(1, 128),
+    num_running=st.integers(0, 5),
+    block_tokens=st.lists(st.sampled_from([4, 16, 64]), min_size=1, max_size=3),
+)
+def test_first_chunks_fit_the_budget_and_leave_a_block_to_each_that_runs(
+    num_tokens: int, found: float, budget: int, num_running: int, block_tokens: list[int]
+) -> None:
+    num_found = int(num_tokens * found)
+    chunks = first_chunks(num_tokens, num_found, budget, num_running, block_tokens)
+    assert chunks[0].num_tokens == min(budget, num_tokens - num_found)
+    assert all(1 <= chunk.num_tokens <= chunks[0].num_tokens for chunk in chunks)
+    assert all(chunk.margin_blocks == num_running for chunk in chunks)
+    if not num_running:
+        for size in block_tokens:
+            assert (num_found + chunks[-1].num_tokens - 1) // size == num_found // size, "one block is enough"
+
+
+@given(sequences(), st.lists(st.integers(1, 40), max_size=6))
+def test_joined_plans_keep_every_sequence_and_their_decodes_first(
+    running: RunningSequences, chunks: list[int]
+) -> None:
+    plan = choose_chunks(running, 100)
+    slots = column(list(range(100, 100 + len(chunks))))
+    joined = with_admitted(plan, slots, column(chunks))
+    before = dict(zip(plan.slots.tolist(), plan.num_new.tolist(), strict=True))
+    added = dict(zip(slots.tolist(), chunks, strict=True))
+    assert dict(zip(joined.slots.tolist(), joined.num_new.tolist(), strict=True)) == before | added
+    assert (joined.num_new[: joined.num_decodes] == 1).all()
+    assert joined.num_decodes == plan.num_decodes + chunks.count(1)
+
+
+@given(sequences(min_size=1), st.sampled_from([4, 16, 64]))
+def test_a_cut_plan_ends_in_the_block_that_it_begins_in(running: RunningSequences, block_tokens: int) -> None:
+    alone = RunningSequences(*(getattr(running, name)[:1] for name in RunningSequences.__slots__))
+    num_computed = int(alone.num_computed[0])
+    plan = choose_chunks(alone, 64)
+    cut = cut_at_block_end(plan, num_computed, block_tokens)
+    assert 1 <= cut.num_new[0] <= plan.num_new[0]
+    assert (num_computed + int(cut.num_new[0]) - 1) // block_tokens == num_computed // block_tokens
+
+
+@given(st.lists(st.tuples(deadlines, st.integers(0, 3)), min_size=1, max_size=6), st.integers(1, 6))
+def test_no_model_waits_for_more_turns_than_the_bound(
+    models: list[tuple[float, int]], max_waited: int
+) -> None:
+    last_step, waited = [0] * len(models), [0] * len(models)
+    for step in range(1, 40):
+        turns = [
+            Turn(str(i), deadline_s if step % (phase + 1) == 0 else math.inf, last_step[i], waited[i])
+            for i, (deadline_s, phase) in enumerate(models)
+        ]
+        order = order_of_turns(turns, max_waited)
+        assert sorted(order) == sorted(turn.replica_id for turn in turns)
+        first = int(order[0])
+        if waited[first] < max_waited:
+            assert turns[first].deadline_s == min(turn.deadline_s for turn in turns)
+        waited = [number + 1 for number in waited]
+        last_step[first], waited[first] = step, 0
+        assert max(waited) <= max_waited + len(models) - 1
