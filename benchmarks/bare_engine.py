@@ -15,7 +15,8 @@ from engines.api import Finished, FinishReason, LoadSpec, SamplingParams, Sequen
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME
-from engines.torch.engine import TorchEngine, TorchEngineConfig
+from engines.config import TorchEngineConfig
+from engines.torch.engine import TorchEngine
 from memory_manager.arena.protocol import Arena
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup, round_to_pages
 from mooring.errors import MooringError

@@ -11,7 +11,8 @@ from engines.api import FinishReason, LoadSpec, SequenceRequest
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
-from engines.torch.engine import TorchEngine, TorchEngineConfig
+from engines.config import TorchEngineConfig
+from engines.torch.engine import TorchEngine
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 from mooring.errors import MooringError

@@ -23,7 +23,7 @@ from benchmarks.memory_rates import CopyCeiling
 from benchmarks.random_models import shape
 from benchmarks.report import Report
 from benchmarks.transitions import REPLICA, resident
-from engines.torch.engine_config import TorchEngineConfig
+from engines.config import TorchEngineConfig
 from memory_manager.arena.factory import arena_on
 from memory_manager.arena.protocol import Arena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens

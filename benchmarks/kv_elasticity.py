@@ -18,7 +18,7 @@ from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.batching import Workload
 from benchmarks.fixed_arena import FixedArena
 from engines.checkpoint.packing import pack
-from engines.torch.engine_config import TorchEngineConfig
+from engines.config import TorchEngineConfig
 from memory_manager.arena.factory import arena_on
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens

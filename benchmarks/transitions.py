@@ -16,8 +16,8 @@ from typing import Literal
 
 from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.memory_rates import CopyCeiling, PeakMemory, ReadCeiling
+from engines.config import TorchEngineConfig
 from engines.supervise.supervisor import WORKER_ENVIRONMENT
-from engines.torch.engine_config import TorchEngineConfig
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.host.cache import HostCache
 from memory_manager.kv_spec import PAGE_BYTES

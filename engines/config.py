@@ -1,4 +1,4 @@
-"""Settings of workers, of those who start them and of those who talk to them."""
+"""Configuration of workers and engines, of the supervisor and of the client that talks to workers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from memory_manager.cores import CoreSignal
+from mooring.declared import Bounds, Setting, check_bounds
+from mooring.errors import ConfigurationError
+from mooring.units import MIB
 
 __all__ = [
     "CPU_STEP_NICENESS",
@@ -16,9 +19,13 @@ __all__ = [
     "NullEngineConfig",
     "ServiceConfig",
     "SupervisorConfig",
+    "TorchEngineConfig",
     "WorkerOptions",
     "WorkerSpec",
 ]
+
+_NOT_NEGATIVE = Bounds(ge=0)
+_AT_LEAST_ONE = Bounds(ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +36,9 @@ class WorkerSpec:
         worker_id: stable over restarts; names the worker in leases, logs and status.
         engine: name of a row of ``engines.kinds.KINDS``.
         device: ``"cpu"`` or ``"cuda:0"``.
-        memory_budget_bytes: of the device; the capacity of the worker's arena.
+        memory_budget_bytes: bytes of the device; the capacity of the worker's arena.
         config: settings of the engine, by the field names of its configuration dataclass.
-        core_signal: which its steps set, where the device is the CPU.
+        core_signal: signal that its steps set, if the device is the CPU.
         command: starts the worker; its flags are appended.
     """
 
@@ -51,8 +58,8 @@ class WorkerOptions:
     Attributes:
         engine: name of a row of ``engines.kinds.KINDS``.
         device: ``"cpu"`` or ``"cuda:0"``.
-        memory_budget_bytes: of the device; the capacity of the arena.
-        socket_path: where to serve.
+        memory_budget_bytes: bytes of the device; the capacity of the arena.
+        socket_path: path of the socket to serve.
         descriptor_fd: the inherited end of the descriptor channel.
         config: settings of the engine.
         core_signal_fds: the inherited descriptors of the ``CoreSignal`` to the server's background threads.
@@ -91,15 +98,15 @@ class ClientConfig:
     """How a worker is talked to.
 
     Attributes:
-        connect_timeout_s: from a serving worker to its first answer.
-        usage_timeout_s: for Stats, which waits for the end of one step at most.
+        connect_timeout_s: longest time from a serving worker to its first answer.
+        usage_timeout_s: longest time for Stats, which waits for the end of one step at most.
     """
 
     connect_timeout_s: float = 10.0
     usage_timeout_s: float = 60.0
 
 
-# Where the device is the cores themselves, a step that shares them evenly with what carries tokens out has one of its
+# If the device is the cores themselves, a step that shares them evenly with what carries tokens out has one of its
 # threads wait for the other most of the time: both take far longer. So that goes first; it is short.
 CPU_STEP_NICENESS = 5
 
@@ -111,8 +118,8 @@ class ServiceConfig:
     Attributes:
         descriptor_timeout_s: how long Load waits for the host copy that it names.
         max_concurrent_loads: loads and wakes that copy at once; each of them may use several threads.
-        cancel_grace_s: what streams still have to say at a shutdown is given this long to leave.
-        step_niceness: added to the step thread's; see ``CPU_STEP_NICENESS``.
+        cancel_grace_s: seconds that streams have at a shutdown for what they still have to say.
+        step_niceness: niceness added to the step thread's; see ``CPU_STEP_NICENESS``.
     """
 
     descriptor_timeout_s: float = 10.0
@@ -122,15 +129,77 @@ class ServiceConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class NullEngineConfig:
-    """The engine that runs no model.
+class TorchEngineConfig:
+    """How a torch worker runs its models. The fields that are no settings are:
 
     Attributes:
-        step_time_s: how long a step takes; 0 is as fast as tokens can be carried away.
-        first_token_id: smallest token id it gives.
-        num_token_ids: how many different ones; no token repeats within that many of a sequence.
+        kv_range_bytes: virtual address range of the KV pool, the most KV that any lease can grant; None is
+            the arena's capacity. Address space only: nothing is committed until blocks are taken.
+        device: the device that ``capabilities`` reports; the tensors live where the arena's memory is.
+        max_turns_waited: turns that other models may take before a model with work goes first whatever its
+            deadlines.
+        num_copy_threads: threads that copy weights from the host copy to a device that is the CPU.
+        copy_chunk_bytes: bytes of one copy from the host copy to a GPU.
     """
 
-    step_time_s: float = 0.0
-    first_token_id: int = 1000
-    num_token_ids: int = 30000
+    kv_range_bytes: int | None = None
+    device: str = "cpu"
+    max_tokens_per_step: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting("Prompt and decode tokens of one step; more favours throughput over latency."),
+    ] = 512
+    max_running_sequences: Annotated[
+        int, _AT_LEAST_ONE, Setting("Sequences of one model that may run at once.")
+    ] = 64
+    max_turns_waited: int = 8
+    num_threads: Annotated[
+        int | None, _AT_LEAST_ONE, Setting("CPU threads of a worker; unset: one for each core it may use.")
+    ] = None
+    num_copy_threads: Annotated[int, _AT_LEAST_ONE] = 2
+    copy_chunk_bytes: Annotated[int, _AT_LEAST_ONE] = 8 * MIB
+    cpu_wake: Annotated[
+        Literal["remap", "copy"],
+        Setting(
+            "How weights come to a device that is the CPU: `remap` uses the host cache's own pages and copies "
+            "nothing, `copy` copies them as for a GPU."
+        ),
+    ] = "remap"
+    ready_bytes: Annotated[
+        int,
+        _NOT_NEGATIVE,
+        Setting("Device memory that is made ahead of need, so that growing costs no step anything."),
+    ] = 64 * MIB
+    kv_swap_bytes: Annotated[
+        int,
+        _NOT_NEGATIVE,
+        Setting(
+            "Host memory for the KV of preempted sequences, which is copied there where that is quicker than "
+            "computing it again; 0 always computes it again."
+        ),
+    ] = 64 * MIB
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.max_tokens_per_step < self.max_running_sequences:
+            raise ConfigurationError(
+                f"max_tokens_per_step ({self.max_tokens_per_step}) must be at least max_running_sequences "
+                f"({self.max_running_sequences}): every running sequence decodes one token a step",
+                param="max_tokens_per_step",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class NullEngineConfig:
+    """The engine that runs no model. No token repeats within ``num_token_ids`` tokens of a sequence."""
+
+    step_time_s: Annotated[
+        float,
+        _NOT_NEGATIVE,
+        Setting("How long each of its steps takes; 0 is as fast as tokens are carried away."),
+    ] = 0.0
+    first_token_id: Annotated[int, _NOT_NEGATIVE, Setting("The smallest token id it gives.")] = 1000
+    num_token_ids: Annotated[int, _AT_LEAST_ONE, Setting("How many different ones it gives.")] = 30000
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

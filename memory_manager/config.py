@@ -1,23 +1,29 @@
-"""Settings of the memory manager's deciding side."""
+"""Configuration of the memory manager's deciding side."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 from memory_manager.kv_spec import PAGE_BYTES
+from mooring.declared import Bounds, Setting, check_bounds
 from mooring.errors import ConfigurationError
 
 __all__ = ["DeviceBudget", "ManagerConfig", "PlannerConfig"]
 
+_NOT_NEGATIVE = Bounds(ge=0)
+_POSITIVE = Bounds(gt=0)
+_AT_LEAST_ONE = Bounds(ge=1)
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceBudget:
-    """What we may use of one device.
+    """The part of one device's memory that we may use.
 
     Attributes:
-        name: as workers call it, ``"cpu"`` or ``"cuda:0"``.
+        name: the device as workers call it, ``"cpu"`` or ``"cuda:0"``.
         budget_bytes: everything that Mooring may hold there; rounded down to pages.
-        reserve_bytes: of these, kept for contexts, workspace and graph pools; rounded up to pages.
+        reserve_bytes: the part of it kept for contexts, workspace and graph pools; rounded up to pages.
     """
 
     name: str
@@ -34,90 +40,94 @@ class DeviceBudget:
 
 @dataclass(frozen=True, slots=True)
 class PlannerConfig:
-    """Policy of the planner.
+    """Policy of the planner. Settings carry their sentences; the other fields are:
 
     Attributes:
-        min_residency_s: a replica in use is not drained before it has been resident for so long.
-        drain_after_s: a replica in use is drained only for demand that has waited for so long.
-        max_drain_s: a replica that drains to make room is put to sleep after so long, whatever still runs on it:
-            those sequences go on, from where they are, when their model is resident again.
-        idle_grace_s: a replica without requests counts as in use until so long after its last one, so
+        idle_grace_s: seconds after its last request for which a replica without requests counts as in use, so
             that the gap between two requests of a busy model is not taken for idleness.
-        patience_s: demand without a deadline is ordered as if its deadline were so long after arrival.
-        reuse_horizon_s: the chance of reuse is that of a request arriving within this time.
-        prewake: warm models are woken ahead of requests that their rhythm lets expect.
-        prewake_margin_s: how long before the expected time such a wake should have ended.
+        patience_s: demand without a deadline is ordered as if its deadline came so many seconds after arrival.
+        reuse_horizon_s: the chance of reuse is that of a request within so many seconds.
+        prewake_margin_s: seconds before the expected request at which a wake ahead of it should have ended.
         expected_chance: the chance of reuse of a model whose next request is expected within the horizon.
-        unexpected_chance: the most that it is for a model whose next request is expected after it.
-        requests_per_replica: requests that run or wait, for each replica, beyond which another one is brought.
-        scale_up_after_s: the load must have been beyond that for so long.
-        scale_down_after_s: a replica goes when the others could carry the load at half of that for so long.
+        unexpected_chance: the largest chance of a model whose next request is expected after the horizon.
         kv_base_bytes: KV that a worker holds while it serves nothing (the pool's null page).
     """
 
-    min_residency_s: float = 3.0
-    drain_after_s: float = 1.0
-    max_drain_s: float = 5.0
-    idle_grace_s: float = 0.2
-    patience_s: float = 30.0
-    reuse_horizon_s: float = 60.0
-    prewake: bool = True
-    prewake_margin_s: float = 0.25
+    min_residency_s: Annotated[
+        float,
+        _NOT_NEGATIVE,
+        Setting("A busy model is not displaced earlier than this after it became resident."),
+    ] = 2.0
+    drain_after_s: Annotated[
+        float,
+        _NOT_NEGATIVE,
+        Setting("A request must have waited this long before a busy model is drained for it."),
+    ] = 1.0
+    max_drain_s: Annotated[
+        float,
+        _NOT_NEGATIVE,
+        Setting(
+            "A model that drains to make room sleeps after this long; what still runs on it goes on when it is "
+            "resident again."
+        ),
+    ] = 5.0
+    idle_grace_s: Annotated[float, _NOT_NEGATIVE] = 0.2
+    patience_s: Annotated[float, _NOT_NEGATIVE] = 30.0
+    reuse_horizon_s: Annotated[float, _POSITIVE] = 60.0
+    prewake: Annotated[
+        bool, Setting("Warm models are woken ahead of requests that come in a regular rhythm.")
+    ] = True
+    prewake_margin_s: Annotated[float, _NOT_NEGATIVE] = 0.25
     expected_chance: float = 0.9
     unexpected_chance: float = 0.05
-    requests_per_replica: int = 8
-    scale_up_after_s: float = 1.0
-    scale_down_after_s: float = 30.0
+    requests_per_replica: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting(
+            "Requests that run or wait, for each replica, beyond which another is brought where `max_replicas` "
+            "allows it."
+        ),
+    ] = 8
+    scale_up_after_s: Annotated[
+        float, _NOT_NEGATIVE, Setting("The load must have been beyond that for so long.")
+    ] = 1.0
+    scale_down_after_s: Annotated[
+        float,
+        _NOT_NEGATIVE,
+        Setting("A replica goes when the others could carry the load at half of that for so long."),
+    ] = 30.0
     kv_base_bytes: int = PAGE_BYTES
 
     def __post_init__(self) -> None:
-        for name in (
-            "min_residency_s",
-            "drain_after_s",
-            "max_drain_s",
-            "idle_grace_s",
-            "patience_s",
-            "prewake_margin_s",
-            "scale_up_after_s",
-            "scale_down_after_s",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name} cannot be negative", param=name)
-        if self.reuse_horizon_s <= 0:
-            raise ConfigurationError("reuse_horizon_s must be positive", param="reuse_horizon_s")
-        if self.requests_per_replica < 1:
-            raise ConfigurationError("requests_per_replica must be at least 1", param="requests_per_replica")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, slots=True)
-class ManagerConfig:
-    """Settings of the controller.
+class ManagerConfig(PlannerConfig):
+    """Configuration of the controller and of its planner. The fields that are no settings are:
 
     Attributes:
-        planner: its policy.
-        max_waiting_per_deployment: acquires that may wait for one deployment; further ones are refused.
-        lease_poll_s: how often a deferred KV lease is asked about.
-        usage_poll_s: how often the workers are asked what they hold and what they wait for.
-        retry_s: first wait after a failed load, wake or sleep; doubles with each failure in a row.
+        lease_poll_s: seconds between two questions about a deferred KV lease.
+        usage_poll_s: seconds between two questions to a worker about what it holds and waits for.
+        retry_s: first wait after a failed load, wake or sleep, in seconds; doubles with each failure in a row.
         max_retry_s: longest such wait.
-        wake_attempts: failed wakes in a row after which the replica is failed rather than tried again.
+        wake_attempts: number of failed wakes in a row after which a replica is failed rather than tried again.
         rate_half_life_s: half-life of the request rate that the planner reads.
         copy_bytes_per_s: guess at the speed of loads and wakes until one has been measured.
     """
 
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    max_waiting_per_deployment: int = 1024
-    lease_poll_s: float = 0.01
-    usage_poll_s: float = 0.2
-    retry_s: float = 1.0
+    idle_timeout_s: Annotated[
+        float | None,
+        _POSITIVE,
+        Setting("Seconds without a request before a model sleeps; unset: only when needed."),
+    ] = None
+    max_waiting_requests: Annotated[
+        int, _AT_LEAST_ONE, Setting("Requests that may wait for one deployment before more are refused.")
+    ] = 1024
+    lease_poll_s: Annotated[float, _POSITIVE] = 0.01
+    usage_poll_s: Annotated[float, _POSITIVE] = 0.2
+    retry_s: Annotated[float, _POSITIVE] = 1.0
     max_retry_s: float = 60.0
-    wake_attempts: int = 3
-    rate_half_life_s: float = 120.0
-    copy_bytes_per_s: float = 1e9
-
-    def __post_init__(self) -> None:
-        for name in ("lease_poll_s", "usage_poll_s", "retry_s", "rate_half_life_s", "copy_bytes_per_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} must be positive", param=name)
-        if self.wake_attempts < 1 or self.max_waiting_per_deployment < 1:
-            raise ConfigurationError("wake_attempts and max_waiting_per_deployment must be at least 1")
+    wake_attempts: Annotated[int, _AT_LEAST_ONE] = 3
+    rate_half_life_s: Annotated[float, _POSITIVE] = 120.0
+    copy_bytes_per_s: Annotated[float, _POSITIVE] = 1e9

@@ -92,7 +92,7 @@ class DeploymentSpec:
         kv_guarantee_bytes: floor of KV while resident (page-rounded); by default what one sequence of
             ``max_model_len`` tokens needs, so that any admitted request can always be finished.
         kv_cap_bytes: most KV it may hold, or None.
-        idle_timeout_s: seconds without a request after which it is put to sleep; None is never.
+        idle_timeout_s: seconds without a request after which it is put to sleep; None is the manager's default.
         priority: higher is evicted later and served first.
     """
 

@@ -2,15 +2,19 @@
 
 Each overrides the one after it: flags, ``MOORING_*`` variables, the TOML file, defaults. A key that is
 not a setting is an error that names the nearest one that is. The environment is read here and nowhere
-else; the reference page (docs/configuration.md) is generated from these classes.
+else; the reference page (docs/configuration.md) is generated from these classes. A section is the configuration
+of a part, and the part declares it (``mooring.declared``).
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +25,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    create_model,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -33,22 +41,24 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from engines.config import NullEngineConfig, TorchEngineConfig
 from engines.kinds import engine_kind
+from memory_manager.config import ManagerConfig
+from memory_manager.watch.others_rule import OthersConfig
+from mooring.declared import Bounds, Declared, declared
 from mooring.errors import ConfigurationError
 from mooring.units import parse_bytes
+from router.request.bounds import RouterConfig
 
 __all__ = [
     "DeviceEntry",
-    "EngineSettings",
     "ModelEntry",
-    "NullEngineSettings",
-    "OthersSettings",
-    "PlannerSettings",
     "Settings",
     "admin_key_from_environment",
     "default_server_url",
     "load_settings",
     "onednn_max_isa_from_environment",
+    "section_of",
     "server_from_environment",
     "setting_names",
     "variable_name",
@@ -59,7 +69,8 @@ ENV_NESTING = "__"
 # Read by the command line and the Makefile, not settings of the server.
 NOT_SETTINGS = frozenset({"MOORING_CONFIG", "MOORING_SERVER", "MOORING_ADMIN_KEY"})
 
-Bytes = Annotated[int, BeforeValidator(lambda value: value if value is None else parse_bytes(value))]
+_SIZE = BeforeValidator(lambda value: value if value is None else parse_bytes(value))
+Bytes = Annotated[int, _SIZE]
 
 
 def _known_engine(name: str) -> str:
@@ -113,93 +124,49 @@ class DeviceEntry(_Section):
     reserve_bytes: Bytes | None = Field(None, description="As the server's `reserve_bytes`.")
 
 
-class PlannerSettings(_Section):
-    """When models are loaded and put to sleep."""
-
-    min_residency_s: float = Field(
-        2.0, ge=0, description="A busy model is not displaced earlier than this after it became resident."
-    )
-    drain_after_s: float = Field(
-        1.0, ge=0, description="A request must have waited this long before a busy model is drained for it."
-    )
-    max_drain_s: float = Field(
-        5.0,
-        ge=0,
-        description="A model that drains to make room sleeps after this long; what still runs on it goes on "
-        "when it is resident again.",
-    )
-    idle_timeout_s: float | None = Field(
-        None, gt=0, description="Seconds without a request before a model sleeps; unset: only when needed."
-    )
-    prewake: bool = Field(
-        True, description="Warm models are woken ahead of requests that come in a regular rhythm."
-    )
-    requests_per_replica: int = Field(
-        8,
-        ge=1,
-        description="Requests that run or wait, for each replica, beyond which another is brought where "
-        "`max_replicas` allows it.",
-    )
-    scale_up_after_s: float = Field(1.0, ge=0, description="The load must have been beyond that for so long.")
-    scale_down_after_s: float = Field(
-        30.0,
-        ge=0,
-        description="A replica goes when the others could carry the load at half of that for so long.",
-    )
-    max_waiting_requests: int = Field(
-        1024, ge=1, description="Requests that may wait for one deployment before more are refused."
-    )
+@cache
+def section_of(part: type) -> type[BaseModel]:
+    """The settings of a part: those fields of its configuration, a dataclass, that are marked as settings."""
+    fields: dict[str, Any] = {
+        each.setting.name or name: _setting(each)
+        for name, each in declared(part).items()
+        if each.setting is not None
+    }
+    return create_model(part.__name__, __base__=_Section, **fields)
 
 
-class OthersSettings(_Section):
-    """Other processes on a device: when their memory grows, ours shrinks, and grows back when it is gone."""
-
-    watch: bool = Field(True, description="Whether devices are watched at all.")
-    period_s: float = Field(0.5, gt=0, description="Time between two looks at a device.")
-    margin: Bytes = Field(
-        256 << 20,
-        description="Memory of a device, and of the host, that is left free for others to grow into.",
-    )
-    grow_after_s: float = Field(
-        5.0, ge=0, description="Others' memory must have been gone for so long before ours grows back."
-    )
+def _setting(field: Declared) -> tuple[Any, Any]:
+    """Type and ``Field`` of a setting that is declared elsewhere."""
+    assert field.setting is not None
+    bounds = field.bounds or Bounds()
+    limits = {name: limit for name in ("ge", "le", "gt") if math.isfinite(limit := getattr(bounds, name))}
+    kind = Annotated[field.kind, _SIZE] if field.is_size else field.kind
+    return kind, Field(field.default, description=field.setting.sentence, **limits)
 
 
-class EngineSettings(_Section):
-    """The torch engine's step loop."""
-
-    max_tokens_per_step: int = Field(
-        512, ge=1, description="Prompt and decode tokens of one step; more favours throughput over latency."
-    )
-    max_running_sequences: int = Field(64, ge=1, description="Sequences of one model that may run at once.")
-    num_threads: int | None = Field(
-        None, ge=1, description="CPU threads of a worker; unset: one for each core it may use."
-    )
-    cpu_wake: Literal["remap", "copy"] = Field(
-        "remap",
-        description="How weights come to a device that is the CPU: `remap` uses the host cache's own pages and "
-        "copies nothing, `copy` copies them as for a GPU.",
-    )
-    ready_bytes: Bytes = Field(
-        64 << 20,
-        description="Device memory that is made ahead of need, so that growing costs no step anything.",
-    )
-    kv_swap_bytes: Bytes = Field(
-        64 << 20,
-        ge=0,
-        description="Host memory for the KV of preempted sequences, which is copied there where that is quicker than "
-        "computing it again; 0 always computes it again.",
-    )
+def _setting_of(part: type, name: str) -> Any:
+    """One setting of a part, as a setting of the server."""
+    return _setting(declared(part)[name])[1]
 
 
-class NullEngineSettings(_Section):
-    """The engine that runs no model."""
+class _AsSection:
+    """Makes a field of ``Settings`` that is a part's configuration a section: it is read as ``section_of`` the
+    part and becomes the configuration itself."""
 
-    step_time_s: float = Field(
-        0.0, ge=0, description="How long each of its steps takes; 0 is as fast as tokens are carried away."
-    )
-    first_token_id: int = Field(1000, ge=0, description="The smallest token id it gives.")
-    num_token_ids: int = Field(30000, ge=1, description="How many different ones it gives.")
+    def __get_pydantic_core_schema__(self, part: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        section = section_of(part)
+        names = [(name, each.setting.name or name) for name, each in declared(part).items() if each.setting]
+
+        def make(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+            if isinstance(given, part):
+                return given
+            values = read(given)
+            try:
+                return part(**{name: getattr(values, outside) for name, outside in names})
+            except ConfigurationError as error:
+                raise ValueError(error.message) from error
+
+        return core_schema.no_info_wrap_validator_function(make, handler.generate_schema(section))
 
 
 class Settings(BaseSettings):
@@ -257,7 +224,7 @@ class Settings(BaseSettings):
     host_cache_budget: Bytes | None = Field(
         None, description="Host memory for warm copies of weights; unset: a quarter of the machine's."
     )
-    max_body_bytes: Bytes = Field(4 << 20, description="Largest request body or gRPC message.")
+    max_body_bytes: Bytes = _setting_of(RouterConfig, "max_body_bytes")
     max_head_bytes: Bytes = Field(64 << 10, description="Most of an HTTP request's line and headers.")
     request_timeout_s: float = Field(
         60.0,
@@ -279,10 +246,20 @@ class Settings(BaseSettings):
         description="Serve the three sample models too: `smollm2` is made before the server is ready, the others "
         "beside it, at idle priority.",
     )
-    planner: PlannerSettings = Field(PlannerSettings(), description="Residency policy.")
-    others: OthersSettings = Field(OthersSettings(), description="Memory of other processes.")
-    torch: EngineSettings = Field(EngineSettings(), description="The torch engine.")
-    null: NullEngineSettings = Field(NullEngineSettings(), description="The engine that runs no model.")
+    planner: Annotated[ManagerConfig, _AsSection()] = Field(
+        ManagerConfig(), description="When models are loaded and put to sleep."
+    )
+    others: Annotated[OthersConfig, _AsSection()] = Field(
+        OthersConfig(),
+        description="Other processes on a device: when their memory grows, ours shrinks, and grows back when it is "
+        "gone.",
+    )
+    torch: Annotated[TorchEngineConfig, _AsSection()] = Field(
+        TorchEngineConfig(), description="The torch engine's step loop."
+    )
+    null: Annotated[NullEngineConfig, _AsSection()] = Field(
+        NullEngineConfig(), description="The engine that runs no model."
+    )
 
     @field_validator("devices")
     @classmethod
@@ -384,9 +361,8 @@ def _find_file(config_file: Path | None) -> Path | None:
 def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings, sections opened."""
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from setting_names(kind, f"{prefix}{name}.")
+        if is_dataclass(part := field.annotation):
+            yield from setting_names(section_of(part), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mooring.config import DeviceEntry, ModelEntry, Settings, variable_name
+from mooring.config import DeviceEntry, ModelEntry, Settings, section_of, variable_name
 from mooring.units import MIB, format_bytes
 
 __all__ = ["configuration_page"]
@@ -29,11 +30,11 @@ This page is generated from the code by `make docs`.
 def configuration_page() -> str:
     """The whole page as Markdown."""
     parts = [_HEAD]
-    for title, prefix, section in _sections(Settings):
-        parts.append(f"\n## {title}\n\n{_sentence(section)}\n\n| setting | variable | default | what it is |")
+    for title, prefix, sentence, section in _sections():
+        parts.append(f"\n## {title}\n\n{sentence}\n\n| setting | variable | default | what it is |")
         parts.append("| --- | --- | --- | --- |")
         for name, field in section.model_fields.items():
-            if not _is_section(field):
+            if not is_dataclass(field.annotation):
                 variable = f"`{variable_name(prefix + name)}`"
                 default = _default(name, field)
                 parts.append(f"| `{prefix}{name}` | {variable} | {default} | {field.description} |")
@@ -46,16 +47,12 @@ def configuration_page() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _sections(root: type[BaseModel]) -> Iterator[tuple[str, str, type[BaseModel]]]:
-    yield "The server", "", root
-    for name, field in root.model_fields.items():
-        if _is_section(field):
-            assert isinstance(field.annotation, type)
-            yield f"`[{name}]`", f"{name}.", field.annotation
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+def _sections() -> Iterator[tuple[str, str, str, type[BaseModel]]]:
+    """Title, prefix of the settings' names, sentence and fields of each section."""
+    yield "The server", "", _sentence(Settings), Settings
+    for name, field in Settings.model_fields.items():
+        if is_dataclass(part := field.annotation):
+            yield f"`[{name}]`", f"{name}.", field.description or "", section_of(part)
 
 
 def _sentence(section: type[BaseModel]) -> str:

@@ -20,8 +20,8 @@ from engines.api import (
     StepOutput,
     WorkerStats,
 )
+from engines.config import TorchEngineConfig
 from engines.kinds import engine_kind
-from engines.torch.engine_config import TorchEngineConfig
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease
 from engines.torch.replica import TorchReplica
@@ -38,7 +38,7 @@ from memory_manager.memfd import closed_on_error
 from memory_manager.ports import LeaseStatus
 from mooring.errors import ModelUnavailableError, NotFoundError
 
-__all__ = ["TorchEngine", "TorchEngineConfig"]
+__all__ = ["TorchEngine"]
 
 
 # Of the time of a step, between two of them. Somebody waits for a wake, and it is short; who waits for a load has

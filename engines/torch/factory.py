@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from engines.config import WorkerOptions
+from engines.config import TorchEngineConfig, WorkerOptions
 from engines.torch.engine import TorchEngine
-from engines.torch.engine_config import TorchEngineConfig
 from memory_manager.arena.factory import arena_on
 from memory_manager.cores import CoreSignal
 

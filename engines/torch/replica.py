@@ -15,7 +15,7 @@ from torch import Tensor
 from engines.api import Finished, LoadSpec, ReplicaStats
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
-from engines.torch.engine_config import TorchEngineConfig
+from engines.config import TorchEngineConfig
 from engines.torch.kv.swap import KVSwap, SwapSpace
 from engines.torch.model.kv_view import KVCacheView
 from engines.torch.model.model import TransformerModel

@@ -122,7 +122,7 @@ class MemoryManager:
             self._moves,
             self._execution,
             self._reporter,
-            self._config.planner,
+            self._config,
             self._note_move,
         )
         self._stopping = False
@@ -325,7 +325,7 @@ class MemoryManager:
         now_s = self._clock()
         everything = self._deployments.values(), self._replicas.values()
         state = planner_state(self._ledgers, self._workers, *everything, self._config, now_s)
-        return way_in(state, name, now_s, self._config.planner)
+        return way_in(state, name, now_s, self._config)
 
     def status(self, name: str) -> DeploymentStatus | None:
         """The present state of one deployment, None if there is none of this name. Costs the same however many
@@ -372,11 +372,11 @@ class MemoryManager:
             deployment.note_rest(now_s, self._config)
         deployments, replicas, next_due_s = unsettled(self._deployments.values(), self._replicas.values())
         for deployment in deployments:
-            deployment.rescale(now_s, self._config.planner)
+            deployment.rescale(now_s, self._config)
         state = planner_state(
             self._ledgers, self._workers, deployments, replicas, self._config, now_s, next_due_s
         )
-        decided = plan(state, now_s, self._config.planner)
+        decided = plan(state, now_s, self._config)
         for deployment in deployments:
             self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
         for action in decided.actions:

@@ -357,7 +357,7 @@ class Deployment:
 
     def next_arrival(self, now_s: float, config: ManagerConfig) -> ArrivalWindow | None:
         """When its rhythm lets expect a request, where models are woken ahead of those."""
-        return self.pattern.window(now_s) if config.planner.prewake else None
+        return self.pattern.window(now_s) if config.prewake else None
 
     def prewake_at_s(self, now_s: float, config: ManagerConfig) -> float:
         """When it is to be woken ahead of a request; ``inf`` for never."""
@@ -366,7 +366,7 @@ class Deployment:
             return math.inf
         if not any(each.residency is Residency.WARM for each in self.replicas):
             return math.inf
-        return wake_at_s(window, self.reload_s(config), config.planner)
+        return wake_at_s(window, self.reload_s(config), config)
 
     def request_rate_per_s(self, now_s: float, half_life_s: float) -> float:
         """Exponentially decayed: n requests a second, kept up, give n."""

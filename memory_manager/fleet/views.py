@@ -77,7 +77,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         enabled=spec.enabled,
         pinned=spec.pinned,
         priority=spec.priority,
-        idle_timeout_s=spec.idle_timeout_s,
+        idle_timeout_s=config.idle_timeout_s if spec.idle_timeout_s is None else spec.idle_timeout_s,
         min_replicas=spec.min_replicas,
         max_replicas=spec.max_replicas,
         held=deployment.held,
@@ -87,7 +87,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         reload_s=deployment.reload_s(config),
         next_arrival=deployment.next_arrival(now_s, config),
         wanted_replicas=deployment.scale.num_replicas,
-        rescale_at_s=deployment.scale.due_s(config.planner),
+        rescale_at_s=deployment.scale.due_s(config),
     )
 
 

@@ -53,7 +53,7 @@ class Admission:
                 self._replan_soon()  # it may be one too many for those that are up
             return self._admit(best)
         num_waiting = len(deployment.waiters)
-        if num_waiting >= self._config.max_waiting_per_deployment:
+        if num_waiting >= self._config.max_waiting_requests:
             message = f"{num_waiting} requests already wait for model {deployment.spec.name!r}"
             raise self._refused(deployment, OverloadedError(message))
         waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())

@@ -8,10 +8,11 @@ time. Readings that move a little change nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.watch.devices import DeviceMemory
-from mooring.errors import ConfigurationError
+from mooring.declared import Bounds, Setting, check_bounds
 from mooring.units import MIB
 
 __all__ = ["OthersConfig", "OthersRule", "room_bytes"]
@@ -19,32 +20,36 @@ __all__ = ["OthersConfig", "OthersRule", "room_bytes"]
 
 @dataclass(frozen=True, slots=True)
 class OthersConfig:
-    """How a device is shared with processes that are not ours.
+    """How a device is shared with processes that are not ours. The fields that are no settings are:
 
     Attributes:
-        period_s: seconds between two readings of the device.
-        margin_bytes: memory of the device that we leave free for other processes to grow into before we
-            notice.
         step_bytes: smaller changes are not followed; less than the margin.
-        grow_after_s: seconds for which other processes' memory must have been gone before ours grows.
         max_stalled_share: nothing grows while processes wait for memory for more than this share of their
             time.
         num_sharing: number of our devices that are the same memory (the CPU as several devices); they divide
             between them what is free.
     """
 
-    period_s: float = 0.5
-    margin_bytes: int = 256 * MIB
+    watch: Annotated[bool, Setting("Whether devices are watched at all.")] = True
+    period_s: Annotated[float, Bounds(gt=0), Setting("Time between two looks at a device.")] = 0.5
+    margin_bytes: Annotated[
+        int,
+        Bounds(ge=0),
+        Setting(
+            "Memory of a device, and of the host, that is left free for others to grow into.", name="margin"
+        ),
+    ] = 256 * MIB
     step_bytes: int = 32 * MIB
-    grow_after_s: float = 5.0
+    grow_after_s: Annotated[
+        float,
+        Bounds(ge=0),
+        Setting("Others' memory must have been gone for so long before ours grows back."),
+    ] = 5.0
     max_stalled_share: float = 0.05
     num_sharing: int = 1
 
     def __post_init__(self) -> None:
-        if self.period_s <= 0 or self.grow_after_s < 0:
-            raise ConfigurationError("others.period_s must be positive, others.grow_after_s not negative")
-        if self.margin_bytes < 0:
-            raise ConfigurationError("others.margin cannot be negative")
+        check_bounds(self)
 
 
 def room_bytes(memory: DeviceMemory, held_bytes: int, num_sharing: int = 1) -> int:

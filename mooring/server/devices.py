@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from memory_manager.config import DeviceBudget
 from memory_manager.fleet.others_share import OthersShare
 from memory_manager.watch.devices import DeviceReader, HostReader, NvmlReader, Pids, default_budget_bytes
 from memory_manager.watch.host_watch import HostWatch
-from memory_manager.watch.others_rule import OthersConfig
 from memory_manager.watch.others_watch import OthersWatch
 from mooring.config import DeviceEntry, Settings
 from mooring.errors import ConfigurationError
@@ -128,20 +128,9 @@ def watch_others(
         return []
     num_on_cpu = sum(map(is_cpu, readers))
     host = next((reader for device, reader in readers.items() if is_cpu(device)), HostReader(set))
-    config = OthersConfig(period_s=others.period_s, margin_bytes=others.margin)
-    watches: list[OthersWatch | HostWatch] = [HostWatch(host, owner.give_up_copies, config)]
+    watches: list[OthersWatch | HostWatch] = [HostWatch(host, owner.give_up_copies, others)]
     watches += [
-        OthersWatch(
-            device,
-            reader,
-            owner,
-            OthersConfig(
-                period_s=others.period_s,
-                margin_bytes=others.margin,
-                grow_after_s=others.grow_after_s,
-                num_sharing=num_on_cpu if is_cpu(device) else 1,
-            ),
-        )
+        OthersWatch(device, reader, owner, replace(others, num_sharing=num_on_cpu if is_cpu(device) else 1))
         for device, reader in readers.items()
     ]
     tasks = [asyncio.create_task(watch.run(), name="watch-others") for watch in watches]

@@ -22,7 +22,7 @@ _SILENCE_S = 60  # seconds of silence after which a client is asked whether it i
 
 
 @asynccontextmanager
-async def http_door(app: Any, host: str, port: int, limits: HttpLimits | None = None) -> AsyncIterator[str]:
+async def http_door(app: Any, host: str, port: int, limits: HttpLimits) -> AsyncIterator[str]:
     """Serves an ASGI application; yields its address, and at the end lets open answers finish for a while.
 
     Args:
@@ -34,7 +34,7 @@ async def http_door(app: Any, host: str, port: int, limits: HttpLimits | None = 
     listener = _listen("HTTP", host, port)
     config = DoorConfig(
         app,
-        limits or HttpLimits(),
+        limits,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -16,7 +16,6 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 from mooring.errors import InvalidRequestError
-from mooring.units import KIB, MIB
 from router.doors.http.errors import error_body
 
 __all__ = ["DoorConfig", "HttpConnection", "HttpLimits", "SocketConnection"]
@@ -29,18 +28,18 @@ class HttpLimits:
     Attributes:
         max_frame_bytes: most bytes of a WebSocket message; a larger one closes the WebSocket unread.
         max_head_bytes: most bytes of a request's line and headers together; also of trailers.
-        max_headers: most headers of a request.
         request_timeout_s: seconds within which a request must arrive, and a new connection must begin with
             one.
+        max_headers: most headers of a request.
         keep_alive_s: seconds for which a connection may rest between requests. Longer than clients and
             proxies let theirs rest: otherwise they would send requests into a connection that is just being
             closed.
     """
 
-    max_frame_bytes: int = 4 * MIB
-    max_head_bytes: int = 64 * KIB
+    max_frame_bytes: int
+    max_head_bytes: int
+    request_timeout_s: float
     max_headers: int = 100
-    request_timeout_s: float = 60.0
     keep_alive_s: int = 75
 
 

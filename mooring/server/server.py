@@ -52,7 +52,7 @@ from mooring.server.http_connection import HttpLimits
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
 from mooring.server.samples import SampleMaker, model_entries, sample_of
-from mooring.server.worker_specs import manager_config, worker_specs
+from mooring.server.worker_specs import worker_specs
 from ops.samples.budget import sample_budget_bytes
 from ops.samples.catalog import TRAINED
 from router.control.directory import DeploymentDirectory
@@ -185,7 +185,7 @@ class Server:
         journal.start()
         stack.push_async_callback(journal.stop)
         sink = partial(_note_residency, metrics)
-        manager = MemoryManager(budgets, cache, manager_config(settings), sink=sink, events=journal.note)
+        manager = MemoryManager(budgets, cache, settings.planner, sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
         supervisor = Supervisor(
             worker_specs(settings, budgets, core_signals),
@@ -208,7 +208,6 @@ class Server:
             kv_bytes=kind.kv_bytes,
             precision=_PRECISIONS[settings.dtype],
             precision_for_16_bit=precision,
-            default_idle_timeout_s=settings.planner.idle_timeout_s,
             reporter=Reporter(time.monotonic, journal.note),
         )
         stack.push_async_callback(registrar.stop, _WORKER_STOP_S)

@@ -1,4 +1,4 @@
-"""What the settings say of the workers, one for each device, and of the memory manager's policy."""
+"""The workers that the settings mean, one for each device."""
 
 from __future__ import annotations
 
@@ -6,32 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from engines.config import WorkerSpec
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.config import DeviceBudget
 from memory_manager.cores import CoreSignal
 from mooring.config import Settings
+from mooring.declared import settings_of
 from mooring.server.devices import is_cpu
 
-__all__ = ["manager_config", "worker_specs"]
-
-
-def manager_config(settings: Settings) -> ManagerConfig:
-    """The policy of the memory manager."""
-    planner = settings.planner
-    return ManagerConfig(
-        planner=PlannerConfig(
-            min_residency_s=planner.min_residency_s,
-            drain_after_s=planner.drain_after_s,
-            max_drain_s=planner.max_drain_s,
-            prewake=planner.prewake,
-            requests_per_replica=planner.requests_per_replica,
-            scale_up_after_s=planner.scale_up_after_s,
-            scale_down_after_s=planner.scale_down_after_s,
-        ),
-        max_waiting_per_deployment=planner.max_waiting_requests,
-    )
+__all__ = ["worker_specs"]
 
 
 def worker_specs(
@@ -56,10 +38,9 @@ def worker_specs(
 
 
 def _engine_config(settings: Settings, num_cpu_devices: int) -> dict[str, Any]:
-    section: BaseModel = getattr(settings, settings.engine)
-    config = section.model_dump(exclude_none=True)
-    if num_cpu_devices > 1 and "num_threads" in type(section).model_fields:
+    config = settings_of(getattr(settings, settings.engine))
+    if num_cpu_devices > 1 and "num_threads" in config and config["num_threads"] is None:
         # They are the same cores: each takes its part, or they would wait for each other.
         num_cores = len(os.sched_getaffinity(0))
-        config.setdefault("num_threads", max(1, num_cores // num_cpu_devices))
+        config["num_threads"] = max(1, num_cores // num_cpu_devices)
     return config

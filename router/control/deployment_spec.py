@@ -16,9 +16,7 @@ KVBytes = Callable[[Mapping[str, Any], str, int], int]
 and the sequence's tokens."""
 
 
-def deployment_spec(
-    record: DeploymentRecord, artifact: ArtifactRef, kv_bytes: KVBytes, default_idle_timeout_s: float | None
-) -> DeploymentSpec:
+def deployment_spec(record: DeploymentRecord, artifact: ArtifactRef, kv_bytes: KVBytes) -> DeploymentSpec:
     """The memory manager's description of a deployment.
 
     The KV guarantee is at least what one sequence of the longest length needs, so that every request that is
@@ -32,7 +30,6 @@ def deployment_spec(
     if policy.kv_cap_bytes is not None:
         longest_bytes = min(longest_bytes, policy.kv_cap_bytes)
     guarantee_bytes = max(policy.kv_guarantee_bytes or 0, longest_bytes)
-    idle_timeout_s = policy.idle_timeout_s if policy.idle_timeout_s is not None else default_idle_timeout_s
     return DeploymentSpec(
         name=record.name,
         artifact=artifact,
@@ -43,7 +40,7 @@ def deployment_spec(
         enabled=policy.enabled,
         pinned=policy.pinned,
         priority=policy.priority,
-        idle_timeout_s=idle_timeout_s,
+        idle_timeout_s=policy.idle_timeout_s,
         min_replicas=policy.min_replicas,
         max_replicas=policy.max_replicas,
     )

@@ -38,7 +38,7 @@ class JournalConfig:
         max_flush_s: longest pause between attempts while the database does not answer.
     """
 
-    max_kept: int = 100_000
+    max_kept: int
     flush_s: float = 0.25
     max_pending: int = 10_000
     max_flush_s: float = 5.0
@@ -57,11 +57,11 @@ class Journal:
     def __init__(
         self,
         registry: Registry,
-        config: JournalConfig | None = None,
+        config: JournalConfig,
         offset_s: Callable[[], float] = lambda: time.time() - time.monotonic(),
     ) -> None:
         self._registry = registry
-        self._config = config or JournalConfig()
+        self._config = config
         self._offset_s = offset_s
         self._pending: list[NewEvent] = []
         self._refusals: dict[tuple[str | None, object], int] = {}  # index in ``_pending`` of each refusal

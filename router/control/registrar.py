@@ -91,7 +91,6 @@ class Registrar:
     kv_bytes: KVBytes
     precision: str = "auto"
     precision_for_16_bit: str = "bf16"  # which "auto" gives to checkpoints of that size
-    default_idle_timeout_s: float | None = None
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
     retries: RetryConfig = field(default_factory=RetryConfig)
     _registrations: dict[str, Registration] = field(default_factory=dict)
@@ -365,7 +364,7 @@ class Registrar:
 
     def _follow(self, record: DeploymentRecord, artifact: ArtifactRef) -> None:
         version = record.variant.version
-        spec = deployment_spec(record, artifact, self.kv_bytes, self.default_idle_timeout_s)
+        spec = deployment_spec(record, artifact, self.kv_bytes)
         self.manager.upsert_deployment(spec)
         if not spec.enabled:
             self.directory.withhold(record.name, "it is disabled")

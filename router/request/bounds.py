@@ -1,9 +1,11 @@
-"""Settings of the front doors."""
+"""Bounds of the front doors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from mooring.declared import Setting
 from mooring.units import MIB
 
 __all__ = ["RouterConfig"]
@@ -11,10 +13,9 @@ __all__ = ["RouterConfig"]
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Limits of the front doors.
+    """Limits of the front doors. The fields that are no settings are:
 
     Attributes:
-        max_body_bytes: largest body of an HTTP request; a larger one is answered with 413.
         max_socket_requests: most requests that may run at a time on one WebSocket.
         max_stream_requests: most requests that run at a time in one stream of the KServe gRPC door; further
             ones wait unread.
@@ -34,7 +35,7 @@ class RouterConfig:
         unknown_key_cache_s: seconds for which an unknown key is not checked again.
     """
 
-    max_body_bytes: int = 4 * MIB
+    max_body_bytes: Annotated[int, Setting("Largest request body or gRPC message.")] = 4 * MIB
     max_socket_requests: int = 64
     max_stream_requests: int = 256
     max_choices: int = 128

@@ -15,6 +15,7 @@ import tritonclient.http.aio as triton
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
+from mooring.units import KIB
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import IndexEntry
@@ -88,7 +89,12 @@ async def rest_door(folder: Path, **options: Any) -> AsyncIterator[RestDoor]:
     app.router.routes.extend(
         create_kserve_routes(kserve, given.tenancy, ADMIN_KEY, max_body_bytes=max_body_bytes)
     )
-    async with http_door(app, "127.0.0.1", 0, HttpLimits(max_frame_bytes=max_body_bytes)) as url:
+    async with http_door(
+        app,
+        "127.0.0.1",
+        0,
+        HttpLimits(max_frame_bytes=max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60),
+    ) as url:
         yield RestDoor(url, source, repository)
 
 

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.events import Event, EventKind
 from memory_manager.policy.residency import Residency, ResidencyEvent
 from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, deployment, run_virtually
 
 CONFIG = ManagerConfig(
-    planner=PlannerConfig(min_residency_s=2, drain_after_s=0.5, idle_grace_s=0.1),
-    max_waiting_per_deployment=3,
+    min_residency_s=2,
+    drain_after_s=0.5,
+    idle_grace_s=0.1,
+    max_waiting_requests=3,
 )
 BUDGET = 30 * PAGE  # two deployments of 10 + 2 and the worker's page fit, three do not
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.api import Finished, FinishReason, SequenceRequest, StepOutput
-from engines.torch.engine_config import TorchEngineConfig
+from engines.config import TorchEngineConfig
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.kv.swap import KVSwap

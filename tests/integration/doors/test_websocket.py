@@ -30,6 +30,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from mooring.errors import WorkerLostError
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
+from mooring.units import KIB
 from router.doors.http_app import create_app
 from router.doors.openai.websocket import SOCKET_PATH
 from router.request.bounds import RouterConfig
@@ -101,7 +102,7 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
     source = ScriptedSource(answer)
     model = served_model("org/tiny", folder, max_model_len=96)
     given = services(source, [model], **options)
-    limits = HttpLimits(max_frame_bytes=given.config.max_body_bytes)
+    limits = HttpLimits(given.config.max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60)
     async with http_door(create_app(given), "127.0.0.1", 0, limits) as url:
         yield Server(url, source)
 

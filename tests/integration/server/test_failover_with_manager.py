@@ -17,7 +17,7 @@ from support.poison_worker import POISON_ID
 from engines.api import SamplingParams
 from engines.config import SupervisorConfig, WorkerSpec
 from engines.supervise.supervisor import Supervisor
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.host.cache import HostCache
 from memory_manager.ports import ArtifactRef, DeploymentSpec
@@ -39,9 +39,10 @@ class Stack:
     """What ``mooring serve`` wires, less the doors."""
 
     def __init__(self, folder: Path) -> None:
-        planner = PlannerConfig(min_residency_s=0.05, drain_after_s=0.05, idle_grace_s=0.01)
         self.cache = HostCache(64 * MIB)
-        config = ManagerConfig(planner=planner, rate_half_life_s=HALF_LIFE_S)
+        config = ManagerConfig(
+            min_residency_s=0.05, drain_after_s=0.05, idle_grace_s=0.01, rate_half_life_s=HALF_LIFE_S
+        )
         self.manager = MemoryManager([DeviceBudget("cpu", TWO_FIT_BYTES)], self.cache, config)
         self.num_deaths = 0
         spec = WorkerSpec(

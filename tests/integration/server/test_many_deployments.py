@@ -35,7 +35,7 @@ from mooring.units import MIB
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.control.directory import DeploymentDirectory
-from router.control.journal import Journal
+from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc.inference import create_grpc_service
@@ -89,7 +89,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     await registrar.restore()
     served = replace(services(ScriptedSource(answer), []), models=directory)
     app = create_app(served)
-    journal = Journal(registry)
+    journal = Journal(registry, JournalConfig(max_kept=1000))
     admin = AdminServices("admin", registry, registrar, manager, lambda: (), {}, journal)
     app.include_router(create_admin_router(admin))
     server = grpc.aio.server()

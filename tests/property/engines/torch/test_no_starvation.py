@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.kv_moves import move_nothing
 
 from engines.api import SamplingParams, SequenceRequest
-from engines.torch.engine_config import TorchEngineConfig
+from engines.config import TorchEngineConfig
 from engines.torch.kv.swap import KVSwap, SwapSpace
 from engines.torch.model.kv_view import KVCacheView
 from engines.torch.scheduling.counters import RunnerCounters

@@ -8,16 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, deployment, run_virtually
 
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.views import planner_state, unsettled
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import Residency, ResidencyEvent
 from mooring.errors import ArtifactError, InsufficientMemoryError, ModelNotFoundError, ModelUnavailableError
 
-CONFIG = ManagerConfig(
-    planner=PlannerConfig(min_residency_s=1.0, drain_after_s=0.3, idle_grace_s=0.1), max_retry_s=4.0
-)
+CONFIG = ManagerConfig(min_residency_s=1.0, drain_after_s=0.3, idle_grace_s=0.1, max_retry_s=4.0)
 NAMES = "abcd"
 SLOW = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
@@ -123,7 +121,7 @@ class World:
             whole = planner_state(*where, deployments, replicas, CONFIG, now_s)
             part = planner_state(*where, *moving, CONFIG, now_s, next_due_s)
             self.num_left_out += len(whole.deployments) - len(part.deployments)
-            assert plan(part, now_s, CONFIG.planner) == plan(whole, now_s, CONFIG.planner)
+            assert plan(part, now_s, CONFIG) == plan(whole, now_s, CONFIG)
 
     async def request(self, request: Request) -> str:
         await asyncio.sleep(request.after_s)
@@ -323,7 +321,7 @@ def test_three_always_busy_models_all_make_progress_in_the_room_of_two(
                 await asyncio.sleep(pauses_s)
 
         await asyncio.gather(*(client(name) for name in served_s for _ in range(num_clients)))
-        assert min(stays) >= CONFIG.planner.min_residency_s - 1e-6
+        assert min(stays) >= CONFIG.min_residency_s - 1e-6
         assert min(served_s.values()) > 0.3 * max(served_s.values())
         await manager.stop()
 

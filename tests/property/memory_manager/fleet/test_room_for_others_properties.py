@@ -39,7 +39,7 @@ def test_the_ledger_holds_and_everybody_is_served_once_others_are_gone(
     steps: list[tuple[str, int, float]],
 ) -> None:
     async def main() -> None:
-        async with house(replace(CONFIG, max_waiting_per_deployment=100)) as h:
+        async with house(replace(CONFIG, max_waiting_requests=100)) as h:
             h.add_worker()
             for name in "abc":
                 h.manager.upsert_deployment(deployment(name))

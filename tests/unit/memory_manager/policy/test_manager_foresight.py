@@ -13,7 +13,7 @@ from support.simulated_memory import deployment
 from memory_manager.fleet.events import EventKind
 from memory_manager.policy.residency import Residency
 
-NO_PREWAKE = replace(CONFIG, planner=replace(CONFIG.planner, prewake=False))
+NO_PREWAKE = replace(CONFIG, prewake=False)
 PERIOD_S = 60.0
 
 
@@ -140,7 +140,9 @@ async def test_what_is_soon_expected_is_kept_before_what_is_not() -> None:
 async def test_replicas_come_with_the_load_and_go_with_it() -> None:
     config = replace(
         CONFIG,
-        planner=replace(CONFIG.planner, requests_per_replica=2, scale_up_after_s=0.5, scale_down_after_s=3.0),
+        requests_per_replica=2,
+        scale_up_after_s=0.5,
+        scale_down_after_s=3.0,
     )
     async with house(config, **{"cpu:0": BUDGET, "cpu:1": BUDGET}) as h:
         workers = [h.add_worker("cpu:0"), h.add_worker("cpu:1")]
@@ -166,7 +168,7 @@ async def test_replicas_come_with_the_load_and_go_with_it() -> None:
 
 @virtually
 async def test_a_second_replica_takes_no_room_from_what_is_in_use() -> None:
-    config = replace(CONFIG, planner=replace(CONFIG.planner, requests_per_replica=1, scale_up_after_s=0.1))
+    config = replace(CONFIG, requests_per_replica=1, scale_up_after_s=0.1)
     async with house(config, **{"cpu:0": BUDGET // 2, "cpu:1": BUDGET // 2}) as h:
         h.add_worker("cpu:0", BUDGET // 2)
         h.add_worker("cpu:1", BUDGET // 2)

@@ -35,7 +35,7 @@ def guarantee_bytes(policy: DeploymentPolicy) -> int:
     version = VersionRecord("m", 1, "0" * 64, "/m", None, "llama", description, 20 * MIB, 0.0)
     variant = VariantRecord(1, version, "fp32", None, None)
     record = DeploymentRecord("m", variant, "torch", policy, 0.0, 0.0)
-    return deployment_spec(record, ARTIFACT, sequence_kv_bytes, None).kv_guarantee_bytes
+    return deployment_spec(record, ARTIFACT, sequence_kv_bytes).kv_guarantee_bytes
 
 
 @pytest.mark.parametrize("asked", [None, 0, 1, 4 * MIB, ONE_SEQUENCE_BYTES])

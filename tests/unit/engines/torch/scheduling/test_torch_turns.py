@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.api import SamplingParams, SequenceRequest
-from engines.torch.engine_config import TorchEngineConfig
+from engines.config import TorchEngineConfig
 from engines.torch.lease import KVLease
 from engines.torch.scheduling.compose import Turn, order_of_turns
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue

@@ -1,0 +1,129 @@
+"""The declaration of a value that is set from outside: type, default, bounds and a sentence, written down once.
+
+A part keeps such values as fields of a frozen dataclass and marks each in its annotation::
+
+    period_s: Annotated[float, Bounds(gt=0), Setting("Time between two readings of a device.")] = 0.5
+
+Whoever reads, checks, stores or explains them asks the dataclass (``declared``) instead of naming them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mooring.errors import ConfigurationError
+
+__all__ = ["Bounds", "Declared", "Setting", "check_bounds", "declared", "settings_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The range of a number, both ends included.
+
+    Attributes:
+        ge: the least value.
+        le: the largest value.
+        gt: a limit that the value must exceed.
+    """
+
+    ge: float = -math.inf
+    le: float = math.inf
+    gt: float = -math.inf
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is in the range."""
+        return self.ge <= value <= self.le and (value > self.gt or math.isinf(self.gt))
+
+    def __str__(self) -> str:
+        low = f"at least {self.ge:g}" if math.isinf(self.gt) else f"more than {self.gt:g}"
+        if math.isinf(self.le):
+            return low
+        high = f"at most {self.le:.15g}"
+        return high if math.isinf(self.ge) and math.isinf(self.gt) else f"{low} and {high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Marks a field that is set from outside.
+
+    Attributes:
+        sentence: what the value is, for whoever sets it.
+        name: its name outside; None if that is the field's own.
+    """
+
+    sentence: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One field of a dataclass, as it is declared.
+
+    Attributes:
+        name: the field's own name.
+        kind: its type, without what the annotation adds to it.
+        default: its default; ``dataclasses.MISSING`` if it has none.
+        bounds: the range of its values; None if every value will do.
+        setting: how it is set from outside; None if it is not.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    bounds: Bounds | None
+    setting: Setting | None
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether None is one of its values."""
+        return get_origin(self.kind) in (Union, UnionType) and type(None) in get_args(self.kind)
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is a number of bytes, which people write like 512MiB."""
+        return self.name.endswith("_bytes")
+
+
+@cache
+def declared(kind: type) -> Mapping[str, Declared]:
+    """The fields of a dataclass by name, in their order."""
+    hints = get_type_hints(kind, include_extras=True)
+    return MappingProxyType(
+        {each.name: _read(each.name, hints[each.name], each.default) for each in fields(kind)}
+    )
+
+
+def _read(name: str, hint: Any, default: Any) -> Declared:
+    notes: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
+        notes = tuple(rest)
+    bounds = next((note for note in notes if isinstance(note, Bounds)), None)
+    setting = next((note for note in notes if isinstance(note, Setting)), None)
+    return Declared(name, hint, default, bounds, setting)
+
+
+def settings_of(config: object) -> dict[str, Any]:
+    """The values of a configuration, a dataclass, that are set from outside, by the fields' own names."""
+    part: type = type(config)
+    return {name: getattr(config, name) for name, each in declared(part).items() if each.setting}
+
+
+def check_bounds(config: object) -> None:
+    """Checks the numbers and the words of a configuration, a dataclass.
+
+    Raises:
+        ConfigurationError: a value is not allowed; ``param`` names the field.
+    """
+    part: type = type(config)
+    for name, field in declared(part).items():
+        value = getattr(config, name)
+        if field.bounds is not None and value is not None and not field.bounds.holds(value):
+            raise ConfigurationError(f"{name} is {value} and must be {field.bounds}", param=name)
+        if get_origin(field.kind) is Literal and value not in (words := get_args(field.kind)):
+            raise ConfigurationError(f"{name} is {value!r} and must be {' or '.join(words)}", param=name)
