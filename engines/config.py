@@ -39,7 +39,9 @@ class WorkerSpec:
         memory_budget_bytes: bytes of the device; the capacity of the worker's arena.
         config: settings of the engine, by the field names of its configuration dataclass.
         core_signal: signal that its steps set, if the device is the CPU.
-        command: starts the worker; its flags are appended.
+        python: the interpreter that runs the worker, for an engine that lives in an environment of its own; Mooring
+            has to be importable there.
+        program: arguments of the interpreter; the worker's flags follow.
     """
 
     worker_id: str
@@ -48,7 +50,8 @@ class WorkerSpec:
     memory_budget_bytes: int
     config: Mapping[str, Any] = field(default_factory=dict)
     core_signal: CoreSignal | None = None
-    command: tuple[str, ...] = (sys.executable, "-m", "engines.worker")
+    python: str = sys.executable
+    program: tuple[str, ...] = ("-m", "engines.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class SupervisorConfig:
         first_backoff_s: pause before the second restart; the first is immediate.
         max_backoff_s: the pause doubles up to this.
         stable_after_s: a worker that lived this long starts again from an immediate restart.
+        removal_s: a worker that is removed and has not let everything go so long after its grace is ended as it is,
+            and is killed when it has not ended after so long again.
         runtime_dir: parent of the private folder of the sockets; None is the system's temporary folder.
     """
 
@@ -90,6 +95,7 @@ class SupervisorConfig:
     first_backoff_s: float = 0.5
     max_backoff_s: float = 10.0
     stable_after_s: float = 60.0
+    removal_s: float = 5.0
     runtime_dir: Path | None = None
 
 

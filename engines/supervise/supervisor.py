@@ -1,4 +1,4 @@
-"""Starts workers, notices when they die and starts them again.
+"""Starts workers, notices when they die, starts them again, and ends those that are no longer wanted.
 
 Each worker has a life of its own: a process in its own process group, a socket in a private folder, a
 descriptor channel and a client. When the process ends or its stream breaks, that life is over: the process
@@ -18,14 +18,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.config import ClientConfig, SupervisorConfig, WorkerSpec
 from engines.link.descriptors import DescriptorSender, open_channel
 from engines.supervise.client import StepSink, WorkerClient
-from mooring.errors import ConfigurationError, MooringError, WorkerLostError
+from mooring.errors import ConfigurationError, ConflictError, MooringError, NotFoundError, WorkerLostError
 from mooring.units import MIB
 
 __all__ = ["WORKER_ENVIRONMENT", "Supervisor", "WorkerProcess", "WorkerState", "restart_pause_s"]
@@ -88,7 +88,9 @@ class _Worker:
         self.process: asyncio.subprocess.Process | None = None
         self.client: WorkerClient | None = None
         self.num_lives = 0
+        self.stopping = asyncio.Event()  # it gets no further life
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.watch: asyncio.Task[None] | None = None
 
     def status(self) -> WorkerProcess:
         return WorkerProcess(
@@ -100,8 +102,12 @@ class _Worker:
         )
 
 
+async def _nothing_to_drain(worker_id: str, within_s: float) -> None:
+    pass
+
+
 class Supervisor:
-    """Keeps a set of workers alive.
+    """Keeps a changing set of workers alive.
 
     Runs on a thread that lives as long as the server does, because the kernel ties a worker's life to the
     thread that started it.
@@ -109,67 +115,95 @@ class Supervisor:
     Args:
         on_ready: told of every new life, once its client answers.
         on_lost: told, by worker id, of the end of every life that was ready.
+        drain: takes everything off a worker that is to be removed, within so many seconds.
         clock: ``time.monotonic``.
         on_step: told of the size of every step, as in ``WorkerClient``.
     """
 
     def __init__(
         self,
-        specs: Sequence[WorkerSpec],
         on_ready: Callable[[WorkerClient], None],
         on_lost: Callable[[str], None],
+        drain: Callable[[str, float], Awaitable[None]] = _nothing_to_drain,
         config: SupervisorConfig | None = None,
         client_config: ClientConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_step: StepSink = lambda replica_id, num_tokens: None,
     ) -> None:
-        self._specs = tuple(specs)
         self._on_ready = on_ready
         self._on_lost = on_lost
+        self._drain = drain
         self._config = config or SupervisorConfig()
         self._client_config = client_config or ClientConfig()
         self._clock = clock
         self._on_step = on_step
         self._workers: dict[str, _Worker] = {}
-        self._watches: list[asyncio.Task[None]] = []
+        self._num_added = 0
         self._socket_dir: Path | None = None
-        self._stopping = asyncio.Event()
 
-    async def start(self) -> None:
-        """Starts every worker and returns when all are ready.
+    async def add(self, spec: WorkerSpec) -> None:
+        """Starts a worker and returns when it is ready; from then on it is kept alive.
 
         Raises:
-            ConfigurationError: one of them ended before it was ever ready; all are stopped again.
+            ConflictError: there is a worker of that id.
+            ConfigurationError: it ended before it was ever ready; nothing of it is left.
         """
-        folder = self._socket_dir = _make_socket_dir(self._config.runtime_dir)
-        self._workers = {
-            spec.worker_id: _Worker(spec, folder / str(index)) for index, spec in enumerate(self._specs)
-        }
-        self._watches = [
-            asyncio.create_task(self._watch(worker), name=f"supervise-{worker_id}")
-            for worker_id, worker in self._workers.items()
-        ]
+        if spec.worker_id in self._workers:
+            raise ConflictError(f"there is a worker {spec.worker_id} already", param="worker_id")
+        if self._socket_dir is None:
+            self._socket_dir = _make_socket_dir(self._config.runtime_dir)
+        worker = self._workers[spec.worker_id] = _Worker(spec, self._socket_dir / str(self._num_added))
+        self._num_added += 1
+        worker.watch = asyncio.create_task(self._watch(worker), name=f"supervise-{spec.worker_id}")
         try:
-            await asyncio.gather(*(worker.first_ready for worker in self._workers.values()))
+            await worker.first_ready
         except BaseException:
-            await self.stop(grace_s=0.0)
+            await self._end([worker], grace_s=0.0)
+            self._workers.pop(spec.worker_id, None)
             raise
+
+    async def remove(self, worker_id: str, grace_s: float) -> None:
+        """Ends a worker for good: it is drained, then its process ends.
+
+        Args:
+            grace_s: seconds that its requests have to finish. Those that still run then go on elsewhere.
+
+        Raises:
+            NotFoundError: there is no such worker.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise NotFoundError(f"there is no worker {worker_id}")
+        worker.stopping.set()
+        try:
+            async with asyncio.timeout(grace_s + self._config.removal_s):
+                await self._drain(worker_id, grace_s)
+        except TimeoutError:
+            logger.warning("worker %s did not let everything go in time and is ended", worker_id)
+        await self._end([worker], self._config.removal_s)
+        self._workers.pop(worker_id, None)
+        logger.info("worker %s is removed", worker_id)
 
     async def stop(self, grace_s: float) -> None:
         """Ends every worker: SIGTERM, which drains, and SIGKILL after ``grace_s``. Safe to call twice."""
-        self._stopping.set()
-        for worker in self._workers.values():
-            if worker.process is not None:
-                _signal(worker.process, signal.SIGTERM)
-        if self._watches:
-            _, late = await asyncio.wait(self._watches, timeout=grace_s)
-            for watch in late:
-                watch.cancel()  # a cancelled watch kills and reaps its process on its way out
-            await asyncio.gather(*self._watches, return_exceptions=True)
-        self._watches.clear()
+        await self._end(self._workers.values(), grace_s)
         if self._socket_dir is not None:
             await asyncio.to_thread(shutil.rmtree, self._socket_dir, ignore_errors=True)
             self._socket_dir = None
+
+    async def _end(self, workers: Iterable[_Worker], grace_s: float) -> None:
+        watches = []
+        for worker in workers:
+            worker.stopping.set()
+            if worker.process is not None:
+                _signal(worker.process, signal.SIGTERM)
+            if worker.watch is not None:
+                watches.append(worker.watch)
+        if watches:
+            _, late = await asyncio.wait(watches, timeout=grace_s)
+            for watch in late:
+                watch.cancel()  # a cancelled watch kills and reaps its process on its way out
+            await asyncio.gather(*watches, return_exceptions=True)
 
     def client(self, worker_id: str) -> WorkerClient:
         """The present life of a worker.
@@ -192,7 +226,7 @@ class Supervisor:
                 worker.state = WorkerState.STARTING
                 started_s = self._clock()
                 ending = await self._live_once(worker)
-                if self._stopping.is_set():
+                if worker.stopping.is_set():
                     return
                 if not worker.first_ready.done():
                     worker.first_ready.set_exception(ConfigurationError(f"{ending}; its log says why"))
@@ -202,9 +236,9 @@ class Supervisor:
                     num_deaths_in_a_row = 0
                 num_deaths_in_a_row += 1
                 worker.state = WorkerState.RESTARTING
-                if await self._stops_within(restart_pause_s(num_deaths_in_a_row, self._config)):
+                if await _stops_within(worker, restart_pause_s(num_deaths_in_a_row, self._config)):
                     return
-        except Exception as error:  # a bug of ours: start() must hear of it, not of a cancellation
+        except Exception as error:  # a bug of ours: add() must hear of it, not of a cancellation
             if not worker.first_ready.done():
                 worker.first_ready.set_exception(error)
             raise
@@ -212,14 +246,6 @@ class Supervisor:
             worker.state = WorkerState.STOPPED
             if not worker.first_ready.done():
                 worker.first_ready.cancel()
-
-    async def _stops_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def _live_once(self, worker: _Worker) -> str:
         """One life, from the start of the process to its last trace. Returns how it ended."""
@@ -231,7 +257,7 @@ class Supervisor:
             return f"worker {worker_id} cannot be started: {error}"
         worker.process = process
         worker.num_lives += 1
-        if self._stopping.is_set():  # ``stop`` did not see this process yet
+        if worker.stopping.is_set():  # who ends it did not see this process yet
             _signal(process, signal.SIGTERM)
         client = WorkerClient(
             worker_id, socket_path, descriptors, self._client_config, self._clock, self._on_step
@@ -283,6 +309,15 @@ class Supervisor:
             self._on_lost(worker.spec.worker_id)
 
 
+async def _stops_within(worker: _Worker, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await worker.stopping.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 def _make_socket_dir(parent: Path | None) -> Path:
     """A new folder that only this user can enter, so that nobody else can talk to a worker."""
     folder = Path(tempfile.mkdtemp(prefix="mooring-", dir=parent))
@@ -300,7 +335,7 @@ async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subproces
     core_signal_flags = ["--core-signal-fds", *map(str, core_signal_fds)] if core_signal_fds else []
     try:
         process = await asyncio.create_subprocess_exec(
-            *spec.command,
+            *(spec.python, *spec.program),
             *("--engine", spec.engine, "--device", spec.device),
             *("--memory-budget", str(spec.memory_budget_bytes), "--socket", str(socket_path)),
             *("--descriptor-fd", str(theirs.fileno()), "--config", json.dumps(dict(spec.config))),

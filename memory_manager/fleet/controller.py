@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 
 from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.audit import Audit
-from memory_manager.fleet.events import EventKind, EventSink, Reporter
+from memory_manager.fleet.events import EventSink, Reporter
 from memory_manager.fleet.execution import Execution
-from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.moves import Moves
@@ -35,6 +34,7 @@ from memory_manager.fleet.records import (
     not_found,
     shutting_down,
 )
+from memory_manager.fleet.roster import Roster
 from memory_manager.fleet.status import DeploymentStatus, Snapshot
 from memory_manager.fleet.views import deployment_status, planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
@@ -42,11 +42,7 @@ from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
 from memory_manager.policy.what_if import WayIn, way_in
 from memory_manager.ports import DeploymentSpec, WorkerPort
-from mooring.errors import (
-    ConfigurationError,
-    ConflictError,
-    WorkerLostError,
-)
+from mooring.errors import ConfigurationError
 
 __all__ = ["MemoryManager"]
 
@@ -98,7 +94,7 @@ class MemoryManager:
             lambda: self._replicas.values(),
             sink,
             self._reporter,
-            self._lost,
+            lambda worker: self._roster.lose(worker),
             self._admission.note_failure,
             lambda worker, step: self._execution.spawn(worker, step),
         )
@@ -111,7 +107,7 @@ class MemoryManager:
             clock,
             self._schedule.soon,
             self._reporter,
-            self._lost,
+            lambda worker: self._roster.lose(worker),
         )
         self._has_moved = False
         self.others = OthersShare(
@@ -125,6 +121,20 @@ class MemoryManager:
             self._config,
             self._note_move,
         )
+        self._roster = Roster(
+            self._ledgers,
+            self._workers,
+            self._replicas,
+            self._moves,
+            self._execution,
+            self._audit,
+            self.others,
+            self._reporter,
+            self._config,
+            clock,
+            self._schedule.soon,
+            self._note_move,
+        )
         self._stopping = False
 
     # Workers.
@@ -136,68 +146,20 @@ class MemoryManager:
             ConfigurationError: its device has no budget.
             ConflictError: its id is in use.
         """
-        if port.device not in self._ledgers:
-            raise ConfigurationError(
-                f"worker {port.worker_id} is on {port.device}, which has no memory budget"
-            )
-        if port.worker_id in self._workers:
-            raise ConflictError(f"worker {port.worker_id} is there already")
-        ledger = self._ledgers[port.device]
-        kv = WorkerKVLease(port, ledger, self._config.lease_poll_s, self._schedule.soon)
-        worker = Worker(port, ledger, kv, port.capabilities())
-        self._workers[port.worker_id] = worker
-        self._execution.spawn(worker, self._keep_lease(worker))
-        self._execution.spawn(worker, self._audit.watch(worker))
-        if ledger.others_bytes:
-            self.others.limit(worker)
-        self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
-        self._schedule.soon()
+        self._roster.add(port)
+
+    async def drain_worker(self, worker_id: str, within_s: float) -> None:
+        """Takes every replica off a worker that is to leave, and gives it no more; returns once it has none.
+        Requests on it have ``within_s`` to finish; those that still run then go on where their models are next.
+        Returns at once for a worker that is not there, and when it is lost meanwhile."""
+        await self._roster.drain(worker_id, within_s)
 
     def worker_lost(self, worker_id: str) -> None:
         """The worker's process has ended: its device memory is free, its replicas are warm (or cold), their
         leases void; who waits waits for its successor. Does nothing for a worker that is not there."""
         worker = self._workers.get(worker_id)
         if worker is not None:
-            self._lost(worker)
-
-    def _lost(self, worker: Worker) -> None:
-        if self._workers.get(worker.worker_id) is not worker:
-            return
-        del self._workers[worker.worker_id]
-        for task in worker.tasks:
-            task.cancel()
-        hosted = [each for each in self._replicas.values() if each.worker is worker]
-        figures = {"num_replicas": len(hosted), "kv_lease_bytes": worker.kv.lease_bytes}
-        self._reporter.of_worker(EventKind.WORKER, worker, "lost: its device memory is free", figures)
-        worker.kv.end()
-        for replica in hosted:
-            worker.ledger.release(replica.owner)
-            self._drop_from_lost(replica)
-        self._schedule.soon()
-
-    async def _keep_lease(self, worker: Worker) -> None:
-        try:
-            await worker.kv.run()
-        except WorkerLostError:
-            self._lost(worker)
-
-    def _drop_from_lost(self, replica: Replica) -> None:
-        replica.tickets.clear()
-        replica.in_flight = False
-        replica.deployment.stirred = self._has_moved = True
-        error: WorkerLostError | None = None
-        if replica.residency in (Residency.LOADING, Residency.WAKING):
-            # Perhaps it was this load that killed the worker; it must not do so for ever.
-            error = WorkerLostError(f"the worker died {replica.num_failures + 1} times while loading it")
-            self._moves.count_failure(replica, error)
-        elif replica.residency in ON_DEVICE:
-            # It had come well; that its worker would not let it go does not keep it from the next one.
-            replica.num_failures, replica.retry_at_s = 0, 0.0
-        replica.forget_worker()
-        if error is not None and replica.num_failures >= self._config.wake_attempts:
-            self._moves.fail(replica, error)
-        elif replica.residency in ON_DEVICE:
-            self._moves.enter(replica, self._moves.off_device(replica), "worker lost")
+            self._roster.lose(worker)
 
     # Deployments.
 
@@ -366,6 +328,7 @@ class MemoryManager:
         if self._has_moved:
             self._has_moved = False
             self._follow_moves()
+            self._roster.note_drained()
         self._admission.serve(self._deployments.values())
         now_s = self._clock()
         for deployment in self._deployments.values():

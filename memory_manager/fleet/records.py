@@ -121,6 +121,8 @@ class Worker:
         fragmentation: of its KV then.
         kv_wanted_bytes, kv_wanted_since_s: the KV lease under which none of its sequences would have waited then, 0
             where none did, and since when some have.
+        leaves_by_s: when the requests that still run on it are moved, since it is to leave; None while it stays.
+        drained: set once no replica is left on a worker that is to leave, and when it is lost.
     """
 
     port: WorkerPort
@@ -133,6 +135,8 @@ class Worker:
     fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
     kv_wanted_bytes: int = 0
     kv_wanted_since_s: float = 0.0
+    leaves_by_s: float | None = None
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def worker_id(self) -> str:
@@ -194,6 +198,8 @@ class Replica:
         residency = self.state.residency
         if self.worker is None:
             return residency in _OFF_DEVICE and not self.in_flight
+        if self.worker.leaves_by_s is not None:
+            return False
         asleep = residency is Residency.WARM and not self.in_flight and not self.retired
         return asleep and not self.lease_bytes
 

@@ -59,6 +59,7 @@ def planner_state(
                 each.kv_wanted_since_s,
                 each.capabilities.sleep,
                 each.capabilities.elastic_kv,
+                each.leaves_by_s,
             )
             for each in workers.values()
         ),

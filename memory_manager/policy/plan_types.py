@@ -128,6 +128,8 @@ class WorkerView:
         sleep: its replicas can be put to sleep; without it they are unloaded.
         elastic_kv: its lease may change while replicas are there; without it each replica has its KV guarantee
             from its load on, and no more.
+        leaves_by_s: the worker is to leave: it gets no replicas, and those on it are unloaded, at this time with
+            requests that still run; None if it stays.
     """
 
     worker_id: str
@@ -138,6 +140,7 @@ class WorkerView:
     kv_wanted_since_s: float = 0.0
     sleep: bool = True
     elastic_kv: bool = True
+    leaves_by_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

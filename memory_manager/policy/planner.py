@@ -43,7 +43,15 @@ from memory_manager.policy.plan_types import (
 )
 from memory_manager.policy.refusals import refusals
 from memory_manager.policy.residency import ON_DEVICE, Residency
-from memory_manager.policy.wants import Displaces, Want, must_be_forgotten, num_kept, surplus, wants_of
+from memory_manager.policy.wants import (
+    Displaces,
+    Want,
+    is_at_rest,
+    must_be_forgotten,
+    num_kept,
+    surplus,
+    wants_of,
+)
 from mooring.units import format_bytes
 
 __all__ = ["plan"]
@@ -155,16 +163,20 @@ class _Planning:
                 committed = replica.in_flight and replica.residency is Residency.DRAINING
                 reason = "on its way" if committed else self._reason_to_go(replica)
                 if reason is not None:
-                    self._leave(replica, reason)
-            elif must_be_forgotten(replica) and self._at(replica.retry_at_s):
-                figures = self._standing(replica)
-                self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind", figures))
+                    self._leave(replica, reason, max_drain_s=self._max_drain_s(replica))
+            elif must_be_forgotten(replica) or (is_at_rest(replica) and self._loses_worker(replica)):
+                self._leaving.add(replica.replica_id)
+                if self._at(replica.retry_at_s):
+                    figures = self._standing(replica)
+                    self._actions.append(Unload(replica.replica_id, "nothing of it may stay behind", figures))
 
     def _reason_to_go(self, replica: ReplicaView) -> str | None:
         if replica.retired:
             return "no longer deployed"
         if replica.sleep_requested:
             return "asked to sleep"
+        if self._loses_worker(replica):
+            return "its worker is to leave"
         deployment = self._deployments[replica.deployment]
         if not deployment.enabled:
             return "deployment disabled"
@@ -177,6 +189,20 @@ class _Planning:
         if not self._at(max(replica.last_used_s, replica.since_s) + timeout_s):
             return None
         return None if self._is_expected(deployment) else f"idle for {timeout_s:g} s"
+
+    def _loses_worker(self, replica: ReplicaView) -> bool:
+        return replica.worker_id is not None and self._worker_of(replica).leaves_by_s is not None
+
+    def _max_drain_s(self, replica: ReplicaView) -> float:
+        """Seconds from the begin of its draining in which the requests on a replica that must go can finish. They are
+        moved with their worker, and earlier if others wait for the same replica."""
+        leaves_by_s = self._worker_of(replica).leaves_by_s
+        if leaves_by_s is None:
+            return math.inf
+        since_s = replica.since_s if replica.residency is Residency.DRAINING else self._now_s
+        deployment = self._deployments.get(replica.deployment)
+        is_awaited = deployment is not None and deployment.demand is not None
+        return max(0.0, min(leaves_by_s - since_s, self._config.max_drain_s if is_awaited else math.inf))
 
     def _is_expected(self, deployment: DeploymentView) -> bool:
         """Whether the deployment's rhythm would have it woken at once."""
@@ -204,7 +230,8 @@ class _Planning:
         drained = replica.num_active == 0 or (
             replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
         )
-        if drained and (replica.retired or not self._worker_of(replica).sleep):
+        worker = self._worker_of(replica)
+        if drained and (replica.retired or not worker.sleep or worker.leaves_by_s is not None):
             self._actions.append(Unload(replica.replica_id, reason, figures, room_for))
         elif drained:
             self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
@@ -222,7 +249,7 @@ class _Planning:
         }
 
     def _worker_of(self, replica: ReplicaView) -> WorkerView:
-        assert replica.worker_id is not None, "a replica on a device has a worker"
+        assert replica.worker_id is not None, "its worker knows the replica"
         return self._workers[replica.worker_id]
 
     def _board_of(self, replica: ReplicaView) -> DeviceRoom:
@@ -314,7 +341,7 @@ class _Planning:
 
     def _option(self, want: Want, worker: WorkerView) -> _Option | None:
         """How the wanted replica could come to this worker; None if it cannot now."""
-        if worker.worker_id in self._hosts[want.deployment.name]:
+        if worker.worker_id in self._hosts[want.deployment.name] or worker.leaves_by_s is not None:
             return None
         replica, board = want.replica, self._boards[worker.device]
         moves = replica.worker_id is not None and replica.worker_id != worker.worker_id

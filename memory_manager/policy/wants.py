@@ -97,7 +97,7 @@ def wants_of(
 
     Args:
         replicas: the deployment's own, not retired.
-        leaving: ids of replicas that leave for good.
+        leaving: ids of replicas that leave their device or their worker.
         at: tells whether a time has come; if not, the plan is made again then.
     """
     # A replica that drains to make room for others is neither up nor to be brought: it resumes, or it
@@ -108,7 +108,7 @@ def wants_of(
     if num_up:
         num_desired = max(num_desired, deployment.wanted_replicas)
         at(deployment.rescale_at_s)
-    candidates = [each for each in replicas if is_at_rest(each) and not must_be_forgotten(each)]
+    candidates = [each for each in replicas if is_at_rest(each) and each.replica_id not in leaving]
     candidates.sort(
         key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id)
     )

@@ -188,13 +188,14 @@ class Server:
         manager = MemoryManager(budgets, cache, settings.planner, sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
         supervisor = Supervisor(
-            worker_specs(settings, budgets, core_signals),
             on_ready=manager.add_worker,
             on_lost=manager.worker_lost,
+            drain=manager.drain_worker,
             on_step=metrics.observe_step,
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
-        await supervisor.start()
+        specs = worker_specs(settings, budgets, core_signals)
+        await asyncio.gather(*(supervisor.add(spec) for spec in specs))
         kind = engine_kind(settings.engine)
         packed_root = settings.data_dir / "store" / "packed"
         registrar = Registrar(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +19,8 @@ from mooring.errors import WorkerLostError
 
 MAX_MODEL_LEN = 4096
 WEIGHTS_BYTES = 2 << 20
-WORKER_COMMAND = (sys.executable, "-m", "engines.worker")
-POISON_COMMAND = (sys.executable, str(Path(__file__).with_name("poison_worker.py")))
+WORKER_PROGRAM = ("-m", "engines.worker")
+POISON_PROGRAM = (str(Path(__file__).with_name("poison_worker.py")),)
 
 
 def expected_tokens(prompt_ids: tuple[int, ...], num_tokens: int) -> list[int]:
@@ -97,12 +96,12 @@ class _Ticket:
 class NullFleet:
     """One worker that loads ``m/0`` in each of its lives; gives out tickets for it while it is resident."""
 
-    def __init__(self, command: tuple[str, ...], step_time_s: float, **config: Any) -> None:
-        spec = WorkerSpec(
-            "cpu-0", "null", "cpu", 1 << 28, {"step_time_s": step_time_s, **config}, command=command
+    def __init__(self, program: tuple[str, ...], step_time_s: float, **config: Any) -> None:
+        self.spec = WorkerSpec(
+            "cpu-0", "null", "cpu", 1 << 28, {"step_time_s": step_time_s, **config}, program=program
         )
         self.supervisor = Supervisor(
-            [spec], self._ready, self._lost, SupervisorConfig(first_backoff_s=0.01, max_backoff_s=0.02)
+            self._ready, self._lost, config=SupervisorConfig(first_backoff_s=0.01, max_backoff_s=0.02)
         )
         self.resident = asyncio.Event()
         self.tickets: set[_Ticket] = set()
@@ -138,11 +137,11 @@ class NullFleet:
 
 @asynccontextmanager
 async def null_fleet(
-    command: tuple[str, ...] = WORKER_COMMAND, step_time_s: float = 0.001, **config: Any
+    program: tuple[str, ...] = WORKER_PROGRAM, step_time_s: float = 0.001, **config: Any
 ) -> AsyncIterator[NullFleet]:
-    fleet = NullFleet(command, step_time_s, **config)
+    fleet = NullFleet(program, step_time_s, **config)
     async with asyncio.timeout(20):
-        await fleet.supervisor.start()
+        await fleet.supervisor.add(fleet.spec)
         await fleet.resident.wait()
     try:
         yield fleet

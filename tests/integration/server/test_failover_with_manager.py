@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.null_worker import MAX_MODEL_LEN, POISON_COMMAND, expected_tokens
+from support.null_worker import MAX_MODEL_LEN, POISON_PROGRAM, expected_tokens
 from support.poison_worker import POISON_ID
 
 from engines.api import SamplingParams
@@ -45,11 +45,10 @@ class Stack:
         )
         self.manager = MemoryManager([DeviceBudget("cpu", TWO_FIT_BYTES)], self.cache, config)
         self.num_deaths = 0
-        spec = WorkerSpec(
-            "cpu-0", "null", "cpu", TWO_FIT_BYTES, {"step_time_s": 0.002}, command=POISON_COMMAND
+        self.spec = WorkerSpec(
+            "cpu-0", "null", "cpu", TWO_FIT_BYTES, {"step_time_s": 0.002}, program=POISON_PROGRAM
         )
         self.supervisor = Supervisor(
-            [spec],
             on_ready=self.manager.add_worker,
             on_lost=self._lost,
             config=SupervisorConfig(first_backoff_s=0.01),
@@ -94,7 +93,7 @@ def deployment(folder: Path, name: str) -> DeploymentSpec:
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     stack = Stack(tmp_path)
-    await stack.supervisor.start()
+    await stack.supervisor.add(stack.spec)
     yield stack
     await stack.manager.stop()
     await stack.supervisor.stop(grace_s=0.0)

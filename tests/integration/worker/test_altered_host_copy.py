@@ -40,8 +40,8 @@ class Stack:
         self.events: list[Event] = []
         self.cache = HostCache(BUDGET, to_be_pinned=True)
         self.manager = MemoryManager([DeviceBudget("cpu", BUDGET)], self.cache, events=self.events.append)
-        spec = WorkerSpec("cpu-0", "torch", "cpu", BUDGET, {"cpu_wake": cpu_wake})
-        self.supervisor = Supervisor([spec], self.manager.add_worker, self.manager.worker_lost)
+        self.spec = WorkerSpec("cpu-0", "torch", "cpu", BUDGET, {"cpu_wake": cpu_wake})
+        self.supervisor = Supervisor(self.manager.add_worker, self.manager.worker_lost)
         self.dispatcher = Dispatcher(self.manager, self.supervisor.client)
         weights = folder / "weights.bin"
         weights.write_bytes(model.packed)
@@ -83,7 +83,7 @@ class Stack:
 @asynccontextmanager
 async def serving(model: TinyModel, folder: Path, cpu_wake: str) -> AsyncIterator[Stack]:
     stack = Stack(model, folder, cpu_wake)
-    await stack.supervisor.start()
+    await stack.supervisor.add(stack.spec)
     yield stack
     await stack.manager.stop()
     await stack.supervisor.stop(grace_s=0.0)

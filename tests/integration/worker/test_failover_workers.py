@@ -9,7 +9,7 @@ import signal
 import pytest
 from support.null_worker import (
     MAX_MODEL_LEN,
-    POISON_COMMAND,
+    POISON_PROGRAM,
     WEIGHTS_BYTES,
     NullFleet,
     expected_tokens,
@@ -92,7 +92,7 @@ async def test_prompt_logprobs_come_once_and_of_one_choice_whenever_the_worker_d
 
 
 async def test_a_request_present_at_two_deaths_fails_alone() -> None:
-    async with null_fleet(POISON_COMMAND, step_time_s=0.002) as fleet:
+    async with null_fleet(POISON_PROGRAM, step_time_s=0.002) as fleet:
         dispatch = dispatcher(fleet)
         prompts = [(number, 7) for number in range(6)]
         streams = [await dispatch.generate(request(prompt, 100)) for prompt in prompts]

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.core_signals import is_clear
-from support.null_worker import WORKER_COMMAND, null_fleet, until
+from support.null_worker import WORKER_PROGRAM, null_fleet, until
 
 from engines.config import SupervisorConfig, WorkerSpec
 from engines.link.descriptors import DescriptorSender, open_channel
@@ -29,11 +29,11 @@ def null_spec(**config: object) -> WorkerSpec:
     return WorkerSpec("cpu-0", "null", "cpu", 1 << 28, config)
 
 
-def supervisor(spec: WorkerSpec, config: SupervisorConfig | None = None) -> Supervisor:
+def supervisor(config: SupervisorConfig | None = None) -> Supervisor:
     def ignore(_: object) -> None:
         pass
 
-    return Supervisor([spec], ignore, ignore, config)
+    return Supervisor(ignore, ignore, config=config)
 
 
 def alive(pid: int) -> bool:
@@ -68,9 +68,9 @@ async def test_every_life_is_told_of_and_has_a_client_of_its_own() -> None:
 
 async def test_a_worker_that_dies_in_a_step_leaves_the_cores_to_others() -> None:
     core_signal = CoreSignal.make()
-    watched = supervisor(replace(null_spec(), core_signal=core_signal))
+    watched = supervisor()
     async with asyncio.timeout(20):
-        await watched.start()
+        await watched.add(replace(null_spec(), core_signal=core_signal))
         core_signal.stop()
         [status] = watched.workers()
         assert status.pid is not None
@@ -97,8 +97,8 @@ async def test_a_broken_stream_costs_the_worker_its_life() -> None:
 
 
 async def test_stop_leaves_neither_process_nor_folder(tmp_path: Path) -> None:
-    workers = supervisor(null_spec(), SupervisorConfig(runtime_dir=tmp_path))
-    await workers.start()
+    workers = supervisor(SupervisorConfig(runtime_dir=tmp_path))
+    await workers.add(null_spec())
     pid = workers.client("cpu-0").capabilities().pid
     [name] = os.listdir(tmp_path)
     assert os.stat(tmp_path / name).st_mode & 0o077 == 0
@@ -114,8 +114,8 @@ async def test_stop_leaves_neither_process_nor_folder(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_hangs_is_killed_when_its_grace_is_over() -> None:
-    workers = supervisor(null_spec())
-    await workers.start()
+    workers = supervisor()
+    await workers.add(null_spec())
     pid = workers.client("cpu-0").capabilities().pid
     os.kill(pid, signal.SIGSTOP)
     started_s = time.monotonic()
@@ -129,32 +129,35 @@ async def test_a_worker_that_hangs_is_killed_when_its_grace_is_over() -> None:
     [
         WorkerSpec("cpu-0", "no-such-engine", "cpu", 1 << 28),
         null_spec(no_such_setting=1),
-        WorkerSpec("cpu-0", "null", "cpu", 1 << 28, command=("/bin/false",)),
-        WorkerSpec("cpu-0", "null", "cpu", 1 << 28, command=("/no/such/program",)),
+        WorkerSpec("cpu-0", "null", "cpu", 1 << 28, python="/bin/false"),
+        WorkerSpec("cpu-0", "null", "cpu", 1 << 28, python="/no/such/program"),
     ],
     ids=["engine", "setting", "exit", "program"],
 )
 async def test_a_worker_that_cannot_start_is_the_operators_to_mend(spec: WorkerSpec, tmp_path: Path) -> None:
-    workers = supervisor(spec, SupervisorConfig(runtime_dir=tmp_path))
+    workers = supervisor(SupervisorConfig(runtime_dir=tmp_path))
     with pytest.raises(ConfigurationError, match="cpu-0"):
         async with asyncio.timeout(20):
-            await workers.start()
+            await workers.add(spec)
+    assert workers.workers() == ()
+    await workers.stop(grace_s=0.0)
     assert not os.listdir(tmp_path)
 
 
 async def test_a_worker_that_never_serves_is_given_up(tmp_path: Path) -> None:
-    spec = WorkerSpec("cpu-0", "null", "cpu", 1 << 28, command=("/bin/sh", "-c", "sleep 60"))
-    workers = supervisor(spec, SupervisorConfig(start_timeout_s=0.1, runtime_dir=tmp_path))
+    spec = replace(null_spec(), python="/bin/sh", program=("-c", "sleep 60"))
+    workers = supervisor(SupervisorConfig(start_timeout_s=0.1, runtime_dir=tmp_path))
     with pytest.raises(ConfigurationError):
-        await workers.start()
+        await workers.add(spec)
+    await workers.stop(grace_s=0.0)
 
 
 async def test_a_folder_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
-    workers = supervisor(null_spec(), SupervisorConfig(runtime_dir=folder))
+    workers = supervisor(SupervisorConfig(runtime_dir=folder))
     with pytest.raises(ConfigurationError, match="runtime_dir"):
-        await workers.start()
+        await workers.add(null_spec())
 
 
 PARENT = """
@@ -163,8 +166,8 @@ PARENT = """
     from engines.supervise.supervisor import Supervisor
 
     async def main():
-        supervisor = Supervisor([WorkerSpec("cpu-0", "null", "cpu", 1 << 28)], lambda _: None, lambda _: None)
-        await supervisor.start()
+        supervisor = Supervisor(lambda _: None, lambda _: None)
+        await supervisor.add(WorkerSpec("cpu-0", "null", "cpu", 1 << 28))
         print(supervisor.client("cpu-0").capabilities().pid, flush=True)
         await asyncio.sleep(60)
 
@@ -194,7 +197,7 @@ async def test_a_worker_ends_when_its_descriptor_channel_does(tmp_path: Path) ->
     """Also where the kernel's own signal cannot come: the parent died before the worker asked for it."""
     ours, theirs = open_channel()
     process = await asyncio.create_subprocess_exec(
-        *WORKER_COMMAND,
+        *(sys.executable, *WORKER_PROGRAM),
         *("--engine", "null", "--device", "cpu", "--memory-budget", "1"),
         *("--socket", str(tmp_path / "s"), "--descriptor-fd", str(theirs.fileno())),
         pass_fds=(theirs.fileno(),),

@@ -47,7 +47,9 @@ requests = st.builds(
 disturbances = st.builds(
     Disturbance,
     after_s=st.floats(0, 20),
-    kind=st.sampled_from(["die", "sleep", "replace", "policy", "hold", "remove", "others", "copies", "kv"]),
+    kind=st.sampled_from(
+        ["die", "leave", "sleep", "replace", "policy", "hold", "remove", "others", "copies", "kv"]
+    ),
     name=st.sampled_from(NAMES),
 )
 models = st.fixed_dictionaries(
@@ -145,6 +147,11 @@ class World:
         match disturbance.kind:
             case "die":
                 self.workers[self.devices[ord(name) % len(self.devices)].name].die()
+            case "leave":
+                worker = self.workers[self.devices[ord(name) % len(self.devices)].name]
+                await self.manager.drain_worker(worker.worker_id, 0.5)
+                assert not worker.held
+                worker.die()
             case "sleep":
                 with contextlib.suppress(*([ArtifactError] if self.failure_rate else [])):
                     await self.manager.sleep(name)
