@@ -17,9 +17,11 @@ from memory_manager.ports import Capabilities, KVFragmentation, LeaseStatus
 __all__ = [
     "REPLICA_ASLEEP",
     "Capabilities",
+    "ChoiceTokens",
     "Engine",
     "FinishReason",
     "Finished",
+    "FirstToken",
     "LoadSpec",
     "ReplicaStats",
     "SamplingParams",
@@ -133,6 +135,41 @@ class Finished:
     error_message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """News that comes once, with the first token of a sequence since it was submitted.
+
+    Attributes:
+        began_s: when a step began with the sequence, by ``time.monotonic`` of the process that holds this.
+        cached_tokens: tokens of the prompt that were found computed already; None if the sequence shares no KV.
+        prompt_logprobs: log-probabilities of every token of the prompt but the first, in order; None if they were
+            not asked for.
+    """
+
+    began_s: float
+    cached_tokens: int | None = None
+    prompt_logprobs: list[TopLogprobs] | None = None
+
+
+@dataclass(slots=True)
+class ChoiceTokens:
+    """The output of one step of the engine for one sequence, which is one choice of a request.
+
+    Attributes:
+        index: the choice, as in ``SamplingParams.choice``.
+        token_ids: the new tokens, with the stop token that ended the choice, if one did.
+        logprobs: one for each token; None if they were not asked for.
+        first: comes with the first token.
+        finished: the end, after these tokens. With ``ERROR`` and code ``worker_lost`` the process died.
+    """
+
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TopLogprobs] | None = None
+    first: FirstToken | None = None
+    finished: Finished | None = None
+
+
 @dataclass(slots=True)
 class StepOutput:
     """Everything one step of one replica produced, as parallel columns.
@@ -141,13 +178,8 @@ class StepOutput:
         sequence_ids, token_ids: ``token_ids[i]`` was generated for ``sequence_ids[i]``. A stop token
             is a token like any other here; the router leaves it out of the text.
         top_logprobs: by index into the columns, only for sequences that asked.
-        prompt_logprobs: by sequence id, only for sequences that asked, and with their first token: of every
-            token of the prompt but the first, in order.
+        first_tokens: by sequence id, of the sequences that have their first token in this step.
         finished: sequences that end with this step, with or without a token in it.
-        queue_s: by sequence id, with their first token since they were submitted: seconds from then until a step
-            began with them.
-        cached_tokens: by sequence id, with the first token of those that share KV: tokens of the prompt that were
-            found and not computed.
     """
 
     replica_id: str
@@ -155,10 +187,8 @@ class StepOutput:
     sequence_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     top_logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
-    prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
+    first_tokens: dict[int, FirstToken] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
-    queue_s: dict[int, float] = field(default_factory=dict)
-    cached_tokens: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

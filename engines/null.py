@@ -27,6 +27,7 @@ from engines.api import (
     Capabilities,
     Finished,
     FinishReason,
+    FirstToken,
     LoadSpec,
     ReplicaStats,
     SequenceRequest,
@@ -59,7 +60,6 @@ class _Sequence:
     start: int  # token 0 of the output, before it is wrapped
     num_output: int
     ends_at: int  # output tokens
-    submitted_s: float
     has_spoken: bool = False  # in this life
 
 
@@ -154,9 +154,7 @@ class NullEngine:
             return
         ends_at = min(request.sampling.max_tokens, replica.spec.max_model_len - len(request.prompt_ids))
         start = null_token(request.prompt_ids, 0, self._config) - self._config.first_token_id
-        replica.running[sequence_id] = _Sequence(
-            request, start, len(request.output_ids), ends_at, submitted_s=time.monotonic()
-        )
+        replica.running[sequence_id] = _Sequence(request, start, len(request.output_ids), ends_at)
         replica.prompt_tokens_total += len(request.prompt_ids)
         self._replica_of[sequence_id] = replica
 
@@ -219,20 +217,22 @@ class NullEngine:
         sampling = sequence.request.sampling
         if sampling.logprobs is not None:
             output.top_logprobs[len(output.token_ids)] = self._top_logprobs(token_id, sampling.logprobs)
-        if sampling.prompt_logprobs is not None and not sequence.has_spoken:
-            output.prompt_logprobs[sequence.request.sequence_id] = [
-                self._top_logprobs(prompt_id, sampling.prompt_logprobs)
-                for prompt_id in sequence.request.prompt_ids[1:]
-            ]
         if not sequence.has_spoken:
             sequence.has_spoken = True
-            output.queue_s[sequence.request.sequence_id] = self._step_began_s - sequence.submitted_s
+            output.first_tokens[sequence.request.sequence_id] = self._first_token(sequence.request)
         output.sequence_ids.append(sequence.request.sequence_id)
         output.token_ids.append(token_id)
         sequence.num_output += 1
         if token_id in sampling.stop_token_ids and sequence.num_output > sampling.min_tokens:
             return Finished(sequence.request.sequence_id, FinishReason.STOP, stop_token_id=token_id)
         return None
+
+    def _first_token(self, request: SequenceRequest) -> FirstToken:
+        num_likeliest = request.sampling.prompt_logprobs
+        tops = None
+        if num_likeliest is not None:
+            tops = [self._top_logprobs(prompt_id, num_likeliest) for prompt_id in request.prompt_ids[1:]]
+        return FirstToken(self._step_began_s, prompt_logprobs=tops)
 
     def _top_logprobs(self, token_id: int, num_likeliest: int) -> TopLogprobs:
         config = self._config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import grpc
@@ -18,6 +18,7 @@ from engines.api import (
     Capabilities,
     Finished,
     FinishReason,
+    FirstToken,
     ReplicaStats,
     SamplingParams,
     SequenceRequest,
@@ -36,10 +37,10 @@ __all__ = [
     "error_from_rpc",
     "finished_from_wire",
     "finished_to_wire",
+    "first_token_from_wire",
+    "first_token_to_wire",
     "lease_status_from_wire",
     "lease_status_to_wire",
-    "prompt_logprobs_from_wire",
-    "prompt_logprobs_to_wire",
     "stats_from_wire",
     "stats_to_wire",
     "submit_from_wire",
@@ -181,14 +182,28 @@ def top_logprobs_from_wire(message: pb.TopLogprobs) -> TopLogprobs:
     return TopLogprobs(message.logprob, tuple(message.token_ids), tuple(message.logprobs))
 
 
-def prompt_logprobs_to_wire(tops: Sequence[TopLogprobs], sequence_id: int) -> pb.PromptLogprobs:
-    return pb.PromptLogprobs(
-        sequence_id=sequence_id, tokens=[top_logprobs_to_wire(top, _NO_SEQUENCE) for top in tops]
+def first_token_to_wire(first: FirstToken, sequence_id: int, now_s: float) -> pb.FirstToken:
+    """The message under the router's own ``sequence_id``; ``now_s`` is the sender's ``time.monotonic``."""
+    tops = first.prompt_logprobs
+    tokens = None if tops is None else [top_logprobs_to_wire(top, _NO_SEQUENCE) for top in tops]
+    return pb.FirstToken(
+        sequence_id=sequence_id,
+        began_ago_s=now_s - first.began_s,
+        cached_tokens=first.cached_tokens,
+        prompt_logprobs=None if tokens is None else pb.PromptLogprobs(tokens=tokens),
     )
 
 
-def prompt_logprobs_from_wire(message: pb.PromptLogprobs) -> list[TopLogprobs]:
-    return [top_logprobs_from_wire(top) for top in message.tokens]
+def first_token_from_wire(message: pb.FirstToken, now_s: float) -> FirstToken:
+    """The value in a message; ``now_s`` is the reader's ``time.monotonic``."""
+    has_logprobs = message.HasField("prompt_logprobs")
+    return FirstToken(
+        began_s=now_s - message.began_ago_s,
+        cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
+        prompt_logprobs=[top_logprobs_from_wire(top) for top in message.prompt_logprobs.tokens]
+        if has_logprobs
+        else None,
+    )
 
 
 def lease_status_to_wire(status: LeaseStatus) -> pb.LeaseStatus:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from google.protobuf.message import Message
 
 from engines.api import (
     Capabilities,
+    ChoiceTokens,
     Finished,
     FinishReason,
     SequenceRequest,
-    TopLogprobs,
     WorkerStats,
 )
 from engines.config import ClientConfig
@@ -33,8 +34,8 @@ from engines.link.wire import (
     capabilities_from_wire,
     error_from_rpc,
     finished_from_wire,
+    first_token_from_wire,
     lease_status_from_wire,
-    prompt_logprobs_from_wire,
     stats_from_wire,
     submit_to_wire,
     top_logprobs_from_wire,
@@ -44,7 +45,7 @@ from mooring.errors import WorkerLostError
 from mooring.v1 import engine_pb2 as pb
 from mooring.v1 import engine_pb2_grpc
 
-__all__ = ["SequenceChunk", "SequenceSink", "StepSink", "WorkerClient"]
+__all__ = ["SequenceSink", "StepSink", "WorkerClient"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,31 +54,25 @@ logger = logging.getLogger(__name__)
 _CHANNEL_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.http2.lookahead_bytes", 8192), ("grpc.http2.bdp_probe", 0))
 
 
-@dataclass(slots=True)
-class SequenceChunk:
-    """What one step gave one sequence.
-
-    Attributes:
-        logprobs: one for each token, of sequences that asked; else empty.
-        prompt_logprobs: with the first token of sequences that asked, as in ``StepOutput``.
-        queue_s: with the first token: seconds that the sequence had waited in the engine before a step began with
-            it.
-        cached_tokens: with the first token, of sequences that share KV: tokens of the prompt that were found.
-        finished: the end, after these tokens. With ``ERROR`` and code ``worker_lost`` the process died.
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TopLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TopLogprobs] | None = None
-    queue_s: float | None = None
-    cached_tokens: int | None = None
-    finished: Finished | None = None
-
-
-SequenceSink = Callable[[SequenceChunk], None]
+SequenceSink = Callable[[ChoiceTokens], None]
 StepSink = Callable[[str, int], None]
 """Told of every step: the replica, and the tokens of it that the step brought; those of a prompt count with the
 first token that follows them."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A sequence that was submitted and has not ended.
+
+    Attributes:
+        sink: called with its tokens.
+        index: its ``SamplingParams.choice``.
+        num_unread: tokens that it came with, until its first token says that a step has read them.
+    """
+
+    sink: SequenceSink
+    index: int
+    num_unread: int
 
 
 class WorkerClient:
@@ -109,8 +104,7 @@ class WorkerClient:
         self._channel = grpc.aio.insecure_channel(f"unix:{socket_path}", options=_CHANNEL_OPTIONS)
         self._stub = engine_pb2_grpc.EngineStub(self._channel)  # type: ignore[no-untyped-call]
         self._capabilities: Capabilities | None = None
-        self._sinks: dict[int, SequenceSink] = {}
-        self._num_unread: dict[int, int] = {}  # tokens of sequences that have not had their first one back
+        self._sent: dict[int, _Sent] = {}
         self._commands: deque[pb.GenerateRequest] = deque()
         self._commands_queued = asyncio.Event()
         self._lost = asyncio.Event()
@@ -163,22 +157,20 @@ class WorkerClient:
     # Sequences -------------------------------------------------------------------------------------
 
     def submit(self, request: SequenceRequest, sink: SequenceSink) -> None:
-        """Sends ``request``; ``sink`` is called with every chunk of it, the last one has ``finished``.
+        """Sends ``request``; ``sink`` is called with its tokens, once a step; the last ones have ``finished``.
 
         Raises:
             WorkerLostError: the worker is gone; the sink is never called.
         """
         if self.lost:
             raise WorkerLostError(f"worker {self._worker_id} is gone")
-        self._sinks[request.sequence_id] = sink
-        self._num_unread[request.sequence_id] = len(request.prompt_ids) + len(request.output_ids)
+        num_unread = len(request.prompt_ids) + len(request.output_ids)
+        self._sent[request.sequence_id] = _Sent(sink, request.sampling.choice, num_unread)
         self._queue(pb.GenerateRequest(submit=submit_to_wire(request, self._clock())))
 
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         """Ends sequences at the next step. Their sinks are not called again."""
-        present = [number for number in sequence_ids if self._sinks.pop(number, None) is not None]
-        for number in present:
-            self._num_unread.pop(number, None)
+        present = [number for number in sequence_ids if self._sent.pop(number, None) is not None]
         if present:
             self._queue(pb.GenerateRequest(cancel=pb.Cancel(sequence_ids=present)))
 
@@ -313,45 +305,48 @@ class WorkerClient:
                     return  # the stream is over: the reader says so to everybody
 
     def _dispatch(self, message: pb.StepOutput) -> None:
-        chunks: dict[int, SequenceChunk] = {}
-        for sequence_id, token_id in zip(message.sequence_ids, message.token_ids, strict=True):
-            chunk = chunks.get(sequence_id)
-            if chunk is None:
-                chunk = chunks[sequence_id] = SequenceChunk()
-            chunk.token_ids.append(token_id)
-        for top in message.top_logprobs:
-            chunks[top.sequence_id].logprobs.append(top_logprobs_from_wire(top))
-        for of_prompt in message.prompt_logprobs:
-            chunks[of_prompt.sequence_id].prompt_logprobs = prompt_logprobs_from_wire(of_prompt)
+        news = self._news_of(message)
         num_tokens = len(message.token_ids)
-        for waited in message.queue_times:
-            chunks[waited.sequence_id].queue_s = waited.seconds
-            num_tokens += self._num_unread.pop(waited.sequence_id, 0)
-        for cached in message.cached_tokens:
-            chunks[cached.sequence_id].cached_tokens = cached.num_tokens
+        for first in message.first_tokens:
+            sent = self._sent.get(first.sequence_id)
+            if sent is not None:
+                num_tokens += sent.num_unread
         if num_tokens:
             self._on_step(message.replica_id, num_tokens)
+        for sequence_id, new in news.items():
+            sent = self._sent.get(sequence_id)
+            if sent is None:  # it was cancelled here and the worker did not know yet
+                continue
+            if new.finished is not None:
+                del self._sent[sequence_id]
+            new.index = sent.index
+            sent.sink(new)
+
+    def _news_of(self, message: pb.StepOutput) -> dict[int, ChoiceTokens]:
+        """The output of one step, by sequence; the choices' indices are still to be filled in."""
+        news: dict[int, ChoiceTokens] = defaultdict(partial(ChoiceTokens, 0))
+        for sequence_id, token_id in zip(message.sequence_ids, message.token_ids, strict=True):
+            news[sequence_id].token_ids.append(token_id)
+        for top in message.top_logprobs:
+            new = news[top.sequence_id]
+            new.logprobs = [*(new.logprobs or ()), top_logprobs_from_wire(top)]
+        for first in message.first_tokens:
+            news[first.sequence_id].first = first_token_from_wire(first, self._clock())
         for ended in message.finished:
-            chunks.setdefault(ended.sequence_id, SequenceChunk()).finished = finished_from_wire(ended)
-            self._num_unread.pop(ended.sequence_id, None)
-        for sequence_id, chunk in chunks.items():
-            sink = (
-                self._sinks.get(sequence_id) if chunk.finished is None else self._sinks.pop(sequence_id, None)
-            )
-            if sink is not None:  # else it was cancelled here and the worker did not know yet
-                sink(chunk)
+            news[ended.sequence_id].finished = finished_from_wire(ended)
+        return news
 
     def _lose(self, reason: str) -> None:
         if self.lost:
             return
         self._lost.set()
-        sinks, self._sinks = self._sinks, {}
+        sent, self._sent = self._sent, {}
         message = f"worker {self._worker_id} is gone: {reason}"
-        for sequence_id, sink in sinks.items():
+        for sequence_id, each in sent.items():
             ended = Finished(
                 sequence_id,
                 FinishReason.ERROR,
                 error_code=WorkerLostError.code,
                 error_message=message,
             )
-            sink(SequenceChunk(finished=ended))
+            each.sink(ChoiceTokens(each.index, finished=ended))

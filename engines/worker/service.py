@@ -26,8 +26,8 @@ from engines.link.wire import (
     abort_with,
     capabilities_to_wire,
     finished_to_wire,
+    first_token_to_wire,
     lease_status_to_wire,
-    prompt_logprobs_to_wire,
     stats_to_wire,
     submit_from_wire,
     top_logprobs_to_wire,
@@ -298,15 +298,10 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 top = output.top_logprobs.get(index)
                 if top is not None:
                     message.top_logprobs.append(top_logprobs_to_wire(top, sequence_id & _ROUTER_ID_MASK))
-            for sequence_id, tops in output.prompt_logprobs.items():
+            for sequence_id, first in output.first_tokens.items():
                 message = self._message_for(messages, sequence_id, output)
-                message.prompt_logprobs.append(prompt_logprobs_to_wire(tops, sequence_id & _ROUTER_ID_MASK))
-            for sequence_id, seconds in output.queue_s.items():
-                message = self._message_for(messages, sequence_id, output)
-                message.queue_times.add(sequence_id=sequence_id & _ROUTER_ID_MASK, seconds=seconds)
-            for sequence_id, num_tokens in output.cached_tokens.items():
-                message = self._message_for(messages, sequence_id, output)
-                message.cached_tokens.add(sequence_id=sequence_id & _ROUTER_ID_MASK, num_tokens=num_tokens)
+                number = sequence_id & _ROUTER_ID_MASK
+                message.first_tokens.append(first_token_to_wire(first, number, self._clock()))
             for finished in output.finished:
                 message = self._message_for(messages, finished.sequence_id, output)
                 message.finished.append(finished_to_wire(finished, finished.sequence_id & _ROUTER_ID_MASK))

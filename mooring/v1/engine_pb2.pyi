@@ -294,52 +294,42 @@ class TopLogprobs(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., logprob: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PromptLogprobs(_message.Message):
-    __slots__ = ("sequence_id", "tokens")
-    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("tokens",)
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    sequence_id: int
     tokens: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
-    def __init__(self, sequence_id: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ...) -> None: ...
+    def __init__(self, tokens: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ...) -> None: ...
 
-class QueueTime(_message.Message):
-    __slots__ = ("sequence_id", "seconds")
+class FirstToken(_message.Message):
+    __slots__ = ("sequence_id", "began_ago_s", "cached_tokens", "prompt_logprobs")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
-    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_AGO_S_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
-    seconds: float
-    def __init__(self, sequence_id: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
-
-class CachedTokens(_message.Message):
-    __slots__ = ("sequence_id", "num_tokens")
-    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
-    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    sequence_id: int
-    num_tokens: int
-    def __init__(self, sequence_id: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+    began_ago_s: float
+    cached_tokens: int
+    prompt_logprobs: PromptLogprobs
+    def __init__(self, sequence_id: _Optional[int] = ..., began_ago_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class StepOutput(_message.Message):
-    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "prompt_logprobs", "following", "queue_times", "cached_tokens")
+    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "first_tokens", "following")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
-    QUEUE_TIMES_FIELD_NUMBER: _ClassVar[int]
-    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     step: int
     sequence_ids: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TopLogprobs]
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
-    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[PromptLogprobs]
+    first_tokens: _containers.RepeatedCompositeFieldContainer[FirstToken]
     following: _containers.RepeatedCompositeFieldContainer[StepOutput]
-    queue_times: _containers.RepeatedCompositeFieldContainer[QueueTime]
-    cached_tokens: _containers.RepeatedCompositeFieldContainer[CachedTokens]
-    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ..., queue_times: _Optional[_Iterable[_Union[QueueTime, _Mapping]]] = ..., cached_tokens: _Optional[_Iterable[_Union[CachedTokens, _Mapping]]] = ...) -> None: ...
+    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., first_tokens: _Optional[_Iterable[_Union[FirstToken, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

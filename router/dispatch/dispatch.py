@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-from engines.api import REPLICA_ASLEEP, Finished, FinishReason, SamplingParams, SequenceRequest
-from engines.supervise.client import SequenceChunk, SequenceSink
+from engines.api import (
+    REPLICA_ASLEEP,
+    ChoiceTokens,
+    Finished,
+    FinishReason,
+    SamplingParams,
+    SequenceRequest,
+)
+from engines.supervise.client import SequenceSink
 from mooring.errors import (
     InternalError,
     ModelUnavailableError,
@@ -30,7 +36,7 @@ from mooring.errors import (
 )
 from router.dispatch.attendance import Attendance
 from router.dispatch.failover import SuspectPolicy
-from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.request import GenerationRequest
 
 __all__ = ["DispatchConfig", "Dispatcher", "ReplicaSource", "SequenceWorker", "Ticket"]
 
@@ -112,7 +118,6 @@ class _Choice:
     index: int
     output_ids: list[int] = field(default_factory=list)
     num_at_start: int = 0  # output tokens when it was last submitted
-    submitted_s: float = 0.0
     sequence_id: int | None = None  # None: on no worker now
     ended: bool = False
 
@@ -129,7 +134,6 @@ class RequestStream:
         attendance: Attendance,
         sequence_ids: Iterator[int],
         config: DispatchConfig,
-        clock: Callable[[], float],
     ) -> None:
         self._request = request
         self._ticket: Ticket | None = ticket
@@ -138,7 +142,6 @@ class RequestStream:
         self._attendance = attendance
         self._sequence_ids = sequence_ids
         self._config = config
-        self._clock = clock
         self._choices = [_Choice(index) for index in range(request.n)]
         self._pending: list[ChoiceTokens] = []  # one for each step of each choice, in order of arrival
         self._arrived = asyncio.Event()
@@ -201,21 +204,24 @@ class RequestStream:
         else:
             self._has_to_move.set()
 
-    def _receive(self, choice: _Choice, chunk: SequenceChunk) -> None:
+    def _receive(self, choice: _Choice, new: ChoiceTokens) -> None:
         """The sink of one choice's sequence: called once a step, never blocks."""
-        if chunk.token_ids:
-            choice.output_ids += chunk.token_ids
-        if chunk.finished is not None:
+        if new.token_ids:
+            choice.output_ids += new.token_ids
+        if new.first is not None and choice.num_at_start:
+            new.first = replace(new.first, cached_tokens=None)  # of a prompt that was computed before
+        finished = new.finished
+        if finished is not None and finished.reason is FinishReason.ERROR:
+            new.finished = None  # the request goes on elsewhere, or fails as a whole
+        if new.token_ids or new.finished is not None:
+            self._put(new)
+        if finished is not None:
             choice.sequence_id = None
-            self._end(choice, chunk, chunk.finished)
-        elif chunk.token_ids:
-            self._put(_new_tokens(choice, chunk))
-        if chunk.token_ids:
+            self._end(choice, finished)
+        if new.token_ids:
             self._attendance.progressed(self)
 
-    def _end(self, choice: _Choice, chunk: SequenceChunk, finished: Finished) -> None:
-        if chunk.token_ids or finished.reason is not FinishReason.ERROR:
-            self._put(_new_tokens(choice, chunk))
+    def _end(self, choice: _Choice, finished: Finished) -> None:
         if finished.reason is not FinishReason.ERROR:
             choice.ended = True
         elif finished.error_code == WorkerLostError.code:
@@ -277,7 +283,6 @@ class RequestStream:
             runner.submit(sequence, partial(self._receive, choice))
             choice.sequence_id = sequence_id
             choice.num_at_start = len(choice.output_ids)
-            choice.submitted_s = self._clock()
 
     async def _pause(self, num_fruitless: int) -> None:
         if num_fruitless == 0:
@@ -333,21 +338,6 @@ class RequestStream:
         self._arrived.set()
 
 
-def _new_tokens(choice: _Choice, chunk: SequenceChunk) -> ChoiceTokens:
-    new = ChoiceTokens(
-        choice.index, chunk.token_ids, chunk.logprobs or None, prompt_logprobs=chunk.prompt_logprobs
-    )
-    if chunk.queue_s is not None:
-        new.began_s = choice.submitted_s + chunk.queue_s
-    if choice.num_at_start == 0:
-        new.cached_tokens = chunk.cached_tokens
-    finished = chunk.finished
-    if finished is not None and finished.reason is not FinishReason.ERROR:
-        new.finish_reason = finished.reason
-        new.stop_token_id = finished.stop_token_id
-    return new
-
-
 def _sampling_of(choice: _Choice, sampling: SamplingParams) -> SamplingParams:
     """The request's ``sampling`` for one choice. The prompt's log-probabilities come with the first token of the
     first choice, so they are asked for until that is there, and of no other."""
@@ -362,7 +352,6 @@ class Dispatcher:
     Args:
         replicas: gives out replicas, and waits for those that have to be loaded first.
         clients: the present life of a worker by its id; raises ``WorkerLostError`` where there is none.
-        clock: of ``GenerationRequest.arrival_s``.
     """
 
     def __init__(
@@ -370,12 +359,10 @@ class Dispatcher:
         replicas: ReplicaSource,
         clients: Callable[[str], SequenceWorker],
         config: DispatchConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = replicas
         self._clients = clients
         self._config = config or DispatchConfig()
-        self._clock = clock
         self._attendance = Attendance(SuspectPolicy(self._config.clear_after_tokens))
         self._sequence_ids = itertools.count(1)
 
@@ -394,5 +381,4 @@ class Dispatcher:
             self._attendance,
             self._sequence_ids,
             self._config,
-            self._clock,
         )

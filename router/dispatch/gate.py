@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from engines.api import ChoiceTokens
 from mooring.errors import ShuttingDownError
-from router.request.request import ChoiceTokens, GenerationRequest, TokenSource, TokenStream
+from router.request.request import GenerationRequest, TokenSource, TokenStream
 
 __all__ = ["Gate"]
 

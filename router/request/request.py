@@ -1,4 +1,4 @@
-"""The one request type that every front door makes, and the chunks that come back.
+"""The one request type that every front door makes, and the tokens that come back.
 
 Doors turn bytes into a ``GenerationRequest``; the dispatcher turns it into sequences on replicas and
 answers with tokens; ``router.text.generation`` turns those into text. Nothing here knows a protocol.
@@ -7,12 +7,12 @@ answers with tokens; ``router.text.generation`` turns those into text. Nothing h
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from engines.api import FinishReason, SamplingParams, TopLogprobs
+from engines.api import ChoiceTokens, SamplingParams
 
-__all__ = ["ChoiceTokens", "GenerationRequest", "TokenSource", "TokenStream"]
+__all__ = ["GenerationRequest", "TokenSource", "TokenStream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +63,13 @@ class GenerationRequest:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(slots=True)
-class ChoiceTokens:
-    """The output of one step of the engine for one choice.
-
-    Attributes:
-        token_ids: the new tokens, with the stop token that ended the choice, if one did.
-        stop_token_id: that stop token, so that the text can leave it out.
-        prompt_logprobs: log-probabilities of every token of the prompt but the first, if they were asked for;
-            they come once, with the first token.
-        began_s: comes with the first token, if the engine tells: when a step began with the choice, by
-            ``time.monotonic``.
-        cached_tokens: comes with the first token: tokens of the prompt that were found computed already.
-    """
-
-    index: int
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TopLogprobs] | None = None
-    finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None
-    prompt_logprobs: list[TopLogprobs] | None = None
-    began_s: float | None = None
-    cached_tokens: int | None = None
-
-
 class TokenStream(Protocol):
     """The tokens of one request, with deaths of workers already mended. Closing the stream frees the
     request's blocks."""
 
     def __aiter__(self) -> AsyncIterator[list[ChoiceTokens]]:
         """Yields the tokens that have arrived since the last turn, one entry for each step of each choice, in
-        order; ends when every choice has finished.
+        order; ends when every choice has finished, none of them by an error.
 
         Raises:
             MooringError: the request failed; nothing follows.

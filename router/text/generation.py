@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from engines.api import FinishReason
+from engines.api import ChoiceTokens, FinishReason
 from mooring.errors import InternalError, MooringError
-from router.request.request import ChoiceTokens, GenerationRequest, TokenStream
+from router.request.request import GenerationRequest, TokenStream
 from router.telemetry.metrics import RequestMetrics
 from router.text.detokenizer import TokenTable
 from router.text.prompt_view import PromptView, TokenLogprob, spell_logprob
@@ -165,11 +165,11 @@ class TextGeneration:
             delta = choice.take(new)
             deltas.append(delta)
             num_new[new.index] = num_new.get(new.index, 0) + len(delta.token_ids)
-            if began_s is None:
-                began_s = new.began_s
-            if new.index == 0 and new.cached_tokens is not None:
-                self._cached_tokens = new.cached_tokens
-            if delta.finish_reason is not None and new.finish_reason is None:
+            if began_s is None and new.first is not None:
+                began_s = new.first.began_s
+            if new.index == 0 and new.first is not None and new.first.cached_tokens is not None:
+                self._cached_tokens = new.first.cached_tokens
+            if delta.finish_reason is not None and new.finished is None:
                 self._stream.stop(new.index)
         for index, num_tokens in num_new.items():
             if num_tokens or self.request.prompt_only:
@@ -205,8 +205,9 @@ class _ChoiceText:
         """Turns new tokens into text; sets ``finished`` at the last ones."""
         delta = TextDelta(self.index, logprobs=None if new.logprobs is None else [])
         last = len(new.token_ids) - 1
+        stop_token_id = None if new.finished is None else new.finished.stop_token_id
         for place, token_id in enumerate(new.token_ids):
-            ends_it = place == last and token_id == new.stop_token_id
+            ends_it = place == last and token_id == stop_token_id
             if new.logprobs is not None and delta.logprobs is not None:
                 top = new.logprobs[place]
                 delta.logprobs.append(spell_logprob(self._table, token_id, top, self._num_chars))
@@ -214,10 +215,10 @@ class _ChoiceText:
             delta.token_ids.append(token_id)
             if (not ends_it or self._include_stop) and self._show(delta, self._detokenizer.push(token_id)):
                 return delta
-        if new.finish_reason is not None:
-            self._finish(delta, new.finish_reason)
-            if delta.stop_reason is None and new.stop_token_id in self._stop_token_ids:
-                delta.stop_reason = new.stop_token_id
+        if new.finished is not None:
+            self._finish(delta, new.finished.reason)
+            if delta.stop_reason is None and stop_token_id in self._stop_token_ids:
+                delta.stop_reason = stop_token_id
         return delta
 
     def _show(self, delta: TextDelta, text: str) -> bool:

@@ -4,12 +4,12 @@ tokens."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engines.api import FinishReason, TopLogprobs
+from engines.api import ChoiceTokens, FinishReason, TopLogprobs
 from mooring.errors import InternalError
-from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.request import GenerationRequest
 from router.text.detokenizer import Detokenizer, TokenTable, token_string
 
 __all__ = ["PromptView", "TokenLogprob", "logprobs_by_id", "spell_logprob"]
@@ -92,8 +92,8 @@ class PromptView:
         waiting = self._request.sampling.prompt_logprobs is not None and self._tops is None
         async for batch in stream:
             for new in batch:
-                if new.prompt_logprobs is not None and waiting:
-                    self._tops = new.prompt_logprobs
+                if waiting and new.first is not None and new.first.prompt_logprobs is not None:
+                    self._tops = new.first.prompt_logprobs
                     waiting = False
                 held.append(_without_output(new) if self._request.prompt_only else new)
             if not waiting:
@@ -141,13 +141,7 @@ class PromptView:
 
 
 def _without_output(new: ChoiceTokens) -> ChoiceTokens:
-    reason = new.finish_reason
-    if reason in (FinishReason.STOP, FinishReason.LENGTH):
-        reason = FinishReason.LENGTH
-    return ChoiceTokens(
-        new.index,
-        finish_reason=reason,
-        prompt_logprobs=new.prompt_logprobs,
-        began_s=new.began_s,
-        cached_tokens=new.cached_tokens,
-    )
+    finished = new.finished
+    if finished is not None and finished.reason is FinishReason.STOP:
+        finished = replace(finished, reason=FinishReason.LENGTH, stop_token_id=None)
+    return ChoiceTokens(new.index, first=new.first, finished=finished)

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.api import SamplingParams, SequenceRequest
+from engines.api import ChoiceTokens, SamplingParams, SequenceRequest
 from engines.config import NullEngineConfig, SupervisorConfig, WorkerSpec
 from engines.null import null_token
-from engines.supervise.client import SequenceChunk, WorkerClient
+from engines.supervise.client import WorkerClient
 from engines.supervise.supervisor import Supervisor
 from memory_manager.ports import ArtifactRef, DeploymentSpec
 from mooring.errors import WorkerLostError
@@ -58,12 +58,12 @@ class Collected:
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
-        self.chunks: list[SequenceChunk] = []
-        self.ends: list[SequenceChunk] = []
+        self.chunks: list[ChoiceTokens] = []
+        self.ends: list[ChoiceTokens] = []
         self.ended = asyncio.Event()
         self.started = asyncio.Event()
 
-    def __call__(self, chunk: SequenceChunk) -> None:
+    def __call__(self, chunk: ChoiceTokens) -> None:
         self.chunks.append(chunk)
         self.token_ids += chunk.token_ids
         if chunk.token_ids:
@@ -72,7 +72,7 @@ class Collected:
             self.ends.append(chunk)
             self.ended.set()
 
-    async def end(self, timeout_s: float = 20.0) -> SequenceChunk:
+    async def end(self, timeout_s: float = 20.0) -> ChoiceTokens:
         async with asyncio.timeout(timeout_s):
             await self.ended.wait()
         return self.ends[0]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from engines.api import FinishReason, TopLogprobs
+from engines.api import ChoiceTokens, Finished, FinishReason, FirstToken, TopLogprobs
 from mooring.errors import ModelNotFoundError, MooringError
 from router.request.bounds import RouterConfig
-from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.request import GenerationRequest
 from router.request.sampling import GenerationDefaults
 from router.request.served_model import ServedModel
 from router.services import RouterServices
@@ -139,17 +139,12 @@ def one_token_a_step(
         reason, stop_token_id = FinishReason.LENGTH, None
     steps = []
     for place, token_id in enumerate(said):
-        ends = place == len(said) - 1
+        end = Finished(1, reason, stop_token_id) if place == len(said) - 1 else None
         k = request.sampling.logprobs
         top = None if k is None else [TopLogprobs(-0.5, (token_id, 0)[:k], (-0.5, -1.5)[:k])]
-        steps.append(
-            [
-                ChoiceTokens(i, [token_id], top, reason if ends else None, stop_token_id if ends else None)
-                for i in range(request.n)
-            ]
-        )
+        steps.append([ChoiceTokens(i, [token_id], top, finished=end) for i in range(request.n)])
     if request.sampling.prompt_logprobs is not None:
-        steps[0][0].prompt_logprobs = made_up_prompt_logprobs(request)
+        steps[0][0].first = FirstToken(request.arrival_s, prompt_logprobs=made_up_prompt_logprobs(request))
     return steps
 
 

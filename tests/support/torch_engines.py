@@ -171,15 +171,13 @@ class EngineDriver:
         """One step; returns the number of outputs."""
         outputs = self.engine.step()
         for output in outputs:
-            for sequence_id, tops in output.prompt_logprobs.items():
+            for sequence_id, first in output.first_tokens.items():
                 assert sequence_id in output.sequence_ids
-                assert sequence_id not in self.tokens | self.prompt_logprobs, "once, with the first token"
-                self.prompt_logprobs[sequence_id] = tops
-            for sequence_id, num_cached in output.cached_tokens.items():
-                assert sequence_id in output.sequence_ids
-                assert not self.tokens[sequence_id], "with the first token"
-                assert sequence_id not in self.cached_tokens, "once"
-                self.cached_tokens[sequence_id] = num_cached
+                assert not self.tokens.get(sequence_id), "once, with the first token"
+                if first.prompt_logprobs is not None:
+                    self.prompt_logprobs[sequence_id] = first.prompt_logprobs
+                if first.cached_tokens is not None:
+                    self.cached_tokens[sequence_id] = first.cached_tokens
             columns = zip(output.sequence_ids, output.token_ids, strict=True)
             for i, (sequence_id, token_id) in enumerate(columns):
                 assert sequence_id not in self.finished

@@ -29,7 +29,6 @@ def collect_output(
     output.sequence_ids = table.sequence_ids[slots].tolist()
     output.token_ids = token_ids.tolist()
     output.top_logprobs = sampled.top_logprobs
-    output.prompt_logprobs = table.take_prompt_logprobs(slots)
     stopped = (table.sampling.stop_ids[slots] == token_ids[:, None]).any(axis=1)
     at_length = table.num_tokens[slots] >= table.max_length[slots]
     ended = np.flatnonzero(stopped | at_length)

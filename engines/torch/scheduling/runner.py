@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.api import Finished, FinishReason, SequenceRequest, StepOutput
+from engines.api import Finished, FinishReason, FirstToken, SequenceRequest, StepOutput
 from engines.config import TorchEngineConfig
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
@@ -24,7 +25,6 @@ from engines.torch.scheduling.batch_builder import ScoredTokens, build_batch
 from engines.torch.scheduling.compose import Preemptible, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.output import collect_output
-from engines.torch.scheduling.queue_times import QueueTimes
 from engines.torch.scheduling.requests import SequenceLimits, error_end
 from engines.torch.scheduling.resume import Resumption
 from engines.torch.scheduling.scheduler import Scheduler
@@ -106,8 +106,7 @@ class SequenceRunner:
             ended_for_good=self._ended_for_good,
         )
         self._ended: list[Finished] = []
-        self._queue_times = QueueTimes()
-        self._cached_tokens: dict[int, int] = {}  # of sequences that were begun and have no token yet
+        self._first_tokens: dict[int, FirstToken] = {}  # of sequences that were begun and have no token yet
 
     @property
     def num_running(self) -> int:
@@ -170,7 +169,6 @@ class SequenceRunner:
         )
         deadline_s = request.deadline_s if not request.output_ids else np.inf
         wants_scores = request.sampling.prompt_logprobs is not None
-        self._queue_times.submitted(request.sequence_id)
         self._waiting.push(
             PendingSequence(
                 request,
@@ -282,10 +280,10 @@ class SequenceRunner:
             # Drawing a token waits for the device, so that the time is that of the whole step.
             self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, self._clock() - started_s)
             self._counters.generation_tokens += len(sampling)
-            for slot in collect_output(table, sampling, sampled, output).tolist():
+            ended = collect_output(table, sampling, sampled, output)
+            output.first_tokens = self._take_first_tokens(sampling)
+            for slot in ended.tolist():
                 self._remove(slot)
-            output.queue_s = self._queue_times.take(output.sequence_ids)
-            output.cached_tokens = self._take_cached_tokens(output.sequence_ids)
         self._free_behind_windows(plan.slots)
 
     def _score(self, states: Tensor, scored: ScoredTokens) -> None:
@@ -304,11 +302,18 @@ class SequenceRunner:
         running = slots[self._table.is_active(slots)]
         self._blocks.free_behind_windows(running, self._table.num_computed[running])
 
-    def _take_cached_tokens(self, sequence_ids: list[int]) -> dict[int, int]:
-        if not self._cached_tokens:
+    def _take_first_tokens(self, slots: NDArray[np.int64]) -> dict[int, FirstToken]:
+        """The news of those among these sequences that have their first token now."""
+        if not self._first_tokens:
             return {}
-        cached = self._cached_tokens
-        return {number: cached.pop(number) for number in sequence_ids if number in cached}
+        first_tokens = {
+            sequence_id: self._first_tokens.pop(sequence_id)
+            for sequence_id in self._table.sequence_ids[slots].tolist()
+            if sequence_id in self._first_tokens
+        }
+        for sequence_id, tops in self._table.take_prompt_logprobs(slots).items():
+            first_tokens[sequence_id] = replace(first_tokens[sequence_id], prompt_logprobs=tops)
+        return first_tokens
 
     def _admit(self, pending: PendingSequence, prefix: Prefix) -> int:
         request = pending.request
@@ -318,23 +323,25 @@ class SequenceRunner:
             penalty_row = self._sampler.penalties.add(
                 pending.token_ids[:num_prompt], pending.token_ids[num_prompt:]
             )
-        self._queue_times.admitted(request.sequence_id)
         if not pending.preempted:
-            self._count_prompt(pending, prefix)
+            num_cached = self._count_prompt(pending, prefix)
+            self._first_tokens[request.sequence_id] = FirstToken(self._clock(), num_cached)
         slot = self._table.insert(pending, self._eos_ids, penalty_row, prefix.num_tokens)
         self._resumption.begin(slot, pending, prefix)
         if has_edits(request.sampling):
             self._edits.add(slot, request.sampling)
         return slot
 
-    def _count_prompt(self, pending: PendingSequence, prefix: Prefix) -> None:
+    def _count_prompt(self, pending: PendingSequence, prefix: Prefix) -> int | None:
+        """Returns the tokens of the prompt that were found; None if they were not looked up."""
         counters = self._counters
         counters.prompt_tokens += pending.num_prompt
-        if pending.keys is not None and pending.prompt_logprobs is None:
-            num_cached = min(prefix.num_tokens, pending.num_prompt)
-            counters.prefix_query_tokens += pending.num_prompt
-            counters.prefix_hit_tokens += num_cached
-            self._cached_tokens[pending.request.sequence_id] = num_cached
+        if pending.keys is None or pending.prompt_logprobs is not None:
+            return None
+        num_cached = min(prefix.num_tokens, pending.num_prompt)
+        counters.prefix_query_tokens += pending.num_prompt
+        counters.prefix_hit_tokens += num_cached
+        return num_cached
 
     def _remove(self, slot: int) -> PendingSequence:
         """Takes a sequence out of table, blocks, counts and edits."""
@@ -347,8 +354,7 @@ class SequenceRunner:
 
     def _forget(self, sequence_id: int) -> None:
         """It ended."""
-        self._queue_times.forget(sequence_id)
-        self._cached_tokens.pop(sequence_id, None)
+        self._first_tokens.pop(sequence_id, None)
 
     def _fail(self, slots: NDArray[np.int64], error: MooringError) -> None:
         for slot in slots.tolist():

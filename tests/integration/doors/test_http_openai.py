@@ -21,9 +21,10 @@ from support.router_doors import (
     write_model_folder,
 )
 
+from engines.api import ChoiceTokens
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
 from router.request.bounds import RouterConfig
-from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.request import GenerationRequest
 
 # One door, and one event loop, for all tests that leave it as it was: to shut one takes longer than most of them.
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

@@ -27,6 +27,7 @@ from support.router_doors import (
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from engines.api import ChoiceTokens
 from mooring.errors import WorkerLostError
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
@@ -34,7 +35,7 @@ from mooring.units import KIB
 from router.doors.http_app import create_app
 from router.doors.openai.websocket import SOCKET_PATH
 from router.request.bounds import RouterConfig
-from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.request import GenerationRequest
 
 # One server, and one event loop, for all tests: to start one takes longer than most of them.
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

@@ -38,9 +38,9 @@ async def read(stream: RequestStream) -> dict[int, list[int]]:
         async for chunks in stream:
             for chunk in chunks:
                 tokens.setdefault(chunk.index, []).extend(chunk.token_ids)
-                if chunk.finish_reason is not None:
+                if chunk.finished is not None:
                     assert chunk.index not in reasons
-                    reasons[chunk.index] = chunk.finish_reason
+                    reasons[chunk.index] = chunk.finished.reason
     assert reasons.keys() == tokens.keys()
     return tokens
 
@@ -86,9 +86,10 @@ async def test_prompt_logprobs_come_once_and_of_one_choice_whenever_the_worker_d
             async for step in stream:
                 chunks += step
         assert fleet.num_deaths == 1
-    [(index, found)] = [(c.index, c.prompt_logprobs) for c in chunks if c.prompt_logprobs is not None]
+    told = [(c.index, c.first.prompt_logprobs) for c in chunks if c.first is not None]
+    [(index, found)] = [(index, tops) for index, tops in told if tops is not None]
     assert (index, [top.token_ids for top in found]) == (0, [(5,), (6,)])
-    assert next(chunk for chunk in chunks if chunk.index == 0).prompt_logprobs is found
+    assert next(chunk for chunk in chunks if chunk.index == 0).first.prompt_logprobs is found
 
 
 async def test_a_request_present_at_two_deaths_fails_alone() -> None:
@@ -163,7 +164,7 @@ async def test_a_stopped_choice_says_no_more_and_the_others_go_on() -> None:
         stream.stop(0)
         rest = [chunk async for chunks in stream for chunk in chunks]
         assert {chunk.index for chunk in rest} == {1}
-        assert rest[-1].finish_reason is FinishReason.LENGTH
+        assert rest[-1].finished.reason is FinishReason.LENGTH
 
 
 async def test_what_the_engine_refuses_is_raised_as_it_was_meant() -> None:

@@ -97,14 +97,13 @@ async def test_prompt_logprobs_come_once_with_the_first_token(fleet: NullFleet) 
     fleet.client.submit(sequence(3, (5,), max_tokens=4, prompt_logprobs=2), short)
     for sink in (asked, others, short):
         await sink.end()
-    first, *later = [chunk.prompt_logprobs for chunk in asked.chunks]
-    assert first is not None
+    assert [chunk.first is not None for chunk in asked.chunks] == [True, False, False, False]
+    first = asked.chunks[0].first.prompt_logprobs
     assert [top.token_ids[0] for top in first] == [6, 7], "of every token but the first"
     assert all(len(set(top.token_ids)) == len(top.logprobs) == 2 for top in first)
     assert all(top.logprob == top.logprobs[0] > top.logprobs[1] for top in first)
-    assert later == [None] * 3
-    assert [chunk.prompt_logprobs for chunk in others.chunks] == [None] * 4
-    assert [chunk.prompt_logprobs for chunk in short.chunks] == [[], None, None, None]
+    assert others.chunks[0].first.prompt_logprobs is None
+    assert short.chunks[0].first.prompt_logprobs == []
 
 
 async def test_the_null_engine_accepts_biases_and_bad_words(fleet: NullFleet) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest, TopLogprobs
+from engines.api import Finished, FinishReason, FirstToken, SamplingParams, SequenceRequest, TopLogprobs
 from engines.link.wire import (
     finished_from_wire,
     finished_to_wire,
-    prompt_logprobs_from_wire,
-    prompt_logprobs_to_wire,
+    first_token_from_wire,
+    first_token_to_wire,
     submit_from_wire,
     submit_to_wire,
     top_logprobs_from_wire,
@@ -97,11 +98,21 @@ def test_top_logprobs(top: TopLogprobs) -> None:
     assert top_logprobs_from_wire(top_logprobs_to_wire(top, 1)) == top
 
 
-@given(st.lists(top_logprobs, max_size=5))
-def test_prompt_logprobs(tops: list[TopLogprobs]) -> None:
-    message = prompt_logprobs_to_wire(tops, 7)
+@given(
+    st.builds(
+        FirstToken,
+        began_s=st.integers(0, 1000).map(float),
+        cached_tokens=st.none() | st.integers(0, 2**32 - 1),
+        prompt_logprobs=st.none() | st.lists(top_logprobs, max_size=5),
+    ),
+    st.integers(-1000, 1000).map(float),
+)
+def test_first_token(first: FirstToken, ahead_s: float) -> None:
+    """``ahead_s``: by how much the reader's clock is ahead of the sender's."""
+    message = first_token_to_wire(first, 7, now_s=1000.0)
     assert message.sequence_id == 7
-    assert prompt_logprobs_from_wire(message) == tops
+    there = first_token_from_wire(message, 1000.0 + ahead_s)
+    assert there == replace(first, began_s=first.began_s + ahead_s)
 
 
 def test_what_was_not_asked_for_takes_no_bytes() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.router_doors import ScriptedStream, byte_fallback_tokenizer, byte_level_tokenizer
 from tokenizers import Tokenizer
 
-from engines.api import FinishReason, SamplingParams, TopLogprobs
-from router.request.request import ChoiceTokens, GenerationRequest
+from engines.api import ChoiceTokens, Finished, FinishReason, FirstToken, SamplingParams, TopLogprobs
+from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
 from router.text.detokenizer import TokenTable
 from router.text.generation import TextDelta, TextGeneration
@@ -49,7 +49,7 @@ def read(kind: str, request: GenerationRequest, steps: list[list[ChoiceTokens]])
 
 def said(ids: list[int], reason: FinishReason = FinishReason.LENGTH) -> list[list[ChoiceTokens]]:
     steps = [[ChoiceTokens(0, [token_id])] for token_id in ids]
-    steps[-1][0].finish_reason = reason
+    steps[-1][0].finished = Finished(1, reason)
     return steps
 
 
@@ -129,8 +129,9 @@ def test_every_choice_begins_with_the_prompt_whichever_comes_first(
         for index in range(n)
     ]
     for steps in (first, *others):
-        steps[-1][0].finish_reason = FinishReason.LENGTH
-    first[0][0].prompt_logprobs = [TopLogprobs(-2.0, (), ()) for _ in prompt_ids[1:]]
+        steps[-1][0].finished = Finished(1, FinishReason.LENGTH)
+    tops = [TopLogprobs(-2.0, (), ()) for _ in prompt_ids[1:]]
+    first[0][0].first = FirstToken(0.0, prompt_logprobs=tops)
     before = [step for steps in others for step in (steps[:late] if split else steps)]
     after = [step for steps in others for step in (steps[late:] if split else [])]
     deltas = read(kind, request, [*before, *first, *after])

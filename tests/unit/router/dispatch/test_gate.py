@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engines.api import FinishReason, SamplingParams
+from engines.api import ChoiceTokens, Finished, FinishReason, SamplingParams
 from mooring.errors import OverloadedError, ShuttingDownError
 from router.dispatch.gate import Gate
-from router.request.request import ChoiceTokens, GenerationRequest, TokenStream
+from router.request.request import GenerationRequest, TokenStream
 
 SAMPLING = SamplingParams(max_tokens=8, seed=0)
 REQUEST = GenerationRequest(request_id="r", deployment="m", prompt_ids=(1,), sampling=SAMPLING)
@@ -30,7 +30,7 @@ class Stream:
             if self.num_closed:
                 return
             self.more.clear()
-            yield [ChoiceTokens(0, [7], finish_reason=FinishReason.LENGTH)]
+            yield [ChoiceTokens(0, [7], finished=Finished(1, FinishReason.LENGTH))]
 
     def stop(self, index: int) -> None:
         self.stopped.append(index)

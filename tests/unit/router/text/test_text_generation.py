@@ -13,9 +13,9 @@ from support.router_doors import (
 )
 from tokenizers import decoders
 
-from engines.api import FinishReason, SamplingParams, TopLogprobs
+from engines.api import ChoiceTokens, Finished, FinishReason, SamplingParams, TopLogprobs
 from mooring.errors import ArtifactError, InternalError
-from router.request.request import ChoiceTokens, GenerationRequest
+from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
 from router.text.detokenizer import TokenTable, token_string
 from router.text.generation import TextDelta, TextGeneration, Usage, by_step
@@ -23,6 +23,7 @@ from router.text.generation import TextDelta, TextGeneration, Usage, by_step
 TOKENIZER = byte_level_tokenizer()
 TABLE = TokenTable(TOKENIZER)
 END = TOKENIZER.token_to_id("<|im_end|>")
+AT_LENGTH, STOPPED = Finished(1, FinishReason.LENGTH), Finished(1, FinishReason.STOP)
 
 
 def ids_of(text: str) -> list[int]:
@@ -65,8 +66,8 @@ async def test_a_stop_string_over_several_tokens_never_leaks_and_ends_only_its_c
     request = request_for(n=2, stop=("<end>",))
     left, right = ids_of("hi <en<end> more"), ids_of("hi <enough> moor")
     steps = [
-        [ChoiceTokens(0, [a]), ChoiceTokens(1, [b], finish_reason=reason)]
-        for a, b, reason in zip(left, right, [None] * (len(left) - 1) + [FinishReason.LENGTH], strict=True)
+        [ChoiceTokens(0, [a]), ChoiceTokens(1, [b], finished=end)]
+        for a, b, end in zip(left, right, [None] * (len(left) - 1) + [AT_LENGTH], strict=True)
     ]
     stream = ScriptedStream(steps)
     texts, reasons = ["", ""], [None, None]
@@ -120,7 +121,7 @@ async def test_the_token_that_ended_it_is_billed_but_is_no_text() -> None:
 async def test_logprobs_spell_partial_characters_as_bytes() -> None:
     ids = ids_of("🦀")
     top = TopLogprobs(-1.0, (ids[0], ids[1]), (-1.0, float("-inf")))
-    stream = ScriptedStream([[ChoiceTokens(0, [ids[0]], [top], FinishReason.LENGTH)]])
+    stream = ScriptedStream([[ChoiceTokens(0, [ids[0]], [top], finished=AT_LENGTH)]])
     [choice] = await generation(request_for(logprobs=1), stream).whole()
     assert choice.logprobs is not None
     raw = choice.logprobs[0].raw
@@ -139,7 +140,7 @@ async def test_what_happened_is_measured_once() -> None:
     request = request_for(n=2)
     measured = metrics()
     steps = [
-        [ChoiceTokens(0, ids_of("ab"), finish_reason=FinishReason.STOP), ChoiceTokens(1, ids_of("a"))],
+        [ChoiceTokens(0, ids_of("ab"), finished=STOPPED), ChoiceTokens(1, ids_of("a"))],
         [ChoiceTokens(1, ids_of("b"))],
     ]
     made = generation(request, ScriptedStream(steps), measured)
@@ -162,7 +163,7 @@ async def test_what_happened_is_measured_once() -> None:
 
 async def test_what_the_client_cancelled_is_no_error() -> None:
     request, measured = request_for(n=2), metrics()
-    ended = ChoiceTokens(0, ids_of("a"), finish_reason=FinishReason.STOP)
+    ended = ChoiceTokens(0, ids_of("a"), finished=STOPPED)
     made = generation(request, ScriptedStream([[ended, ChoiceTokens(1, ids_of("a"))]]), measured)
     async with aclosing(aiter(made)) as deltas:
         await anext(deltas)
