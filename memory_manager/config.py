@@ -71,6 +71,11 @@ class PlannerConfig:
             "resident again."
         ),
     ] = 5.0
+    idle_timeout_s: Annotated[
+        float | None,
+        _POSITIVE,
+        Setting("Seconds without a request before a model sleeps; unset: only when needed."),
+    ] = None
     idle_grace_s: Annotated[float, _NOT_NEGATIVE] = 0.2
     patience_s: Annotated[float, _NOT_NEGATIVE] = 30.0
     reuse_horizon_s: Annotated[float, _POSITIVE] = 60.0
@@ -116,11 +121,6 @@ class ManagerConfig(PlannerConfig):
         copy_bytes_per_s: guess at the speed of loads and wakes until one has been measured.
     """
 
-    idle_timeout_s: Annotated[
-        float | None,
-        _POSITIVE,
-        Setting("Seconds without a request before a model sleeps; unset: only when needed."),
-    ] = None
     max_waiting_requests: Annotated[
         int, _AT_LEAST_ONE, Setting("Requests that may wait for one deployment before more are refused.")
     ] = 1024

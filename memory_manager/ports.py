@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from mooring.policy import DeploymentPolicy
+
 __all__ = [
     "ArtifactRef",
     "Capabilities",
@@ -85,15 +87,14 @@ class ArtifactRef:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentSpec:
-    """What the manager knows of a deployment.
+    """A deployment as the manager knows it.
 
     Attributes:
         weights_bytes: device bytes of a replica's weights (page-rounded), per device.
-        kv_guarantee_bytes: floor of KV while resident (page-rounded); by default what one sequence of
-            ``max_model_len`` tokens needs, so that any admitted request can always be finished.
-        kv_cap_bytes: most KV it may hold, or None.
-        idle_timeout_s: seconds without a request after which it is put to sleep; None is the manager's default.
-        priority: higher is evicted later and served first.
+        kv_guarantee_bytes: floor of KV while resident (page-rounded): that of the policy, and at least what one
+            sequence of ``max_model_len`` tokens needs, so that any admitted request can always be finished.
+        max_model_len: longest prompt plus output in tokens: that of the policy, or the model's own.
+        policy: everything else that is asked for it.
     """
 
     name: str
@@ -101,13 +102,7 @@ class DeploymentSpec:
     weights_bytes: int
     kv_guarantee_bytes: int
     max_model_len: int
-    kv_cap_bytes: int | None = None
-    enabled: bool = True
-    pinned: bool = False
-    priority: int = 0
-    idle_timeout_s: float | None = None
-    min_replicas: int = 0
-    max_replicas: int = 1
+    policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
 
 
 @dataclass(frozen=True, slots=True)

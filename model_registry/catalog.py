@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, selectinload
 
-from model_registry.policy import change_policy, check_name, check_policy
+from model_registry.names import check_name
 from model_registry.records import (
-    DeploymentPolicy,
     DeploymentRecord,
     ModelRecord,
     NewVersion,
@@ -22,6 +21,7 @@ from model_registry.rows import deployment_record, model_record, variant_record,
 from model_registry.schema import DeploymentRow, ModelRow, VariantRow, VersionRow
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
+from mooring.policy import DeploymentPolicy, change_policy, check_policy
 
 __all__ = ["AUTO", "PRECISIONS", "CatalogQueries"]
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mooring.policy import DeploymentPolicy
+
 __all__ = [
     "CheckpointDescription",
-    "DeploymentPolicy",
     "DeploymentRecord",
     "EventRecord",
     "KeyRecord",
@@ -101,36 +102,6 @@ class VariantRecord:
     precision: str
     packed_key: str | None
     packed_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class DeploymentPolicy:
-    """How a deployment is treated.
-
-    Attributes:
-        enabled: it may be woken and serve; a disabled one refuses requests.
-        pinned: once resident it is never put to sleep for another's sake.
-        priority: higher is served first and evicted later.
-        kv_guarantee_bytes: floor of KV while resident, at least what one longest request needs.
-        kv_cap_bytes: most KV it may hold; None is no cap.
-        max_model_len: longest prompt plus output in tokens; None is the model's own.
-        idle_timeout_s: seconds without a request after which it sleeps; None is never.
-        min_replicas: replicas kept loaded without any demand.
-        max_replicas: replicas that demand may add up to.
-        prefix_cache: who shares computed prefixes: requests of one ``tenant``, all (``shared``), or none
-            (``off``).
-    """
-
-    enabled: bool = True
-    pinned: bool = False
-    priority: int = 0
-    kv_guarantee_bytes: int | None = None
-    kv_cap_bytes: int | None = None
-    max_model_len: int | None = None
-    idle_timeout_s: float | None = None
-    min_replicas: int = 0
-    max_replicas: int = 1
-    prefix_cache: str = "tenant"
 
 
 @dataclass(frozen=True, slots=True)

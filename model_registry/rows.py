@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from model_registry.records import (
-    DeploymentPolicy,
     DeploymentRecord,
     KeyRecord,
     ModelRecord,
@@ -14,6 +13,7 @@ from model_registry.records import (
     VersionRecord,
 )
 from model_registry.schema import DeploymentRow, KeyRow, ModelRow, TenantRow, VariantRow, VersionRow
+from mooring.policy import DeploymentPolicy
 
 __all__ = [
     "deployment_record",

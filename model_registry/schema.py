@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Double,
     ForeignKey,
     Index,
@@ -24,7 +25,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column, relationship
+
+from mooring.declared import Declared, declared
+from mooring.policy import DeploymentPolicy
 
 __all__ = ["Base", "DeploymentRow", "EventRow", "KeyRow", "ModelRow", "TenantRow", "VariantRow", "VersionRow"]
 
@@ -98,7 +102,7 @@ class VariantRow(Base):
 
 
 class DeploymentRow(Base):
-    """A variant, the engine that runs it, and its policy (``records.DeploymentPolicy``)."""
+    """A variant, the engine that runs it, and a column for each field of its policy (``DeploymentPolicy``)."""
 
     __tablename__ = "deployments"
 
@@ -106,20 +110,19 @@ class DeploymentRow(Base):
     name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
     variant_id: Mapped[int] = mapped_column(ForeignKey("variants.id", ondelete="RESTRICT"), index=True)
     engine: Mapped[str] = mapped_column(String(32))
-    enabled: Mapped[bool]
-    pinned: Mapped[bool]
-    priority: Mapped[int]
-    kv_guarantee_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    kv_cap_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    max_model_len: Mapped[int | None]
-    idle_timeout_s: Mapped[float | None]
-    min_replicas: Mapped[int]
-    max_replicas: Mapped[int]
-    prefix_cache: Mapped[str] = mapped_column(String(16), server_default="tenant")
     created_at_s: Mapped[float]
     updated_at_s: Mapped[float]
 
     variant: Mapped[VariantRow] = relationship(lazy="joined")
+
+
+def _policy_column(field: Declared) -> MappedColumn[Any]:
+    types: dict[Any, Any] = {bool: Boolean, int: BigInteger if field.is_size else Integer, float: Double}
+    return mapped_column(types.get(field.value_kind, String(16)), nullable=field.is_optional)
+
+
+for _name, _field in declared(DeploymentPolicy).items():
+    setattr(DeploymentRow, _name, _policy_column(_field))
 
 
 class TenantRow(Base):

@@ -8,7 +8,7 @@ import secrets
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from model_registry.policy import check_name
+from model_registry.names import check_name
 from model_registry.records import KeyRecord, TenantRecord
 from model_registry.rows import key_record, tenant_record
 from model_registry.schema import KeyRow, TenantRow

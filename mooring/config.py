@@ -9,7 +9,6 @@ of a part, and the part declares it (``mooring.declared``).
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -22,13 +21,11 @@ import platformdirs
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
-    create_model,
     field_validator,
     model_validator,
 )
@@ -45,9 +42,10 @@ from engines.config import NullEngineConfig, TorchEngineConfig
 from engines.kinds import engine_kind
 from memory_manager.config import ManagerConfig
 from memory_manager.watch.others_rule import OthersConfig
-from mooring.declared import Bounds, Declared, declared
+from mooring.declared import declared
+from mooring.declared_models import SIZE, field_of, with_fields_of
 from mooring.errors import ConfigurationError
-from mooring.units import parse_bytes
+from mooring.policy import DeploymentPolicy
 from router.request.bounds import RouterConfig
 
 __all__ = [
@@ -69,8 +67,7 @@ ENV_NESTING = "__"
 # Read by the command line and the Makefile, not settings of the server.
 NOT_SETTINGS = frozenset({"MOORING_CONFIG", "MOORING_SERVER", "MOORING_ADMIN_KEY"})
 
-_SIZE = BeforeValidator(lambda value: value if value is None else parse_bytes(value))
-Bytes = Annotated[int, _SIZE]
+Bytes = Annotated[int, SIZE]
 
 
 def _known_engine(name: str) -> str:
@@ -84,6 +81,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+@with_fields_of(DeploymentPolicy, sizes_as_text=True)
 class ModelEntry(_Section):
     """A model registered and deployed when the server starts; doing so again changes nothing."""
 
@@ -91,24 +89,6 @@ class ModelEntry(_Section):
     source: str = Field(
         description="A local folder, a GGUF file, `hf://org/name[@revision]`, or `sample:NAME` for a sample."
     )
-    max_model_len: int | None = Field(
-        None, ge=1, description="Longest prompt plus output in tokens; the model's own where unset."
-    )
-    kv_guarantee_bytes: Bytes | None = Field(
-        None,
-        description="KV that no other model can take; never less than one sequence of `max_model_len` "
-        "tokens needs.",
-    )
-    kv_cap_bytes: Bytes | None = Field(None, description="Most KV it may hold; unset: no cap.")
-    pinned: bool = Field(False, description="Never put to sleep.")
-    priority: int = Field(0, description="Higher is served first and evicted last.")
-    idle_timeout_s: float | None = Field(
-        None, gt=0, description="Seconds without a request before it sleeps; unset: the planner's default."
-    )
-    min_replicas: int = Field(
-        0, ge=0, description="Replicas that stay resident whether requests come or not."
-    )
-    max_replicas: int = Field(1, ge=1, description="Replicas that load may bring, one on each device.")
 
 
 class DeviceEntry(_Section):
@@ -127,26 +107,13 @@ class DeviceEntry(_Section):
 @cache
 def section_of(part: type) -> type[BaseModel]:
     """The settings of a part: those fields of its configuration, a dataclass, that are marked as settings."""
-    fields: dict[str, Any] = {
-        each.setting.name or name: _setting(each)
-        for name, each in declared(part).items()
-        if each.setting is not None
-    }
-    return create_model(part.__name__, __base__=_Section, **fields)
-
-
-def _setting(field: Declared) -> tuple[Any, Any]:
-    """Type and ``Field`` of a setting that is declared elsewhere."""
-    assert field.setting is not None
-    bounds = field.bounds or Bounds()
-    limits = {name: limit for name in ("ge", "le", "gt") if math.isfinite(limit := getattr(bounds, name))}
-    kind = Annotated[field.kind, _SIZE] if field.is_size else field.kind
-    return kind, Field(field.default, description=field.setting.sentence, **limits)
+    section = type(part.__name__, (_Section,), {"__module__": __name__})
+    return with_fields_of(part, sizes_as_text=True)(section)
 
 
 def _setting_of(part: type, name: str) -> Any:
     """One setting of a part, as a setting of the server."""
-    return _setting(declared(part)[name])[1]
+    return field_of(declared(part)[name])[1]
 
 
 class _AsSection:

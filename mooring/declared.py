@@ -54,10 +54,12 @@ class Setting:
     Attributes:
         sentence: what the value is, for whoever sets it.
         name: its name outside; None if that is the field's own.
+        off: for a flag, the word for false on a command line; None for ``no-`` and its name.
     """
 
     sentence: str
     name: str | None = None
+    off: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,16 @@ class Declared:
     def is_optional(self) -> bool:
         """Whether None is one of its values."""
         return get_origin(self.kind) in (Union, UnionType) and type(None) in get_args(self.kind)
+
+    @property
+    def value_kind(self) -> Any:
+        """Its type without None."""
+        (kind,) = (
+            (each for each in get_args(self.kind) if each is not type(None))
+            if self.is_optional
+            else (self.kind,)
+        )
+        return kind
 
     @property
     def is_size(self) -> bool:

@@ -200,7 +200,7 @@ class Intake:
             prompt_only=wants_prompt_only(options),
             tenant=tenant,
             arrival_s=arrival_s,
-            cache_scope=cache_scope(served.prefix_cache, tenant, options.cache_salt),
+            cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
         )
 
     async def _begin(self, request: GenerationRequest, text_model: TextModel) -> TextGeneration:

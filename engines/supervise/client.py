@@ -192,7 +192,7 @@ class WorkerClient:
             max_model_len=deployment.max_model_len,
             weights_lease_bytes=deployment.weights_bytes,
             kv_guarantee_bytes=deployment.kv_guarantee_bytes,
-            kv_cap_bytes=deployment.kv_cap_bytes or 0,
+            kv_cap_bytes=deployment.policy.kv_cap_bytes or 0,
             host_copy_checksum=checksum,
         )
         response: pb.LoadResponse = await self._call(self._stub.Load, request)

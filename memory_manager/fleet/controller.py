@@ -170,15 +170,15 @@ class MemoryManager:
         Raises:
             ConfigurationError: it may have no replica.
         """
-        if spec.max_replicas < 1:
+        if spec.policy.max_replicas < 1:
             raise ConfigurationError(f"deployment {spec.name!r}: max_replicas must be at least 1")
         deployment = self._deployments.get(spec.name)
         if deployment is None:
             deployment = self._deployments[spec.name] = Deployment(spec, self._clock(), links=self._links)
-        self._expect_only(deployment.spec, spec if spec.enabled else None)
+        self._expect_only(deployment.spec, spec if spec.policy.enabled else None)
         deployment.spec, deployment.wanted_since_s, deployment.held = spec, self._clock(), False
         deployment.stirred = self._has_moved = True
-        if not spec.enabled:
+        if not spec.policy.enabled:
             self._admission.refuse_waiters(deployment, lambda: disabled(spec.name))
         for replica in list(deployment.replicas):
             if replica.worker is not None and must_be_replaced(replica.spec, spec):
@@ -186,9 +186,9 @@ class MemoryManager:
                 continue
             replica.spec = spec
             replica.num_failures, replica.retry_at_s = 0, 0.0
-        while len(deployment.replicas) > spec.max_replicas:
+        while len(deployment.replicas) > spec.policy.max_replicas:
             self._retire(deployment.least_replica())
-        while len(deployment.replicas) < spec.max_replicas:
+        while len(deployment.replicas) < spec.policy.max_replicas:
             self._add_replica(deployment)
         self._schedule.soon()
 

@@ -296,8 +296,8 @@ class Deployment:
     def is_at_rest(self) -> bool:
         """Nobody waits for it, nothing keeps it resident, and all its replicas are at rest: a plan would come
         out the same without it."""
-        spec = self.spec
-        if self.waiters or self.refusal or (spec.enabled and (spec.pinned or spec.min_replicas)):
+        policy = self.spec.policy
+        if self.waiters or self.refusal or (policy.enabled and (policy.pinned or policy.min_replicas)):
             return False
         return all(each.is_at_rest for each in self.replicas)
 
@@ -327,7 +327,7 @@ class Deployment:
 
     def check_available(self, now_s: float) -> None:
         """Raises ``ModelUnavailableError`` where it is disabled, or failed and not yet to be tried again."""
-        if not self.spec.enabled:
+        if not self.spec.policy.enabled:
             raise disabled(self.spec.name)
         best = self.best_replica()
         if best.residency is Residency.FAILED:
@@ -351,7 +351,7 @@ class Deployment:
         """Takes the present load into ``scale``."""
         num_requests = len(self.waiters) + sum(len(each.tickets) for each in self.replicas)
         num_up = sum(each.residency in ON_DEVICE for each in self.replicas)
-        self.scale = rescale(self.scale, num_requests, num_up, self.spec.max_replicas, now_s, config)
+        self.scale = rescale(self.scale, num_requests, num_up, self.spec.policy.max_replicas, now_s, config)
 
     def reload_s(self, config: ManagerConfig) -> float:
         """What waking it is expected to take: as measured, or guessed from its size."""
@@ -368,7 +368,7 @@ class Deployment:
     def prewake_at_s(self, now_s: float, config: ManagerConfig) -> float:
         """When it is to be woken ahead of a request; ``inf`` for never."""
         window = self.next_arrival(now_s, config)
-        if window is None or self.held or not self.spec.enabled:
+        if window is None or self.held or not self.spec.policy.enabled:
             return math.inf
         if not any(each.residency is Residency.WARM for each in self.replicas):
             return math.inf
@@ -398,7 +398,7 @@ def must_be_replaced(old: DeploymentSpec, new: DeploymentSpec) -> bool:
         or old.weights_bytes != new.weights_bytes
         or old.max_model_len != new.max_model_len
         or old.kv_guarantee_bytes != new.kv_guarantee_bytes
-        or old.kv_cap_bytes != new.kv_cap_bytes
+        or old.policy.kv_cap_bytes != new.policy.kv_cap_bytes
     )
 
 

@@ -75,12 +75,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         name=spec.name,
         weights_bytes=spec.weights_bytes,
         kv_guarantee_bytes=spec.kv_guarantee_bytes,
-        enabled=spec.enabled,
-        pinned=spec.pinned,
-        priority=spec.priority,
-        idle_timeout_s=config.idle_timeout_s if spec.idle_timeout_s is None else spec.idle_timeout_s,
-        min_replicas=spec.min_replicas,
-        max_replicas=spec.max_replicas,
+        policy=spec.policy,
         held=deployment.held,
         wanted_since_s=deployment.wanted_since_s,
         demand=deployment.demand(),
@@ -150,7 +145,7 @@ def deployment_status(deployment: Deployment) -> DeploymentStatus:
     best = deployment.best_replica()
     return DeploymentStatus(
         name=deployment.spec.name,
-        enabled=deployment.spec.enabled,
+        enabled=deployment.spec.policy.enabled,
         residency=best.residency,
         reason=deployment.refusal or best.state.reason,
         num_waiting=len(deployment.waiters),

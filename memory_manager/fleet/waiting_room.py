@@ -49,7 +49,7 @@ class Admission:
             deployment.count_arrival(now_s, self._config.rate_half_life_s)
         best = deployment.best_replica()
         if best.residency is Residency.RESIDENT:
-            if deployment.spec.max_replicas > 1:
+            if deployment.spec.policy.max_replicas > 1:
                 self._replan_soon()  # it may be one too many for those that are up
             return self._admit(best)
         num_waiting = len(deployment.waiters)
@@ -130,5 +130,5 @@ class Admission:
     def _released(self, replica: Replica) -> None:
         replica.last_used_s = self._clock()
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
-        if not replica.tickets or replica.spec.max_replicas > 1:
+        if not replica.tickets or replica.spec.policy.max_replicas > 1:
             self._replan_soon()

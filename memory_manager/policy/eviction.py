@@ -85,7 +85,7 @@ def in_priority(seconds: float, priority: int) -> float:
 def worth_s(deployment: DeploymentView, chance: float) -> float:
     """Seconds that having a deployment resident is expected to save: the chance of use times the time to
     reload."""
-    return in_priority(chance * deployment.reload_s, deployment.priority)
+    return in_priority(chance * deployment.reload_s, deployment.policy.priority)
 
 
 def value_per_byte(
@@ -111,7 +111,7 @@ def judge(
     """
     if replica.in_flight or replica.residency not in (Residency.RESIDENT, Residency.DRAINING):
         return None
-    if deployment.pinned and not deployment.held:
+    if deployment.policy.pinned and not deployment.held:
         return None
     value = value_per_byte(replica, deployment, now_s, config)
     if replica.residency is Residency.DRAINING:
@@ -120,7 +120,7 @@ def judge(
     if replica.num_active == 0:
         eligible_at_s = min(replica.last_used_s + config.idle_grace_s, settled_s)
         return Candidate(replica, 1, value, max(eligible_at_s, replica.retry_at_s))
-    if deployment.priority > demand_priority:
+    if deployment.policy.priority > demand_priority:
         return None
     eligible_at_s = max(settled_s, demand_since_s + config.drain_after_s, replica.retry_at_s)
     return Candidate(replica, 2, value, eligible_at_s)

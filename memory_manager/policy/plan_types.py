@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from memory_manager.policy.arrivals import ArrivalWindow
 from memory_manager.policy.residency import Residency
+from mooring.policy import DeploymentPolicy
 
 __all__ = [
     "Action",
@@ -50,9 +51,10 @@ class DeploymentView:
     """A deployment's policy and what is known of its traffic.
 
     Attributes:
+        policy: as the administrator set it.
         weights_bytes: whole pages of one replica's weights.
         kv_guarantee_bytes: whole pages of one replica's KV guarantee.
-        held: an operator put the deployment to sleep; pins and ``min_replicas`` do not wake it.
+        held: an operator put the deployment to sleep; its policy does not wake it.
         wanted_since_s: when the present policy was set.
         demand: the requests that wait; None if none does.
         request_rate_per_s: exponentially decayed.
@@ -66,12 +68,7 @@ class DeploymentView:
     name: str
     weights_bytes: int
     kv_guarantee_bytes: int
-    enabled: bool = True
-    pinned: bool = False
-    priority: int = 0
-    idle_timeout_s: float | None = None
-    min_replicas: int = 0
-    max_replicas: int = 1
+    policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
     held: bool = False
     wanted_since_s: float = 0.0
     demand: DemandView | None = None

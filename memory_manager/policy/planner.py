@@ -123,7 +123,7 @@ class _Planning:
         self._surplus = {
             replica.replica_id
             for deployment in state.deployments
-            if deployment.max_replicas > 1
+            if deployment.policy.max_replicas > 1
             for replica in surplus(deployment, self._by_deployment[deployment.name])
         }
         self._others_bytes = {device.name: device.others_bytes for device in state.devices}
@@ -178,11 +178,13 @@ class _Planning:
         if self._loses_worker(replica):
             return "its worker is to leave"
         deployment = self._deployments[replica.deployment]
-        if not deployment.enabled:
+        if not deployment.policy.enabled:
             return "deployment disabled"
         if replica.replica_id in self._surplus:
             return f"the load asks for {deployment.wanted_replicas} replicas"
-        timeout_s = deployment.idle_timeout_s
+        timeout_s = deployment.policy.idle_timeout_s
+        if timeout_s is None:
+            timeout_s = self._config.idle_timeout_s
         busy = replica.num_active or deployment.demand is not None
         if timeout_s is None or busy or num_kept(deployment):
             return None
@@ -291,7 +293,7 @@ class _Planning:
             replica,
             self._deployments[replica.deployment],
             demand_since_s=-math.inf,
-            demand_priority=max(each.priority for each in self._state.deployments),
+            demand_priority=max(each.policy.priority for each in self._state.deployments),
             config=self._config,
             now_s=self._now_s,
         )
@@ -300,7 +302,7 @@ class _Planning:
 
     def _wants(self, refused: Iterable[str]) -> Iterable[Want]:
         for deployment in self._state.deployments:
-            if deployment.enabled and deployment.name not in refused:
+            if deployment.policy.enabled and deployment.name not in refused:
                 replicas = self._by_deployment[deployment.name]
                 yield from wants_of(deployment, replicas, self._leaving, self._at, self._now_s, self._config)
 

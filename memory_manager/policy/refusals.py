@@ -27,8 +27,8 @@ def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
     return {
         each.name: _message(each, state.devices, left)
         for each in state.deployments
-        if each.enabled
-        and (each.demand is not None or each.pinned)
+        if each.policy.enabled
+        and (each.demand is not None or each.policy.pinned)
         and each.name not in homes
         and all(_need_bytes(each) > left_bytes for left_bytes in left.values())
     }
@@ -49,8 +49,12 @@ def _pinned_homes(state: PlannerState, rooms: dict[str, int]) -> dict[str, str]:
     present = _present_on(state)
     left = dict(rooms)
     homes: dict[str, str] = {}
-    pinned: Iterable[DeploymentView] = (each for each in state.deployments if each.pinned and each.enabled)
-    for deployment in sorted(pinned, key=lambda each: (each.name not in present, -each.priority, each.name)):
+    pinned: Iterable[DeploymentView] = (
+        each for each in state.deployments if each.policy.pinned and each.policy.enabled
+    )
+    for deployment in sorted(
+        pinned, key=lambda each: (each.name not in present, -each.policy.priority, each.name)
+    ):
         device = present.get(deployment.name) or max(left, key=lambda name: (left[name], name))
         if _need_bytes(deployment) <= left[device]:
             left[device] -= _need_bytes(deployment)

@@ -72,7 +72,7 @@ def must_be_forgotten(replica: ReplicaView) -> bool:
 
 def num_kept(deployment: DeploymentView) -> int:
     """Replicas that stay resident whether requests come or not."""
-    return 0 if deployment.held else max(deployment.min_replicas, int(deployment.pinned))
+    return 0 if deployment.held else max(deployment.policy.min_replicas, int(deployment.policy.pinned))
 
 
 def surplus(deployment: DeploymentView, replicas: Sequence[ReplicaView]) -> list[ReplicaView]:
@@ -114,7 +114,7 @@ def wants_of(
     )
     if not num_desired and not num_up and candidates:
         yield from _expected(deployment, candidates[0], at, now_s, config)
-    for replica in candidates[: max(0, min(deployment.max_replicas, num_desired) - num_up)]:
+    for replica in candidates[: max(0, min(deployment.policy.max_replicas, num_desired) - num_up)]:
         if at(replica.retry_at_s):
             num_requests = sum(each.num_active for each in replicas)
             yield _wanted(deployment, replica, num_up, num_requests, config)
@@ -128,11 +128,11 @@ def _wanted(
     if demand is not None and num_up == 0:
         since_s = demand.oldest_arrival_s
         deadline_s = min(demand.nearest_deadline_s, since_s + config.patience_s)
-        priority = max(deployment.priority, demand.priority)
+        priority = max(deployment.policy.priority, demand.priority)
         reason = f"{demand.num_waiting} waiting"
         return Want(deployment, replica, since_s, deadline_s, priority, Displaces.ANYBODY, 0.0, reason)
     displaces, reason, saved_s = Displaces.NOBODY, "kept resident", 0.0
-    if deployment.pinned and num_up == 0:
+    if deployment.policy.pinned and num_up == 0:
         displaces = Displaces.ANYBODY
     elif num_up >= num_kept(deployment):
         displaces = Displaces.WORTH_LESS
@@ -144,9 +144,9 @@ def _wanted(
         replica,
         deployment.wanted_since_s,
         math.inf,
-        deployment.priority,
+        deployment.policy.priority,
         displaces,
-        in_priority(saved_s, deployment.priority),
+        in_priority(saved_s, deployment.policy.priority),
         reason,
     )
 
@@ -168,7 +168,7 @@ def _expected(
             replica,
             now_s,
             window.earliest_s,
-            deployment.priority,
+            deployment.policy.priority,
             Displaces.WORTH_LESS,
             worth_s(deployment, config.expected_chance),
             f"requests are expected in {window.earliest_s - now_s:.1f} to {window.latest_s - now_s:.1f} s",

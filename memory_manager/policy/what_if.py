@@ -65,7 +65,12 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
     alone = replace(
         state,
         deployments=tuple(
-            replace(each, demand=DemandView(1, now_s, math.inf, each.priority), held=False, enabled=True)
+            replace(
+                each,
+                demand=DemandView(1, now_s, math.inf, each.policy.priority),
+                held=False,
+                policy=replace(each.policy, enabled=True),
+            )
             if each.name == name
             else replace(each, demand=None)
             for each in state.deployments

@@ -14,7 +14,7 @@ from pathlib import Path
 from model_registry.checkpoint import check_folder, read_license
 from model_registry.importing.gguf_import import convert_gguf
 from model_registry.importing.hub import HUB_SCHEME, Hub, parse_hub_source
-from model_registry.policy import check_name
+from model_registry.names import check_name
 from model_registry.progress import Progress, no_progress
 from model_registry.records import CheckpointDescription, NewVersion, VersionRecord
 from model_registry.registry import Registry

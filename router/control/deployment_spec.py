@@ -36,11 +36,5 @@ def deployment_spec(record: DeploymentRecord, artifact: ArtifactRef, kv_bytes: K
         weights_bytes=round_to_pages(artifact.num_bytes),
         kv_guarantee_bytes=round_to_pages(guarantee_bytes),
         max_model_len=max_model_len,
-        kv_cap_bytes=policy.kv_cap_bytes,
-        enabled=policy.enabled,
-        pinned=policy.pinned,
-        priority=policy.priority,
-        idle_timeout_s=policy.idle_timeout_s,
-        min_replicas=policy.min_replicas,
-        max_replicas=policy.max_replicas,
+        policy=policy,
     )

@@ -22,9 +22,9 @@ from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.ports import ArtifactRef
 from model_registry.importing.hub import HUB_SCHEME
 from model_registry.importing.importer import Importer
-from model_registry.policy import change_policy, check_name
+from model_registry.names import check_name
 from model_registry.progress import Progress, no_progress
-from model_registry.records import DeploymentPolicy, DeploymentRecord, VersionRecord
+from model_registry.records import DeploymentRecord, VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import (
@@ -36,6 +36,7 @@ from mooring.errors import (
     NotFoundError,
     ShuttingDownError,
 )
+from mooring.policy import DeploymentPolicy, change_policy
 from router.control.deployment_spec import KVBytes, deployment_spec
 from router.control.directory import DeploymentDirectory
 from router.control.retries import Retries, RetryConfig
@@ -366,7 +367,7 @@ class Registrar:
         version = record.variant.version
         spec = deployment_spec(record, artifact, self.kv_bytes)
         self.manager.upsert_deployment(spec)
-        if not spec.enabled:
+        if not record.policy.enabled:
             self.directory.withhold(record.name, "it is disabled")
             return
         self.directory.serve(
@@ -380,7 +381,7 @@ class Registrar:
                 engine=record.engine,
                 defaults=GenerationDefaults.from_mapping(version.description["generation_config"]),
                 version=version.number,
-                prefix_cache=record.policy.prefix_cache,
+                policy=record.policy,
             )
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from mooring.policy import DeploymentPolicy
 from router.request.sampling import GenerationDefaults
 
 __all__ = ["ModelDirectory", "ServedModel"]
@@ -26,7 +27,7 @@ class ServedModel:
         engine: the engine that runs it.
         defaults: the model's own sampling settings.
         version: the registry's number for the version that is served.
-        prefix_cache: who shares computed prefixes, as in the deployment's policy.
+        policy: the deployment's policy.
     """
 
     name: str
@@ -38,7 +39,7 @@ class ServedModel:
     engine: str
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     version: int = 1
-    prefix_cache: str = "tenant"
+    policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
 
 
 class ModelDirectory(Protocol):

@@ -25,6 +25,7 @@ from memory_manager.ports import (
     WorkerUsage,
 )
 from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError, WorkerLostError
+from mooring.policy import DeploymentPolicy
 
 T = TypeVar("T")
 PAGE = PAGE_BYTES
@@ -346,4 +347,6 @@ class SimulatedWorker:
 def deployment(name: str, weights_pages: int = 10, kv_pages: int = 2, **policy: Any) -> DeploymentSpec:
     """A deployment whose sizes are given in pages."""
     artifact = ArtifactRef(f"artifact-{name}", Path(f"{name}.bin"), weights_pages * PAGE, b"{}")
-    return DeploymentSpec(name, artifact, weights_pages * PAGE, kv_pages * PAGE, 128, **policy)
+    return DeploymentSpec(
+        name, artifact, weights_pages * PAGE, kv_pages * PAGE, 128, DeploymentPolicy(**policy)
+    )

@@ -29,7 +29,6 @@ LEFT_OUT = (
     "engines/api.py",
     "memory_manager/fleet/",
     "memory_manager/ports.py",
-    "model_registry/policy.py",
     "mooring/server/server.py",
     "router/control/registrar.py",
     "router/dispatch/",

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mooring.declared_models import with_fields_of
+from mooring.policy import DeploymentPolicy
+
 __all__ = [
     "DepartureBody",
     "DeploymentBody",
@@ -40,12 +43,6 @@ Name = Annotated[
 ]
 
 
-BlockStore = Literal["tenant", "shared", "off"]
-
-
-MAX_REPLICAS = 64  # more than there are devices in one machine
-
-
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
@@ -54,33 +51,9 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+@with_fields_of(DeploymentPolicy)
 class Policy(_Request):
     """How a deployment is treated. Sizes are in bytes; fields that are not set take the server's default."""
-
-    enabled: bool = True
-    pinned: bool = Field(False, description="Never put to sleep.")
-    priority: int = Field(0, description="Higher is served first and evicted last.")
-    max_model_len: int | None = Field(None, ge=1, description="Longest prompt plus output, in tokens.")
-    kv_guarantee_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="KV that no other model can take; never less than one request of full length needs.",
-    )
-    kv_cap_bytes: int | None = Field(None, ge=1, description="Most KV it may hold.")
-    idle_timeout_s: float | None = Field(
-        None, gt=0, description="Seconds without a request before it sleeps."
-    )
-    min_replicas: int = Field(
-        0, ge=0, le=MAX_REPLICAS, description="Replicas that stay resident whether requests come or not."
-    )
-    max_replicas: int = Field(
-        1, ge=1, le=MAX_REPLICAS, description="Replicas that load may bring, one on each device."
-    )
-    prefix_cache: BlockStore = Field(
-        "tenant",
-        description="Who shares computed prefixes: requests of one tenant, all (`shared`; a tenant can then tell "
-        "by the time what others sent), or none (`off`).",
-    )
 
 
 class RegistrationCreate(_Request):
@@ -137,21 +110,12 @@ class DeploymentCreate(_Request):
     policy: Policy = Field(default_factory=Policy)
 
 
+@with_fields_of(DeploymentPolicy, may_be_none=True)
 class DeploymentUpdate(_Request):
     """Changes to a deployment: only the fields that are sent; null sets a field back to the server's
     default."""
 
     version: int | None = Field(None, ge=1, description="Another version of the same model.")
-    enabled: bool | None = None
-    pinned: bool | None = None
-    priority: int | None = None
-    max_model_len: int | None = Field(None, ge=1)
-    kv_guarantee_bytes: int | None = Field(None, ge=0)
-    kv_cap_bytes: int | None = Field(None, ge=1)
-    idle_timeout_s: float | None = Field(None, gt=0)
-    min_replicas: int | None = Field(None, ge=0, le=MAX_REPLICAS)
-    max_replicas: int | None = Field(None, ge=1, le=MAX_REPLICAS)
-    prefix_cache: BlockStore | None = None
 
 
 class DeploymentBody(_Body):

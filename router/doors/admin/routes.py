@@ -19,8 +19,9 @@ from memory_manager.fleet.status import DeploymentStatus as ManagedDeployment
 from memory_manager.fleet.status import Snapshot
 from memory_manager.fleet.status import WorkerStatus as ManagedWorker
 from memory_manager.watch.devices import DeviceReader
-from model_registry.records import DeploymentPolicy, DeploymentRecord, KeyRecord, TenantRecord
+from model_registry.records import DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
+from mooring.policy import DeploymentPolicy
 from router.control.journal import Journal
 from router.control.registrar import Registrar, Registration
 from router.doors.admin import bodies as types
@@ -341,7 +342,7 @@ def _deployment(
         version=record.variant.version.number,
         precision=record.variant.precision,
         engine=record.engine,
-        policy=types.Policy(**dataclasses.asdict(record.policy)),
+        policy=types.Policy.model_validate(dataclasses.asdict(record.policy)),
         residency=status.residency,
         reason=status.reason,
     )

@@ -26,7 +26,7 @@ from model_registry.database import open_database
 from model_registry.importing.hub import Hub
 from model_registry.importing.importer import Importer
 from model_registry.progress import Progress
-from model_registry.records import DeploymentPolicy, VersionRecord
+from model_registry.records import VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import (
@@ -37,6 +37,7 @@ from mooring.errors import (
     ModelUnavailableError,
     ShuttingDownError,
 )
+from mooring.policy import DeploymentPolicy
 from mooring.units import MIB
 from router.control.directory import DeploymentDirectory
 from router.control.registrar import Registrar, Registration

@@ -12,9 +12,10 @@ from sqlalchemy import Engine, text
 from support.databases import ENGINES
 
 from model_registry.database import open_database
-from model_registry.records import DeploymentPolicy, NewVersion
+from model_registry.records import NewVersion
 from model_registry.registry import Registry
 from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
+from mooring.policy import DeploymentPolicy
 
 DESCRIPTION = {"max_model_len": 2048, "default_precision": "bf16", "num_parameters": 10}
 

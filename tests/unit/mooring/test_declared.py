@@ -16,6 +16,7 @@ from support.paths import ROOT
 from mooring.config import Settings, load_settings, section_of
 from mooring.declared import Bounds, Setting, check_bounds, declared, settings_of
 from mooring.errors import ConfigurationError
+from mooring.policy import DeploymentPolicy
 
 PACKAGES = ("engines", "memory_manager", "model_registry", "mooring", "ops", "router")
 UNSET = ("None", "0", "0.0", "False", "()")
@@ -68,7 +69,8 @@ def test_no_default_of_a_setting_is_declared_twice() -> None:
     by_field = defaults_by_field()
     names = set(Settings.model_fields) - set(parts())
     names |= {name for part in parts().values() for name, each in declared(part).items() if each.setting}
-    assert len(names) > 35
+    names |= set(declared(DeploymentPolicy))
+    assert len(names) > 45
     twice = {
         name: classes
         for name in sorted(names)

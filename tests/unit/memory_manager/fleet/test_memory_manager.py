@@ -19,6 +19,7 @@ from mooring.errors import (
     OverloadedError,
     ShuttingDownError,
 )
+from mooring.policy import DeploymentPolicy
 
 
 @virtually
@@ -187,7 +188,7 @@ async def test_another_artifact_gets_a_new_replica_and_another_policy_does_not()
         spec = deployment("a")
         h.manager.upsert_deployment(spec)
         with await h.manager.acquire("a") as old:
-            h.manager.upsert_deployment(replace(spec, priority=3))
+            h.manager.upsert_deployment(replace(spec, policy=DeploymentPolicy(priority=3)))
             with await h.manager.acquire("a") as same:
                 assert same.replica_id == old.replica_id
             h.manager.upsert_deployment(replace(spec, weights_bytes=8 * PAGE))

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from support.planner_views import deployment_view
+
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from memory_manager.policy.plan_types import (
@@ -30,7 +32,7 @@ NOW = 100.0
 
 
 def model(name: str, **policy: Any) -> DeploymentView:
-    return DeploymentView(name, weights_bytes=10 * PAGE, kv_guarantee_bytes=5 * PAGE, **policy)
+    return deployment_view(name, weights_bytes=10 * PAGE, kv_guarantee_bytes=5 * PAGE, **policy)
 
 
 def wanted(name: str, **policy: Any) -> DeploymentView:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.planner_views import deployment_view
 
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
@@ -35,7 +36,7 @@ NOW = 100.0
 
 def model(name: str, **policy: Any) -> DeploymentView:
     policy.setdefault("request_rate_per_s", 0.1)
-    return DeploymentView(name, weights_bytes=10 * PAGE, kv_guarantee_bytes=5 * PAGE, **policy)
+    return deployment_view(name, weights_bytes=10 * PAGE, kv_guarantee_bytes=5 * PAGE, **policy)
 
 
 def waiting(since_s: float = NOW, deadline_s: float = math.inf, priority: int = 0) -> DemandView:
@@ -212,7 +213,10 @@ def test_who_drains_does_not_drain_others_to_come_back() -> None:
 
 def test_a_busy_one_is_not_drained_for_demand_of_lower_priority() -> None:
     made = contended(waited_s=60, resident_s=60)
-    high = [replace(each, priority=1) if each.demand is None else each for each in made.deployments]
+    high = [
+        replace(each, policy=replace(each.policy, priority=1)) if each.demand is None else each
+        for each in made.deployments
+    ]
     assert actions(replace(made, deployments=tuple(high))) == {}
     urgent = [replace(each, demand=waiting(NOW - 60, priority=1)) if each.demand else each for each in high]
     assert actions(replace(made, deployments=tuple(urgent))) == {Drain: ["a/0"]}
@@ -245,7 +249,7 @@ def test_who_comes_first_when_only_one_fits(first: dict[str, Any], second: dict[
 
 def test_small_ones_cannot_keep_a_large_one_out_for_ever() -> None:
     """big needs both a and b gone, and b is not yet due; small must not take a's place meanwhile."""
-    big = DeploymentView("big", 20 * PAGE, 10 * PAGE, demand=waiting(NOW - 20))
+    big = deployment_view("big", 20 * PAGE, 10 * PAGE, demand=waiting(NOW - 20))
     deployments = [model("a"), model("b"), big, model("small", demand=waiting(NOW - 10))]
     replicas = [
         replica("a", Residency.RESIDENT, num_active=1, since_s=NOW - 60),
@@ -259,7 +263,7 @@ def test_small_ones_cannot_keep_a_large_one_out_for_ever() -> None:
 
 
 def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
-    big = DeploymentView("big", 20 * PAGE, 10 * PAGE, demand=waiting(NOW - 20))
+    big = deployment_view("big", 20 * PAGE, 10 * PAGE, demand=waiting(NOW - 20))
     deployments = [model("a"), model("b"), big]
     replicas = [
         replica("a", Residency.WARM),
@@ -271,7 +275,7 @@ def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
 
 def test_room_that_somebody_waits_for_is_not_given_to_who_comes_later() -> None:
     """small would fit beside a, but then big would not once a has gone."""
-    big = DeploymentView("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 2))
+    big = deployment_view("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 2))
     small = model("small", demand=waiting(NOW - 1))
     replicas = [
         replica("a", Residency.DRAINING, num_active=1, since_s=NOW - 1),
@@ -355,8 +359,8 @@ def test_what_is_under_way_is_not_begun_again() -> None:
 
 
 def test_what_can_never_fit_is_refused_in_figures() -> None:
-    huge = DeploymentView("huge", 30 * PAGE, 9 * PAGE, demand=waiting())
-    big = DeploymentView("big", 20 * PAGE, 5 * PAGE, demand=waiting())
+    huge = deployment_view("huge", 30 * PAGE, 9 * PAGE, demand=waiting())
+    big = deployment_view("big", 20 * PAGE, 5 * PAGE, demand=waiting())
     pin = model("pin", pinned=True)
     replicas = [
         ReplicaView(f"{d.name}/0", d.name, Residency.COLD, d.weights_bytes, 0) for d in (huge, big, pin)
@@ -373,8 +377,8 @@ def test_what_can_never_fit_is_refused_in_figures() -> None:
 
 def test_of_two_pins_that_do_not_fit_together_the_one_that_is_there_stays() -> None:
     pins = [
-        DeploymentView("p", 20 * PAGE, 0, pinned=True),
-        DeploymentView("q", 20 * PAGE, 0, pinned=True, priority=5),
+        deployment_view("p", 20 * PAGE, 0, pinned=True),
+        deployment_view("q", 20 * PAGE, 0, pinned=True, priority=5),
     ]
     replicas = [ReplicaView(f"{each.name}/0", each.name, Residency.COLD, 20 * PAGE, 0) for each in pins]
     assert set(decide(state(pins, replicas)).refusals) == {"p"}

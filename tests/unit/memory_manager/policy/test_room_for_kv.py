@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.planner_views import deployment_view
 from support.simulated_house import house, virtually
 from support.simulated_memory import PAGE
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
@@ -44,7 +45,7 @@ def asked(
     """The plan for a busy model and idle ones of 10 pages and a guarantee of 2, on a budget of 60."""
     policies: dict[str, dict[str, Any]] = {"busy": {}, **({"a": {}} if idle is None else idle)}
     deployments = [
-        DeploymentView(name, 10 * PAGE, 2 * PAGE, request_rate_per_s=CERTAIN, **policy)
+        deployment_view(name, 10 * PAGE, 2 * PAGE, request_rate_per_s=CERTAIN, **policy)
         for name, policy in policies.items()
     ]
     replicas = [
@@ -108,7 +109,7 @@ def test_who_would_be_back_at_once_or_is_worth_more_stays(policy: dict[str, Any]
 
 
 def test_a_model_that_waits_for_its_place_comes_before_kv() -> None:
-    big = DeploymentView("big", 30 * PAGE, 2 * PAGE, demand=DemandView(1, NOW, NOW + 1, 0))
+    big = deployment_view("big", 30 * PAGE, 2 * PAGE, demand=DemandView(1, NOW, NOW + 1, 0))
     made = asked(500, idle={"a": {}, "b": {"reload_s": 5.0}}, others=(big,))
     [sleep] = [each for each in made.actions if isinstance(each, Sleep)]
     assert sleep.room_for == "big"

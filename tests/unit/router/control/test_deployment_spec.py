@@ -9,7 +9,8 @@ import pytest
 from engines.checkpoint.model_config import ModelConfig, kv_groups, sequence_kv_bytes
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
 from memory_manager.ports import ArtifactRef
-from model_registry.records import DeploymentPolicy, DeploymentRecord, VariantRecord, VersionRecord
+from model_registry.records import DeploymentRecord, VariantRecord, VersionRecord
+from mooring.policy import DeploymentPolicy
 from mooring.units import MIB
 from router.control.deployment_spec import deployment_spec
 
