@@ -53,6 +53,10 @@ class BlockTables:
         """See ``BlockStore``."""
         return self._cache.revision
 
+    def slots(self) -> set[int]:
+        """Slots whose rows hold blocks."""
+        return set(np.flatnonzero((self._num_blocks > self._num_freed).any(axis=0)).tolist())
+
     @property
     def live_bytes(self) -> int:
         """Of all blocks in the tables, each counted once."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.api import SamplingParams
+from engines.api import SamplingParams, SequenceRequest
 
-__all__ = ["LogitChanges", "LogitEdits", "has_edits"]
+__all__ = ["LogitChanges", "LogitEdits"]
 
 _ANY = -1  # in the beginning of a word: matches any token
 _NOTHING = -2  # stands for tokens before the output: matches no token of a word
 
 
-def has_edits(params: SamplingParams) -> bool:
+class _Sequence(Protocol):
+    @property
+    def request(self) -> SequenceRequest: ...
+
+
+def _has_edits(params: SamplingParams) -> bool:
     """Whether a sequence with these parameters changes logits of its own."""
     return bool(params.logit_bias or params.bad_words_ids)
 
@@ -78,8 +84,11 @@ class LogitEdits:
         """Slots of the sequences that have edits."""
         return set(self._of_slot)
 
-    def add(self, slot: int, params: SamplingParams) -> None:
-        """Keeps the edits of the sequence in ``slot``."""
+    def begin(self, slot: int, sequence: _Sequence) -> None:
+        """Keeps the edits of the sequence in ``slot``, if it has any."""
+        params = sequence.request.sampling
+        if not _has_edits(params):
+            return
         starts, ends = _split(params.bad_words_ids)
         self._of_slot[slot] = _Edits(
             bias_slots=np.full(len(params.logit_bias), slot, np.int64),
@@ -91,7 +100,7 @@ class LogitEdits:
         )
         self._all = None
 
-    def remove(self, slot: int) -> None:
+    def end(self, slot: int) -> None:
         """Forgets the edits of the sequence in ``slot``, if it has any."""
         if self._of_slot.pop(slot, None) is not None:
             self._all = None

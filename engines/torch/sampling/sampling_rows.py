@@ -73,15 +73,12 @@ class SamplingRows:
             np.full((num_rows, 1), -1, np.int64),
         )
 
-    def set(
-        self, row: int, params: SamplingParams, *, num_prompt: int, eos_ids: tuple[int, ...], penalty_row: int
-    ) -> None:
-        """Writes one sequence's parameters into ``row``.
+    def set(self, row: int, params: SamplingParams, *, num_prompt: int, eos_ids: tuple[int, ...]) -> None:
+        """Writes one sequence's parameters into ``row``, which has no penalty yet.
 
         Args:
             num_prompt: tokens of the sequence's prompt.
             eos_ids: the model's own end-of-sequence ids; left out if the sequence ignores them.
-            penalty_row: the sequence's row of ``PenaltyCounts``, or -1.
         """
         self.temperature[row] = 0.0 if params.temperature < _GREEDY_BELOW else params.temperature
         self.top_p[row] = params.top_p
@@ -93,7 +90,7 @@ class SamplingRows:
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
         self.noise_key[row] = sequence_key(params.seed & _SEED_MASK, params.choice)
         self.min_length[row] = num_prompt + params.min_tokens
-        self.penalty_row[row] = penalty_row
+        self.penalty_row[row] = -1
         self._set_stop_ids(row, (*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)))
 
     def _set_stop_ids(self, row: int, ids: tuple[int, ...]) -> None:

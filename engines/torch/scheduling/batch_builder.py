@@ -61,7 +61,7 @@ def build_batch(
     max_context_tokens = int(context_lens.max())
     logits_rows = query_start[1:][samples] - 1
     scored = None
-    if table.scores_prompts:
+    if (table.score_until[slots] > computed).any():
         rows, scored = _to_score(table, slot_of_token, positions)
         logits_rows = np.concatenate((logits_rows, rows))
 

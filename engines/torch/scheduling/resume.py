@@ -1,4 +1,4 @@
-"""What sequences need not compute: stored by others or by themselves, or swapped out when they were preempted."""
+"""Finds what sequences need not compute: stored by others or by themselves, or swapped out at a preemption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_PREFILL_TOKENS = 16
 
 
 class Resumption:
-    """Keeps computed KV for sequences to come, and finds it for those that wait.
+    """Keeps computed KV for sequences to come, and finds it for those that wait; the book of the blocks.
 
     Args:
         table, blocks: of the running sequences.
@@ -38,8 +38,8 @@ class Resumption:
         return BlockKeys(root_key(self._artifact, self._swap.kv_dtype, scope), self._blocks.groups)
 
     def find(self, pending: PendingSequence) -> Prefix:
-        """The most that it need not compute, claimed. Stored blocks come first; what they lack comes from host
-        memory, where it is there and copying it is quicker than computing."""
+        """Finds the most that a sequence need not compute, and claims it. Stored blocks come first; what they lack
+        comes from host memory, if it is there and copying it is quicker than computing."""
         keys, token_ids, swapped = pending.keys, pending.token_ids, pending.swapped
         prefix = Prefix.empty(self._blocks.groups)
         if keys is not None and pending.max_prefix_tokens > 0:
@@ -51,13 +51,23 @@ class Resumption:
         self._blocks.claim(prefix)
         return prefix
 
-    def begin(self, slot: int, pending: PendingSequence, prefix: Prefix) -> None:
+    def begin(self, slot: int, sequence: PendingSequence) -> None:
         """Gives an admitted sequence the blocks that were found for it."""
-        self._blocks.adopt(slot, prefix, shares=pending.keys is not None)
-        if pending.swapped is not None:
-            if any(len(places) for places in prefix.gaps):
-                self._swap.copy_in(pending.swapped, prefix)
-            self.forget(pending)
+        prefix, sequence.found = sequence.found, None
+        assert prefix is not None, "it was looked up before it was admitted"
+        self._blocks.adopt(slot, prefix, shares=sequence.keys is not None)
+        try:
+            if sequence.swapped is not None and any(len(places) for places in prefix.gaps):
+                self._swap.copy_in(sequence.swapped, prefix)
+        finally:
+            self.forget(sequence)
+
+    def end(self, slot: int) -> None:
+        """Gives the blocks of a sequence back."""
+        self._blocks.release(np.array([slot]))
+
+    def slots(self) -> set[int]:
+        return self._blocks.slots()
 
     def store(self, slots: NDArray[np.int64]) -> None:
         """Lets others find what these sequences have computed by now."""
@@ -68,7 +78,7 @@ class Resumption:
                 self._blocks.store(slot, int(table.num_computed[slot]), keys, table.token_ids[slot])
 
     def keep(self, slot: int) -> SwappedKV | None:
-        """Copies a sequence that is about to be preempted to host memory, where that is worth it and there is
+        """Copies a sequence that is about to be preempted to host memory, if that is worth it and there is
         room."""
         num_computed = int(self._table.num_computed[slot])
         blocks = self._blocks.computed_blocks(slot, num_computed)
@@ -81,6 +91,6 @@ class Resumption:
             pending.swapped = None
 
     def note_step(self, num_tokens: int, num_decodes: int, seconds: float) -> None:
-        """How long a step took. Those that are mostly prefill tell how quickly this model computes prompts."""
+        """Notes how long a step took. Mostly prefill, it tells how quickly this model computes prompts."""
         if num_tokens >= 2 * num_decodes + _LEAST_PREFILL_TOKENS:
             self._swap.prefill_rate.add(num_tokens, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,11 +18,11 @@ from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.kv.swap import KVSwap
 from engines.torch.model.batch import ForwardBatch
-from engines.torch.sampling.logit_edits import LogitEdits, has_edits
+from engines.torch.sampling.logit_edits import LogitEdits
 from engines.torch.sampling.logprobs import score_tokens
-from engines.torch.sampling.penalties import has_penalty
 from engines.torch.sampling.sampler import Sampler
 from engines.torch.scheduling.batch_builder import ScoredTokens, build_batch
+from engines.torch.scheduling.books import FirstTokens, PenaltyRows, SequenceBook
 from engines.torch.scheduling.compose import Preemptible, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.output import collect_output
@@ -51,6 +52,7 @@ class SequenceRunner:
 
     Attributes:
         replica_id: also the model's name in the pool.
+        books: what is kept for each running sequence; a new book is added to this tuple and nowhere else.
 
     Args:
         forward, to_logits: the model.
@@ -95,6 +97,13 @@ class SequenceRunner:
         self._resumption = Resumption(self._table, self._blocks, swap, artifact)
         self._sampler = Sampler(limits.vocab_size, device)
         self._edits = LogitEdits(num_slots)
+        self._first_tokens = FirstTokens()
+        self.books: tuple[SequenceBook, ...] = (
+            self._resumption,
+            self._first_tokens,
+            PenaltyRows(self._sampler.penalties, self._table.sampling),
+            self._edits,
+        )
         self._scheduler = Scheduler(
             self._table,
             self._blocks,
@@ -106,7 +115,6 @@ class SequenceRunner:
             ended_for_good=self._ended_for_good,
         )
         self._ended: list[Finished] = []
-        self._first_tokens: dict[int, FirstToken] = {}  # of sequences that were begun and have no token yet
 
     @property
     def num_running(self) -> int:
@@ -175,7 +183,7 @@ class SequenceRunner:
                 token_ids,
                 arrival,
                 deadline_s=deadline_s,
-                prompt_logprobs=[] if wants_scores else None,
+                first=FirstToken(time.monotonic(), prompt_logprobs=[] if wants_scores else None),
                 keys=self._resumption.keys(request.cache_scope),
             )
         )
@@ -188,7 +196,6 @@ class SequenceRunner:
             self._remove(self._table.slot_of(sequence_id))
         else:
             return False
-        self._forget(sequence_id)
         self._ended.append(Finished(sequence_id, FinishReason.CANCELLED))
         return True
 
@@ -238,25 +245,22 @@ class SequenceRunner:
         self._fail(self._table.active_slots(), error)
         for pending in self._waiting.drain():
             self._resumption.forget(pending)
-            self._forget(pending.request.sequence_id)
             self._ended.append(error_end(pending.request.sequence_id, error))
         return self.take_ended()
 
     def check_integrity(self) -> None:
-        """Every block, every row of counts and every edit has exactly one sequence.
+        """Checks that every block belongs to a sequence, and that no book keeps anything of who is gone.
 
         Raises:
             AssertionError: a bug of ours.
         """
         slots = self._table.active_slots()
         self._blocks.check_integrity(slots)
-        penalized = int((self._table.sampling.penalty_row[slots] >= 0).sum())
-        if penalized != self._sampler.penalties.num_rows_in_use:
-            raise AssertionError(
-                f"{self._sampler.penalties.num_rows_in_use} rows of counts for {penalized} sequences"
-            )
-        if not self._edits.slots() <= set(slots.tolist()):
-            raise AssertionError(f"edits of slots {self._edits.slots()} where {slots.tolist()} run")
+        for book in self.books:
+            if not book.slots() <= set(slots.tolist()):
+                raise AssertionError(
+                    f"{type(book).__name__} keeps slots {book.slots()}, and {slots.tolist()} run"
+                )
 
     def _run(self, plan: StepPlan, output: StepOutput) -> None:
         table = self._table
@@ -280,9 +284,8 @@ class SequenceRunner:
             # Drawing a token waits for the device, so that the time is that of the whole step.
             self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, self._clock() - started_s)
             self._counters.generation_tokens += len(sampling)
-            ended = collect_output(table, sampling, sampled, output)
-            output.first_tokens = self._take_first_tokens(sampling)
-            for slot in ended.tolist():
+            output.first_tokens = self._first_tokens.take(sampling)
+            for slot in collect_output(table, sampling, sampled, output).tolist():
                 self._remove(slot)
         self._free_behind_windows(plan.slots)
 
@@ -295,48 +298,28 @@ class SequenceRunner:
             scored.token_ids,
             table.num_prompt_logprobs[scored.slots],
         )
-        table.add_prompt_logprobs(scored.slots, tops)
+        self._first_tokens.add_prompt_logprobs(scored.slots, tops)
 
     def _free_behind_windows(self, slots: NDArray[np.int64]) -> None:
         # A slot that was just emptied has no blocks: its counts are zero and must stay so.
         running = slots[self._table.is_active(slots)]
         self._blocks.free_behind_windows(running, self._table.num_computed[running])
 
-    def _take_first_tokens(self, slots: NDArray[np.int64]) -> dict[int, FirstToken]:
-        """The news of those among these sequences that have their first token now."""
-        if not self._first_tokens:
-            return {}
-        first_tokens = {
-            sequence_id: self._first_tokens.pop(sequence_id)
-            for sequence_id in self._table.sequence_ids[slots].tolist()
-            if sequence_id in self._first_tokens
-        }
-        for sequence_id, tops in self._table.take_prompt_logprobs(slots).items():
-            first_tokens[sequence_id] = replace(first_tokens[sequence_id], prompt_logprobs=tops)
-        return first_tokens
-
     def _admit(self, pending: PendingSequence, prefix: Prefix) -> int:
-        request = pending.request
-        penalty_row = -1
-        if has_penalty(request.sampling):
-            num_prompt = pending.num_prompt
-            penalty_row = self._sampler.penalties.add(
-                pending.token_ids[:num_prompt], pending.token_ids[num_prompt:]
-            )
-        if not pending.preempted:
+        if pending.first is not None and not pending.preempted:
             num_cached = self._count_prompt(pending, prefix)
-            self._first_tokens[request.sequence_id] = FirstToken(self._clock(), num_cached)
-        slot = self._table.insert(pending, self._eos_ids, penalty_row, prefix.num_tokens)
-        self._resumption.begin(slot, pending, prefix)
-        if has_edits(request.sampling):
-            self._edits.add(slot, request.sampling)
+            pending.first = replace(pending.first, began_s=time.monotonic(), cached_tokens=num_cached)
+        pending.found = prefix
+        slot = self._table.insert(pending, self._eos_ids, prefix.num_tokens)
+        for book in self.books:
+            book.begin(slot, pending)
         return slot
 
     def _count_prompt(self, pending: PendingSequence, prefix: Prefix) -> int | None:
         """Returns the tokens of the prompt that were found; None if they were not looked up."""
         counters = self._counters
         counters.prompt_tokens += pending.num_prompt
-        if pending.keys is None or pending.prompt_logprobs is not None:
+        if pending.keys is None or pending.request.sampling.prompt_logprobs is not None:
             return None
         num_cached = min(prefix.num_tokens, pending.num_prompt)
         counters.prefix_query_tokens += pending.num_prompt
@@ -344,23 +327,14 @@ class SequenceRunner:
         return num_cached
 
     def _remove(self, slot: int) -> PendingSequence:
-        """Takes a sequence out of table, blocks, counts and edits."""
-        penalty_row = int(self._table.sampling.penalty_row[slot])
-        if penalty_row >= 0:
-            self._sampler.penalties.remove(penalty_row)
-        self._edits.remove(slot)
-        self._blocks.release(np.array([slot]))
+        """Takes a sequence out of the table and all books."""
+        for book in self.books:
+            book.end(slot)
         return self._table.remove(slot)
-
-    def _forget(self, sequence_id: int) -> None:
-        """It ended."""
-        self._first_tokens.pop(sequence_id, None)
 
     def _fail(self, slots: NDArray[np.int64], error: MooringError) -> None:
         for slot in slots.tolist():
-            sequence_id = self._remove(slot).request.sequence_id
-            self._forget(sequence_id)
-            self._ended.append(error_end(sequence_id, error))
+            self._ended.append(error_end(self._remove(slot).request.sequence_id, error))
 
     def _ended_for_good(self, slot: int) -> bool:
         num_tokens = int(self._table.num_tokens[slot])

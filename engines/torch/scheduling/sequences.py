@@ -7,12 +7,10 @@ arrays of slots; Python touches a single sequence only when it comes or goes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.api import TopLogprobs
 from engines.torch.kv.prefix import BlockKeys
 from engines.torch.sampling.sampling_rows import SamplingRows
 from engines.torch.scheduling.compose import RunningSequences
@@ -56,7 +54,6 @@ class SequenceTable:
         self.sampling = SamplingRows.empty(num_slots)
         self._active = np.zeros(num_slots, np.bool_)
         self._pending: list[PendingSequence | None] = [None] * num_slots
-        self._prompt_logprobs: dict[int, list[TopLogprobs]] = {}  # by slot: asked for and not sent
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._slot_of: dict[int, int] = {}
 
@@ -69,11 +66,6 @@ class SequenceTable:
     @property
     def num_free_slots(self) -> int:
         return len(self._free_slots)
-
-    @property
-    def scores_prompts(self) -> bool:
-        """Whether log-probabilities of any prompt are still to be sent."""
-        return bool(self._prompt_logprobs)
 
     def active_slots(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._active)
@@ -102,9 +94,7 @@ class SequenceTable:
         pending = self._pending[slot]
         return None if pending is None else pending.keys
 
-    def insert(
-        self, pending: PendingSequence, eos_ids: tuple[int, ...], penalty_row: int, num_computed: int = 0
-    ) -> int:
+    def insert(self, pending: PendingSequence, eos_ids: tuple[int, ...], num_computed: int = 0) -> int:
         """Gives a sequence a slot. There must be a free one.
 
         Args:
@@ -122,17 +112,10 @@ class SequenceTable:
         self.arrival[slot] = pending.arrival
         self.priority[slot] = request.priority
         self.deadline_s[slot] = pending.deadline_s
-        self.sampling.set(
-            slot,
-            request.sampling,
-            num_prompt=pending.num_prompt,
-            eos_ids=eos_ids,
-            penalty_row=penalty_row,
-        )
+        self.sampling.set(slot, request.sampling, num_prompt=pending.num_prompt, eos_ids=eos_ids)
         self.score_from[slot] = self.score_until[slot] = 0
-        if pending.prompt_logprobs is not None:
-            self._prompt_logprobs[slot] = pending.prompt_logprobs
-            self.score_from[slot] = len(pending.prompt_logprobs)
+        if pending.first is not None and pending.first.prompt_logprobs is not None:
+            self.score_from[slot] = len(pending.first.prompt_logprobs)
             self.score_until[slot] = pending.num_prompt - 1
             self.num_prompt_logprobs[slot] = request.sampling.prompt_logprobs or 0
         self._active[slot] = True
@@ -155,7 +138,7 @@ class SequenceTable:
             arrival=pending.arrival,
             preempted=True,
             deadline_s=float(self.deadline_s[slot]),
-            prompt_logprobs=self._prompt_logprobs.pop(slot, None),
+            first=pending.first,
             keys=pending.keys,
         )
 
@@ -164,21 +147,6 @@ class SequenceTable:
         self.token_ids[slots, self.num_tokens[slots]] = token_ids
         self.num_tokens[slots] += 1
         self.deadline_s[slots] = math.inf
-
-    def add_prompt_logprobs(self, slots: NDArray[np.int64], scored: Sequence[TopLogprobs]) -> None:
-        """Keeps what was found about the next tokens of prompts: ``scored[i]`` is of the one in ``slots[i]``."""
-        for slot, top in zip(slots.tolist(), scored, strict=True):
-            self._prompt_logprobs[slot].append(top)
-
-    def take_prompt_logprobs(self, slots: NDArray[np.int64]) -> dict[int, list[TopLogprobs]]:
-        """By sequence id, of those among these sequences that asked and did not get them yet."""
-        if not self._prompt_logprobs:
-            return {}
-        return {
-            int(self.sequence_ids[slot]): self._prompt_logprobs.pop(slot)
-            for slot in slots.tolist()
-            if slot in self._prompt_logprobs
-        }
 
     def earliest_deadline_s(self) -> float:
         """Of all that have no first token yet; ``inf`` if there is none."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.api import SequenceRequest, TopLogprobs
-from engines.torch.kv.prefix import BlockKeys
+from engines.api import FirstToken, SequenceRequest
+from engines.torch.kv.prefix import BlockKeys, Prefix
 from engines.torch.kv.swap import SwappedKV
 from engines.torch.scheduling.compose import AdmissionOrder, admission_order
 
@@ -20,7 +20,7 @@ __all__ = ["PendingSequence", "WaitingQueue"]
 
 @dataclass(slots=True, eq=False)
 class PendingSequence:
-    """A sequence without a place: new, or preempted with the output it had.
+    """A sequence without a slot: new, or preempted with the output it had.
 
     Attributes:
         request: as submitted.
@@ -28,10 +28,11 @@ class PendingSequence:
         arrival: order of submission in the engine; kept over preemptions.
         preempted: it ran before.
         deadline_s: for its first token; ``inf`` once it has one.
-        prompt_logprobs: of the prompt's tokens so far, the first left out; None where they were not asked for,
-            and once they were sent.
-        keys: of its blocks; None where it shares them with nobody.
-        swapped: its computed KV in host memory; None where it has to be found or computed.
+        first: to be told with its first token; None once that was given. Its prompt's log-probabilities are those
+            found so far, and until a step begins with it ``began_s`` is when it was submitted.
+        keys: of its blocks; None if it shares them with nobody.
+        swapped: its computed KV in host memory; None if it has to be found or computed.
+        found: what it need not compute, claimed; None but while it is admitted.
     """
 
     request: SequenceRequest
@@ -39,9 +40,10 @@ class PendingSequence:
     arrival: int
     preempted: bool = False
     deadline_s: float = math.inf
-    prompt_logprobs: list[TopLogprobs] | None = None
+    first: FirstToken | None = None
     keys: BlockKeys | None = None
     swapped: SwappedKV | None = None
+    found: Prefix | None = None
 
     @property
     def num_prompt(self) -> int:
@@ -51,8 +53,8 @@ class PendingSequence:
     def max_prefix_tokens(self) -> int:
         """Tokens that need not be computed if their KV is there: all but the last, which the next one is drawn
         after, and none whose log-probability is wanted and not known yet."""
-        if self.prompt_logprobs is not None:
-            return len(self.prompt_logprobs)
+        if self.first is not None and self.first.prompt_logprobs is not None:
+            return len(self.first.prompt_logprobs)
         return len(self.token_ids) - 1
 
     def order(self) -> AdmissionOrder:

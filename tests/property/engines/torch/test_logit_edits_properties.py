@@ -51,8 +51,9 @@ def insert(table: SequenceTable, edits: LogitEdits, said: Said, number: int) -> 
     params = SamplingParams(logit_bias=tuple(said.logit_bias.items()), bad_words_ids=tuple(said.bad_words))
     request = SequenceRequest(number, "m", said.prompt, params)
     token_ids = np.array([*said.prompt, *said.output], np.int32)
-    slot = table.insert(PendingSequence(request, token_ids, number), (), penalty_row=-1)
-    edits.add(slot, params)
+    sequence = PendingSequence(request, token_ids, number)
+    slot = table.insert(sequence, ())
+    edits.begin(slot, sequence)
     return slot
 
 
@@ -62,20 +63,22 @@ def test_every_row_is_changed_as_its_own_sequence_asks(all_said: list[Said], ran
     of_slot = {insert(table, edits, said, number): said for number, said in enumerate(all_said)}
     gone = random.sample(sorted(of_slot), random.randrange(len(of_slot)))  # type: ignore[attr-defined]
     for slot in gone:
-        edits.remove(slot)
+        edits.end(slot)
         table.remove(slot)
         del of_slot[slot]
     drawing = random.sample(sorted(of_slot), random.randrange(1, len(of_slot) + 1))  # type: ignore[attr-defined]
     changes = edits.changes(np.array(drawing), table.token_ids, table.num_tokens, table.num_prompt)
-    assert changes is not None
+    assert (changes is None) == (not edits.slots())
     logits = np.zeros((len(drawing), VOCAB_SIZE), np.float32)
-    np.add.at(logits, (changes.rows, changes.token_ids), changes.values)
+    if changes is not None:
+        np.add.at(logits, (changes.rows, changes.token_ids), changes.values)
     np.testing.assert_array_equal(logits, np.array([of_slot[slot].logits() for slot in drawing]))
 
 
 def test_nobody_asked() -> None:
     table, edits = SequenceTable(NUM_SLOTS, 16), LogitEdits(NUM_SLOTS)
     slot = insert(table, edits, Said([1], [], {1: 2.0}, []), 1)
-    edits.remove(slot)
-    edits.remove(slot)
+    edits.end(slot)
+    edits.end(slot)
+    assert edits.slots() == set()
     assert edits.changes(np.array([slot]), table.token_ids, table.num_tokens, table.num_prompt) is None

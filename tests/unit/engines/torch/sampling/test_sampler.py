@@ -21,7 +21,7 @@ VOCAB = 40
 def rows_of(*params: SamplingParams, eos_ids: tuple[int, ...] = (), num_prompt: int = 0) -> SamplingRows:
     rows = SamplingRows.empty(len(params))
     for row, one in enumerate(params):
-        rows.set(row, one, num_prompt=num_prompt, eos_ids=eos_ids, penalty_row=-1)
+        rows.set(row, one, num_prompt=num_prompt, eos_ids=eos_ids)
     return rows
 
 
