@@ -7,17 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = (
-    "admin_ui",
-    "benchmarks",
-    "engines",
-    "memory_manager",
-    "model_registry",
-    "mooring",
-    "ops",
-    "router",
-)
+from support.sources import parsed, sources
+
 LEFT_OUT = (
     "engines/link/",
     "engines/supervise/",
@@ -41,18 +32,13 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 def riddles(path: Path) -> Iterator[str]:
     """Place and first line of each docstring of a file that begins with a pronoun or a preposition."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, Documented) and RIDDLE.match(docstring := ast.get_docstring(node) or ""):
             line = getattr(node, "lineno", 1)
-            yield f"{path.relative_to(ROOT)}:{line} {docstring.splitlines()[0]}"
+            yield f"{path}:{line} {docstring.splitlines()[0]}"
 
 
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
-    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    read = [
-        path
-        for path in paths
-        if not str(path.relative_to(ROOT)).startswith(LEFT_OUT) and "_pb2" not in path.name
-    ]
+    read = [path for path in sources() if not str(path).startswith(LEFT_OUT)]
     assert len(read) > 100
     assert [riddle for path in read for riddle in riddles(path)] == []
