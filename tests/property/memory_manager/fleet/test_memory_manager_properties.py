@@ -179,6 +179,12 @@ class World:
             case _:
                 self.manager.upsert_deployment(deployment(name, **specs[name]))
 
+    async def come_to_rest(self) -> None:
+        """Waits until no move is under way; a load for which the host cache has no room is tried again for ever."""
+        await asyncio.sleep(30)
+        while any(each.in_flight for each in self.manager._replicas.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     def check_at_rest(self) -> None:
         self.manager.check()
         snapshot = self.manager.snapshot()
@@ -244,7 +250,7 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
                     assert outcome == "served"
         for worker in world.workers.values():
             worker.failure_rate = 0.0
-        await asyncio.sleep(30)
+        await world.come_to_rest()
         world.check_at_rest()
         assert world.violations == []
         await world.manager.stop()
