@@ -20,10 +20,14 @@ settings.register_profile("ci", unhurried, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
+# Tests run beside each other and compute little: if two processes have as many threads as there are cores, each waits
+# for the other's, and a product of a few rows takes ten times as long. This holds for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def one_thread_of_torch() -> None:
-    """Tests run beside each other and compute little: where two processes have as many threads as there are cores,
-    each waits for the other's, and a product of a few rows takes ten times as long."""
+    """One thread in the tests' own process, whatever the test before has set."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
 

@@ -28,12 +28,13 @@ _NUM_THREADS = 2
 
 
 @contextlib.contextmanager
-def deterministic_torch(seed: int) -> Iterator[None]:
-    """Seeds torch and fixes its threads and kernels for the block; restores all settings afterwards."""
+def deterministic_torch(seed: int, num_threads: int = _NUM_THREADS) -> Iterator[None]:
+    """Seeds torch and fixes its threads and kernels for the block; restores all settings afterwards. Another
+    ``num_threads`` gives other bytes."""
     settings: Any = torch.utils.deterministic  # its one setting is not in its annotations
     threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     was_filling = settings.fill_uninitialized_memory
-    torch.set_num_threads(_NUM_THREADS)
+    torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = False  # a sixth of the time, and nothing reads such memory
     try:

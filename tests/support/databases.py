@@ -20,4 +20,4 @@ def new_database_url(kind: str, folder: Path, request: pytest.FixtureRequest) ->
     if kind == "sqlite":
         return f"sqlite:///{folder}/registry.db"
     cluster = request.getfixturevalue("postgresql")
-    return str(cluster.url(cluster.new_database()))
+    return str(cluster.url(cluster.emptied_database()))

@@ -13,9 +13,9 @@ from benchmarks.random_models import TINY_SHAPE, make_random_models
 
 pytestmark = pytest.mark.integration
 
-NUM_REQUESTS = 40
+NUM_REQUESTS = 18
 NUM_TOKENS = 320
-"""Of each: in all 50 MiB of KV, of which the budget has a quarter."""
+"""Of each: in all 22 MiB of KV, of which the budget has a half."""
 
 
 def complete(server: RunningServer, model: str, number: int = 0) -> int:

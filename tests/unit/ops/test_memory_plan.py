@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from support.paths import ROOT
 
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
+from mooring.cli.app import app, main
 from mooring.errors import ConfigurationError, InvalidRequestError
 from mooring.units import GIB, KIB, MIB
 from ops.capacity.memory import (
@@ -148,42 +148,54 @@ def test_a_folder_needs_its_config_only(tmp_path: Path) -> None:
     assert model.config == model_from_shape("llama-3.2-1b").config
 
 
-def mooring(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mooring.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def planned_by_command(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """Standard output of ``mooring plan memory`` with these flags."""
+    app(["plan", "memory", *flags], standalone_mode=False)
+    return capsys.readouterr().out
 
 
-def test_the_page_says_what_the_command_says() -> None:
+def test_the_page_says_what_the_command_says(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/memory.md works an example by hand; the command it names gives the same figures."""
     page = DOCS.read_text()
     command = "mooring plan memory llama-3-8b --context 8192 --batch 32 --device a100-80gb"
     assert command in page
-    plan = json.loads(mooring(*command.split()[1:], "--json").stdout)
+    plan = json.loads(planned_by_command(capsys, *command.split()[3:], "--json"))
     for name in (
         "weights_bytes", "weights_page_bytes", "kv_bytes_per_token", "kv_bytes_per_request", "kv_bytes",
         "total_bytes", "max_batch", "kv_exceeds_weights_batch", "kv_exceeds_weights_context", "workspace_bytes",
     ):  # fmt: skip
         assert f"{plan[name]:,}" in page, f"{name} is {plan[name]:,}"
-    table = mooring(*command.split()[1:]).stdout
+    table = planned_by_command(capsys, *command.split()[3:])
     assert f"{plan['kv_bytes']:,}" in table
     assert "fits on a100-80gb" in table
 
 
-def test_the_command_refuses_what_it_does_not_know() -> None:
-    for flags, complaint in (
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
         (("--kv-dtype", "int3"), "--kv-dtype is one of"),
         (("--device", "abacus"), "no device 'abacus'"),
         (("--device", "h100", "--device-memory", "1GiB"), "give one of them"),
         (("--device-memory", "lots"), "not a size"),
-    ):
-        done = mooring("plan", "memory", "llama-3-8b", "--context", "16", *flags)
-        assert done.returncode == 1
-        assert complaint in done.stderr
+    ],
+)
+def test_the_command_refuses_what_it_does_not_know(
+    flags: tuple[str, ...],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mooring", "plan", "memory", "llama-3-8b", "--context", "16", *flags])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert complaint in capsys.readouterr().err
 
 
-def test_this_machine_is_a_device_too() -> None:
-    done = mooring("plan", "memory", "smollm2-135m", "--context", "128", "--device", "cpu", "--json")
-    plan = json.loads(done.stdout)
+def test_this_machine_is_a_device_too(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = json.loads(
+        planned_by_command(capsys, "smollm2-135m", "--context", "128", "--device", "cpu", "--json")
+    )
     assert plan["device_bytes"] > 128 * MIB
     assert plan["reserve_bytes"] == 0
 

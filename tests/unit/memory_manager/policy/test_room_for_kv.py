@@ -139,9 +139,9 @@ async def test_a_worker_that_waits_for_kv_gets_that_of_a_model_that_sleeps_for_i
 
 def _crowd(driver: EngineDriver) -> None:
     """More sequences than there is KV for, begun as far as they can be."""
-    for number in range(60):
-        driver.submit(number, [3 + number % 50] * 150, max_tokens=20, cache_scope=None)
-    for _ in range(20):
+    for number in range(32):
+        driver.submit(number, [3 + number % 50] * 150, max_tokens=6, cache_scope=None)
+    for _ in range(8):
         driver.step()
     assert driver.engine.stats().replicas[0].waiting
 
