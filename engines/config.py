@@ -14,7 +14,9 @@ from mooring.errors import ConfigurationError
 from mooring.units import MIB
 
 __all__ = [
+    "CPU_MAX_STALL_S",
     "CPU_STEP_NICENESS",
+    "GPU_MAX_STALL_S",
     "ClientConfig",
     "NullEngineConfig",
     "ServiceConfig",
@@ -26,6 +28,12 @@ __all__ = [
 
 _NOT_NEGATIVE = Bounds(ge=0)
 _AT_LEAST_ONE = Bounds(ge=1)
+
+# A step has at most ``max_tokens_per_step`` tokens of one model. On a GPU that is a second; the rest is for kernels
+# that are compiled in the first steps. On a CPU, 512 tokens of an 8B model are 8 TFLOP: two minutes on two cores, and
+# twice that beside other processes.
+GPU_MAX_STALL_S = 60.0
+CPU_MAX_STALL_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class WorkerSpec:
         memory_budget_bytes: bytes of the device; the capacity of the worker's arena.
         config: settings of the engine, by the field names of its configuration dataclass.
         core_signal: signal that its steps set, if the device is the CPU.
+        max_stall_s: a worker whose step runs for longer is killed and started again.
         python: the interpreter that runs the worker, for an engine that lives in an environment of its own; Mooring
             has to be importable there.
         program: arguments of the interpreter; the worker's flags follow.
@@ -50,6 +59,7 @@ class WorkerSpec:
     memory_budget_bytes: int
     config: Mapping[str, Any] = field(default_factory=dict)
     core_signal: CoreSignal | None = None
+    max_stall_s: float = CPU_MAX_STALL_S
     python: str = sys.executable
     program: tuple[str, ...] = ("-m", "engines.worker")
 
@@ -64,6 +74,7 @@ class WorkerOptions:
         memory_budget_bytes: bytes of the device; the capacity of the arena.
         socket_path: path of the socket to serve.
         descriptor_fd: the inherited end of the descriptor channel.
+        shared_memory_fd: the inherited descriptor of this life's ``engines.link.worker_memory``.
         config: settings of the engine.
         core_signal_fds: the inherited descriptors of the ``CoreSignal`` to the server's background threads.
     """
@@ -73,6 +84,7 @@ class WorkerOptions:
     memory_budget_bytes: int
     socket_path: Path
     descriptor_fd: int
+    shared_memory_fd: int
     config: Mapping[str, Any]
     core_signal_fds: tuple[int, int] | None = None
 

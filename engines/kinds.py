@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from engines.api import Engine
     from engines.checkpoint.model_config import ModelDescription
     from engines.config import WorkerOptions
+    from engines.link.flight_recorder import FlightRecorder
 
 __all__ = ["KINDS", "EngineFactory", "EngineKind", "Prepare", "engine_kind"]
 
-EngineFactory = Callable[["WorkerOptions"], "Engine"]
-"""Makes an engine in its worker. Raises ``TypeError`` for a setting that it does not have."""
+EngineFactory = Callable[["WorkerOptions", "FlightRecorder"], "Engine"]
+"""Makes an engine in its worker, which tells the recorder of each step before it runs. Raises ``TypeError`` for a
+setting that it does not have."""
 
 
 class Prepare(Protocol):

@@ -37,15 +37,16 @@ from engines.api import (
 )
 from engines.config import NullEngineConfig, WorkerOptions
 from engines.kinds import KINDS, EngineKind
+from engines.link.flight_recorder import FlightRecorder
 from memory_manager.ports import LeaseStatus
 from mooring.errors import ContextLengthError, InvalidRequestError, NotFoundError
 
 __all__ = ["NullEngine", "null_engine", "null_token"]
 
 
-def null_engine(options: WorkerOptions) -> NullEngine:
+def null_engine(options: WorkerOptions, recorder: FlightRecorder) -> NullEngine:
     """Makes the engine in its worker."""
-    return NullEngine(NullEngineConfig(**options.config), options.device)
+    return NullEngine(NullEngineConfig(**options.config), options.device, recorder)
 
 
 def null_token(prompt_ids: Sequence[int], index: int, config: NullEngineConfig) -> int:
@@ -81,12 +82,14 @@ class NullEngine:
         self,
         config: NullEngineConfig,
         device: str = "cpu",
+        recorder: FlightRecorder | None = None,
         sleep: Callable[[float], None] = time.sleep,
         kind: EngineKind = KINDS["null"],
     ) -> None:
         self._kind = kind
         self._config = config
         self._device = device
+        self._recorder = recorder
         self._sleep = sleep
         self._replicas: dict[str, _Replica] = {}
         self._replica_of: dict[int, _Replica] = {}
@@ -178,9 +181,11 @@ class NullEngine:
         if not busy:
             return outputs
         self._step_began_s = time.monotonic()
-        self._sleep(self._config.step_time_s)
         self._steps_total += 1
         replica = busy[self._steps_total % len(busy)]
+        if self._recorder is not None:
+            self._recorder.begin_step(list(replica.running))
+        self._sleep(self._config.step_time_s)
         outputs.append(self._advance(replica))
         return outputs
 

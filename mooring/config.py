@@ -198,6 +198,12 @@ class Settings(BaseSettings):
         gt=0,
         description="How long an HTTP request may take to arrive, from its first byte to its last.",
     )
+    max_stall_s: float | None = Field(
+        None,
+        gt=0,
+        description="A worker whose step runs for longer is killed and started again; unset: 60 on a GPU, 600 on the "
+        "CPU, where one step of a large model takes minutes.",
+    )
     shutdown_grace_s: float = Field(
         30.0, ge=0, description="How long running requests may go on after SIGTERM."
     )

@@ -31,6 +31,8 @@ from mooring.v1 import engine_pb2 as pb
 
 __all__ = [
     "CHANNEL_OPTIONS",
+    "ROUTER_ID_BITS",
+    "ROUTER_ID_MASK",
     "abort_with",
     "capabilities_from_wire",
     "capabilities_to_wire",
@@ -56,6 +58,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
 )
+
+# An engine's sequence ids have the number of the router's stream above the router's own id.
+ROUTER_ID_BITS = 40
+ROUTER_ID_MASK = (1 << ROUTER_ID_BITS) - 1
 
 _ERROR_CODE_KEY = "mooring-error-code"
 _BEST_EFFORT = 0.0

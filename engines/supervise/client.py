@@ -40,6 +40,7 @@ from engines.link.wire import (
     submit_to_wire,
     top_logprobs_from_wire,
 )
+from engines.supervise.death import WorkerDeath
 from memory_manager.ports import DeploymentSpec, KVCacheFigures, LeaseStatus, ReplicaUsage, WorkerUsage
 from mooring.errors import WorkerLostError
 from mooring.v1 import engine_pb2 as pb
@@ -78,8 +79,12 @@ class _Sent:
 class WorkerClient:
     """One life of one worker. Satisfies ``memory_manager.ports.WorkerPort``.
 
-    When the process or the stream goes, every sequence still present gets one chunk that ends it with
-    ``worker_lost``, every call under way and to come raises ``WorkerLostError``, and ``wait_lost`` returns.
+    When the process or the stream goes, every call under way and to come raises ``WorkerLostError``, and
+    ``wait_lost`` returns. Every sequence still present gets one chunk that ends it with ``worker_lost`` when the
+    client is closed: only then is it known how the worker died.
+
+    Attributes:
+        death: how the worker died; set before its sequences are told.
 
     Args:
         descriptors: the channel on which this life of the worker receives host copies.
@@ -108,6 +113,8 @@ class WorkerClient:
         self._commands: deque[pb.GenerateRequest] = deque()
         self._commands_queued = asyncio.Event()
         self._lost = asyncio.Event()
+        self._loss = "the client was closed"
+        self.death = WorkerDeath()
         self._stream: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
@@ -125,12 +132,18 @@ class WorkerClient:
         self._capabilities = capabilities_from_wire(response)
         self._stream = asyncio.create_task(self._run_stream(), name=f"stream-{self._worker_id}")
 
-    async def close(self) -> None:
-        """Ends the stream and the channel; what was still present is lost."""
+    async def close(self, death: WorkerDeath = WorkerDeath()) -> None:
+        """Ends the stream and the channel; sequences that were still present are lost.
+
+        Args:
+            death: how the worker died; by default by no sequence's fault.
+        """
         if self._stream is not None:
             self._stream.cancel()
             await asyncio.wait([self._stream])
-        self._lose("the client was closed")
+        self._lost.set()
+        self.death = death
+        self._end_sequences()
         await self._channel.close(grace=None)
 
     @property
@@ -290,7 +303,8 @@ class WorkerClient:
         finally:
             writer.cancel()
             call.cancel()
-            self._lose(reason)
+            self._loss = reason
+            self._lost.set()
 
     async def _write_commands(
         self, call: grpc.aio.StreamStreamCall[pb.GenerateRequest, pb.StepOutput]
@@ -336,12 +350,9 @@ class WorkerClient:
             news[ended.sequence_id].finished = finished_from_wire(ended)
         return news
 
-    def _lose(self, reason: str) -> None:
-        if self.lost:
-            return
-        self._lost.set()
+    def _end_sequences(self) -> None:
         sent, self._sent = self._sent, {}
-        message = f"worker {self._worker_id} is gone: {reason}"
+        message = f"worker {self._worker_id} is gone: {self._loss}"
         for sequence_id, each in sent.items():
             ended = Finished(
                 sequence_id,

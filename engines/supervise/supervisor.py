@@ -1,8 +1,8 @@
 """Starts workers, notices when they die, starts them again, and ends those that are no longer wanted.
 
 Each worker has a life of its own: a process in its own process group, a socket in a private folder, a
-descriptor channel and a client. When the process ends or its stream breaks, that life is over: the process
-group is killed, the process reaped, and the next life begins with new ones of each. The first restart is
+descriptor channel and a client. When the process ends, its stream breaks or its step hangs, that life is over: the
+process group is killed, the process reaped, and the next life begins with new ones of each. The first restart is
 immediate, because most deaths are a surprise; a worker that keeps dying is given longer and longer pauses.
 """
 
@@ -24,7 +24,9 @@ from pathlib import Path
 
 from engines.config import ClientConfig, SupervisorConfig, WorkerSpec
 from engines.link.descriptors import DescriptorSender, open_channel
+from engines.link.worker_memory import WorkerMemory
 from engines.supervise.client import StepSink, WorkerClient
+from engines.supervise.death import WorkerDeath, death_of, wait_stalled
 from mooring.errors import ConfigurationError, ConflictError, MooringError, NotFoundError, WorkerLostError
 from mooring.units import MIB
 
@@ -47,6 +49,7 @@ WORKER_ENVIRONMENT = {
     "GLIBC_TUNABLES": f"glibc.cpu.x86_non_temporal_threshold={4 * MIB}",
 }
 
+_EXIT_S = 1.0  # from the end of a dying worker's stream to that of its process, at most
 _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path, less its final NUL
 
 
@@ -252,7 +255,7 @@ class Supervisor:
         worker_id = worker.spec.worker_id
         socket_path = Path(f"{worker.socket_prefix}-{worker.num_lives}.sock")
         try:
-            process, descriptors = await _spawn(worker.spec, socket_path)
+            process, descriptors, memory = await _spawn(worker.spec, socket_path)
         except OSError as error:
             return f"worker {worker_id} cannot be started: {error}"
         worker.process = process
@@ -263,15 +266,14 @@ class Supervisor:
             worker_id, socket_path, descriptors, self._client_config, self._clock, self._on_step
         )
         ended = asyncio.create_task(process.wait())
+        death = WorkerDeath()
         try:
             await self._make_ready(worker, client, descriptors)
-            lost = asyncio.create_task(client.wait_lost())
-            await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
-            lost.cancel()
+            death = await self._run_to_end(worker.spec, client, memory, process, ended)
         except (MooringError, TimeoutError) as error:
             logger.error("worker %s did not start: %s", worker_id, error)
         finally:
-            await self._bury(worker, client, process, ended)
+            await self._bury(worker, client, process, ended, death)
             descriptors.close()
         return f"worker {worker_id} ended with status {process.returncode}"
 
@@ -286,12 +288,39 @@ class Supervisor:
         if not worker.first_ready.done():
             worker.first_ready.set_result(None)
 
+    async def _run_to_end(
+        self,
+        spec: WorkerSpec,
+        client: WorkerClient,
+        memory: WorkerMemory,
+        process: asyncio.subprocess.Process,
+        ended: asyncio.Task[int],
+    ) -> WorkerDeath:
+        """Waits for the end of a life, and kills one whose step hangs; returns how it died."""
+        lost = asyncio.create_task(client.wait_lost())
+        stalled = asyncio.create_task(wait_stalled(memory.status, spec.max_stall_s, self._clock))
+        try:
+            await asyncio.wait([ended, lost, stalled], return_when=asyncio.FIRST_COMPLETED)
+            hangs = stalled.done() and not ended.done()
+            if hangs:
+                logger.error(
+                    "a step of worker %s hangs for %g s: it is killed", spec.worker_id, spec.max_stall_s
+                )
+                _signal(process, signal.SIGKILL)
+            # The stream of a process that dies ends before it does; one that lives on lost it by no step's fault.
+            await asyncio.wait([ended], timeout=None if hangs else _EXIT_S)
+        finally:
+            lost.cancel()
+            stalled.cancel()
+        return death_of(memory, ended.result(), by_us=hangs) if ended.done() else WorkerDeath()
+
     async def _bury(
         self,
         worker: _Worker,
         client: WorkerClient,
         process: asyncio.subprocess.Process,
         ended: asyncio.Task[int],
+        death: WorkerDeath,
     ) -> None:
         """Leaves nothing of a life behind, whatever ended it. Only then is anybody told of the loss: the
         bytes of a worker are free once its process is reaped and not before."""
@@ -304,7 +333,7 @@ class Supervisor:
             if worker.spec.core_signal is not None:
                 worker.spec.core_signal.clear()  # it may have died in a step
         worker.process = None
-        await client.close()
+        await client.close(death)
         if was_ready:
             self._on_lost(worker.spec.worker_id)
 
@@ -329,8 +358,11 @@ def _make_socket_dir(parent: Path | None) -> Path:
     return folder
 
 
-async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subprocess.Process, DescriptorSender]:
+async def _spawn(
+    spec: WorkerSpec, socket_path: Path
+) -> tuple[asyncio.subprocess.Process, DescriptorSender, WorkerMemory]:
     ours, theirs = open_channel()
+    memory_fd = WorkerMemory.make()
     core_signal_fds = spec.core_signal.descriptors if spec.core_signal is not None else ()
     core_signal_flags = ["--core-signal-fds", *map(str, core_signal_fds)] if core_signal_fds else []
     try:
@@ -338,19 +370,22 @@ async def _spawn(spec: WorkerSpec, socket_path: Path) -> tuple[asyncio.subproces
             *(spec.python, *spec.program),
             *("--engine", spec.engine, "--device", spec.device),
             *("--memory-budget", str(spec.memory_budget_bytes), "--socket", str(socket_path)),
-            *("--descriptor-fd", str(theirs.fileno()), "--config", json.dumps(dict(spec.config))),
+            *("--descriptor-fd", str(theirs.fileno()), "--shared-memory-fd", str(memory_fd)),
+            *("--config", json.dumps(dict(spec.config))),
             *core_signal_flags,
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), *core_signal_fds),
+            pass_fds=(theirs.fileno(), memory_fd, *core_signal_fds),
             start_new_session=True,  # uvloop knows no process_group
             env={**WORKER_ENVIRONMENT, **os.environ},
         )
+        memory = WorkerMemory(memory_fd)
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
-    return process, DescriptorSender(ours, spec.worker_id)
+        os.close(memory_fd)
+    return process, DescriptorSender(ours, spec.worker_id), memory
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -22,6 +22,7 @@ from engines.api import (
 )
 from engines.config import TorchEngineConfig
 from engines.kinds import engine_kind
+from engines.link.flight_recorder import FlightRecorder
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease
 from engines.torch.replica import TorchReplica
@@ -71,10 +72,15 @@ class TorchEngine:
         config: of the engine.
         arena: of the device; its owner closes it after the engine.
         core_signal: to the server's background threads, where the device is the CPU.
+        recorder: told of the sequences of each step before it runs; None if nobody looks after this process.
     """
 
     def __init__(
-        self, config: TorchEngineConfig, arena: Arena, core_signal: CoreSignal | None = None
+        self,
+        config: TorchEngineConfig,
+        arena: Arena,
+        core_signal: CoreSignal | None = None,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
@@ -86,6 +92,7 @@ class TorchEngine:
         self._cache = BlockStore(self._pool)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._core_turns = CoreTurns(core_signal)
+        self._recorder = recorder
         self._lease = KVLease()
         self._arrived: deque[TorchReplica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
@@ -107,7 +114,13 @@ class TorchEngine:
             return self.wake(spec.replica_id, spec.weights_lease_bytes)
         with closed_on_error(host_copy_fd):
             replica = TorchReplica(
-                spec, host_copy_fd, self._arena, self._kv_memory, self._core_turns, self._config
+                spec,
+                host_copy_fd,
+                self._arena,
+                self._kv_memory,
+                self._core_turns,
+                self._config,
+                self._recorder,
             )
         try:
             replica.restore(

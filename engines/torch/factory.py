@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engines.config import TorchEngineConfig, WorkerOptions
+from engines.link.flight_recorder import FlightRecorder
 from engines.torch.engine import TorchEngine
 from memory_manager.arena.factory import arena_on
 from memory_manager.cores import CoreSignal
@@ -10,7 +11,7 @@ from memory_manager.cores import CoreSignal
 __all__ = ["torch_engine"]
 
 
-def torch_engine(options: WorkerOptions) -> TorchEngine:
+def torch_engine(options: WorkerOptions, recorder: FlightRecorder) -> TorchEngine:
     """Makes the engine and the arena of its device."""
     config = TorchEngineConfig(device=options.device, **options.config)
     # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
@@ -18,4 +19,4 @@ def torch_engine(options: WorkerOptions) -> TorchEngine:
     budget_bytes = options.memory_budget_bytes
     arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes)
     core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
-    return TorchEngine(config, arena, core_signal)
+    return TorchEngine(config, arena, core_signal, recorder)

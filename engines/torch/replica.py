@@ -16,6 +16,7 @@ from engines.api import Finished, LoadSpec, ReplicaStats
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.config import TorchEngineConfig
+from engines.link.flight_recorder import FlightRecorder
 from engines.torch.kv.swap import KVSwap, SwapSpace
 from engines.torch.model.kv_view import KVCacheView
 from engines.torch.model.model import TransformerModel
@@ -58,6 +59,7 @@ class TorchReplica:
         kv_memory: Tensor,
         core_turns: CoreTurns,
         config: TorchEngineConfig,
+        recorder: FlightRecorder | None = None,
     ) -> None:
         manifest = Manifest.from_json(spec.manifest_json)
         if manifest.engine != "torch":
@@ -65,6 +67,7 @@ class TorchReplica:
         self._spec = spec
         self._host_copy_fd = host_copy_fd
         self._engine_config = config
+        self._recorder = recorder
         self._artifact = hashlib.sha256(spec.manifest_json).digest()
         self._counters = RunnerCounters()
         self._model_config = ModelConfig.from_dict(manifest.config)
@@ -144,6 +147,7 @@ class TorchReplica:
                 config=self._engine_config,
                 counters=self._counters,
                 clock=self._core_turns.step_clock,
+                recorder=self._recorder,
             )
         except BaseException:  # whatever stopped it, the pages go back
             self._weights.release()

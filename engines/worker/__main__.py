@@ -3,7 +3,7 @@
 Started by the supervisor and by nobody else::
 
     python -m engines.worker --engine torch --device cpu --memory-budget BYTES \\
-        --socket PATH --descriptor-fd N --config JSON
+        --socket PATH --descriptor-fd N --shared-memory-fd N --config JSON
 
 SIGTERM drains: nothing new is taken, what runs ends, then the process does. A worker never outlives the
 server: the kernel kills it with its parent, and the end of the descriptor channel does the same where the
@@ -33,7 +33,9 @@ from engines.api import Engine
 from engines.config import CPU_STEP_NICENESS, ServiceConfig, WorkerOptions
 from engines.kinds import EngineFactory, engine_kind
 from engines.link.descriptors import DescriptorReceiver
+from engines.link.flight_recorder import FlightRecorder
 from engines.link.wire import CHANNEL_OPTIONS
+from engines.link.worker_memory import WorkerMemory
 from engines.worker.service import EngineService
 from mooring.errors import ConfigurationError
 from mooring.parent import die_with_parent
@@ -55,6 +57,7 @@ def parse_options(arguments: Sequence[str]) -> WorkerOptions:
     parser.add_argument("--memory-budget", type=int, required=True, metavar="BYTES")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--descriptor-fd", type=int, required=True)
+    parser.add_argument("--shared-memory-fd", type=int, required=True)
     parser.add_argument("--core-signal-fds", type=int, nargs=2)
     parser.add_argument("--config", type=json.loads, default={}, metavar="JSON")
     flags = parser.parse_args(arguments)
@@ -64,12 +67,15 @@ def parse_options(arguments: Sequence[str]) -> WorkerOptions:
         memory_budget_bytes=flags.memory_budget,
         socket_path=flags.socket,
         descriptor_fd=flags.descriptor_fd,
+        shared_memory_fd=flags.shared_memory_fd,
         config=flags.config,
         core_signal_fds=flags.core_signal_fds and tuple(flags.core_signal_fds),
     )
 
 
-def build_engine(options: WorkerOptions, factory: EngineFactory | None = None) -> Engine:
+def build_engine(
+    options: WorkerOptions, recorder: FlightRecorder, factory: EngineFactory | None = None
+) -> Engine:
     """Returns the engine that ``options`` names, or the one that ``factory`` makes.
 
     Raises:
@@ -77,20 +83,22 @@ def build_engine(options: WorkerOptions, factory: EngineFactory | None = None) -
     """
     factory = factory or engine_kind(options.engine).load_factory()
     try:
-        return factory(options)
+        return factory(options, recorder)
     except TypeError as error:
         raise ConfigurationError(f"engine {options.engine} refuses its settings: {error}") from error
 
 
-def build_engine_aside(options: WorkerOptions, factory: EngineFactory | None = None) -> Engine:
-    """``build_engine`` on a thread that ends with it.
+def build_engine_aside(
+    options: WorkerOptions, recorder: FlightRecorder, factory: EngineFactory | None = None
+) -> Engine:
+    """Returns what ``build_engine`` makes on a thread that ends with it.
 
     A thread that computes in parallel keeps OpenMP's helpers as long as it lives. Where helpers of others make the
     process's threads more than the cores, the step's no longer spin for its next parallel part but sleep, and a
     small model's step takes twice as long.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(build_engine, options, factory).result()
+        return thread.submit(build_engine, options, recorder, factory).result()
 
 
 def _exit_orphaned() -> None:
@@ -98,7 +106,7 @@ def _exit_orphaned() -> None:
     os._exit(_EXIT_ORPHANED)
 
 
-async def _serve(options: WorkerOptions, engine: Engine, config: ServiceConfig) -> int:
+async def _serve(options: WorkerOptions, engine: Engine, memory: WorkerMemory, config: ServiceConfig) -> int:
     loop = asyncio.get_running_loop()
     ending: asyncio.Future[int] = loop.create_future()
 
@@ -110,7 +118,7 @@ async def _serve(options: WorkerOptions, engine: Engine, config: ServiceConfig) 
     channel.setblocking(False)
     descriptors = DescriptorReceiver(channel, on_closed=_exit_orphaned)
     service = EngineService(
-        engine, descriptors, config, time.monotonic, on_failure=lambda _: end(_EXIT_ENGINE_FAILED)
+        engine, descriptors, memory, config, time.monotonic, on_failure=lambda _: end(_EXIT_ENGINE_FAILED)
     )
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
     engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
@@ -138,14 +146,16 @@ def main(arguments: Sequence[str] | None = None, factory: EngineFactory | None =
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s"
     )
+    memory = WorkerMemory(options.shared_memory_fd)
+    os.close(options.shared_memory_fd)
     try:
-        engine = build_engine_aside(options, factory)
+        engine = build_engine_aside(options, memory.recorder, factory)
     except ConfigurationError as error:
         logger.error("%s", error.message)
         return 2
     on_cpu = options.device.partition(":")[0] == "cpu"
     config = ServiceConfig(step_niceness=CPU_STEP_NICENESS if on_cpu else 0)
-    return uvloop.run(_serve(options, engine, config))
+    return uvloop.run(_serve(options, engine, memory, config))
 
 
 if __name__ == "__main__":

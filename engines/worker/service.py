@@ -23,6 +23,8 @@ from engines.api import Engine, Finished, FinishReason, LoadSpec, StepOutput
 from engines.config import ServiceConfig
 from engines.link.descriptors import DescriptorReceiver
 from engines.link.wire import (
+    ROUTER_ID_BITS,
+    ROUTER_ID_MASK,
     abort_with,
     capabilities_to_wire,
     finished_to_wire,
@@ -32,6 +34,7 @@ from engines.link.wire import (
     submit_from_wire,
     top_logprobs_to_wire,
 )
+from engines.link.worker_memory import WorkerMemory
 from engines.worker.step_thread import StepThread
 from mooring.errors import InvalidRequestError, MooringError, ShuttingDownError, UnsupportedFieldError
 from mooring.v1 import engine_pb2 as pb
@@ -45,8 +48,6 @@ Result = TypeVar("Result")
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
-_ROUTER_ID_BITS = 40
-_ROUTER_ID_MASK = (1 << _ROUTER_ID_BITS) - 1
 _MAX_FOLLOWING_STEPS = 16  # the router works on a message without a pause
 
 
@@ -54,7 +55,7 @@ class _RouterStream:
     """One router's Generate call: what it has running here and what waits to be sent to it."""
 
     def __init__(self, number: int) -> None:
-        self.base = number << _ROUTER_ID_BITS
+        self.base = number << ROUTER_ID_BITS
         self.live: set[int] = set()  # the engine's ids
         self.half_closed = False
         self._outbox: deque[pb.StepOutput] = deque()
@@ -89,6 +90,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
     """Serves ``engine`` until ``drain``.
 
     Args:
+        memory: shared with the server, which reads there what the step thread does.
         clock: ``time.monotonic`` of this process; deadlines are told to the engine on it.
         on_failure: called when the engine is broken and the process must end.
     """
@@ -97,6 +99,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         self,
         engine: Engine,
         descriptors: DescriptorReceiver,
+        memory: WorkerMemory,
         config: ServiceConfig,
         clock: Callable[[], float],
         on_failure: Callable[[BaseException], None],
@@ -106,7 +109,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         self._config = config
         self._clock = clock
         loop = asyncio.get_running_loop()
-        self._steps = StepThread(engine, loop, self._deliver, on_failure, config.step_niceness)
+        self._steps = StepThread(engine, memory, loop, self._deliver, on_failure, config.step_niceness)
         self._copiers = ThreadPoolExecutor(config.max_concurrent_loads, thread_name_prefix="engine-copy")
         self._streams: dict[int, _RouterStream] = {}
         self._num_streams = 0
@@ -266,7 +269,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 self._submit(stream, command.submit)
             else:
                 # An id that has ended already, or was never here, is no longer live and needs no cancel.
-                wanted = {stream.base | (number & _ROUTER_ID_MASK) for number in command.cancel.sequence_ids}
+                wanted = {stream.base | (number & ROUTER_ID_MASK) for number in command.cancel.sequence_ids}
                 if present := wanted & stream.live:
                     self._steps.post(partial(self._engine.cancel, list(present)))
         stream.half_close()
@@ -275,7 +278,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         refusal: MooringError | None = None
         if self._draining:
             refusal = ShuttingDownError("this worker is shutting down")
-        elif submit.sequence_id > _ROUTER_ID_MASK:
+        elif submit.sequence_id > ROUTER_ID_MASK:
             refusal = InvalidRequestError("a sequence id has 40 bits at most", param="sequence_id")
         if refusal is not None:
             finished = Finished(0, FinishReason.ERROR, error_code=refusal.code, error_message=refusal.message)
@@ -293,25 +296,25 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             messages: dict[int, pb.StepOutput] = {}
             for index, sequence_id in enumerate(output.sequence_ids):
                 message = self._message_for(messages, sequence_id, output)
-                message.sequence_ids.append(sequence_id & _ROUTER_ID_MASK)
+                message.sequence_ids.append(sequence_id & ROUTER_ID_MASK)
                 message.token_ids.append(output.token_ids[index])
                 top = output.top_logprobs.get(index)
                 if top is not None:
-                    message.top_logprobs.append(top_logprobs_to_wire(top, sequence_id & _ROUTER_ID_MASK))
+                    message.top_logprobs.append(top_logprobs_to_wire(top, sequence_id & ROUTER_ID_MASK))
             for sequence_id, first in output.first_tokens.items():
                 message = self._message_for(messages, sequence_id, output)
-                number = sequence_id & _ROUTER_ID_MASK
+                number = sequence_id & ROUTER_ID_MASK
                 message.first_tokens.append(first_token_to_wire(first, number, self._clock()))
             for finished in output.finished:
                 message = self._message_for(messages, finished.sequence_id, output)
-                message.finished.append(finished_to_wire(finished, finished.sequence_id & _ROUTER_ID_MASK))
+                message.finished.append(finished_to_wire(finished, finished.sequence_id & ROUTER_ID_MASK))
             self._send(messages, output.finished)
         self._note_if_drained()
 
     def _message_for(
         self, messages: dict[int, pb.StepOutput], sequence_id: int, output: StepOutput
     ) -> pb.StepOutput:
-        number = sequence_id >> _ROUTER_ID_BITS
+        number = sequence_id >> ROUTER_ID_BITS
         message = messages.get(number)
         if message is None:
             message = messages[number] = pb.StepOutput(replica_id=output.replica_id, step=output.step)

@@ -13,12 +13,14 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from engines.api import Engine, StepOutput
+from engines.link.worker_memory import WorkerMemory
 
 __all__ = ["StepThread"]
 
@@ -37,6 +39,7 @@ class StepThread:
 
     Args:
         engine: owned by the thread from ``start`` on.
+        memory: where the server reads how far the steps are, and after a death which sequences the running step had.
         deliver: called on ``loop`` with what each step produced, in order.
         on_failure: called on ``loop`` when the engine raised; no step follows.
         niceness: added to the thread's own, and so to that of the threads which it computes with.
@@ -45,12 +48,14 @@ class StepThread:
     def __init__(
         self,
         engine: Engine,
+        memory: WorkerMemory,
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[list[StepOutput]], None],
         on_failure: Callable[[BaseException], None],
         niceness: int = 0,
     ) -> None:
         self._engine = engine
+        self._memory = memory
         self._niceness = niceness
         self._loop = loop
         self._deliver = deliver
@@ -117,7 +122,11 @@ class StepThread:
     def _step(self) -> None:
         if not self._engine.has_work():
             return
-        outputs = self._engine.step()
+        memory = self._memory
+        memory.status.begin_step(time.monotonic())
+        outputs = self._engine.step()  # if it raises, the worker ends, and the record says in which step
+        memory.recorder.end_step()
+        memory.status.end_step()
         if outputs:
             self._ahead.acquire()
             if not self._stopping:

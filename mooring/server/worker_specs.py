@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.config import WorkerSpec
+from engines.config import CPU_MAX_STALL_S, GPU_MAX_STALL_S, WorkerSpec
 from memory_manager.config import DeviceBudget
 from memory_manager.cores import CoreSignal
 from mooring.config import Settings
@@ -32,6 +32,7 @@ def worker_specs(
             memory_budget_bytes=budget.budget_bytes - budget.reserve_bytes,
             config=_engine_config(settings, sum(is_cpu(each.name) for each in budgets)),
             core_signal=core_signals.get(budget.name),
+            max_stall_s=settings.max_stall_s or (CPU_MAX_STALL_S if is_cpu(budget.name) else GPU_MAX_STALL_S),
         )
         for number, budget in enumerate(budgets)
     ]

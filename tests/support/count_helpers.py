@@ -21,6 +21,7 @@ import torch
 from benchmarks.bare_engine import PackedModel
 from engines.api import LoadSpec, SamplingParams, SequenceRequest
 from engines.config import WorkerOptions
+from engines.link.worker_memory import WorkerMemory
 from engines.worker.__main__ import build_engine_aside
 from mooring.units import MIB
 
@@ -32,8 +33,9 @@ def count(model: PackedModel) -> dict[str, int]:
     torch.set_num_threads(NUM_THREADS)  # starts threads of another kind, which only wait
     before = _not_of_python()
     config: dict[str, Any] = {"num_threads": NUM_THREADS, "cpu_wake": "copy"}
-    options = WorkerOptions("torch", "cpu", 512 * MIB, Path("unused"), -1, config)
-    engine: Any = build_engine_aside(options)
+    options = WorkerOptions("torch", "cpu", 512 * MIB, Path("unused"), -1, -1, config)
+    memory_fd = WorkerMemory.make()
+    engine: Any = build_engine_aside(options, WorkerMemory(memory_fd).recorder)
     helpers = {"built": _not_of_python() - before}
     spec = LoadSpec("m", model.manifest_json, 64, model.weights_bytes, kv_guarantee_bytes=8 * MIB)
     with ThreadPoolExecutor(1) as copier, ThreadPoolExecutor(1) as stepper:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.api import ChoiceTokens, SamplingParams, SequenceRequest
-from engines.config import NullEngineConfig, SupervisorConfig, WorkerSpec
+from engines.config import CPU_MAX_STALL_S, NullEngineConfig, SupervisorConfig, WorkerSpec
 from engines.null import null_token
 from engines.supervise.client import WorkerClient
 from engines.supervise.supervisor import Supervisor
@@ -96,9 +96,9 @@ class _Ticket:
 class NullFleet:
     """One worker that loads ``m/0`` in each of its lives; gives out tickets for it while it is resident."""
 
-    def __init__(self, program: tuple[str, ...], step_time_s: float, **config: Any) -> None:
+    def __init__(self, program: tuple[str, ...], max_stall_s: float, **config: Any) -> None:
         self.spec = WorkerSpec(
-            "cpu-0", "null", "cpu", 1 << 28, {"step_time_s": step_time_s, **config}, program=program
+            "cpu-0", "null", "cpu", 1 << 28, config, max_stall_s=max_stall_s, program=program
         )
         self.supervisor = Supervisor(
             self._ready, self._lost, config=SupervisorConfig(first_backoff_s=0.01, max_backoff_s=0.02)
@@ -137,9 +137,12 @@ class NullFleet:
 
 @asynccontextmanager
 async def null_fleet(
-    program: tuple[str, ...] = WORKER_PROGRAM, step_time_s: float = 0.001, **config: Any
+    program: tuple[str, ...] = WORKER_PROGRAM,
+    step_time_s: float = 0.001,
+    max_stall_s: float = CPU_MAX_STALL_S,
+    **config: Any,
 ) -> AsyncIterator[NullFleet]:
-    fleet = NullFleet(program, step_time_s, **config)
+    fleet = NullFleet(program, max_stall_s, step_time_s=step_time_s, **config)
     async with asyncio.timeout(20):
         await fleet.supervisor.add(fleet.spec)
         await fleet.resident.wait()

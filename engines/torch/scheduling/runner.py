@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engines.api import Finished, FinishReason, FirstToken, SequenceRequest, StepOutput
 from engines.config import TorchEngineConfig
+from engines.link.flight_recorder import FlightRecorder
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.kv.swap import KVSwap
@@ -64,6 +65,7 @@ class SequenceRunner:
         device: of the model.
         counters: added to.
         clock: in seconds, by which steps are timed.
+        recorder: told of a step's sequences before it runs.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class SequenceRunner:
         config: TorchEngineConfig,
         counters: RunnerCounters,
         clock: Callable[[], float],
+        recorder: FlightRecorder | None = None,
     ) -> None:
         self.replica_id = replica_id
         self._forward = forward
@@ -90,6 +93,7 @@ class SequenceRunner:
         self._device = device
         self._counters = counters
         self._clock = clock
+        self._recorder = recorder
         num_slots = config.max_running_sequences
         self._waiting = WaitingQueue()
         self._table = SequenceTable(num_slots, limits.max_model_len)
@@ -213,6 +217,8 @@ class SequenceRunner:
         if plan is None:
             return None
         output = StepOutput(self.replica_id, number)
+        if self._recorder is not None:
+            self._recorder.begin_step(self._table.sequence_ids[plan.slots])
         try:
             self._run(plan, output)
         except Exception as error:

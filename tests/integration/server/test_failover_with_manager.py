@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.null_worker import MAX_MODEL_LEN, POISON_PROGRAM, expected_tokens
-from support.poison_worker import POISON_ID
+from support.poison_worker import CRASHES_ID
 
 from engines.api import SamplingParams
 from engines.config import SupervisorConfig, WorkerSpec
@@ -118,7 +118,7 @@ async def test_a_poisonous_request_takes_no_model_down_for_ever(stack: Stack) ->
     reads = [asyncio.create_task(stack.tokens(model, prompt, 60)) for model, prompt in jobs]
     async with asyncio.timeout(20):
         with pytest.raises(PoisonousRequestError):
-            await stack.tokens("b", (POISON_ID,), 60)
+            await stack.tokens("b", (CRASHES_ID,), 60)
         results = await asyncio.gather(*reads)
     for (_, prompt), tokens in zip(jobs, results, strict=True):
         assert tokens == expected_tokens(prompt, 60)

@@ -16,7 +16,7 @@ from support.null_worker import (
     null_fleet,
     until,
 )
-from support.poison_worker import POISON_ID
+from support.poison_worker import CRASHES_ID, HANGS_ID
 
 from engines.api import FinishReason, SamplingParams
 from mooring.errors import ContextLengthError, PoisonousRequestError
@@ -97,7 +97,7 @@ async def test_a_request_present_at_two_deaths_fails_alone() -> None:
         dispatch = dispatcher(fleet)
         prompts = [(number, 7) for number in range(6)]
         streams = [await dispatch.generate(request(prompt, 100)) for prompt in prompts]
-        poison = await dispatch.generate(request((POISON_ID,), 100))
+        poison = await dispatch.generate(request((CRASHES_ID,), 100))
         reads = [asyncio.create_task(read(stream)) for stream in streams]
         with pytest.raises(PoisonousRequestError, match="two deaths"):
             await read(poison)
@@ -106,6 +106,21 @@ async def test_a_request_present_at_two_deaths_fails_alone() -> None:
         for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
             assert tokens == {0: expected_tokens(prompt, 100)}
         assert fleet.num_deaths == 2
+        assert not fleet.tickets
+
+
+async def test_a_worker_whose_step_hangs_is_replaced_and_other_streams_go_on() -> None:
+    async with null_fleet(POISON_PROGRAM, step_time_s=0.002, max_stall_s=0.5) as fleet:
+        dispatch = dispatcher(fleet)
+        prompts = [(number, 7) for number in range(6)]
+        streams = [await dispatch.generate(request(prompt, 100)) for prompt in prompts]
+        hanging = await dispatch.generate(request((HANGS_ID,), 100))
+        reads = [asyncio.create_task(read(stream)) for stream in streams]
+        with pytest.raises(PoisonousRequestError):
+            await read(hanging)
+        for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
+            assert tokens == {0: expected_tokens(prompt, 100)}
+        assert fleet.num_deaths >= 2
         assert not fleet.tickets
 
 

@@ -18,6 +18,7 @@ from support.null_worker import WORKER_PROGRAM, null_fleet, until
 
 from engines.config import SupervisorConfig, WorkerSpec
 from engines.link.descriptors import DescriptorSender, open_channel
+from engines.link.worker_memory import WorkerMemory
 from engines.supervise.supervisor import Supervisor, WorkerState, restart_pause_s
 from memory_manager.cores import CoreSignal
 from mooring.errors import ConfigurationError, WorkerLostError
@@ -196,13 +197,16 @@ async def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
 async def test_a_worker_ends_when_its_descriptor_channel_does(tmp_path: Path) -> None:
     """Also where the kernel's own signal cannot come: the parent died before the worker asked for it."""
     ours, theirs = open_channel()
+    memory_fd = WorkerMemory.make()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *WORKER_PROGRAM),
         *("--engine", "null", "--device", "cpu", "--memory-budget", "1"),
         *("--socket", str(tmp_path / "s"), "--descriptor-fd", str(theirs.fileno())),
-        pass_fds=(theirs.fileno(),),
+        *("--shared-memory-fd", str(memory_fd)),
+        pass_fds=(theirs.fileno(), memory_fd),
     )
     theirs.close()
+    os.close(memory_fd)
     sender = DescriptorSender(ours, "cpu-0")
     await sender.wait_ready()
     sender.close()

@@ -209,8 +209,8 @@ async def test_death_ends_every_sequence_once_and_every_call_with_worker_lost(fl
         client.submit(sequence(number, max_tokens=4000), sink)
     await sinks[0].started.wait()
     os.kill(fleet.pid, signal.SIGKILL)
-    await client.wait_lost()
     for sink in sinks:
+        await sink.end()
         [end] = sink.ends
         assert end.finished is not None
         assert (end.finished.reason, end.finished.error_code) == (FinishReason.ERROR, "worker_lost")

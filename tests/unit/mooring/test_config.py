@@ -143,6 +143,13 @@ def test_several_devices_from_flags_file_and_variable(
     assert specs[0].config["num_threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+def test_a_step_may_take_longer_on_a_cpu_unless_the_operator_says_how_long() -> None:
+    budgets = [DeviceBudget("cpu", 64 * MIB), DeviceBudget("cuda:0", 64 * MIB)]
+    unset, given = (worker_specs(load_settings(flags), budgets, {}) for flags in ({}, {"max_stall_s": 5}))
+    assert [spec.max_stall_s for spec in unset] == [600, 60]
+    assert [spec.max_stall_s for spec in given] == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -13,6 +13,8 @@ from support.until import until
 
 from engines.api import LoadSpec, SamplingParams, SequenceRequest, StepOutput
 from engines.config import NullEngineConfig
+from engines.link.flight_recorder import FlightRecorder
+from engines.link.worker_memory import WorkerMemory
 from engines.null import NullEngine
 from engines.worker.step_thread import StepThread
 
@@ -20,8 +22,9 @@ from engines.worker.step_thread import StepThread
 class Recording(NullEngine):
     """Counts what the thread asks of it, and can wait for memory or break."""
 
-    def __init__(self) -> None:
-        super().__init__(NullEngineConfig())
+    def __init__(self, recorder: FlightRecorder) -> None:
+        super().__init__(NullEngineConfig(), recorder=recorder)
+        self.recorder = recorder
         self.num_questions = 0
         self.threads: set[str] = set()
         self.waits_for_memory = False
@@ -34,6 +37,7 @@ class Recording(NullEngine):
     def step(self) -> list[StepOutput]:
         self.threads.add(threading.current_thread().name)
         if self.broken:
+            self.recorder.begin_step([1])
             raise RuntimeError("out of order")
         if self.waits_for_memory:
             time.sleep(0.5e-3)  # to find that out takes its time
@@ -43,12 +47,16 @@ class Recording(NullEngine):
 
 class Rig:
     def __init__(self, deliver: Callable[[list[StepOutput]], None] | None = None, niceness: int = 0) -> None:
-        self.engine = Recording()
-        self.engine.load(LoadSpec("m/0", b"{}", 100_000, 0), -1)
         self.outputs: list[StepOutput] = []
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        memory_fd = WorkerMemory.make()
+        self.memory = WorkerMemory(memory_fd)
+        os.close(memory_fd)
+        self.engine = Recording(self.memory.recorder)
+        self.engine.load(LoadSpec("m/0", b"{}", 100_000, 0), -1)
         self.thread = StepThread(
             self.engine,
+            self.memory,
             asyncio.get_running_loop(),
             deliver or self.outputs.extend,
             self.failure.set_result,
@@ -118,6 +126,21 @@ async def test_a_broken_engine_is_reported_once() -> None:
     rig.submit(5)
     async with asyncio.timeout(20):
         assert isinstance(await rig.failure, RuntimeError)
+    assert rig.thread.stop(10)
+
+
+async def test_the_record_of_a_step_is_cleared_unless_the_engine_broke_in_it() -> None:
+    rig = Rig()
+    rig.submit(3)
+    await rig.finished()
+    memory = rig.memory
+    assert memory.status.progress() == (rig.engine.stats().steps_total, 0.0)
+    assert memory.recorder.sequence_ids() == []
+    rig.engine.broken = True
+    rig.submit(5)
+    await rig.failure
+    assert memory.recorder.sequence_ids() == [1]
+    assert memory.status.progress().began_s > 0
     assert rig.thread.stop(10)
 
 
