@@ -24,7 +24,7 @@ class FixedArena:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = round_to_pages(capacity_bytes)
         self.page_bytes = PAGE_BYTES
-        self.committed_bytes = self.capacity_bytes
+        self.limit_bytes = self.committed_bytes = self.capacity_bytes
         self.stock_bytes = 0
         memory = mmap.mmap(-1, self.capacity_bytes + PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)

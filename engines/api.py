@@ -300,8 +300,14 @@ class Engine(Protocol):
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus: ...
 
     def set_memory_limit(self, num_bytes: int) -> int:
-        """Sets how much device memory it should hold in all, what it keeps ready for later included. Callable
-        from any thread. Returns the bytes that left at once; what is in use leaves as it is given up."""
+        """Sets how much device memory it may hold in all, memory ready for later included, although its leases are
+        less; 0 holds it to its leases, which it may always use. Callable from any thread. Returns the bytes that left
+        at once; what is in use leaves as it is given up."""
+        ...
+
+    def settle(self) -> None:
+        """Gives memory back to the system that is ready and no longer allowed, after ``sleep``, ``unload`` and
+        ``set_lease`` and before their callers hear of them. Takes its time, so it is not for the step thread."""
         ...
 
     def submit(self, request: SequenceRequest) -> None:

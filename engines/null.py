@@ -145,6 +145,9 @@ class NullEngine:
     def set_memory_limit(self, num_bytes: int) -> int:
         return 0  # nothing is kept ready
 
+    def settle(self) -> None:
+        """Does nothing: nothing is kept ready."""
+
     def submit(self, request: SequenceRequest) -> None:
         sequence_id = request.sequence_id
         replica = self._replicas.get(request.replica_id)

@@ -208,8 +208,8 @@ class WorkerPort(Protocol):
     async def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus: ...
 
     async def set_memory_limit(self, num_bytes: int) -> int:
-        """How much device memory it should hold in all, what it keeps ready for later included; returns the
-        bytes that left at once."""
+        """Sets how much device memory the worker may hold in all although its leases are less, as memory that is
+        ready for later; 0, as at first, holds it to its leases. Returns the bytes that left at once."""
         ...
 
     async def usage(self) -> WorkerUsage: ...

@@ -24,7 +24,7 @@ from engines.config import TorchEngineConfig
 from engines.kinds import engine_kind
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.kv.swap import SwapSpace
-from engines.torch.lease import KVLease
+from engines.torch.lease import KVLease, LeasedMemory
 from engines.torch.replica import TorchReplica
 from engines.torch.scheduling.compose import Turn, order_of_turns, preemption_order
 from engines.torch.scheduling.requests import error_end
@@ -88,12 +88,12 @@ class TorchEngine:
         self._arena = arena
         self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
         self._kv_memory = arena.tensor(self._pool.address_range)
-        self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
         self._cache = BlockStore(self._pool)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._core_turns = CoreTurns(core_signal)
         self._recorder = recorder
         self._lease = KVLease()
+        self._memory = LeasedMemory(arena)
         self._arrived: deque[TorchReplica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
         self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
@@ -122,13 +122,17 @@ class TorchEngine:
                 self._config,
                 self._recorder,
             )
+        self._memory.lease_weights(spec.replica_id, spec.weights_lease_bytes)
         try:
             replica.restore(
                 spec.weights_lease_bytes, self._cache, self._swap_space, core_share=_LOAD_CORE_SHARE
             )
         except BaseException:  # whatever stopped it, all that it holds by now goes back, the descriptor too
             replica.close()
+            self._memory.lease_weights(spec.replica_id, 0)
+            self._memory.settle()
             raise
+        self._memory.lease_weights(spec.replica_id, replica.weights_bytes)
         self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
         self._arrived.append(replica)
         return replica.weights_bytes
@@ -140,17 +144,29 @@ class TorchEngine:
         self._detach(place.replica)
         del self._places[replica_id]
         place.replica.close()
+        self._memory.lease_weights(replica_id, 0)
 
     def sleep(self, replica_id: str) -> int:
         replica = self._place(replica_id).replica
         self._detach(replica)
-        return replica.release()
+        released_bytes = replica.release()
+        self._memory.lease_weights(replica_id, 0)
+        return released_bytes
 
     def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
         """See the protocol. Where it fails the replica stays warm."""
         replica = self._place(replica_id).replica
         if not replica.weights_bytes:
-            replica.restore(weights_lease_bytes, self._cache, self._swap_space, core_share=_WAKE_CORE_SHARE)
+            self._memory.lease_weights(replica_id, weights_lease_bytes)
+            try:
+                replica.restore(
+                    weights_lease_bytes, self._cache, self._swap_space, core_share=_WAKE_CORE_SHARE
+                )
+            except BaseException:  # whatever stopped it, its pages have gone back
+                self._memory.lease_weights(replica_id, 0)
+                self._memory.settle()
+                raise
+            self._memory.lease_weights(replica_id, replica.weights_bytes)
             self._arrived.append(replica)
         return replica.weights_bytes
 
@@ -199,6 +215,10 @@ class TorchEngine:
         if refused is not None:
             return refused
         self._let_in()
+        # Until it is applied, the larger of two leases is what the ledger has for this worker.
+        self._memory.lease_kv(max(kv_bytes, self._pool.limit_bytes, self._pool.committed_bytes))
+        if self._pool.open():
+            self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
         if self._kv_memory.is_cuda:
             # A prefill chunk that drew no token may still be writing to pages that are unmapped here. Steps alone
             # are waited for: a wake that copies on its own stream would hold up every model.
@@ -206,10 +226,16 @@ class TorchEngine:
         self._cache.set_limit(kv_bytes)
         while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
             pass
-        return LeaseStatus.DEFERRED if self._pool.pages_over_limit else LeaseStatus.APPLIED
+        if self._pool.pages_over_limit:
+            return LeaseStatus.DEFERRED
+        self._memory.lease_kv(kv_bytes)
+        return LeaseStatus.APPLIED
 
     def set_memory_limit(self, num_bytes: int) -> int:
-        return self._arena.set_limit(num_bytes)
+        return self._memory.allow(num_bytes)
+
+    def settle(self) -> None:
+        self._memory.settle()
 
     def stats(self) -> WorkerStats:
         """For the step thread, like ``step``."""

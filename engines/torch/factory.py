@@ -14,9 +14,9 @@ __all__ = ["torch_engine"]
 def torch_engine(options: WorkerOptions, recorder: FlightRecorder) -> TorchEngine:
     """Makes the engine and the arena of its device."""
     config = TorchEngineConfig(device=options.device, **options.config)
-    # The budget is ours whatever is mapped, and pages made once are mapped again in no time. Where memory is
-    # short elsewhere, the manager lowers the arena's limit and they leave.
+    # Pages made once are mapped again in no time, so they are kept as long as the manager lets this worker hold them:
+    # within its leases, and beyond them if nobody else is on the device.
     budget_bytes = options.memory_budget_bytes
-    arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes)
+    arena = arena_on(options.device, budget_bytes, budget_bytes, config.ready_bytes, limit_bytes=0)
     core_signal = CoreSignal(*options.core_signal_fds) if options.core_signal_fds is not None else None
     return TorchEngine(config, arena, core_signal, recorder)

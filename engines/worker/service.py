@@ -178,6 +178,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         async def sleep() -> pb.SleepResponse:
             started_s = self._clock()
             released_bytes = await self._stepping(partial(self._engine.sleep, request.replica_id))
+            await asyncio.to_thread(self._engine.settle)
             return pb.SleepResponse(released_bytes=released_bytes, seconds=self._clock() - started_s)
 
         return await self._verb(context, request.replica_id, sleep)
@@ -187,6 +188,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
     ) -> pb.UnloadResponse:
         async def unload() -> pb.UnloadResponse:
             await self._stepping(partial(self._engine.unload, request.replica_id))
+            await asyncio.to_thread(self._engine.settle)
             return pb.UnloadResponse()
 
         return await self._verb(context, request.replica_id, unload)
@@ -222,7 +224,12 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 revision=stats.kv_lease_revision,
             )
 
-        return await self._answering(context, self._stepping(set_lease))
+        async def settled() -> pb.SetLeaseResponse:
+            response = await self._stepping(set_lease)
+            await asyncio.to_thread(self._engine.settle)
+            return response
+
+        return await self._answering(context, settled())
 
     async def SetMemoryLimit(  # noqa: N802
         self, request: pb.SetMemoryLimitRequest, context: _Context

@@ -110,6 +110,7 @@ class CudaArena(PagedArena):
         stock_limit_bytes: released pages kept for the next commit; NVML still shows them as used.
             Beyond this limit they leave at once.
         ready_bytes: see ``PagedArena``.
+        limit_bytes: see ``PagedArena``.
     """
 
     def __init__(
@@ -118,8 +119,11 @@ class CudaArena(PagedArena):
         device_index: int = 0,
         stock_limit_bytes: int = DEFAULT_STOCK_LIMIT_BYTES,
         ready_bytes: int = 0,
+        limit_bytes: int | None = None,
     ) -> None:
-        super().__init__(CudaMemory(device_index), capacity_bytes, stock_limit_bytes, ready_bytes)
+        super().__init__(
+            CudaMemory(device_index), capacity_bytes, stock_limit_bytes, ready_bytes, limit_bytes
+        )
 
 
 class _CudaBytes:

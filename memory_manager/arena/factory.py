@@ -10,7 +10,13 @@ from mooring.errors import ConfigurationError
 __all__ = ["arena_on"]
 
 
-def arena_on(device: str, capacity_bytes: int, stock_limit_bytes: int, ready_bytes: int = 0) -> Arena:
+def arena_on(
+    device: str,
+    capacity_bytes: int,
+    stock_limit_bytes: int,
+    ready_bytes: int = 0,
+    limit_bytes: int | None = None,
+) -> Arena:
     """Makes an arena in the memory of a device: ``cpu``, ``cpu:1`` (the same memory) or ``cuda:0``.
     ``PagedArena`` describes the other arguments.
 
@@ -21,5 +27,5 @@ def arena_on(device: str, capacity_bytes: int, stock_limit_bytes: int, ready_byt
     if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
         raise ConfigurationError(f"a device is cpu, cpu:1, cuda:0 and so on, not {device!r}", param="device")
     if kind == "cuda":
-        return CudaArena(capacity_bytes, int(index or 0), stock_limit_bytes, ready_bytes)
-    return HostArena(capacity_bytes, stock_limit_bytes, ready_bytes)
+        return CudaArena(capacity_bytes, int(index or 0), stock_limit_bytes, ready_bytes, limit_bytes)
+    return HostArena(capacity_bytes, stock_limit_bytes, ready_bytes, limit_bytes)

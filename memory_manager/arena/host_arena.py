@@ -90,6 +90,7 @@ class HostArena(PagedArena):
         stock_limit_bytes: released pages kept for the next commit. They count in the machine's memory
             and not in this process's resident set; beyond this limit they leave at once.
         ready_bytes: see ``PagedArena``.
+        limit_bytes: see ``PagedArena``.
     """
 
     def __init__(
@@ -97,9 +98,10 @@ class HostArena(PagedArena):
         capacity_bytes: int,
         stock_limit_bytes: int = DEFAULT_STOCK_LIMIT_BYTES,
         ready_bytes: int = 0,
+        limit_bytes: int | None = None,
     ) -> None:
         self._host_memory = HostMemory(capacity_bytes)
-        super().__init__(self._host_memory, capacity_bytes, stock_limit_bytes, ready_bytes)
+        super().__init__(self._host_memory, capacity_bytes, stock_limit_bytes, ready_bytes, limit_bytes)
 
     def allocated_bytes(self) -> int:
         """Bytes of the arena's own physical memory, as the system counts them: committed pages that are not

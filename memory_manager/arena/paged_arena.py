@@ -39,14 +39,22 @@ class PagedArena:
         memory: the kind of memory; the arena owns it and closes it.
         capacity_bytes: most physical memory at any time, stock included; rounded down to pages.
         stock_limit_bytes: most stock; released pages beyond it go back to the system at once.
-        ready_bytes: stock that a thread makes ahead of need, as far as the capacity and the limit allow.
+        ready_bytes: stock that a thread makes ahead of need, as far as the limit allows.
+        limit_bytes: limit at first (``Arena.set_limit``); None is the capacity.
     """
 
     def __init__(
-        self, memory: PhysicalMemory, capacity_bytes: int, stock_limit_bytes: int, ready_bytes: int = 0
+        self,
+        memory: PhysicalMemory,
+        capacity_bytes: int,
+        stock_limit_bytes: int,
+        ready_bytes: int = 0,
+        limit_bytes: int | None = None,
     ) -> None:
         self._memory = memory
         self._capacity_pages = self._limit_pages = capacity_bytes // PAGE_BYTES
+        if limit_bytes is not None:
+            self._limit_pages = min(limit_bytes // PAGE_BYTES, self._capacity_pages)
         self._ready_pages = min(ready_bytes, stock_limit_bytes) // PAGE_BYTES
         self._stock_limit_pages = stock_limit_bytes // PAGE_BYTES
         self._lock = threading.Lock()
@@ -54,6 +62,9 @@ class PagedArena:
         self._stock: list[int] = []  # heap of physical pages that are mapped nowhere
         self._hollow = list(range(self._capacity_pages))  # heap of page numbers without memory behind them
         self._num_committed = 0  # lent pages included
+        self._num_changing = (
+            0  # physical pages that are being made for the stock, or given back to the system
+        )
         self._tables: dict[AddressRange, list[int | None]] = {}  # physical page of each page of a range
         self._closed = False
         self._keeper = StockKeeper(self._restock) if self._ready_pages else None
@@ -65,6 +76,10 @@ class PagedArena:
     @property
     def capacity_bytes(self) -> int:
         return self._capacity_pages * PAGE_BYTES
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._limit_pages * PAGE_BYTES
 
     @property
     def committed_bytes(self) -> int:
@@ -109,12 +124,12 @@ class PagedArena:
             self._require_room(len(span))
             table[:] = [_LENT] * len(span)
             self._num_committed += len(span)
+        self._keep_to_limit()  # stock makes room first
         try:
             self._memory.lend(addresses.address, num_bytes, descriptor)
         except BaseException:  # whatever stopped it, nothing is lent
             self._put_back(addresses, span)
             raise
-        self._shrink_stock(self._most_stock())
 
     def tensor(self, addresses: AddressRange) -> Tensor:
         self._table(addresses)
@@ -135,7 +150,7 @@ class PagedArena:
     def set_limit(self, num_bytes: int) -> int:
         with self._lock:
             self._limit_pages = min(max(0, num_bytes) // PAGE_BYTES, self._capacity_pages)
-        left_bytes = self._shrink_stock(self._most_stock())
+        left_bytes = self._keep_to_limit()
         self._look()
         return left_bytes
 
@@ -173,8 +188,8 @@ class PagedArena:
         with self._lock:
             table = self._require(addresses, span, committed=False)
             self._require_room(len(span))
-            while len(self._stock) + len(self._hollow) < len(span):
-                self._returned.wait()  # another thread is giving pages back just now
+            while self._num_committed + len(span) + self._num_changing > self._limit_pages:
+                self._returned.wait()  # another thread makes pages just now, or gives them back
                 self._require_room(len(span))  # and a third may have taken them
             pages = [heapq.heappop(self._stock) for _ in range(min(len(span), len(self._stock)))]
             fresh = [heapq.heappop(self._hollow) for _ in range(len(span) - len(pages))]
@@ -193,15 +208,16 @@ class PagedArena:
                 table[span.start : span.stop] = [None] * len(span)
                 self._num_committed -= len(span)
                 self._to_stock(set(pages) - set(fresh[created:]))
+                self._returned.notify_all()
             self.trim()  # memory is short
             raise
         self._look()
         return pages
 
     def _require_room(self, num_pages: int) -> None:
-        if self._num_committed + num_pages > self._capacity_pages:
+        if self._num_committed + num_pages > self._limit_pages:
             raise InsufficientMemoryError(
-                f"the arena's {format_bytes(self.capacity_bytes)} have no room for "
+                f"the arena may hold {format_bytes(self.limit_bytes)}, which have no room for "
                 f"{format_bytes(num_pages * PAGE_BYTES)} beside {format_bytes(self.committed_bytes)}"
             )
 
@@ -213,7 +229,7 @@ class PagedArena:
             self._to_stock(page for page in table[span.start : span.stop] if page not in (None, _LENT))
             table[span.start : span.stop] = [None] * len(span)
             self._num_committed -= len(span)
-        self._shrink_stock(self._most_stock())
+        self._shrink_stock()
         self._look()
 
     def _most_stock(self) -> int:
@@ -227,10 +243,11 @@ class PagedArena:
     def _restock(self) -> bool:
         """Makes a few pages for the stock; False if the stock has as many as it should."""
         with self._lock:
-            wanted = min(self._ready_pages, self._most_stock()) - len(self._stock)
+            wanted = min(self._ready_pages, self._most_stock() - self._num_changing) - len(self._stock)
             pages = [
                 heapq.heappop(self._hollow) for _ in range(min(wanted, _RESTOCK_PAGES, len(self._hollow)))
             ]
+            self._num_changing += len(pages)
         if not pages:
             return False
         created = 0
@@ -240,30 +257,48 @@ class PagedArena:
                 created += length
         finally:
             with self._lock:
+                self._num_changing -= len(pages)
                 self._to_stock(pages[:created])
                 for page in pages[created:]:
                     heapq.heappush(self._hollow, page)
                 self._returned.notify_all()
-        self._shrink_stock(self._most_stock())  # the limit may have fallen meanwhile
+        self._shrink_stock()  # the limit may have fallen meanwhile
         return True
 
     def _to_stock(self, pages: Iterable[int]) -> None:
         for page in pages:
             heapq.heappush(self._stock, page)
 
-    def _shrink_stock(self, num_pages: int) -> int:
-        """Gives stock pages beyond ``num_pages`` back to the system; returns the bytes."""
+    def _keep_to_limit(self) -> int:
+        """Gives stock back until all physical pages are within the limit, or only committed ones are left; returns
+        the bytes."""
+        left_bytes = 0
+        while True:
+            left_bytes += self._shrink_stock()
+            with self._lock:
+                room = max(0, self._limit_pages - self._num_committed)
+                if len(self._stock) + self._num_changing <= room:
+                    return left_bytes
+                if self._num_changing:
+                    self._returned.wait()
+
+    def _shrink_stock(self, most_pages: int | None = None) -> int:
+        """Gives stock beyond ``most_pages``, by default beyond what may be kept now, back to the system; returns the
+        bytes."""
         with self._lock:
-            if len(self._stock) <= num_pages:
+            most = self._most_stock() if most_pages is None else most_pages
+            if len(self._stock) <= most:
                 return 0
             self._stock.sort()  # a sorted list is a heap; the highest numbers go
-            surplus = self._stock[num_pages:]
-            del self._stock[num_pages:]
+            surplus = self._stock[most:]
+            del self._stock[most:]
+            self._num_changing += len(surplus)
         try:
             for first, length in contiguous_runs(surplus):
                 self._memory.destroy(first, length)
         finally:
             with self._lock:
+                self._num_changing -= len(surplus)
                 for page in surplus:
                     heapq.heappush(self._hollow, page)
                 self._returned.notify_all()

@@ -60,6 +60,11 @@ class Arena(Protocol):
         ...
 
     @property
+    def limit_bytes(self) -> int:
+        """Most physical memory now, stock included; at most the capacity."""
+        ...
+
+    @property
     def committed_bytes(self) -> int:
         """Bytes mapped into ranges: the arena's own memory, and memory lent to it."""
         ...
@@ -82,7 +87,7 @@ class Arena(Protocol):
         All or nothing.
 
         Raises:
-            InsufficientMemoryError: the pages exceed the capacity, or the system has no more memory.
+            InsufficientMemoryError: the pages exceed the limit, or the system has no more memory.
         """
         ...
 
@@ -97,7 +102,7 @@ class Arena(Protocol):
         whole. The caller keeps the memfd unchanged until then. Host memory only.
 
         Raises:
-            InsufficientMemoryError: the pages exceed the capacity, or the system has no memory for their
+            InsufficientMemoryError: the pages exceed the limit, or the system has no memory for their
                 tables.
         """
         ...
@@ -116,9 +121,9 @@ class Arena(Protocol):
         ...
 
     def set_limit(self, num_bytes: int) -> int:
-        """Sets how many bytes the arena should hold from now on, stock included. Stock beyond the limit
-        leaves at once, and so does memory that is released while the arena is above it; no committed page is
-        taken away. Returns the bytes that left at once.
+        """Sets how many bytes the arena may hold from now on, stock included, up to the capacity. A commit beyond
+        that is refused. Stock beyond it leaves at once, and so does memory that is released while the arena is
+        above it; no committed page is taken away. Returns the bytes that left at once.
         """
         ...
 

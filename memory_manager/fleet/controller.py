@@ -116,9 +116,9 @@ class MemoryManager:
             self._replicas,
             host_cache,
             self._moves,
-            self._execution,
             self._reporter,
             self._config,
+            lambda device: self._roster.allow(device),
             self._note_move,
         )
         self._roster = Roster(
@@ -128,7 +128,6 @@ class MemoryManager:
             self._moves,
             self._execution,
             self._audit,
-            self.others,
             self._reporter,
             self._config,
             clock,

@@ -119,19 +119,6 @@ class Moves:
                 self._reporter.of_replica(EventKind.DROP, replica, "host copy evicted", figures)
             self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
 
-    async def limit_memory(self, worker: Worker) -> None:
-        """Tells a worker how much it should hold in all, now that the budget has changed."""
-        ledger = worker.ledger
-        answer = await attempt(
-            worker.port.set_memory_limit(
-                ledger.budget_bytes - ledger.bytes_of("reserve") - ledger.others_bytes
-            )
-        )
-        if isinstance(answer, WorkerLostError):
-            self._on_lost(worker)
-        elif isinstance(answer, MooringError):
-            logger.warning("%s keeps what it has ready: %s", worker.worker_id, answer)
-
     # Bringing in.
 
     def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> int:

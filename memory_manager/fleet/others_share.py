@@ -8,7 +8,6 @@ from functools import partial
 
 from memory_manager.config import PlannerConfig
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.execution import Execution
 from memory_manager.fleet.ledger import Ledger
 from memory_manager.fleet.moves import Moves
 from memory_manager.fleet.records import HostCopies, Replica, Worker
@@ -23,6 +22,7 @@ class OthersShare:
 
     Args:
         ledgers, workers, replicas: the controller's own, by name and id.
+        on_claim: called with the device when its claim has changed: its workers may hold less, or more.
         on_change: called when a claim has changed or host copies have gone.
     """
 
@@ -33,9 +33,9 @@ class OthersShare:
         replicas: Mapping[str, Replica],
         host_cache: HostCopies,
         moves: Moves,
-        execution: Execution,
         reporter: Reporter,
         config: PlannerConfig,
+        on_claim: Callable[[str], None],
         on_change: Callable[[], None],
     ) -> None:
         self._ledgers = ledgers
@@ -43,9 +43,9 @@ class OthersShare:
         self._replicas = replicas
         self._host_cache = host_cache
         self._moves = moves
-        self._execution = execution
         self._reporter = reporter
         self._config = config
+        self._on_claim = on_claim
         self._on_change = on_change
 
     def budget_of(self, device: str) -> tuple[int, int]:
@@ -68,8 +68,8 @@ class OthersShare:
         return workers + weights
 
     def set_others(self, device: str, num_bytes: int, reason: str) -> None:
-        """Leaves that part of a device's budget to other processes; absolute. KV leases shrink first, what
-        workers keep ready leaves at once, and the planner puts replicas to sleep for the rest."""
+        """Leaves that part of a device's budget to other processes; absolute. What workers keep ready beyond their
+        leases leaves at once, KV leases shrink next, and the planner puts replicas to sleep for the rest."""
         ledger = self._ledgers[device]
         before_bytes = ledger.budget_bytes - ledger.others_bytes
         ledger.set_others(num_bytes)
@@ -83,9 +83,7 @@ class OthersShare:
         if device.startswith("cpu"):
             on_cpu = [each for name, each in self._ledgers.items() if name.startswith("cpu")]
             self._host_cache.allow_spare(not any(each.others_bytes for each in on_cpu))
-        for worker in self._workers.values():
-            if worker.port.device == device:
-                self.limit(worker)
+        self._on_claim(device)
         self._on_change()
 
     def give_up_copies(self, num_bytes: int) -> None:
@@ -105,7 +103,3 @@ class OthersShare:
     def _forgotten(self, num_copy_bytes: int, task: asyncio.Task[None]) -> None:
         """Gives back what nobody holds now: the sleeper's copy, unless its worker failed to forget it."""
         self._host_cache.give_up(num_copy_bytes)
-
-    def limit(self, worker: Worker) -> None:
-        """Tells a worker what its device's budget leaves it, where others have a part of it."""
-        self._execution.spawn(worker, self._moves.limit_memory(worker))

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol
 
 from memory_manager.config import ManagerConfig, PlannerConfig
+from memory_manager.fleet.allowance import WorkerAllowance
 from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.fleet.link_rates import LinkRates
@@ -114,7 +115,9 @@ class Worker:
 
     Attributes:
         ledger: of its device.
+        allowance: what it may hold beyond its leases.
         capabilities: as it told them when it came.
+        takes_orders: False until the other workers of its device hold no more than their leases.
         tasks: what is under way on it; cancelled when it is lost.
         kv_bytes: that it held at the last poll.
         ready_bytes: of memory that it kept ready for later then.
@@ -128,7 +131,9 @@ class Worker:
     port: WorkerPort
     ledger: Ledger
     kv: WorkerKVLease
+    allowance: WorkerAllowance
     capabilities: Capabilities
+    takes_orders: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     kv_bytes: int = 0
     ready_bytes: int = 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memory_manager.config import ManagerConfig
+from memory_manager.fleet.allowance import WorkerAllowance
 from memory_manager.fleet.audit import Audit
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.execution import Execution
 from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger
 from memory_manager.fleet.moves import Moves
-from memory_manager.fleet.others_share import OthersShare
 from memory_manager.fleet.records import Replica, Worker
 from memory_manager.policy.residency import ON_DEVICE, Residency
 from memory_manager.ports import WorkerPort
@@ -38,7 +38,6 @@ class Roster:
         moves: Moves,
         execution: Execution,
         audit: Audit,
-        others: OthersShare,
         reporter: Reporter,
         config: ManagerConfig,
         clock: Callable[[], float],
@@ -51,7 +50,6 @@ class Roster:
         self._moves = moves
         self._execution = execution
         self._audit = audit
-        self._others = others
         self._reporter = reporter
         self._config = config
         self._clock = clock
@@ -68,14 +66,32 @@ class Roster:
             raise ConflictError(f"worker {port.worker_id} is there already")
         ledger = self._ledgers[port.device]
         kv = WorkerKVLease(port, ledger, self._config.lease_poll_s, self._replan)
-        worker = Worker(port, ledger, kv, port.capabilities())
+        allowance = WorkerAllowance(port, self._config.lease_poll_s, self._let_in)
+        worker = Worker(port, ledger, kv, allowance, port.capabilities())
         self._workers[port.worker_id] = worker
-        self._execution.spawn(worker, self._keep_lease(worker))
+        for keeper in (kv, allowance):
+            self._execution.spawn(worker, self._keep(worker, keeper))
         self._execution.spawn(worker, self._audit.watch(worker))
-        if ledger.others_bytes:
-            self._others.limit(worker)
-        self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
-        self._replan()
+        self.allow(port.device)
+
+    def allow(self, device: str) -> None:
+        """Tells the workers of a device what they may hold beyond their leases: the only one may keep ready whatever
+        the budget leaves it, and of several none anything."""
+        there = [each for each in self._workers.values() if each.port.device == device]
+        for worker in there:
+            ledger = worker.ledger
+            unleased_bytes = ledger.budget_bytes - ledger.bytes_of("reserve") - ledger.others_bytes
+            worker.allowance.aim(unleased_bytes if len(there) == 1 else 0)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Lets workers take orders whose devices nobody else holds more of than is leased to him."""
+        for worker in self._workers.values():
+            others = (each for each in self._workers.values() if each.port.device == worker.port.device)
+            if not worker.takes_orders and all(each is worker or each.allowance.is_none for each in others):
+                worker.takes_orders = True
+                self._reporter.of_worker(EventKind.WORKER, worker, "takes orders")
+                self._replan()
 
     async def drain(self, worker_id: str, within_s: float) -> None:
         """See ``MemoryManager.drain_worker``."""
@@ -114,14 +130,15 @@ class Roster:
         for replica in hosted:
             worker.ledger.release(replica.owner)
             self._drop_from_lost(replica)
+        self.allow(worker.port.device)
         self._on_change()
 
     def _hosted_by(self, worker: Worker) -> list[Replica]:
         return [each for each in self._replicas.values() if each.worker is worker]
 
-    async def _keep_lease(self, worker: Worker) -> None:
+    async def _keep(self, worker: Worker, keeper: WorkerKVLease | WorkerAllowance) -> None:
         try:
-            await worker.kv.run()
+            await keeper.run()
         except WorkerLostError:
             self.lose(worker)
 

@@ -62,6 +62,7 @@ def planner_state(
                 each.leaves_by_s,
             )
             for each in workers.values()
+            if each.takes_orders
         ),
         deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
         replicas=tuple(map(_replica_view, replicas)),

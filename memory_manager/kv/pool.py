@@ -97,7 +97,8 @@ class _Keeps(enum.Enum):
 class KVPool:
     """Blocks for all models of a worker over one address range of the arena.
 
-    The lease starts at the null page alone: nothing can be allocated before the first ``set_limit``.
+    The pool is closed at first and holds no memory; with the first lease it is opened. Nothing can be allocated
+    before the first ``set_limit``.
 
     Args:
         arena: an arena with pages of ``PAGE_BYTES``.
@@ -110,7 +111,7 @@ class KVPool:
         self._arena = arena
         self._range = arena.reserve(num_bytes)
         self._num_pages = self._range.num_bytes // PAGE_BYTES
-        arena.commit(self._range, _NULL_PAGE, 1)
+        self._is_open = False
         self._limit_pages = 1
         self._free: list[int] = []  # the last one freed is taken first
         self._bare = list(range(1, self._num_pages))  # heap
@@ -124,7 +125,7 @@ class KVPool:
 
     @property
     def committed_bytes(self) -> int:
-        """Bytes of the pages that have memory behind them, the null page included."""
+        """Bytes of the pages that have memory behind them, the null page of an open pool included."""
         return self._committed_pages * PAGE_BYTES
 
     @property
@@ -136,6 +137,18 @@ class KVPool:
     def pages_over_limit(self) -> int:
         """Committed pages beyond the lease: as many must still empty and leave."""
         return max(0, self._committed_pages - self._limit_pages)
+
+    def open(self) -> bool:
+        """Commits the null page, whose contents are arbitrary; False if the pool was open already.
+
+        Raises:
+            InsufficientMemoryError: the arena may not hold it, or the system has no memory for it.
+        """
+        if self._is_open:
+            return False
+        self._arena.commit(self._range, _NULL_PAGE, 1)
+        self._is_open = True
+        return True
 
     def add_model(
         self, replica_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
@@ -304,12 +317,13 @@ class KVPool:
         return [max(0, count - blocks.num_vacant) for blocks, count in pairs]
 
     def set_limit(self, num_bytes: int) -> bool:
-        """Sets the lease, null page included; rounded down to pages, never below the null page.
+        """Sets the lease, null page included; rounded down to pages, never below the null page. Opens the pool.
 
         Returns:
             True if the committed pages are within the lease now. Otherwise each page leaves as it empties,
             and ``pages_over_limit`` counts those that must still.
         """
+        self.open()
         self._limit_pages = min(max(1, num_bytes // PAGE_BYTES), self._num_pages)
         self._release(self.pages_over_limit)
         return self.pages_over_limit == 0
@@ -347,7 +361,7 @@ class KVPool:
 
     @property
     def _committed_pages(self) -> int:
-        return self._num_pages - len(self._bare)
+        return self._num_pages - len(self._bare) - (not self._is_open)
 
     def _room(self, replica_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
         """Number of pages that the model may take now; if it is negative, as many must come free first. The

@@ -258,8 +258,8 @@ class _Planning:
         return self._boards[self._worker_of(replica).device]
 
     def _make_room_for_others(self) -> None:
-        """Lets the cheapest replicas leave if other processes want memory that KV alone does not give: as
-        many as are needed, or else all that may leave, since some of the memory is better than none."""
+        """Lets the cheapest replicas leave if other processes, or a new worker, want memory that KV alone does not
+        give: as many as are needed, or else all that may leave, since some of the memory is better than none."""
         for device, board in self._boards.items():
             shortage_bytes = -board.spare_bytes
             if shortage_bytes <= 0:
@@ -270,10 +270,13 @@ class _Planning:
                 if self._at(each.eligible_at_s)
             ]
             for victim in choose_what_there_is(candidates, shortage_bytes):
-                reason = (
-                    f"other processes want {format_bytes(self._others_bytes[device])} of {device}; "
-                    f"{format_bytes(shortage_bytes)} are missing"
+                others_bytes = self._others_bytes[device]
+                wanted = (
+                    f"other processes want {format_bytes(others_bytes)} of {device}"
+                    if others_bytes
+                    else f"another worker has come to {device}"
                 )
+                reason = f"{wanted}; {format_bytes(shortage_bytes)} are missing"
                 self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
 
     def _candidates(self, device: str, judged: Callable[[ReplicaView], Candidate | None]) -> list[Candidate]:

@@ -157,11 +157,13 @@ class _Held:
 
 
 class SimulatedWorker:
-    """A worker with a device of ``budget_bytes``; ``violations`` tells when it held more.
+    """A worker with a device of ``budget_bytes``; ``violations`` tells when that held more.
 
-    Its models use all the KV that they are leased, and give it up at ``kv_pages_per_s``; asleep they keep
-    ``remains_pages`` of their weights, as captured graphs would. Moves of replicas
-    fail at ``failure_rate``, calls named in ``failing`` always, those named in ``altered`` once, for an altered host
+    ``neighbours`` are all workers of the device, itself included. It holds what is leased to it, and whatever more it
+    is allowed, ready for later. Its models use all the KV that they are leased, and give it up at
+    ``kv_pages_per_s``; asleep they keep ``remains_pages`` of their weights, as captured graphs would. Moves of
+    replicas fail at ``failure_rate``, calls named in ``failing`` always, those named in ``altered`` once, for an
+    altered host
     copy, having changed nothing; ``die()`` makes all calls, under way too, fail for ever.
     """
 
@@ -193,8 +195,10 @@ class SimulatedWorker:
         self.violations: list[str] = []
         self.calls: list[tuple[str, str]] = []
         self.held: dict[str, _Held] = {}
-        self.kv_bytes = PAGE
-        self.kv_lease_bytes = PAGE
+        self.neighbours: list[SimulatedWorker] = [self]
+        self.allowed_bytes = 0
+        self.kv_bytes = 0
+        self.kv_lease_bytes = 0
         self.num_queued = 0  # as it says of each replica
         self.kv_wanted_bytes = 0  # as it says
         self.revision = 0
@@ -211,6 +215,11 @@ class SimulatedWorker:
     def weights_bytes(self) -> int:
         return sum(map(self._held_bytes, self.held.values()))
 
+    @property
+    def physical_bytes(self) -> int:
+        """What it holds, with what it keeps ready."""
+        return max(self.allowed_bytes, self.weights_bytes + self.kv_bytes)
+
     def _held_bytes(self, held: _Held) -> int:
         return held.weights_bytes if held.resident else min(self._remains_bytes, held.weights_bytes)
 
@@ -218,13 +227,14 @@ class SimulatedWorker:
         if self.alive:
             self.alive = False
             self.held.clear()
-            self.kv_bytes = 0
+            self.kv_bytes = self.allowed_bytes = 0
+            self.neighbours.remove(self)
             if not self._gone.done():
                 self._gone.set_result(None)
             self.on_death(self)
 
     def _check(self) -> None:
-        total = self.weights_bytes + self.kv_bytes
+        total = sum(each.physical_bytes for each in self.neighbours)
         if total > self.budget_bytes:
             # Noted, not raised: whoever called would take it for a failed call and go on.
             self.violations.append(f"{self.calls[-1]}: holds {total} of {self.budget_bytes} bytes")
@@ -315,7 +325,10 @@ class SimulatedWorker:
 
     async def set_memory_limit(self, num_bytes: int) -> int:
         self.calls.append(("set_memory_limit", str(num_bytes)))
+        self.allowed_bytes = max(num_bytes, self.allowed_bytes)
+        self._check()
         await self._call("set_memory_limit", str(num_bytes), 0.0005, may_fail=False)
+        self.allowed_bytes = num_bytes
         return 0
 
     def _grow(self) -> None:

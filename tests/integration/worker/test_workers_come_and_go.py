@@ -19,12 +19,13 @@ from support.paths import ROOT
 from engines.api import SamplingParams
 from engines.config import SupervisorConfig, WorkerSpec
 from engines.supervise.supervisor import Supervisor
-from memory_manager.config import DeviceBudget, ManagerConfig, PlannerConfig
+from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.host.cache import HostCache
 from memory_manager.policy.residency import Residency
 from memory_manager.ports import ArtifactRef, DeploymentSpec
 from mooring.errors import ConflictError, NotFoundError
+from mooring.policy import DeploymentPolicy
 from mooring.units import MIB
 from router.dispatch.dispatch import Dispatcher
 from router.request.request import GenerationRequest
@@ -33,12 +34,13 @@ from router.telemetry.gauges import gauges_of
 pytestmark = pytest.mark.integration
 
 BUDGET_BYTES = 12 * MIB
-PLANNER = PlannerConfig(
+CONFIG = ManagerConfig(
     min_residency_s=0.05,
     idle_grace_s=0.01,
     requests_per_replica=2,
     scale_up_after_s=0.05,
     scale_down_after_s=60,
+    usage_poll_s=0.02,
 )
 
 
@@ -52,7 +54,7 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.cache = HostCache(64 * MIB)
         devices = [DeviceBudget("cpu:0", BUDGET_BYTES), DeviceBudget("cpu:1", BUDGET_BYTES)]
-        self.manager = MemoryManager(devices, self.cache, ManagerConfig(PLANNER, usage_poll_s=0.02))
+        self.manager = MemoryManager(devices, self.cache, CONFIG)
         self.supervisor = Supervisor(
             self.manager.add_worker,
             self.manager.worker_lost,
@@ -64,7 +66,7 @@ class Stack:
         weights.write_bytes(os.urandom(64))
         artifact = ArtifactRef("m", weights, 64, b"{}")
         self.deployment = DeploymentSpec(
-            "m", artifact, 4 * MIB, 2 * MIB, MAX_MODEL_LEN, min_replicas=1, max_replicas=2
+            "m", artifact, 4 * MIB, 2 * MIB, MAX_MODEL_LEN, DeploymentPolicy(min_replicas=1, max_replicas=2)
         )
         self.num_ended = 0
         self._numbers = itertools.count()

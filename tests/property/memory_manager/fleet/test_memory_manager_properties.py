@@ -68,7 +68,13 @@ class World:
     """A manager whose workers die and fail, watched at every change."""
 
     def __init__(
-        self, budgets: list[int], seed: int, failure_rate: float, max_copies: int, remains_pages: int = 0
+        self,
+        budgets: list[int],
+        seed: int,
+        failure_rate: float,
+        max_copies: int,
+        remains_pages: int = 0,
+        workers_per_device: int = 1,
     ) -> None:
         self.remains_pages = remains_pages
         self.loop = asyncio.get_running_loop()
@@ -80,26 +86,30 @@ class World:
         )
         self.num_left_out = 0
         self.workers: dict[str, SimulatedWorker] = {}
+        self.neighbours: dict[str, list[SimulatedWorker]] = {device.name: [] for device in self.devices}
         self.violations: list[str] = []
-        for device in self.devices:
-            self.start_worker(device)
+        for number in range(workers_per_device):
+            for device in self.devices:
+                self.start_worker(device, f"w{number}-{device.name}")
 
     def on_event(self, event: ResidencyEvent) -> None:
         self.manager.check()
         assert event.duration_s >= 0
 
-    def start_worker(self, device: DeviceBudget) -> None:
+    def start_worker(self, device: DeviceBudget, worker_id: str) -> None:
         self.seed += 1
         worker = SimulatedWorker(
             device.budget_bytes,
-            worker_id=f"w-{device.name}",
+            worker_id=worker_id,
             device=device.name,
             seed=self.seed,
             failure_rate=self.failure_rate,
             remains_pages=self.remains_pages,
         )
         worker.on_death = self.on_death
-        self.workers[device.name] = worker
+        worker.neighbours = self.neighbours[device.name]
+        worker.neighbours.append(worker)
+        self.workers[worker_id] = worker
         self.manager.add_worker(worker)
 
     def on_death(self, dead: SimulatedWorker) -> None:
@@ -107,7 +117,11 @@ class World:
         device = next(each for each in self.devices if each.name == dead.device)
         # The supervisor may hear of it later than whoever is calling the worker.
         self.loop.call_later(0.01, self.manager.worker_lost, dead.worker_id)
-        self.loop.call_later(0.5, self.start_worker, device)
+        self.loop.call_later(0.5, self.start_worker, device, dead.worker_id)
+
+    def worker_of(self, name: str) -> SimulatedWorker:
+        """A worker that is alive or was last, the same for the same model."""
+        return list(self.workers.values())[ord(name) % len(self.workers)]
 
     async def watch_plans(self) -> None:
         """Again and again: the plan without those at rest is the plan with them."""
@@ -146,9 +160,9 @@ class World:
         name = disturbance.name
         match disturbance.kind:
             case "die":
-                self.workers[self.devices[ord(name) % len(self.devices)].name].die()
+                self.worker_of(name).die()
             case "leave":
-                worker = self.workers[self.devices[ord(name) % len(self.devices)].name]
+                worker = self.worker_of(name)
                 await self.manager.drain_worker(worker.worker_id, 0.5)
                 assert not worker.held
                 worker.die()
@@ -191,14 +205,17 @@ class World:
         assert snapshot.num_ledger_mismatches == 0
         assert all(each.num_waiting == 0 for each in snapshot.deployments)
         for device in snapshot.devices:
-            worker = self.workers[device.name]
+            there = [each for each in self.workers.values() if each.device == device.name]
             weights = sum(held for owner, held in device.owners.items() if owner.startswith("weights"))
-            assert weights == worker.weights_bytes
-            assert device.owners[f"kv:{worker.worker_id}"] == worker.kv_lease_bytes == worker.kv_bytes
+            assert weights == sum(worker.weights_bytes for worker in there)
             # Nothing is left lying about: what is not weights is KV.
-            assert device.budget_bytes - weights - worker.kv_bytes < len(self.workers) * PAGE
-            assert worker.violations == []
-            worker.check_guarantees()
+            kv_bytes = sum(worker.kv_bytes for worker in there)
+            assert device.budget_bytes - weights - kv_bytes < len(self.workers) * PAGE
+            for worker in there:
+                assert device.owners[f"kv:{worker.worker_id}"] == worker.kv_lease_bytes == worker.kv_bytes
+                assert worker.allowed_bytes == (device.budget_bytes if len(there) == 1 else 0)
+                assert worker.violations == []
+                worker.check_guarantees()
         held = {copy for worker in self.workers.values() for copy in worker.held}
         assert sum(self.cache.pins.values()) == len(held)
 
@@ -212,6 +229,7 @@ class World:
     failure_rate=st.sampled_from([0.0, 0.0, 0.2]),
     max_copies=st.sampled_from([3, 100]),
     remains_pages=st.integers(0, 1),
+    workers_per_device=st.integers(1, 2),
     seed=st.integers(0, 1000),
 )
 def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
@@ -222,14 +240,17 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
     failure_rate: float,
     max_copies: int,
     remains_pages: int,
+    workers_per_device: int,
     seed: int,
 ) -> None:
     async def main() -> None:
-        world = World(budgets, seed, failure_rate, max_copies, remains_pages)
+        world = World(budgets, seed, failure_rate, max_copies, remains_pages, workers_per_device)
         specs = dict(zip(NAMES, sizes, strict=True))
         for name, sizes_of in specs.items():
             # Sleepers are not made to give up what they keep, so it must fit beside the largest model.
-            most_pages = min(budgets) - 1 - sizes_of["kv_pages"] - remains_pages * (len(NAMES) + 1)
+            most_pages = (
+                min(budgets) - workers_per_device - sizes_of["kv_pages"] - remains_pages * (len(NAMES) + 1)
+            )
             sizes_of["weights_pages"] = min(sizes_of["weights_pages"], most_pages if remains_pages else 99)
             world.manager.upsert_deployment(deployment(name, **sizes_of))
         world.manager.upsert_deployment(deployment("tiny", weights_pages=1, kv_pages=1))
@@ -245,7 +266,7 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
         if failure_rate == 0.0 and max_copies == 100 and not trouble:
             for request, outcome in zip(traffic, outcomes, strict=True):
                 fits = deployment(request.name, **specs[request.name])
-                needs = fits.weights_bytes + fits.kv_guarantee_bytes + PAGE
+                needs = fits.weights_bytes + fits.kv_guarantee_bytes + workers_per_device * PAGE
                 if request.patience_s is None and needs <= max(budgets) * PAGE:
                     assert outcome == "served"
         for worker in world.workers.values():

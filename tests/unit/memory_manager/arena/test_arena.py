@@ -362,6 +362,38 @@ def test_a_falling_limit_takes_stock_at_once_and_released_pages_as_they_come(rea
     until(lambda: ready_arena.stock_bytes >= 4 * PAGE)
 
 
+def test_what_exceeds_the_limit_is_refused_and_stock_makes_room_within_it(ready_arena: PagedArena) -> None:
+    addresses = ready_arena.reserve(16 * PAGE)
+    ready_arena.commit(addresses, 0, 8)
+    ready_arena.set_limit(6 * PAGE)
+    with pytest.raises(InsufficientMemoryError, match="may hold"):
+        ready_arena.commit(addresses, 8, 1)
+    ready_arena.release(addresses, 0, 4)
+    assert (ready_arena.committed_bytes, ready_arena.stock_bytes, ready_arena.limit_bytes) == (
+        4 * PAGE,
+        2 * PAGE,
+        6 * PAGE,
+    )
+    with pytest.raises(InsufficientMemoryError):
+        ready_arena.commit(addresses, 0, 3)
+    ready_arena.commit(addresses, 0, 2)
+    ready_arena.set_limit(7 * PAGE)
+    ready_arena.commit(addresses, 2, 1)
+    assert (ready_arena.committed_bytes, ready_arena.stock_bytes) == (7 * PAGE, 0)
+
+
+def test_the_system_never_gives_more_than_the_limit_however_it_moves() -> None:
+    arena = HostArena(32 * PAGE, stock_limit_bytes=32 * PAGE, ready_bytes=32 * PAGE, limit_bytes=0)
+    addresses = arena.reserve(32 * PAGE)
+    for pages in [4, 20, 8, 32, 1, 16, 2] * 4:
+        arena.set_limit(pages * PAGE)
+        assert arena.allocated_bytes() <= pages * PAGE
+        arena.commit(addresses, 0, max(1, pages // 2))
+        assert arena.allocated_bytes() <= pages * PAGE
+        arena.release(addresses, 0, max(1, pages // 2))
+    arena.close()
+
+
 def test_a_commit_out_of_ready_stock_touches_nothing_new() -> None:
     arena = HostArena(8 * PAGE, stock_limit_bytes=8 * PAGE, ready_bytes=8 * PAGE)
     until(lambda: arena.stock_bytes == 8 * PAGE)

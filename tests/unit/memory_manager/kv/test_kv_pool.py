@@ -40,6 +40,8 @@ def test_nothing_is_allocated_without_a_lease(pool: KVPool) -> None:
     pool.add_model("a", [WHOLE], 0, None)
     assert not pool.can_allocate("a", [1])
     assert pool.allocate("a", 0, 1) is None
+    assert pool.committed_bytes == 0
+    pool.set_limit(PAGE)
     assert pool.committed_bytes == PAGE  # the null page
 
 
