@@ -54,8 +54,8 @@ class SoakLoad:
         at_once: requests that run at any time.
         mean_pause_s: mean pause between two requests of one client.
         mean_event_s: mean time between two disturbances.
-        kill_s: time between two deaths of the workers; longer than any request takes, since a request that is
-            present at two deaths is given up.
+        kill_s: time between two kills of the workers; more than a minute, since the second of two kills within one
+            is blamed on the requests in the step.
         checkpoint_s: time between two checkpoints.
         pressure_bytes: memory that a process beside the server takes at times. The server's margin for others
             is such that it feels all but ``slack_bytes`` of it.

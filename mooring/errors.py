@@ -29,7 +29,7 @@
         ├── HostCopyAlteredError      something wrote to weights in host memory
         ├── InsufficientMemoryError   can never fit the budget as configured
         ├── FeatureAbsentError        a part that this server was built without
-        ├── PoisonousRequestError     a request that was present at two deaths of a worker
+        ├── PoisonousRequestError     a request that kills the workers it runs on
         └── InternalError             a bug of ours
 
 This module imports nothing of the project, so every package may use it. ``STATUS`` maps each leaf to
@@ -256,7 +256,7 @@ class FeatureAbsentError(OperatorError):
 
 
 class PoisonousRequestError(OperatorError):
-    """The request was present at two deaths of a worker and is not tried again."""
+    """The request kills the workers it runs on and is not tried again."""
 
     code = "poisonous_request"
 

@@ -1,1 +1,1 @@
-"""The router: front doors, tenancy, dispatch and failover."""
+"""The router: front doors, tenancy and dispatch."""

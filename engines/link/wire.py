@@ -322,7 +322,7 @@ async def abort_with(error: MooringError, context: grpc.aio.ServicerContext[Any,
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError, worker_id: str) -> MooringError:
-    """What ``abort_with`` sent; a status that nobody of ours sent is a lost worker or a bug."""
+    """Returns the error that ``abort_with`` sent; a status that nobody of ours sent is a lost worker or a bug."""
     details = error.details() or error.code().name
     # grpc.aio gives a mapping here, though its stubs say a tuple.
     metadata = cast("Mapping[str, str]", error.trailing_metadata() or {})

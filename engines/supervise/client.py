@@ -155,7 +155,7 @@ class WorkerClient:
         return self.capabilities().device
 
     def capabilities(self) -> Capabilities:
-        """What the worker said at ``connect``."""
+        """Returns the worker's capabilities, as it told them at ``connect``."""
         if self._capabilities is None:
             raise WorkerLostError(f"worker {self._worker_id} was never reached")
         return self._capabilities
@@ -196,7 +196,7 @@ class WorkerClient:
     async def load(
         self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
     ) -> int:
-        """As ``WorkerPort.load``. The caller keeps ``host_copy_fd``."""
+        """See ``WorkerPort.load``. The caller keeps ``host_copy_fd``."""
         key = await self._descriptors.send(deployment.artifact.key, host_copy_fd)
         request = pb.LoadRequest(
             replica_id=replica_id,

@@ -54,7 +54,7 @@ _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path, less its final NUL
 
 
 class WorkerState(enum.Enum):
-    """Where a worker is in its lives."""
+    """State of a worker in its lives."""
 
     STARTING = "starting"
     READY = "ready"
@@ -82,7 +82,7 @@ def restart_pause_s(num_deaths_in_a_row: int, config: SupervisorConfig) -> float
 
 
 class _Worker:
-    """What the supervisor knows of one worker over all of its lives."""
+    """One worker over all of its lives."""
 
     def __init__(self, spec: WorkerSpec, socket_prefix: Path) -> None:
         self.spec = spec

@@ -6,7 +6,7 @@ Started by the supervisor and by nobody else::
         --socket PATH --descriptor-fd N --shared-memory-fd N --config JSON
 
 SIGTERM drains: nothing new is taken, what runs ends, then the process does. A worker never outlives the
-server: the kernel kills it with its parent, and the end of the descriptor channel does the same where the
+server: the kernel kills it with its parent, and the end of the descriptor channel does the same if the
 parent was gone before the kernel was asked.
 """
 
@@ -93,7 +93,7 @@ def build_engine_aside(
 ) -> Engine:
     """Returns what ``build_engine`` makes on a thread that ends with it.
 
-    A thread that computes in parallel keeps OpenMP's helpers as long as it lives. Where helpers of others make the
+    A thread that computes in parallel keeps OpenMP's helpers as long as it lives. If helpers of others make the
     process's threads more than the cores, the step's no longer spin for its next parallel part but sleep, and a
     small model's step takes twice as long.
     """

@@ -70,7 +70,7 @@ class _RouterStream:
         self._changed.set()
 
     async def messages(self) -> AsyncIterator[pb.StepOutput]:
-        """What is to be sent, until the router has closed its side and its last sequence has ended.
+        """Yields messages to the router until it has closed its side and its last sequence has ended.
 
         A message costs both sides far more than what is in it, so what has piled up goes in one.
         """

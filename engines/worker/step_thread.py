@@ -39,7 +39,8 @@ class StepThread:
 
     Args:
         engine: owned by the thread from ``start`` on.
-        memory: where the server reads how far the steps are, and after a death which sequences the running step had.
+        memory: shared with the server, which reads how far the steps are and, after a death, which sequences the
+            running step had.
         deliver: called on ``loop`` with what each step produced, in order.
         on_failure: called on ``loop`` when the engine raised; no step follows.
         niceness: added to the thread's own, and so to that of the threads which it computes with.

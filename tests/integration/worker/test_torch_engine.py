@@ -14,6 +14,7 @@ from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, en
 from support.until import until
 
 from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, ReplicaStats
+from engines.link.flight_recorder import FlightRecorder
 from engines.torch.replica import TorchReplica
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.kv.pool import KVPool
@@ -97,6 +98,22 @@ def test_a_chunk_beside_a_longer_one_reads_nothing_of_its_uncleared_blocks(kind:
             driver.submit(sequence_id, prompt, max_tokens=12)
         driver.run()
         assert_greedy(model, driver, prompts, 12)
+
+
+def test_the_sequences_of_a_step_are_recorded_and_no_others() -> None:
+    recorder = FlightRecorder(memoryview(bytearray(FlightRecorder.NUM_BYTES)))
+    with engine_driver(recorder=recorder, max_running_sequences=2) as driver:
+        driver.load(tiny_model("llama"), "m")
+        driver.load(tiny_model("llama"), "n")
+        for sequence_id in (1, 2, 3):  # the third finds no slot
+            driver.submit(sequence_id, prompt_of(5, seed=sequence_id), max_tokens=2)
+        driver.submit(4, prompt_of(5, seed=4), "n", max_tokens=2)
+        recorded = []
+        while driver.engine.has_work():
+            recorder.end_step()
+            driver.step()
+            recorded.append(recorder.sequence_ids())
+    assert sorted(recorded) == [[1, 2], [1, 2], [3], [3], [4], [4]]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "mistral"])
