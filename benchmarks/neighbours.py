@@ -197,7 +197,7 @@ class _Measurement:
         status = await asyncio.to_thread(self._server.status)
         for deployment in status["deployments"]:
             if deployment["name"] == FIRST:
-                held = sum(each["weights_bytes"] + each["kv_bytes"] for each in deployment["replicas"])
+                held = sum(each["lease_bytes"] + each["stats"]["kv_bytes"] for each in deployment["replicas"])
                 self._found.asleep_bytes = max(self._found.asleep_bytes, held)
 
     async def _measure_rounds(self, repeats: int) -> None:

@@ -27,8 +27,8 @@ from memory_manager.ports import (
     DeploymentSpec,
     LeaseStatus,
     WarmPlace,
-    WorkerUsage,
 )
+from memory_manager.stats import WorkerStats
 
 __all__ = ["measure"]
 
@@ -106,8 +106,8 @@ class InstantWorker:
     def capabilities(self) -> Capabilities:
         return Capabilities("planner", self.device, True, True, WarmPlace.HOST_CACHE, False, 0)
 
-    async def usage(self) -> WorkerUsage:
-        return WorkerUsage((), 0, 0)
+    async def stats(self) -> WorkerStats:
+        return WorkerStats()
 
     async def set_memory_limit(self, num_bytes: int) -> int:
         return 0

@@ -13,14 +13,14 @@ def count_mismatches(status: Mapping[str, Any]) -> int:
     """Counts contradictions within one reading of ``/admin/v1/status``, taken while nothing runs: a device
     that promised more than its budget, KV beyond its leases, weights that differ from the ledger's lease."""
     replicas = [replica for each in status["deployments"] for replica in each["replicas"]]
-    kv_bytes = sum(replica["kv_bytes"] for replica in replicas)
+    kv_bytes = sum(replica["stats"]["kv_bytes"] for replica in replicas)
     found = 0
     for device in status["devices"]:
         owners = device["owners"]
         found += sum(owners.values()) > device["budget_bytes"]
         found += kv_bytes > sum(num for owner, num in owners.items() if owner.startswith("kv:"))
         found += sum(
-            owners.get(f"weights:{replica['id']}", 0) != replica["weights_bytes"] for replica in replicas
+            owners.get(f"weights:{replica['id']}", 0) != replica["lease_bytes"] for replica in replicas
         )
     return found
 

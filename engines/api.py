@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from memory_manager.ports import Capabilities, KVFragmentation, LeaseStatus
+from memory_manager.ports import Capabilities, LeaseStatus
+from memory_manager.stats import WorkerStats
 
 __all__ = [
     "REPLICA_ASLEEP",
@@ -23,12 +24,10 @@ __all__ = [
     "Finished",
     "FirstToken",
     "LoadSpec",
-    "ReplicaStats",
     "SamplingParams",
     "SequenceRequest",
     "StepOutput",
     "TopLogprobs",
-    "WorkerStats",
 ]
 
 REPLICA_ASLEEP = "replica_asleep"
@@ -212,59 +211,6 @@ class LoadSpec:
     kv_guarantee_bytes: int = 0
     kv_cap_bytes: int | None = None
     host_copy_checksum: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """Figures of one replica; bytes are of the device, counters only grow.
-
-    Attributes:
-        kv_bytes: of the pages that it holds.
-        kv_live_bytes: of blocks in use.
-        kv_cached_bytes: of blocks that nobody uses and that are kept to be found again.
-        preemptions_total: sequences that lost their blocks.
-        preemptions_by_swap_total: of these, those whose KV was copied to host memory.
-        prefix_query_tokens_total: of prompts that were looked up in the prefix cache.
-        prefix_hit_tokens_total: of these, those that were found and not computed.
-    """
-
-    replica_id: str
-    residency: str
-    weights_bytes: int
-    kv_bytes: int
-    kv_live_bytes: int
-    running: int
-    waiting: int
-    preemptions_total: int
-    prompt_tokens_total: int
-    generation_tokens_total: int
-    kv_cached_bytes: int = 0
-    preemptions_by_swap_total: int = 0
-    prefix_query_tokens_total: int = 0
-    prefix_hit_tokens_total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """Figures of one worker.
-
-    Attributes:
-        kv_swapped_bytes: of host memory that the KV of preempted sequences takes.
-        ready_bytes: of device memory that it keeps for nobody yet.
-        fragmentation: of its KV.
-        kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 where none does.
-    """
-
-    replicas: tuple[ReplicaStats, ...]
-    kv_lease_bytes: int
-    kv_lease_revision: int
-    kv_bytes_committed: int
-    steps_total: int
-    rss_bytes: int
-    kv_swapped_bytes: int = 0
-    ready_bytes: int = 0
-    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
-    kv_wanted_bytes: int = 0
 
 
 class Engine(Protocol):

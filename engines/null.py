@@ -29,16 +29,15 @@ from engines.api import (
     FinishReason,
     FirstToken,
     LoadSpec,
-    ReplicaStats,
     SequenceRequest,
     StepOutput,
     TopLogprobs,
-    WorkerStats,
 )
 from engines.config import NullEngineConfig, WorkerOptions
 from engines.kinds import KINDS, EngineKind
 from engines.link.flight_recorder import FlightRecorder
 from memory_manager.ports import LeaseStatus
+from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import ContextLengthError, InvalidRequestError, NotFoundError
 
 __all__ = ["NullEngine", "null_engine", "null_token"]
@@ -197,7 +196,6 @@ class NullEngine:
             replicas=tuple(_stats_of(replica) for replica in self._replicas.values()),
             kv_lease_bytes=self._kv_lease_bytes,
             kv_lease_revision=self._kv_lease_revision,
-            kv_bytes_committed=0,
             steps_total=self._steps_total,
             rss_bytes=psutil.Process().memory_info().rss,
         )
@@ -290,11 +288,7 @@ def _stats_of(replica: _Replica) -> ReplicaStats:
         replica_id=replica.spec.replica_id,
         residency="resident" if replica.resident else "warm",
         weights_bytes=replica.weights_bytes,
-        kv_bytes=0,
-        kv_live_bytes=0,
-        running=len(replica.running),
-        waiting=0,
-        preemptions_total=0,
+        num_running=len(replica.running),
         prompt_tokens_total=replica.prompt_tokens_total,
         generation_tokens_total=replica.generation_tokens_total,
     )

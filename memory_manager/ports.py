@@ -11,19 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from memory_manager.stats import WorkerStats
 from mooring.policy import DeploymentPolicy
 
 __all__ = [
     "ArtifactRef",
     "Capabilities",
     "DeploymentSpec",
-    "KVCacheFigures",
-    "KVFragmentation",
     "LeaseStatus",
-    "ReplicaUsage",
     "WarmPlace",
     "WorkerPort",
-    "WorkerUsage",
 ]
 
 
@@ -105,74 +102,6 @@ class DeploymentSpec:
     policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
 
 
-@dataclass(frozen=True, slots=True)
-class KVCacheFigures:
-    """What the KV of one replica is used for.
-
-    Attributes:
-        live_bytes: of blocks that sequences use.
-        cached_bytes: of blocks that none uses, kept to be found again; given up before anything else.
-        query_tokens_total: of prompts that were looked up in the prefix cache, since the replica was loaded.
-        hit_tokens_total: of these, those that were found and not computed.
-        preemptions_by_swap_total: preempted sequences whose KV went to host memory.
-    """
-
-    live_bytes: int = 0
-    cached_bytes: int = 0
-    query_tokens_total: int = 0
-    hit_tokens_total: int = 0
-    preemptions_by_swap_total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaUsage:
-    """What one replica holds in device bytes, as its worker reports it. ``preemptions_total``: sequences that
-    lost their blocks and were computed again, since it was loaded."""
-
-    replica_id: str
-    residency: str
-    weights_bytes: int
-    kv_bytes: int
-    running: int
-    waiting: int
-    preemptions_total: int = 0
-    cache: KVCacheFigures = KVCacheFigures()
-
-
-@dataclass(frozen=True, slots=True)
-class KVFragmentation:
-    """Committed KV memory of one worker that holds no token, in bytes; docs/memory.md bounds it.
-
-    Attributes:
-        free_bytes: of pages that are nobody's: any model takes them in its next step.
-        vacant_bytes: of free places for blocks in pages that a model holds.
-        tail_bytes: at the ends of held pages, where no block fits.
-        unfilled_bytes: in blocks that sequences hold, for tokens that are not computed yet.
-    """
-
-    free_bytes: int = 0
-    vacant_bytes: int = 0
-    tail_bytes: int = 0
-    unfilled_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerUsage:
-    """Device bytes one worker holds, as it reports them.
-
-    Attributes:
-        ready_bytes: of memory that it holds for nobody, so that what grows need not wait for it.
-        kv_wanted_bytes: the KV lease under which no sequence would wait for KV; 0 where none does.
-    """
-
-    replicas: tuple[ReplicaUsage, ...]
-    kv_bytes_committed: int
-    kv_lease_revision: int
-    ready_bytes: int = 0
-    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
-    kv_wanted_bytes: int = 0
-
-
 class WorkerPort(Protocol):
     """A worker as the controller drives it. Every call raises ``WorkerLostError`` when the process is
     gone, and the errors of ``engines.api.Engine`` otherwise."""
@@ -212,4 +141,4 @@ class WorkerPort(Protocol):
         ready for later; 0, as at first, holds it to its leases. Returns the bytes that left at once."""
         ...
 
-    async def usage(self) -> WorkerUsage: ...
+    async def stats(self) -> WorkerStats: ...

@@ -13,19 +13,19 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from engines.api import (
     Capabilities,
     Finished,
     FinishReason,
     FirstToken,
-    ReplicaStats,
     SamplingParams,
     SequenceRequest,
     TopLogprobs,
-    WorkerStats,
 )
-from memory_manager.ports import KVFragmentation, LeaseStatus, WarmPlace
+from memory_manager.ports import LeaseStatus, WarmPlace
+from memory_manager.stats import KVFragmentation, ReplicaStats, WorkerStats
 from mooring.errors import InternalError, MooringError, WorkerLostError, error_from_code, status_of
 from mooring.v1 import engine_pb2 as pb
 
@@ -244,75 +244,21 @@ def capabilities_from_wire(message: pb.CapabilitiesResponse) -> Capabilities:
     )
 
 
-def stats_to_wire(stats: WorkerStats) -> pb.StatsResponse:
-    return pb.StatsResponse(
-        replicas=[
-            pb.ReplicaStats(
-                replica_id=replica.replica_id,
-                residency=replica.residency,
-                weights_bytes=replica.weights_bytes,
-                kv_bytes=replica.kv_bytes,
-                kv_live_bytes=replica.kv_live_bytes,
-                running=replica.running,
-                waiting=replica.waiting,
-                preemptions_total=replica.preemptions_total,
-                prompt_tokens_total=replica.prompt_tokens_total,
-                generation_tokens_total=replica.generation_tokens_total,
-                kv_cached_bytes=replica.kv_cached_bytes,
-                preemptions_by_swap_total=replica.preemptions_by_swap_total,
-                prefix_query_tokens_total=replica.prefix_query_tokens_total,
-                prefix_hit_tokens_total=replica.prefix_hit_tokens_total,
-            )
-            for replica in stats.replicas
-        ],
-        kv_lease_bytes=stats.kv_lease_bytes,
-        kv_lease_revision=stats.kv_lease_revision,
-        kv_bytes_committed=stats.kv_bytes_committed,
-        steps_total=stats.steps_total,
-        rss_bytes=stats.rss_bytes,
-        kv_swapped_bytes=stats.kv_swapped_bytes,
-        ready_bytes=stats.ready_bytes,
-        fragmentation=pb.KVFragmentation(**dataclasses.asdict(stats.fragmentation)),
-        kv_wanted_bytes=stats.kv_wanted_bytes,
-    )
+def stats_to_wire(stats: WorkerStats) -> pb.WorkerStats:
+    """The message; its fields have the names of the dataclasses'."""
+    return pb.WorkerStats(**dataclasses.asdict(stats))
 
 
-def stats_from_wire(message: pb.StatsResponse) -> WorkerStats:
-    return WorkerStats(
-        replicas=tuple(
-            ReplicaStats(
-                replica_id=replica.replica_id,
-                residency=replica.residency,
-                weights_bytes=replica.weights_bytes,
-                kv_bytes=replica.kv_bytes,
-                kv_live_bytes=replica.kv_live_bytes,
-                running=replica.running,
-                waiting=replica.waiting,
-                preemptions_total=replica.preemptions_total,
-                prompt_tokens_total=replica.prompt_tokens_total,
-                generation_tokens_total=replica.generation_tokens_total,
-                kv_cached_bytes=replica.kv_cached_bytes,
-                preemptions_by_swap_total=replica.preemptions_by_swap_total,
-                prefix_query_tokens_total=replica.prefix_query_tokens_total,
-                prefix_hit_tokens_total=replica.prefix_hit_tokens_total,
-            )
-            for replica in message.replicas
-        ),
-        kv_lease_bytes=message.kv_lease_bytes,
-        kv_lease_revision=message.kv_lease_revision,
-        kv_bytes_committed=message.kv_bytes_committed,
-        steps_total=message.steps_total,
-        rss_bytes=message.rss_bytes,
-        kv_swapped_bytes=message.kv_swapped_bytes,
-        ready_bytes=message.ready_bytes,
-        fragmentation=KVFragmentation(
-            free_bytes=message.fragmentation.free_bytes,
-            vacant_bytes=message.fragmentation.vacant_bytes,
-            tail_bytes=message.fragmentation.tail_bytes,
-            unfilled_bytes=message.fragmentation.unfilled_bytes,
-        ),
-        kv_wanted_bytes=message.kv_wanted_bytes,
-    )
+def stats_from_wire(message: pb.WorkerStats) -> WorkerStats:
+    replicas = tuple(ReplicaStats(**_values(each, ReplicaStats)) for each in message.replicas)
+    fragmentation = KVFragmentation(**_values(message.fragmentation, KVFragmentation))
+    values = _values(message, WorkerStats)
+    return WorkerStats(**{**values, "replicas": replicas, "fragmentation": fragmentation})
+
+
+def _values(message: Message, kind: type[Any]) -> dict[str, Any]:
+    """Values of a message's fields, those that a dataclass has too."""
+    return {field.name: getattr(message, field.name) for field in dataclasses.fields(kind)}
 
 
 async def abort_with(error: MooringError, context: grpc.aio.ServicerContext[Any, Any]) -> None:

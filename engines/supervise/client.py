@@ -25,7 +25,6 @@ from engines.api import (
     Finished,
     FinishReason,
     SequenceRequest,
-    WorkerStats,
 )
 from engines.config import ClientConfig
 from engines.link.descriptors import DescriptorSender
@@ -41,7 +40,8 @@ from engines.link.wire import (
     top_logprobs_from_wire,
 )
 from engines.supervise.death import WorkerDeath
-from memory_manager.ports import DeploymentSpec, KVCacheFigures, LeaseStatus, ReplicaUsage, WorkerUsage
+from memory_manager.ports import DeploymentSpec, LeaseStatus
+from memory_manager.stats import WorkerStats
 from mooring.errors import WorkerLostError
 from mooring.v1 import engine_pb2 as pb
 from mooring.v1 import engine_pb2_grpc
@@ -238,39 +238,10 @@ class WorkerClient:
         return response.released_bytes
 
     async def stats(self) -> WorkerStats:
-        response: pb.StatsResponse = await self._call(
+        response: pb.WorkerStats = await self._call(
             self._stub.Stats, pb.StatsRequest(), timeout=self._config.usage_timeout_s
         )
         return stats_from_wire(response)
-
-    async def usage(self) -> WorkerUsage:
-        stats = await self.stats()
-        return WorkerUsage(
-            replicas=tuple(
-                ReplicaUsage(
-                    replica_id=replica.replica_id,
-                    residency=replica.residency,
-                    weights_bytes=replica.weights_bytes,
-                    kv_bytes=replica.kv_bytes,
-                    running=replica.running,
-                    waiting=replica.waiting,
-                    preemptions_total=replica.preemptions_total,
-                    cache=KVCacheFigures(
-                        live_bytes=replica.kv_live_bytes,
-                        cached_bytes=replica.kv_cached_bytes,
-                        query_tokens_total=replica.prefix_query_tokens_total,
-                        hit_tokens_total=replica.prefix_hit_tokens_total,
-                        preemptions_by_swap_total=replica.preemptions_by_swap_total,
-                    ),
-                )
-                for replica in stats.replicas
-            ),
-            kv_bytes_committed=stats.kv_bytes_committed,
-            kv_lease_revision=stats.kv_lease_revision,
-            ready_bytes=stats.ready_bytes,
-            fragmentation=stats.fragmentation,
-            kv_wanted_bytes=stats.kv_wanted_bytes,
-        )
 
     async def _call(self, method: Callable[..., Awaitable[Any]], request: Message, **options: Any) -> Any:
         if self.lost:

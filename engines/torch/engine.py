@@ -18,7 +18,6 @@ from engines.api import (
     LoadSpec,
     SequenceRequest,
     StepOutput,
-    WorkerStats,
 )
 from engines.config import TorchEngineConfig
 from engines.kinds import engine_kind
@@ -37,6 +36,7 @@ from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.memfd import closed_on_error
 from memory_manager.ports import LeaseStatus
+from memory_manager.stats import WorkerStats
 from mooring.errors import ModelUnavailableError, NotFoundError
 
 __all__ = ["TorchEngine"]
@@ -245,7 +245,7 @@ class TorchEngine:
             replicas=tuple(place.replica.stats(self._pool) for place in list(self._places.values())),
             kv_lease_bytes=self._lease.num_bytes,
             kv_lease_revision=self._lease.revision,
-            kv_bytes_committed=self._pool.committed_bytes,
+            kv_bytes=self._pool.committed_bytes,
             steps_total=self._steps_total,
             rss_bytes=self._process.memory_info().rss,
             ready_bytes=self._arena.stock_bytes,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.api import Finished, LoadSpec, ReplicaStats
+from engines.api import Finished, LoadSpec
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.config import TorchEngineConfig
@@ -29,6 +29,7 @@ from memory_manager.arena.protocol import Arena
 from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.stats import ReplicaStats
 from mooring.errors import ArtifactError, MooringError
 
 __all__ = ["TorchReplica"]
@@ -192,8 +193,8 @@ class TorchReplica:
             kv_bytes=held_bytes,
             kv_live_bytes=live_bytes,
             kv_cached_bytes=idle_bytes,
-            running=self.runner.num_running if self.runner else 0,
-            waiting=self.runner.num_waiting if self.runner else 0,
+            num_running=self.runner.num_running if self.runner else 0,
+            num_queued=self.runner.num_waiting if self.runner else 0,
             preemptions_total=self._counters.preemptions,
             preemptions_by_swap_total=self._counters.swapped_preemptions,
             prefix_query_tokens_total=self._counters.prefix_query_tokens,

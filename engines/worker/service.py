@@ -220,7 +220,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             stats = self._engine.stats()
             return pb.SetLeaseResponse(
                 status=lease_status_to_wire(status),
-                kv_bytes_committed=stats.kv_bytes_committed,
+                kv_bytes_committed=stats.kv_bytes,
                 revision=stats.kv_lease_revision,
             )
 
@@ -243,7 +243,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
 
     async def Stats(  # noqa: N802
         self, request: pb.StatsRequest, context: _Context
-    ) -> pb.StatsResponse:
+    ) -> pb.WorkerStats:
         return stats_to_wire(await self._answering(context, self._stepping(self._engine.stats)))
 
     # Generation ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from memory_manager.fleet.moves import attempt
 from memory_manager.fleet.records import Replica, Worker
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.policy.residency import Residency
-from memory_manager.ports import ReplicaUsage, WorkerUsage
+from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import MooringError, WorkerLostError
 
 __all__ = ["Audit", "Settled", "find_mismatches"]
@@ -59,51 +59,46 @@ class Audit:
         while True:
             await asyncio.sleep(self._poll_s)
             before, known, kv_lease_bytes = self._settled(worker), set(self._replicas), worker.kv.lease_bytes
-            usage = await attempt(worker.port.usage())
-            if isinstance(usage, WorkerLostError):
+            stats = await attempt(worker.port.stats())
+            if isinstance(stats, WorkerLostError):
                 self._on_lost(worker)
                 return
-            if isinstance(usage, MooringError):
-                logger.warning("worker %s does not tell its usage: %s", worker.worker_id, usage)
+            if isinstance(stats, MooringError):
+                logger.warning("worker %s does not tell its figures: %s", worker.worker_id, stats)
                 continue
-            self._note_kv_wanted(worker, usage.kv_wanted_bytes)
-            worker.kv_bytes = usage.kv_bytes_committed
-            worker.ready_bytes = usage.ready_bytes
-            worker.fragmentation = usage.fragmentation
-            for reported in usage.replicas:
+            self._note_worker(worker, stats)
+            for reported in stats.replicas:
                 replica = self._replicas.get(reported.replica_id)
                 if replica is not None:
                     self._note(replica, reported)
             known.update(self._replicas)
             kv_lease_bytes = max(kv_lease_bytes, worker.kv.lease_bytes)
-            for mismatch in find_mismatches(usage, before, self._settled(worker), known, kv_lease_bytes):
+            for mismatch in find_mismatches(stats, before, self._settled(worker), known, kv_lease_bytes):
                 self.num_mismatches += 1
                 logger.error("ledger and worker %s disagree: %s", worker.worker_id, mismatch)
 
-    def _note(self, replica: Replica, reported: ReplicaUsage) -> None:
-        replica.kv_bytes = reported.kv_bytes
-        replica.num_queued = reported.waiting
-        num_swapped = reported.cache.preemptions_by_swap_total - replica.cache.preemptions_by_swap_total
-        replica.cache = reported.cache
-        num_preempted = reported.preemptions_total - replica.preemptions_total
-        replica.preemptions_total = reported.preemptions_total
+    def _note(self, replica: Replica, reported: ReplicaStats) -> None:
+        num_swapped = reported.preemptions_by_swap_total - replica.stats.preemptions_by_swap_total
+        num_preempted = reported.preemptions_total - replica.stats.preemptions_total
+        replica.stats = reported
         if num_preempted > 0:
             figures = {
                 "num_preempted": num_preempted,
                 "num_swapped": max(0, num_swapped),
                 "preemptions_total": reported.preemptions_total,
                 "kv_bytes": reported.kv_bytes,
-                "num_running": reported.running,
-                "num_waiting": reported.waiting,
+                "num_running": reported.num_running,
+                "num_waiting": reported.num_queued,
             }
             reason = f"{num_preempted} sequences gave up their KV blocks: KV was short"
             self._reporter.of_replica(EventKind.PREEMPT, replica, reason, figures)
 
-    def _note_kv_wanted(self, worker: Worker, num_bytes: int) -> None:
-        if num_bytes and not worker.kv_wanted_bytes:
+    def _note_worker(self, worker: Worker, reported: WorkerStats) -> None:
+        wanted_bytes = worker.stats.kv_wanted_bytes
+        if reported.kv_wanted_bytes and not wanted_bytes:
             worker.kv_wanted_since_s = self._clock()
-        if num_bytes != worker.kv_wanted_bytes:
-            worker.kv_wanted_bytes = num_bytes
+        worker.stats = reported
+        if reported.kv_wanted_bytes != wanted_bytes:
             self._replan()
 
     def _settled(self, worker: Worker) -> Settled:
@@ -116,7 +111,7 @@ class Audit:
 
 
 def find_mismatches(
-    usage: WorkerUsage, before: Settled, after: Settled, known: Iterable[str], kv_lease_bytes: int
+    stats: WorkerStats, before: Settled, after: Settled, known: Iterable[str], kv_lease_bytes: int
 ) -> list[str]:
     """What does not agree, as sentences.
 
@@ -126,7 +121,7 @@ def find_mismatches(
         known: ids of all replicas that there are, or were when the worker was asked.
         kv_lease_bytes: the largest KV lease meanwhile.
     """
-    held = {each.replica_id: round_to_pages(each.weights_bytes) for each in usage.replicas}
+    held = {each.replica_id: round_to_pages(each.weights_bytes) for each in stats.replicas}
     found = [
         f"{replica_id} holds {held.get(replica_id, 0)} bytes, its lease is {settled[0]}"
         for replica_id, settled in before.items()
@@ -134,6 +129,6 @@ def find_mismatches(
     ]
     known = set(known)
     found += [f"{each}, which nobody knows, holds {held[each]} bytes" for each in held if each not in known]
-    if usage.kv_bytes_committed > max(kv_lease_bytes, PAGE_BYTES):
-        found.append(f"KV holds {usage.kv_bytes_committed} bytes, its lease is {kv_lease_bytes}")
+    if stats.kv_bytes > max(kv_lease_bytes, PAGE_BYTES):
+        found.append(f"KV holds {stats.kv_bytes} bytes, its lease is {kv_lease_bytes}")
     return found

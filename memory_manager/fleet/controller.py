@@ -292,7 +292,7 @@ class MemoryManager:
         """The present state of one deployment, None if there is none of this name. Costs the same however many
         deployments there are."""
         deployment = self._deployments.get(name)
-        return None if deployment is None else deployment_status(deployment)
+        return None if deployment is None else deployment_status(deployment, self._clock())
 
     def snapshot(self) -> Snapshot:
         """The present state of everything; who asks about one deployment takes ``status``."""

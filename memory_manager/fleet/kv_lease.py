@@ -86,8 +86,8 @@ class WorkerKVLease:
             status = await self._port.set_lease(target_bytes, revision)
             if status in (LeaseStatus.STALE, LeaseStatus.CONFLICT):
                 # Somebody before us led this worker; continue from where they were.
-                usage = await self._port.usage()
-                self._revision = max(self._revision, usage.kv_lease_revision) + 1
+                stats = await self._port.stats()
+                self._revision = max(self._revision, stats.kv_lease_revision) + 1
         except WorkerLostError:
             raise
         except MooringError as error:

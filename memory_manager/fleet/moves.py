@@ -294,8 +294,7 @@ class Moves:
             worker.ledger.shrink(replica.owner, kept_bytes)
             replica.in_flight = False
             replica.num_failures = 0
-            replica.kv_bytes = 0
-            replica.cache = dataclasses.replace(replica.cache, live_bytes=0, cached_bytes=0)
+            replica.stats = dataclasses.replace(replica.stats, kv_bytes=0, kv_live_bytes=0, kv_cached_bytes=0)
             self.enter(replica, self.off_device(replica), reason)
 
     async def unload(self, replica: Replica, worker: Worker, reason: str) -> None:

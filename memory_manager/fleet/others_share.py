@@ -56,7 +56,9 @@ class OthersShare:
     def held_bytes(self, device: str) -> int:
         """Device memory that the workers on it hold, as far as they have told."""
         workers = sum(
-            each.kv_bytes + each.ready_bytes for each in self._workers.values() if each.port.device == device
+            each.stats.kv_bytes + each.stats.ready_bytes
+            for each in self._workers.values()
+            if each.port.device == device
         )
         weights = sum(
             each.lease_bytes

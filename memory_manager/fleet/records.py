@@ -22,10 +22,9 @@ from memory_manager.ports import (
     ArtifactRef,
     Capabilities,
     DeploymentSpec,
-    KVCacheFigures,
-    KVFragmentation,
     WorkerPort,
 )
+from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
 
 __all__ = [
@@ -119,13 +118,8 @@ class Worker:
         capabilities: as it told them when it came.
         takes_orders: False until the other workers of its device hold no more than their leases.
         tasks: what is under way on it; cancelled when it is lost.
-        kv_bytes: that it held at the last poll.
-        ready_bytes: of memory that it kept ready for later then.
-        fragmentation: of its KV then.
-        kv_wanted_bytes, kv_wanted_since_s: the KV lease under which none of its sequences would have waited then, 0
-            where none did, and since when some have.
-        leaves_by_s: when the requests that still run on it are moved, since it is to leave; None while it stays.
-        drained: set once no replica is left on a worker that is to leave, and when it is lost.
+        stats: its figures at the last poll.
+        kv_wanted_since_s: since when some of its sequences wait for KV.
     """
 
     port: WorkerPort
@@ -135,10 +129,7 @@ class Worker:
     capabilities: Capabilities
     takes_orders: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    kv_bytes: int = 0
-    ready_bytes: int = 0
-    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
-    kv_wanted_bytes: int = 0
+    stats: WorkerStats = field(default_factory=WorkerStats)
     kv_wanted_since_s: float = 0.0
     leaves_by_s: float | None = None
     drained: asyncio.Event = field(default_factory=asyncio.Event)
@@ -162,8 +153,7 @@ class Replica:
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
         retry_at_s: nothing is tried before.
-        kv_bytes, preemptions_total, num_queued, cache: its worker's figures at the last poll; queued are sequences
-            that it has and no batch has yet.
+        stats: its worker's figures at the last poll.
     """
 
     replica_id: str
@@ -179,13 +169,11 @@ class Replica:
     asleep: asyncio.Future[None] | None = None
     num_failures: int = 0
     retry_at_s: float = 0.0
-    kv_bytes: int = 0
-    preemptions_total: int = 0
-    num_queued: int = 0
-    cache: KVCacheFigures = field(default_factory=KVCacheFigures)
+    stats: ReplicaStats = field(init=False)
     owner: Owner = field(init=False)
 
     def __post_init__(self) -> None:
+        self.stats = ReplicaStats(self.replica_id)
         self.owner = Owner("weights", self.replica_id)
 
     @property
@@ -211,8 +199,7 @@ class Replica:
     def forget_worker(self) -> None:
         """No worker knows it any more; the host cache may evict its copy."""
         self.worker = None
-        self.kv_bytes = 0
-        self.cache = KVCacheFigures()
+        self.stats = ReplicaStats(self.replica_id)
         self.let_host_copy_go()
 
     def let_host_copy_go(self) -> None:

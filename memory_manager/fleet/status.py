@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from memory_manager.policy.residency import Residency
-from memory_manager.ports import KVCacheFigures, KVFragmentation
+from memory_manager.stats import ReplicaStats, WorkerStats
 
 __all__ = ["DeploymentStatus", "DeviceStatus", "ReplicaStatus", "Snapshot", "WorkerStatus"]
 
@@ -22,36 +22,44 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker that takes orders. ``kv_lease_bytes`` is the ledger's figure; ``kv_bytes``, ``ready_bytes`` (of
-    memory that it keeps for nobody yet) and ``fragmentation`` are the worker's own at the last poll."""
+    """One worker that takes orders.
+
+    Attributes:
+        kv_lease_bytes: its KV lease, by the ledger.
+        stats: its own figures at the last poll.
+    """
 
     worker_id: str
     device: str
     kv_lease_bytes: int
-    kv_bytes: int
-    ready_bytes: int = 0
-    fragmentation: KVFragmentation = field(default_factory=KVFragmentation)
+    stats: WorkerStats
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """One replica. ``weights_bytes`` is the ledger's lease, ``kv_bytes`` the worker's own figure at the last
-    poll, ``num_active`` requests between acquire and release, ``num_queued`` of these without a place in a batch
-    at the last poll, ``preemptions_total`` and ``cache`` the worker's, ``since_s`` when its residency began and
-    ``last_used_s`` when a request last came or went, on the manager's clock."""
+    """One replica.
+
+    Attributes:
+        reason: why it has its residency.
+        lease_bytes: lease for its weights, by the ledger.
+        num_active: requests that have a ticket for it.
+        for_s: seconds since its residency began.
+        stats: its worker's figures at the last poll.
+    """
 
     replica_id: str
     worker_id: str | None
     residency: Residency
     reason: str
-    weights_bytes: int
-    kv_bytes: int
+    lease_bytes: int
     num_active: int
-    num_queued: int
-    preemptions_total: int
-    since_s: float
-    last_used_s: float
-    cache: KVCacheFigures = field(default_factory=KVCacheFigures)
+    for_s: float
+    stats: ReplicaStats
+
+    @property
+    def num_queued(self) -> int:
+        """Active requests without a place in a batch; those that ended since the last poll are not among them."""
+        return min(self.stats.num_queued, self.num_active)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def planner_state(
                 each.port.device,
                 each.kv.lease_bytes,
                 each.kv.target_bytes,
-                each.kv_wanted_bytes,
+                each.stats.kv_wanted_bytes,
                 each.kv_wanted_since_s,
                 each.capabilities.sleep,
                 each.capabilities.elastic_kv,
@@ -130,18 +130,16 @@ def snapshot(
                 each.worker_id,
                 each.port.device,
                 each.kv.lease_bytes,
-                each.kv_bytes,
-                each.ready_bytes,
-                each.fragmentation,
+                each.stats,
             )
             for each in workers.values()
         ),
-        deployments=tuple(map(deployment_status, deployments.values())),
+        deployments=tuple(deployment_status(each, at_s) for each in deployments.values()),
         num_ledger_mismatches=num_ledger_mismatches,
     )
 
 
-def deployment_status(deployment: Deployment) -> DeploymentStatus:
+def deployment_status(deployment: Deployment, now_s: float) -> DeploymentStatus:
     """One deployment as status pages show it."""
     best = deployment.best_replica()
     return DeploymentStatus(
@@ -158,14 +156,10 @@ def deployment_status(deployment: Deployment) -> DeploymentStatus:
                 worker_id=each.worker.worker_id if each.worker is not None else None,
                 residency=each.residency,
                 reason=each.state.reason,
-                weights_bytes=each.lease_bytes,
-                kv_bytes=each.kv_bytes,
+                lease_bytes=each.lease_bytes,
                 num_active=len(each.tickets),
-                num_queued=min(each.num_queued, len(each.tickets)),
-                preemptions_total=each.preemptions_total,
-                cache=each.cache,
-                since_s=each.state.since_s,
-                last_used_s=each.last_used_s,
+                for_s=now_s - each.state.since_s,
+                stats=each.stats,
             )
             for each in deployment.replicas
         ),

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from memory_manager.arena.protocol import AddressRange, Arena, contiguous_runs
 from memory_manager.kv.group_blocks import GroupBlocks
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
-from memory_manager.ports import KVFragmentation
+from memory_manager.stats import KVFragmentation
 from mooring.errors import InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
 

@@ -46,9 +46,9 @@ def _print_rest(found: Mapping[str, Any]) -> None:
     console().rule("deployments", align="left")
     rows = [
         (d["name"], d["engine"], d["residency"],
-         format_bytes(sum(r["weights_bytes"] for r in d["replicas"])),
-         format_bytes(sum(r["kv_live_bytes"] for r in d["replicas"])),
-         format_bytes(sum(r["kv_cached_bytes"] for r in d["replicas"])), d["reason"])
+         format_bytes(sum(r["lease_bytes"] for r in d["replicas"])),
+         format_bytes(sum(r["stats"]["kv_live_bytes"] for r in d["replicas"])),
+         format_bytes(sum(r["stats"]["kv_cached_bytes"] for r in d["replicas"])), d["reason"])
         for d in found["deployments"]
     ]  # fmt: skip
     columns = ("name", "engine", "residency", "weights#", "live kv#", "cached kv#", "reason")
@@ -60,8 +60,8 @@ def _print_why(why: Mapping[str, Any]) -> None:
     waiting = f", {why['num_waiting']} requests wait" if why["num_waiting"] else ""
     console().print(f"{why['residency']}: {why['reason'] or 'as nothing has changed it'}{waiting}")
     rows = [
-        (r["id"], r["worker"], r["residency"], f"{r['for_s']:.1f} s", format_bytes(r["weights_bytes"]),
-         format_bytes(r["kv_bytes"]), r["num_active"], r["reason"])
+        (r["id"], r["worker"], r["residency"], f"{r['for_s']:.1f} s", format_bytes(r["lease_bytes"]),
+         format_bytes(r["stats"]["kv_bytes"]), r["num_active"], r["reason"])
         for r in why["replicas"]
     ]  # fmt: skip
     columns = ("replica", "worker", "residency", "for#", "weights#", "kv#", "requests#", "reason")

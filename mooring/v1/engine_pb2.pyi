@@ -336,14 +336,14 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReplicaStats(_message.Message):
-    __slots__ = ("replica_id", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "running", "waiting", "preemptions_total", "prompt_tokens_total", "generation_tokens_total", "kv_cached_bytes", "preemptions_by_swap_total", "prefix_query_tokens_total", "prefix_hit_tokens_total")
+    __slots__ = ("replica_id", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "num_running", "num_queued", "preemptions_total", "prompt_tokens_total", "generation_tokens_total", "kv_cached_bytes", "preemptions_by_swap_total", "prefix_query_tokens_total", "prefix_hit_tokens_total")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_LIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
-    RUNNING_FIELD_NUMBER: _ClassVar[int]
-    WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -356,8 +356,8 @@ class ReplicaStats(_message.Message):
     weights_bytes: int
     kv_bytes: int
     kv_live_bytes: int
-    running: int
-    waiting: int
+    num_running: int
+    num_queued: int
     preemptions_total: int
     prompt_tokens_total: int
     generation_tokens_total: int
@@ -365,7 +365,7 @@ class ReplicaStats(_message.Message):
     preemptions_by_swap_total: int
     prefix_query_tokens_total: int
     prefix_hit_tokens_total: int
-    def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., preemptions_by_swap_total: _Optional[int] = ..., prefix_query_tokens_total: _Optional[int] = ..., prefix_hit_tokens_total: _Optional[int] = ...) -> None: ...
+    def __init__(self, replica_id: _Optional[str] = ..., residency: _Optional[str] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_live_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_queued: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., preemptions_by_swap_total: _Optional[int] = ..., prefix_query_tokens_total: _Optional[int] = ..., prefix_hit_tokens_total: _Optional[int] = ...) -> None: ...
 
 class KVFragmentation(_message.Message):
     __slots__ = ("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes")
@@ -379,12 +379,12 @@ class KVFragmentation(_message.Message):
     unfilled_bytes: int
     def __init__(self, free_bytes: _Optional[int] = ..., vacant_bytes: _Optional[int] = ..., tail_bytes: _Optional[int] = ..., unfilled_bytes: _Optional[int] = ...) -> None: ...
 
-class StatsResponse(_message.Message):
-    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes_committed", "steps_total", "rss_bytes", "kv_swapped_bytes", "ready_bytes", "fragmentation", "kv_wanted_bytes")
+class WorkerStats(_message.Message):
+    __slots__ = ("replicas", "kv_lease_bytes", "kv_lease_revision", "kv_bytes", "steps_total", "rss_bytes", "kv_swapped_bytes", "ready_bytes", "fragmentation", "kv_wanted_bytes")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_LEASE_REVISION_FIELD_NUMBER: _ClassVar[int]
-    KV_BYTES_COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_SWAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -394,11 +394,11 @@ class StatsResponse(_message.Message):
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStats]
     kv_lease_bytes: int
     kv_lease_revision: int
-    kv_bytes_committed: int
+    kv_bytes: int
     steps_total: int
     rss_bytes: int
     kv_swapped_bytes: int
     ready_bytes: int
     fragmentation: KVFragmentation
     kv_wanted_bytes: int
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes_committed: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KVFragmentation, _Mapping]] = ..., kv_wanted_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaStats, _Mapping]]] = ..., kv_lease_bytes: _Optional[int] = ..., kv_lease_revision: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., steps_total: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., ready_bytes: _Optional[int] = ..., fragmentation: _Optional[_Union[KVFragmentation, _Mapping]] = ..., kv_wanted_bytes: _Optional[int] = ...) -> None: ...

@@ -87,7 +87,7 @@ class EngineStub:
         self.Stats = channel.unary_unary(
                 '/mooring.v1.Engine/Stats',
                 request_serializer=mooring_dot_v1_dot_engine__pb2.StatsRequest.SerializeToString,
-                response_deserializer=mooring_dot_v1_dot_engine__pb2.StatsResponse.FromString,
+                response_deserializer=mooring_dot_v1_dot_engine__pb2.WorkerStats.FromString,
                 _registered_method=True)
 
 
@@ -226,7 +226,7 @@ def add_EngineServicer_to_server(servicer, server):
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
                     request_deserializer=mooring_dot_v1_dot_engine__pb2.StatsRequest.FromString,
-                    response_serializer=mooring_dot_v1_dot_engine__pb2.StatsResponse.SerializeToString,
+                    response_serializer=mooring_dot_v1_dot_engine__pb2.WorkerStats.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -525,7 +525,7 @@ class Engine:
             target,
             '/mooring.v1.Engine/Stats',
             mooring_dot_v1_dot_engine__pb2.StatsRequest.SerializeToString,
-            mooring_dot_v1_dot_engine__pb2.StatsResponse.FromString,
+            mooring_dot_v1_dot_engine__pb2.WorkerStats.FromString,
             options,
             channel_credentials,
             insecure,

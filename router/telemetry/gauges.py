@@ -85,7 +85,7 @@ def gauges_of(snapshot: Snapshot) -> Gauges:
         kv_unused_bytes={
             (worker.worker_id, kind.removesuffix("_bytes")): num_bytes
             for worker in snapshot.workers
-            for kind, num_bytes in asdict(worker.fragmentation).items()
+            for kind, num_bytes in asdict(worker.stats.fragmentation).items()
         },
     )
 
@@ -96,10 +96,10 @@ def _model_gauges(deployment: DeploymentStatus, kv_lease_bytes: int) -> ModelGau
         num_requests_running=sum(each.num_active - each.num_queued for each in replicas),
         num_requests_queued=sum(each.num_queued for each in replicas),
         num_requests_deferred=deployment.num_waiting,
-        kv_cache_usage=sum(each.cache.live_bytes for each in replicas) / max(kv_lease_bytes, 1),
-        num_preemptions=sum(each.preemptions_total for each in replicas),
-        prefix_query_tokens=sum(each.cache.query_tokens_total for each in replicas),
-        prefix_hit_tokens=sum(each.cache.hit_tokens_total for each in replicas),
+        kv_cache_usage=sum(each.stats.kv_live_bytes for each in replicas) / max(kv_lease_bytes, 1),
+        num_preemptions=sum(each.stats.preemptions_total for each in replicas),
+        prefix_query_tokens=sum(each.stats.prefix_query_tokens_total for each in replicas),
+        prefix_hit_tokens=sum(each.stats.prefix_hit_tokens_total for each in replicas),
         residency=deployment.residency.value,
     )
 

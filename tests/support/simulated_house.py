@@ -80,7 +80,7 @@ class House:
             if worker.alive:
                 worker.check_guarantees()
                 shown = next(e for e in self.manager.snapshot().workers if e.worker_id == worker.worker_id)
-                assert (shown.kv_lease_bytes, shown.kv_bytes) == (worker.kv_bytes, worker.kv_bytes)
+                assert (shown.kv_lease_bytes, shown.stats.kv_bytes) == (worker.kv_bytes, worker.kv_bytes)
         weights = sum(
             v for e in self.manager.snapshot().devices for k, v in e.owners.items() if "weights" in k
         )

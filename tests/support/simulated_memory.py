@@ -20,10 +20,9 @@ from memory_manager.ports import (
     Capabilities,
     DeploymentSpec,
     LeaseStatus,
-    ReplicaUsage,
     WarmPlace,
-    WorkerUsage,
 )
+from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError, WorkerLostError
 from mooring.policy import DeploymentPolicy
 
@@ -341,20 +340,23 @@ class SimulatedWorker:
             self._kv_at_s = now_s
             self.kv_bytes = max(self.kv_lease_bytes, self.kv_bytes - given_up_bytes)
 
-    async def usage(self) -> WorkerUsage:
-        await self._call("usage", "", 0.0005, may_fail=False)
+    async def stats(self) -> WorkerStats:
+        await self._call("stats", "", 0.0005, may_fail=False)
         replicas = tuple(
-            ReplicaUsage(
+            ReplicaStats(
                 replica_id,
                 "resident" if held.resident else "warm",
                 self._held_bytes(held),
-                kv_bytes=0,
-                running=0,
-                waiting=self.num_queued,
+                num_queued=self.num_queued,
             )
             for replica_id, held in self.held.items()
         )
-        return WorkerUsage(replicas, self.kv_bytes, self.revision, kv_wanted_bytes=self.kv_wanted_bytes)
+        return WorkerStats(
+            replicas,
+            kv_lease_revision=self.revision,
+            kv_bytes=self.kv_bytes,
+            kv_wanted_bytes=self.kv_wanted_bytes,
+        )
 
 
 def deployment(name: str, weights_pages: int = 10, kv_pages: int = 2, **policy: Any) -> DeploymentSpec:

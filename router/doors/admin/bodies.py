@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memory_manager.stats import ReplicaStats, WorkerStats
+from memory_manager.watch.devices import DeviceMemory
 from mooring.declared_models import with_fields_of
 from mooring.policy import DeploymentPolicy
 
@@ -14,12 +16,10 @@ __all__ = [
     "DepartureBody",
     "DeploymentBody",
     "DeploymentCreate",
-    "DeploymentStatus",
+    "DeploymentStatusBody",
     "DeploymentUpdate",
-    "DeviceMemory",
-    "DeviceStatus",
+    "DeviceBody",
     "EventBody",
-    "KVFragmentation",
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
@@ -27,14 +27,14 @@ __all__ = [
     "Policy",
     "RegistrationBody",
     "RegistrationCreate",
-    "ReplicaStatus",
+    "ReplicaBody",
     "StatusBody",
     "TenantBody",
     "TenantCreate",
     "VersionBody",
     "WayInBody",
     "WhyBody",
-    "WorkerStatus",
+    "WorkerBody",
 ]
 
 
@@ -155,68 +155,48 @@ class KeyCreated(KeyBody):
     key: str = Field(description="The key itself, told this once.")
 
 
-class DeviceMemory(_Body):
-    """The device's own figures, other processes included; null if the device does not tell."""
-
-    name: str
-    kind: str
-    total_bytes: int
-    used_bytes: int
-    ours_bytes: int | None
-    others_bytes: int | None
-
-
-class DeviceStatus(_Body):
+class DeviceBody(_Body):
     name: str
     budget_bytes: int
     owners: dict[str, int] = Field(description="Bytes by owner: `weights:...`, `kv:...`, `reserve`.")
-    memory: DeviceMemory | None = Field(None, description="Null if the device cannot be read.")
+    memory: DeviceMemory | None = Field(
+        None, description="The device's own figures, other processes included; null if it cannot be read."
+    )
 
 
-class KVFragmentation(_Body):
-    """Committed KV memory that holds no token, in bytes."""
-
-    free_bytes: int = Field(description="Pages that are nobody's: any model takes them in its next step.")
-    vacant_bytes: int = Field(description="Vacant places for blocks in pages that a model holds.")
-    tail_bytes: int = Field(description="Ends of held pages, where no block fits.")
-    unfilled_bytes: int = Field(description="Places for tokens to come, in blocks that sequences hold.")
-
-
-class WorkerStatus(_Body):
+class WorkerBody(_Body):
     worker_id: str
     pid: int | None
     device: str
     state: str
-    ready_bytes: int = Field(0, description="Device memory that it keeps ready ahead of need.")
-    kv_fragmentation: KVFragmentation | None = Field(None, description="Null before it takes orders.")
+    stats: WorkerStats | None = Field(None, description="Its figures; null before it takes orders.")
 
 
-class ReplicaStatus(_Body):
+class ReplicaBody(_Body):
     id: str
     worker: str | None
     residency: str
-    weights_bytes: int
-    kv_bytes: int = Field(description="Bytes of the pages that it holds.")
-    kv_live_bytes: int = Field(description="Bytes of blocks that running requests use.")
-    kv_cached_bytes: int = Field(
-        description="Bytes of blocks kept for requests that begin alike; given up on demand."
-    )
+    reason: str
+    for_s: float = Field(description="Seconds since its residency began.")
+    lease_bytes: int = Field(description="Bytes that are promised to its weights.")
+    num_active: int = Field(description="Requests that use it.")
+    stats: ReplicaStats
 
 
-class DeploymentStatus(_Body):
+class DeploymentStatusBody(_Body):
     name: str
     engine: str
     residency: str
     reason: str | None = None
-    replicas: list[ReplicaStatus]
+    replicas: list[ReplicaBody]
 
 
 class StatusBody(_Body):
     """The bytes that each owner holds, and the place of each model."""
 
-    devices: list[DeviceStatus]
-    workers: list[WorkerStatus]
-    deployments: list[DeploymentStatus]
+    devices: list[DeviceBody]
+    workers: list[WorkerBody]
+    deployments: list[DeploymentStatusBody]
     ledger_mismatches: int = Field(
         description="How often a worker held other bytes than the ledger says; anything but 0 is a bug."
     )
@@ -255,19 +235,6 @@ class WayInBody(_Body):
     leaving: list[DepartureBody]
 
 
-class StandingBody(_Body):
-    """The place of one replica, and since when it is there."""
-
-    id: str
-    worker: str | None
-    residency: str
-    reason: str
-    for_s: float = Field(description="How long it has been so.")
-    weights_bytes: int
-    kv_bytes: int
-    num_active: int
-
-
 class WhyBody(_Body):
     """Why a deployment is where it is."""
 
@@ -275,6 +242,6 @@ class WhyBody(_Body):
     residency: str
     reason: str | None
     num_waiting: int
-    replicas: list[StandingBody]
+    replicas: list[ReplicaBody]
     way_in: WayInBody | None = Field(description="Null if it is not served.")
     decisions: list[EventBody] = Field(description="The last ones about it, newest first.")

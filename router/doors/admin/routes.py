@@ -13,11 +13,9 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Depends, Request
 
-from engines.supervise.supervisor import WorkerProcess as SupervisedWorker
+from engines.supervise.supervisor import WorkerProcess
 from memory_manager.fleet.controller import MemoryManager
-from memory_manager.fleet.status import DeploymentStatus as ManagedDeployment
-from memory_manager.fleet.status import Snapshot
-from memory_manager.fleet.status import WorkerStatus as ManagedWorker
+from memory_manager.fleet.status import DeploymentStatus, Snapshot, WorkerStatus
 from memory_manager.watch.devices import DeviceReader
 from model_registry.records import DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
@@ -26,7 +24,7 @@ from router.control.journal import Journal
 from router.control.registrar import Registrar, Registration
 from router.doors.admin import bodies as types
 from router.doors.admin.events import create_event_routes
-from router.doors.admin.why import create_why_routes
+from router.doors.admin.why import create_why_routes, replica_bodies
 from router.doors.http.errors import ERROR_RESPONSES
 from router.tenancy.keys import api_key_of, check_admin_key
 
@@ -48,7 +46,7 @@ class AdminServices:
     registry: Registry
     registrar: Registrar
     manager: MemoryManager
-    workers: Callable[[], Sequence[SupervisedWorker]]
+    workers: Callable[[], Sequence[WorkerProcess]]
     readers: Mapping[str, DeviceReader]
     journal: Journal
 
@@ -222,10 +220,10 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
 def _status_routes(services: AdminServices) -> APIRouter:
     router = APIRouter(tags=["status"])
 
-    async def devices(snapshot: Snapshot) -> list[types.DeviceStatus]:
+    async def devices(snapshot: Snapshot) -> list[types.DeviceBody]:
         memory = {name: await asyncio.to_thread(reader.read) for name, reader in services.readers.items()}
         return [
-            types.DeviceStatus(
+            types.DeviceBody(
                 name=each.name,
                 budget_bytes=each.budget_bytes,
                 owners=dict(each.owners),
@@ -234,17 +232,17 @@ def _status_routes(services: AdminServices) -> APIRouter:
             for each in snapshot.devices
         ]
 
-    def workers(snapshot: Snapshot) -> list[types.WorkerStatus]:
+    def workers(snapshot: Snapshot) -> list[types.WorkerBody]:
         managed = {each.worker_id: each for each in snapshot.workers}
         return [_worker_status(each, managed.get(each.worker_id)) for each in services.workers()]
 
     @router.get("/devices")
-    async def list_devices() -> list[types.DeviceStatus]:
+    async def list_devices() -> list[types.DeviceBody]:
         """Budgets, and bytes by owner."""
         return await devices(services.manager.snapshot())
 
     @router.get("/workers")
-    async def list_workers() -> list[types.WorkerStatus]:
+    async def list_workers() -> list[types.WorkerBody]:
         """Worker processes."""
         return workers(services.manager.snapshot())
 
@@ -267,48 +265,34 @@ def _status_routes(services: AdminServices) -> APIRouter:
     return router
 
 
-def _worker_status(worker: SupervisedWorker, managed: ManagedWorker | None) -> types.WorkerStatus:
-    return types.WorkerStatus(
+def _worker_status(worker: WorkerProcess, managed: WorkerStatus | None) -> types.WorkerBody:
+    return types.WorkerBody(
         worker_id=worker.worker_id,
         pid=worker.pid,
         device=worker.device,
         state=worker.state.value,
-        ready_bytes=0 if managed is None else managed.ready_bytes,
-        kv_fragmentation=None
-        if managed is None
-        else types.KVFragmentation.model_validate(managed.fragmentation),
+        stats=None if managed is None else managed.stats,
     )
 
 
-def _by_name(snapshot: Snapshot) -> Mapping[str, ManagedDeployment]:
+def _by_name(snapshot: Snapshot) -> Mapping[str, DeploymentStatus]:
     return {each.name: each for each in snapshot.deployments}
 
 
 def _deployment_status(
-    services: AdminServices, record: DeploymentRecord, managed: ManagedDeployment | None
-) -> types.DeploymentStatus:
+    services: AdminServices, record: DeploymentRecord, managed: DeploymentStatus | None
+) -> types.DeploymentStatusBody:
     """A deployment's present state; ``managed`` is the manager's view of it, None if it has none."""
     if managed is not None:
-        return types.DeploymentStatus(
+        return types.DeploymentStatusBody(
             name=record.name,
             engine=record.engine,
             residency=managed.residency.value,
             reason=managed.reason or None,
-            replicas=[
-                types.ReplicaStatus(
-                    id=replica.replica_id,
-                    worker=replica.worker_id,
-                    residency=replica.residency.value,
-                    weights_bytes=replica.weights_bytes,
-                    kv_bytes=replica.kv_bytes,
-                    kv_live_bytes=replica.cache.live_bytes,
-                    kv_cached_bytes=replica.cache.cached_bytes,
-                )
-                for replica in managed.replicas
-            ],
+            replicas=replica_bodies(managed),
         )
     reason = services.registrar.directory.reason(record.name)
-    return types.DeploymentStatus(
+    return types.DeploymentStatusBody(
         name=record.name,
         engine=record.engine,
         residency="cold" if reason is None else "failed",  # cold while it is being packed
@@ -317,10 +301,10 @@ def _deployment_status(
     )
 
 
-def _being_made(registrar: Registrar, deployed: Set[str]) -> list[types.DeploymentStatus]:
+def _being_made(registrar: Registrar, deployed: Set[str]) -> list[types.DeploymentStatusBody]:
     """Models that are still being made, with their progress as the reason; without those that are ``deployed``."""
     return [
-        types.DeploymentStatus(
+        types.DeploymentStatusBody(
             name=name,
             engine=registrar.engine,
             residency="cold",
@@ -333,7 +317,7 @@ def _being_made(registrar: Registrar, deployed: Set[str]) -> list[types.Deployme
 
 
 def _deployment(
-    services: AdminServices, record: DeploymentRecord, managed: ManagedDeployment | None
+    services: AdminServices, record: DeploymentRecord, managed: DeploymentStatus | None
 ) -> types.DeploymentBody:
     status = _deployment_status(services, record, managed)
     return types.DeploymentBody(

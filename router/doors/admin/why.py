@@ -13,7 +13,7 @@ from router.control.registrar import Registrar
 from router.doors.admin import bodies as types
 from router.doors.admin.events import event_body
 
-__all__ = ["create_why_routes"]
+__all__ = ["create_why_routes", "replica_bodies"]
 
 NUM_DECISIONS = 10
 
@@ -32,7 +32,7 @@ def create_why_routes(manager: MemoryManager, registrar: Registrar, journal: Jou
         for status in snapshot.deployments:
             if status.name == name:
                 way_in = _way_in(manager.way_in(name)) if reason is None else None
-                return _why(status, snapshot.at_s, reason or status.reason, way_in, decisions)
+                return _why(status, reason or status.reason, way_in, decisions)
         if reason is None:
             raise ModelNotFoundError(f"there is no deployment {name!r} that is served", param="name")
         return types.WhyBody(
@@ -50,7 +50,6 @@ def create_why_routes(manager: MemoryManager, registrar: Registrar, journal: Jou
 
 def _why(
     status: DeploymentStatus,
-    now_s: float,
     reason: str,
     way_in: types.WayInBody | None,
     decisions: list[types.EventBody],
@@ -60,22 +59,27 @@ def _why(
         residency=status.residency.value,
         reason=reason or None,
         num_waiting=status.num_waiting,
-        replicas=[
-            types.StandingBody(
-                id=each.replica_id,
-                worker=each.worker_id,
-                residency=each.residency.value,
-                reason=each.reason,
-                for_s=now_s - each.since_s,
-                weights_bytes=each.weights_bytes,
-                kv_bytes=each.kv_bytes,
-                num_active=each.num_active,
-            )
-            for each in status.replicas
-        ],
+        replicas=replica_bodies(status),
         way_in=way_in,
         decisions=decisions,
     )
+
+
+def replica_bodies(status: DeploymentStatus) -> list[types.ReplicaBody]:
+    """The replicas of a deployment."""
+    return [
+        types.ReplicaBody(
+            id=each.replica_id,
+            worker=each.worker_id,
+            residency=each.residency.value,
+            reason=each.reason,
+            for_s=each.for_s,
+            lease_bytes=each.lease_bytes,
+            num_active=each.num_active,
+            stats=each.stats,
+        )
+        for each in status.replicas
+    ]
 
 
 def _way_in(answer: WayIn) -> types.WayInBody:

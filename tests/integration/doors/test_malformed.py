@@ -243,7 +243,7 @@ async def test_a_thousand_broken_requests_harm_nobody(server: RunningServer) -> 
 def weights_of(status: dict[str, Any]) -> dict[str, int]:
     """What the ledger says that the models' weights hold."""
     return {
-        each["name"]: sum(replica["weights_bytes"] for replica in each["replicas"])
+        each["name"]: sum(replica["lease_bytes"] for replica in each["replicas"])
         for each in status["deployments"]
     }
 
@@ -270,7 +270,7 @@ async def test_clients_that_vanish_leave_no_blocks(server: RunningServer) -> Non
         assert await good.ask(PROMPTS[0]) == alone
     check_idle(server)  # what a status says is as old as the last look at the workers
     assert all(
-        replica["kv_live_bytes"] == 0
+        replica["stats"]["kv_live_bytes"] == 0
         for each in server.status()["deployments"]
         for replica in each["replicas"]
     )

@@ -149,8 +149,8 @@ def test_metrics_and_status_tell_of_hits_and_of_what_is_kept(
         time.sleep(0.1)
     assert found["vllm:prefix_cache_queries_total"] >= found["vllm:prefix_cache_hits_total"]
     (replica,) = server.status()["deployments"][0]["replicas"]
-    assert replica["kv_live_bytes"] == 0
-    assert replica["kv_cached_bytes"] > 0
+    assert replica["stats"]["kv_live_bytes"] == 0
+    assert replica["stats"]["kv_cached_bytes"] > 0
 
 
 def test_a_model_with_kept_blocks_goes_to_sleep(server: RunningServer, keys: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import psutil
 import pytest
 from support.running_server import RunningServer
 from support.small_checkpoint import MAX_MODEL_LEN, NULL_ENVIRONMENT, write_checkpoint
+
+from memory_manager.stats import ReplicaStats, WorkerStats
+from memory_manager.watch.devices import DeviceMemory
 
 pytestmark = pytest.mark.integration
 
@@ -417,9 +421,9 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
         "pid": worker["pid"],
         "device": "cpu",
         "state": "ready",
-        "ready_bytes": 0,
-        "kv_fragmentation": dict.fromkeys(("free_bytes", "vacant_bytes", "tail_bytes", "unfilled_bytes"), 0),
+        "stats": worker["stats"],
     }
+    assert worker["stats"].keys() == {field.name for field in dataclasses.fields(WorkerStats)}
     assert psutil.Process(worker["pid"]).ppid() == server.process.pid
 
     (first,) = [each for each in status["deployments"] if each["name"] == "first"]
@@ -427,17 +431,19 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert (first["engine"], first["residency"]) == ("null", "resident")
     (replica,) = first["replicas"]
     assert replica.keys() == (
-        {"id", "worker", "residency", "weights_bytes", "kv_bytes", "kv_live_bytes", "kv_cached_bytes"}
+        {"id", "worker", "residency", "reason", "for_s", "lease_bytes", "num_active", "stats"}
     )
     assert (replica["worker"], replica["residency"]) == ("null-0", "resident")
-    assert replica["weights_bytes"] == device["owners"][f"weights:{replica['id']}"] > 0
-    assert call(server, "GET", "/workers") == status["workers"]
+    assert replica["stats"].keys() == {field.name for field in dataclasses.fields(ReplicaStats)}
+    assert replica["lease_bytes"] == device["owners"][f"weights:{replica['id']}"] > 0
+    (again,) = call(server, "GET", "/workers")
+    assert again | {"stats": None} == worker | {"stats": None}
 
 
 def test_devices_tell_their_own_figures(server: RunningServer) -> None:
     (device,) = call(server, "GET", "/devices")
     memory = device["memory"]
-    assert memory.keys() == {"name", "kind", "total_bytes", "used_bytes", "ours_bytes", "others_bytes"}
+    assert memory.keys() == {field.name for field in dataclasses.fields(DeviceMemory)}
     assert 0 < memory["total_bytes"] <= psutil.virtual_memory().total
     processes = [psutil.Process(server.process.pid), *map(psutil.Process, server.worker_pids())]
     resident_bytes = sum(process.memory_info().rss for process in processes)

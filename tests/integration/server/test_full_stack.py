@@ -165,7 +165,7 @@ def kv_bytes(server: RunningServer, name: str, wanted: object) -> int:
     deadline_s = time.monotonic() + 5
     while True:
         deployments = {each["name"]: each for each in server.status()["deployments"]}
-        held = sum(replica["kv_live_bytes"] for replica in deployments[name]["replicas"])
+        held = sum(replica["stats"]["kv_live_bytes"] for replica in deployments[name]["replicas"])
         if wanted(held) or time.monotonic() > deadline_s:
             return held
         time.sleep(0.05)

@@ -50,7 +50,7 @@ def dispatcher(fleet: NullFleet) -> Dispatcher:
 
 
 async def idle(fleet: NullFleet) -> bool:
-    return not any(replica.running for replica in (await fleet.client.stats()).replicas)
+    return not any(replica.num_running for replica in (await fleet.client.stats()).replicas)
 
 
 async def test_choices_of_one_request() -> None:

@@ -13,9 +13,7 @@ def check(driver: EngineDriver) -> None:
     stats = driver.engine.stats()
     found = stats.fragmentation
     blocks_bytes = sum(each.kv_live_bytes + each.kv_cached_bytes for each in stats.replicas)
-    assert stats.kv_bytes_committed == (
-        PAGE + found.free_bytes + found.vacant_bytes + found.tail_bytes + blocks_bytes
-    )
+    assert stats.kv_bytes == (PAGE + found.free_bytes + found.vacant_bytes + found.tail_bytes + blocks_bytes)
     assert 0 <= found.unfilled_bytes <= sum(each.kv_live_bytes for each in stats.replicas)
 
 
@@ -32,9 +30,9 @@ def test_every_committed_byte_is_told_once(kind: str) -> None:
             driver.step()
             check(driver)
             stats = driver.engine.stats().replicas[0]
-            if not stats.waiting and len(driver.tokens) == 6:  # all prompts are computed
+            if not stats.num_queued and len(driver.tokens) == 6:  # all prompts are computed
                 most = sum(group.block_bytes * (1 if group.kind == "full" else 2) for group in groups)
-                assert driver.engine.stats().fragmentation.unfilled_bytes < max(1, stats.running) * most
+                assert driver.engine.stats().fragmentation.unfilled_bytes < max(1, stats.num_running) * most
         check(driver)
         assert driver.engine.stats().fragmentation.unfilled_bytes == 0
         assert driver.engine.stats().ready_bytes > 0  # what the arena keeps for later

@@ -13,13 +13,14 @@ from support.open_files import open_files
 from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, engine_driver, tiny_model
 from support.until import until
 
-from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, ReplicaStats
+from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.replica import TorchReplica
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
+from memory_manager.stats import ReplicaStats
 from mooring.errors import ArtifactError, InsufficientMemoryError, NotFoundError
 
 NEAR_TIE = 1e-4
@@ -202,7 +203,7 @@ def test_cancel_frees_blocks_at_once_and_is_reported_by_the_next_step() -> None:
         for _ in range(5):
             driver.step()
         before = driver.engine.stats().replicas[0]
-        assert (before.running, before.waiting) == (2, 1)
+        assert (before.num_running, before.num_queued) == (2, 1)
         driver.engine.cancel([2, 3, 77])
         after = driver.engine.stats().replicas[0]
         assert after.kv_live_bytes == before.kv_live_bytes // 2
@@ -246,15 +247,15 @@ def test_a_smaller_lease_preempts_until_it_is_kept_and_a_larger_one_resumes() ->
             driver.submit(sequence_id, prompt, max_tokens=40)
         for _ in range(20):
             driver.step()
-        assert driver.engine.stats().kv_bytes_committed > 2 * 2**21
+        assert driver.engine.stats().kv_bytes > 2 * 2**21
         assert driver.lease_pages(1) is LeaseStatus.APPLIED
-        assert driver.engine.stats().kv_bytes_committed <= 2 * 2**21
+        assert driver.engine.stats().kv_bytes <= 2 * 2**21
         for _ in range(10):
             driver.step()
-        assert driver.engine.stats().replicas[0].running > 0
-        assert driver.engine.stats().kv_bytes_committed <= 2 * 2**21
+        assert driver.engine.stats().replicas[0].num_running > 0
+        assert driver.engine.stats().kv_bytes <= 2 * 2**21
         assert driver.lease_pages(0) is LeaseStatus.APPLIED
-        assert driver.engine.stats().kv_bytes_committed == 2**21
+        assert driver.engine.stats().kv_bytes == 2**21
         assert driver.step() == 0
         assert driver.engine.has_work()
         assert driver.lease_pages(8) is LeaseStatus.APPLIED
@@ -481,11 +482,11 @@ def test_stats_add_up() -> None:
         driver.step()
         stats = driver.engine.stats()
         (replica,) = stats.replicas
-        assert (replica.residency, replica.running, replica.waiting) == ("resident", 4, 2)
+        assert (replica.residency, replica.num_running, replica.num_queued) == ("resident", 4, 2)
         assert replica.weights_bytes == weights_bytes
         assert replica.kv_live_bytes == 4 * 16 * 3 * 2048
         assert replica.kv_bytes == 2**21
-        assert stats.kv_bytes_committed == 2 * 2**21
+        assert stats.kv_bytes == 2 * 2**21
         driver.run()
         stats = driver.engine.stats()
         (replica,) = stats.replicas
@@ -534,7 +535,7 @@ def test_blocks_are_moved_together_for_a_model_that_is_short_of_pages(
             driver.step()
         stats = {replica.replica_id: replica for replica in driver.engine.stats().replicas}
         assert stats["spread"].kv_bytes == stats["short"].kv_bytes == 2 * PAGE_BYTES
-        assert stats["spread"].running == stats["short"].running == 2
+        assert stats["spread"].num_running == stats["short"].num_running == 2
         driver.run()
         assert not any(replica.preemptions_total for replica in driver.engine.stats().replicas)
         assert_greedy(spread, driver, {i: prompts[i] for i in (1, 3)}, 40)

@@ -140,7 +140,7 @@ def test_what_waits_for_room_is_looked_up_again_only_after_something_changed(
             driver.submit(sequence_id, prompt_of(200, seed=sequence_id), max_tokens=40)
         while len(driver.tokens[4]) < 2:
             driver.step()
-        assert replica(driver).waiting > 0
+        assert replica(driver).num_queued > 0
         before, first_step = lookups, driver.engine.stats().steps_total
         while not driver.finished:
             driver.step()
@@ -227,7 +227,7 @@ def test_a_smaller_lease_takes_idle_blocks_and_no_sequence() -> None:
         held = replica(driver).kv_bytes // PAGE_BYTES
         assert held > 3
         assert driver.lease_pages(3) is LeaseStatus.APPLIED
-        assert driver.engine.stats().kv_bytes_committed <= 4 * PAGE_BYTES
+        assert driver.engine.stats().kv_bytes <= 4 * PAGE_BYTES
         driver.run()
         assert driver.preemptions() == 0
 
@@ -254,7 +254,7 @@ def preempted(driver: EngineDriver, *, scope: bytes | None = b"") -> list[int]:
     for _ in range(8):
         driver.step()
     assert driver.lease_pages(0) is LeaseStatus.APPLIED
-    assert driver.engine.stats().kv_bytes_committed == PAGE_BYTES
+    assert driver.engine.stats().kv_bytes == PAGE_BYTES
     driver.step()
     driver.lease_pages(16)
     # It goes first and writes over the memory that was lost.

@@ -39,7 +39,7 @@ async def fleet() -> AsyncIterator[NullFleet]:
 
 
 async def running(client: WorkerClient) -> int:
-    return sum(replica.running for replica in (await client.stats()).replicas)
+    return sum(replica.num_running for replica in (await client.stats()).replicas)
 
 
 async def second_router(fleet: NullFleet) -> WorkerClient:
@@ -172,7 +172,7 @@ async def test_sleep_ends_what_runs_and_wake_serves_again(fleet: NullFleet) -> N
     assert end.finished is not None
     assert end.finished.error_code == REPLICA_ASLEEP
     assert await client.sleep("m/0") == 0, "sleeping what sleeps changes nothing"
-    [replica] = (await client.usage()).replicas
+    [replica] = (await client.stats()).replicas
     assert (replica.residency, replica.weights_bytes) == ("warm", 0)
     assert await client.wake("m/0", WEIGHTS_BYTES) == WEIGHTS_BYTES
     again = Collected()

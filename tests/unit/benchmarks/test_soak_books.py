@@ -10,7 +10,7 @@ from benchmarks.soak_books import count_mismatches, growth_share
 
 
 def status(owners: dict[str, int], weights_bytes: int = 40, kv_bytes: int = 10) -> dict[str, Any]:
-    replica = {"id": "a/0", "weights_bytes": weights_bytes, "kv_bytes": kv_bytes}
+    replica = {"id": "a/0", "lease_bytes": weights_bytes, "stats": {"kv_bytes": kv_bytes}}
     return {
         "devices": [{"budget_bytes": 100, "owners": owners}],
         "deployments": [{"replicas": [replica]}],

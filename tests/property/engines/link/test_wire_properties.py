@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from hypothesis import given
@@ -15,11 +15,14 @@ from engines.link.wire import (
     finished_to_wire,
     first_token_from_wire,
     first_token_to_wire,
+    stats_from_wire,
+    stats_to_wire,
     submit_from_wire,
     submit_to_wire,
     top_logprobs_from_wire,
     top_logprobs_to_wire,
 )
+from memory_manager.stats import KVFragmentation, ReplicaStats, WorkerStats
 
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
 floats32 = st.floats(-100, 100, width=32)
@@ -113,6 +116,29 @@ def test_first_token(first: FirstToken, ahead_s: float) -> None:
     assert message.sequence_id == 7
     there = first_token_from_wire(message, 1000.0 + ahead_s)
     assert there == replace(first, began_s=first.began_s + ahead_s)
+
+
+counts = st.integers(0, 2**32 - 1)
+stats = st.builds(
+    WorkerStats,
+    **{field.name: counts for field in fields(WorkerStats)}
+    | {
+        "replicas": st.lists(
+            st.builds(
+                ReplicaStats,
+                **{field.name: counts for field in fields(ReplicaStats)}
+                | {"replica_id": st.text(max_size=8), "residency": st.sampled_from(["warm", "resident"])},
+            ),
+            max_size=3,
+        ).map(tuple),
+        "fragmentation": st.builds(KVFragmentation, counts, counts, counts, counts),
+    },
+)
+
+
+@given(stats)
+def test_stats(told: WorkerStats) -> None:
+    assert stats_from_wire(stats_to_wire(told)) == told
 
 
 def test_what_was_not_asked_for_takes_no_bytes() -> None:

@@ -64,7 +64,7 @@ class _Traffic:
 
     def lease(self, num_pages: int) -> None:
         assert self.driver.lease_pages(num_pages) is LeaseStatus.APPLIED
-        assert self.driver.engine.stats().kv_bytes_committed <= (num_pages + 1) * 2**21
+        assert self.driver.engine.stats().kv_bytes <= (num_pages + 1) * 2**21
 
     def sleep(self, replica_id: str) -> None:
         self.driver.engine.sleep(replica_id)

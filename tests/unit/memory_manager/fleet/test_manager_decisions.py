@@ -11,7 +11,7 @@ from support.simulated_memory import PAGE, SimulatedWorker, deployment
 
 from memory_manager.fleet.events import EventKind
 from memory_manager.policy.what_if import Verdict
-from memory_manager.ports import ReplicaUsage, WorkerUsage
+from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import (
     ArtifactError,
     InsufficientMemoryError,
@@ -123,12 +123,12 @@ async def test_preemptions_are_told_as_the_worker_counts_them() -> None:
     class Preempting(SimulatedWorker):
         preemptions_total = 0
 
-        async def usage(self) -> WorkerUsage:
-            usage = await super().usage()
+        async def stats(self) -> WorkerStats:
+            usage = await super().stats()
             replicas = tuple(
-                replace(each, preemptions_total=self.preemptions_total, running=4)
+                replace(each, preemptions_total=self.preemptions_total, num_running=4)
                 for each in usage.replicas
-                if isinstance(each, ReplicaUsage)
+                if isinstance(each, ReplicaStats)
             )
             return replace(usage, replicas=replicas)
 

@@ -143,7 +143,7 @@ def _crowd(driver: EngineDriver) -> None:
         driver.submit(number, [3 + number % 50] * 150, max_tokens=6, cache_scope=None)
     for _ in range(8):
         driver.step()
-    assert driver.engine.stats().replicas[0].waiting
+    assert driver.engine.stats().replicas[0].num_queued
 
 
 def test_an_engine_tells_the_lease_under_which_none_of_its_sequences_would_wait() -> None:
@@ -155,7 +155,7 @@ def test_an_engine_tells_the_lease_under_which_none_of_its_sequences_would_wait(
         assert stats.kv_wanted_bytes > stats.kv_lease_bytes
         assert stats.kv_wanted_bytes % PAGE_BYTES == 0
         driver.lease_pages(stats.kv_wanted_bytes // PAGE_BYTES)
-        while driver.engine.stats().replicas[0].waiting:
+        while driver.engine.stats().replicas[0].num_queued:
             driver.step()
             assert driver.engine.stats().kv_wanted_bytes == 0
         driver.run()
