@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engines.api import Finished, FinishReason, LoadSpec, SamplingParams, SequenceRequest, StepOutput
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
@@ -99,7 +101,7 @@ class BareEngine:
 
     def submit(self, name: str, prompt_ids: Sequence[int], max_tokens: int) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        self.engine.submit(SequenceRequest(next(self._ids), name, prompt_ids, sampling))
+        self.engine.submit(SequenceRequest(next(self._ids), name, np.array(prompt_ids, np.int32), sampling))
 
     def step(self) -> list[Finished]:
         """Runs one step; returns the sequences that ended with it. Raises ``MooringError`` if one failed."""

@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from benchmarks.engine_setup import LoadedEngine, load_engine
 from benchmarks.report import Report
 from engines.api import SamplingParams, SequenceRequest
@@ -148,7 +150,7 @@ def _requests(engine: LoadedEngine, workload: Workload) -> list[SequenceRequest]
         SequenceRequest(
             sequence_id=engine.next_sequence_id(),
             replica_id=engine.replica_id,
-            prompt_ids=prompt,
+            prompt_ids=np.array(prompt, np.int32),
             sampling=SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True),
         )
         for prompt, length in zip(workload.prompts, workload.output_tokens, strict=True)

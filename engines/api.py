@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memory_manager.ports import Capabilities, LeaseStatus
 from memory_manager.stats import WorkerStats
 
 __all__ = [
+    "NO_TOKENS",
     "REPLICA_ASLEEP",
     "Capabilities",
     "ChoiceTokens",
@@ -27,8 +31,14 @@ __all__ = [
     "SamplingParams",
     "SequenceRequest",
     "StepOutput",
+    "TokenIds",
     "TopLogprobs",
 ]
+
+TokenIds = NDArray[np.int32]
+"""Token ids, int32 [N]. Whoever is given some shares the array and writes nothing into it."""
+
+NO_TOKENS: TokenIds = np.empty(0, np.int32)
 
 REPLICA_ASLEEP = "replica_asleep"
 """``Finished.error_code`` of a sequence whose replica was put to sleep or unloaded under it. Not a death:
@@ -87,13 +97,13 @@ class SamplingParams:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SequenceRequest:
     """One sequence to generate on one replica.
 
     Attributes:
         sequence_id: the router's, unique in the worker's life.
-        prompt_ids: token ids of the prompt, at least one.
+        prompt_ids: token ids of the prompt, at least one; the choices of one request have one array.
         output_ids: what an earlier life of this sequence already sent; counted as output, never sent
             again.
         deadline_s: on the engine's clock (``time.monotonic`` of the worker), for the first token;
@@ -105,9 +115,9 @@ class SequenceRequest:
 
     sequence_id: int
     replica_id: str
-    prompt_ids: Sequence[int]
+    prompt_ids: TokenIds
     sampling: SamplingParams
-    output_ids: Sequence[int] = ()
+    output_ids: TokenIds = field(default_factory=lambda: NO_TOKENS)
     deadline_s: float = float("inf")
     priority: int = 0
     cache_scope: bytes | None = None

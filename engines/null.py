@@ -15,11 +15,11 @@ import math
 import os
 import time
 import zlib
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
+import numpy as np
 import psutil
 
 from engines.api import (
@@ -31,6 +31,7 @@ from engines.api import (
     LoadSpec,
     SequenceRequest,
     StepOutput,
+    TokenIds,
     TopLogprobs,
 )
 from engines.config import NullEngineConfig, WorkerOptions
@@ -48,9 +49,9 @@ def null_engine(options: WorkerOptions, recorder: FlightRecorder) -> NullEngine:
     return NullEngine(NullEngineConfig(**options.config), options.device, recorder)
 
 
-def null_token(prompt_ids: Sequence[int], index: int, config: NullEngineConfig) -> int:
+def null_token(prompt_ids: TokenIds | Sequence[int], index: int, config: NullEngineConfig) -> int:
     """Output token ``index`` (from 0) of every sequence with this prompt."""
-    digest = zlib.crc32(array("q", prompt_ids).tobytes())
+    digest = zlib.crc32(np.asarray(prompt_ids, np.int64).tobytes())
     return config.first_token_id + (digest + index) % config.num_token_ids
 
 
@@ -237,7 +238,9 @@ class NullEngine:
         num_likeliest = request.sampling.prompt_logprobs
         tops = None
         if num_likeliest is not None:
-            tops = [self._top_logprobs(prompt_id, num_likeliest) for prompt_id in request.prompt_ids[1:]]
+            tops = [
+                self._top_logprobs(prompt_id, num_likeliest) for prompt_id in request.prompt_ids[1:].tolist()
+            ]
         return FirstToken(self._step_began_s, prompt_logprobs=tops)
 
     def _top_logprobs(self, token_id: int, num_likeliest: int) -> TopLogprobs:
@@ -270,7 +273,7 @@ def _asleep(sequence_id: int, replica_id: str) -> Finished:
 
 def _refusal(request: SequenceRequest, max_model_len: int) -> Finished | None:
     error: InvalidRequestError | None = None
-    if not request.prompt_ids:
+    if not len(request.prompt_ids):
         error = InvalidRequestError("the prompt has no tokens", param="prompt")
     elif len(request.prompt_ids) >= max_model_len:
         error = ContextLengthError(

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engines.api import TokenIds
 from mooring.errors import InvalidRequestError
 from router.request.request import GenerationRequest
 from router.request.sampling import (
@@ -120,9 +121,10 @@ class Intake:
         param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
         [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens, param=param)
         strings = (
-            text_model.tokens.text_token(token_id, skip_special_tokens=False) or "" for token_id in ids
+            text_model.tokens.text_token(token_id, skip_special_tokens=False) or ""
+            for token_id in ids.tolist()
         )
-        return Tokens(ids, tuple(strings), served.max_model_len)
+        return Tokens(tuple(ids.tolist()), tuple(strings), served.max_model_len)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included.
@@ -164,7 +166,7 @@ class Intake:
         served: ServedModel,
         text_model: TextModel,
         prompt: Prompt,
-        all_ids: tuple[int, ...],
+        all_ids: TokenIds,
         options: SamplingOptions,
         *,
         request_id: str,

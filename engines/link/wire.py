@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
+import numpy as np
 from google.protobuf.message import Message
 
 from engines.api import (
@@ -22,6 +23,7 @@ from engines.api import (
     FirstToken,
     SamplingParams,
     SequenceRequest,
+    TokenIds,
     TopLogprobs,
 )
 from memory_manager.ports import LeaseStatus, WarmPlace
@@ -41,12 +43,14 @@ __all__ = [
     "finished_to_wire",
     "first_token_from_wire",
     "first_token_to_wire",
+    "ids_from_wire",
+    "ids_to_wire",
     "lease_status_from_wire",
     "lease_status_to_wire",
+    "sequence_from_wire",
+    "sequence_to_wire",
     "stats_from_wire",
     "stats_to_wire",
-    "submit_from_wire",
-    "submit_to_wire",
     "top_logprobs_from_wire",
     "top_logprobs_to_wire",
 ]
@@ -63,6 +67,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 ROUTER_ID_BITS = 40
 ROUTER_ID_MASK = (1 << ROUTER_ID_BITS) - 1
 
+_PACKED_IDS = np.dtype("<i4")
 _ERROR_CODE_KEY = "mooring-error-code"
 _BEST_EFFORT = 0.0
 _NO_SEQUENCE = 0  # the default, which takes no bytes
@@ -85,8 +90,17 @@ _LEASE_TO_WIRE = {
 _LEASE_FROM_WIRE = {number: status for status, number in _LEASE_TO_WIRE.items()}
 
 
-def submit_to_wire(request: SequenceRequest, now_s: float) -> pb.Submit:
-    """``request`` as a message; ``now_s`` is the sender's ``time.monotonic``."""
+def ids_to_wire(token_ids: TokenIds) -> bytes:
+    return np.asarray(token_ids, _PACKED_IDS).tobytes()
+
+
+def ids_from_wire(packed: bytes) -> TokenIds:
+    """The ids, over the very bytes of the message."""
+    return np.frombuffer(packed, _PACKED_IDS)
+
+
+def sequence_to_wire(request: SequenceRequest, now_s: float) -> pb.Sequence:
+    """All of a request but its prompt; ``now_s`` is the sender's ``time.monotonic``."""
     sampling = request.sampling
     message = pb.SamplingParams(
         temperature=sampling.temperature,
@@ -110,11 +124,10 @@ def submit_to_wire(request: SequenceRequest, now_s: float) -> pb.Submit:
     deadline_s = _BEST_EFFORT
     if math.isfinite(request.deadline_s):
         deadline_s = (request.deadline_s - now_s) or _DUE_NOW_S
-    return pb.Submit(
+    return pb.Sequence(
         sequence_id=request.sequence_id,
         replica_id=request.replica_id,
-        prompt_ids=request.prompt_ids,
-        output_ids=request.output_ids,
+        output_ids=ids_to_wire(request.output_ids),
         sampling=message,
         deadline_s=deadline_s,
         priority=request.priority,
@@ -122,14 +135,16 @@ def submit_to_wire(request: SequenceRequest, now_s: float) -> pb.Submit:
     )
 
 
-def submit_from_wire(message: pb.Submit, sequence_id: int, now_s: float) -> SequenceRequest:
+def sequence_from_wire(
+    message: pb.Sequence, prompt_ids: TokenIds, sequence_id: int, now_s: float
+) -> SequenceRequest:
     """The request in ``message`` under the worker's own ``sequence_id``; ``now_s`` is its clock."""
     sampling = message.sampling
     return SequenceRequest(
         sequence_id=sequence_id,
         replica_id=message.replica_id,
-        prompt_ids=tuple(message.prompt_ids),
-        output_ids=tuple(message.output_ids),
+        prompt_ids=prompt_ids,
+        output_ids=ids_from_wire(message.output_ids),
         sampling=SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,

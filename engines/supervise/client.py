@@ -25,6 +25,7 @@ from engines.api import (
     Finished,
     FinishReason,
     SequenceRequest,
+    TokenIds,
 )
 from engines.config import ClientConfig
 from engines.link.descriptors import DescriptorSender
@@ -34,9 +35,10 @@ from engines.link.wire import (
     error_from_rpc,
     finished_from_wire,
     first_token_from_wire,
+    ids_to_wire,
     lease_status_from_wire,
+    sequence_to_wire,
     stats_from_wire,
-    submit_to_wire,
     top_logprobs_from_wire,
 )
 from engines.supervise.death import WorkerDeath
@@ -112,6 +114,7 @@ class WorkerClient:
         self._sent: dict[int, _Sent] = {}
         self._commands: deque[pb.GenerateRequest] = deque()
         self._commands_queued = asyncio.Event()
+        self._unsent_prompt: TokenIds | None = None  # that of the last command, if it submits and is not sent
         self._lost = asyncio.Event()
         self._loss = "the client was closed"
         self.death = WorkerDeath()
@@ -179,7 +182,13 @@ class WorkerClient:
             raise WorkerLostError(f"worker {self._worker_id} is gone")
         num_unread = len(request.prompt_ids) + len(request.output_ids)
         self._sent[request.sequence_id] = _Sent(sink, request.sampling.choice, num_unread)
-        self._queue(pb.GenerateRequest(submit=submit_to_wire(request, self._clock())))
+        sequence = sequence_to_wire(request, self._clock())
+        if request.prompt_ids is self._unsent_prompt:  # a choice of the same request: the prompt goes once
+            self._commands[-1].submit.sequences.append(sequence)
+            return
+        submit = pb.Submit(prompt_ids=ids_to_wire(request.prompt_ids), sequences=[sequence])
+        self._queue(pb.GenerateRequest(submit=submit))
+        self._unsent_prompt = request.prompt_ids
 
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         """Ends sequences at the next step. Their sinks are not called again."""
@@ -189,6 +198,7 @@ class WorkerClient:
 
     def _queue(self, command: pb.GenerateRequest) -> None:
         self._commands.append(command)
+        self._unsent_prompt = None
         self._commands_queued.set()
 
     # Verbs -----------------------------------------------------------------------------------------
@@ -285,7 +295,10 @@ class WorkerClient:
             self._commands_queued.clear()
             while self._commands:
                 try:
-                    await call.write(self._commands.popleft())
+                    command = self._commands.popleft()
+                    if not self._commands:
+                        self._unsent_prompt = None
+                    await call.write(command)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     return  # the stream is over: the reader says so to everybody
 

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 import grpc.aio
 
-from engines.api import Engine, Finished, FinishReason, LoadSpec, StepOutput
+from engines.api import Engine, Finished, FinishReason, LoadSpec, StepOutput, TokenIds
 from engines.config import ServiceConfig
 from engines.link.descriptors import DescriptorReceiver
 from engines.link.wire import (
@@ -29,9 +29,10 @@ from engines.link.wire import (
     capabilities_to_wire,
     finished_to_wire,
     first_token_to_wire,
+    ids_from_wire,
     lease_status_to_wire,
+    sequence_from_wire,
     stats_to_wire,
-    submit_from_wire,
     top_logprobs_to_wire,
 )
 from engines.link.worker_memory import WorkerMemory
@@ -273,7 +274,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
     ) -> None:
         async for command in commands:
             if command.HasField("submit"):
-                self._submit(stream, command.submit)
+                prompt_ids = ids_from_wire(command.submit.prompt_ids)
+                for sequence in command.submit.sequences:
+                    self._submit(stream, sequence, prompt_ids)
             else:
                 # An id that has ended already, or was never here, is no longer live and needs no cancel.
                 wanted = {stream.base | (number & ROUTER_ID_MASK) for number in command.cancel.sequence_ids}
@@ -281,20 +284,20 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                     self._steps.post(partial(self._engine.cancel, list(present)))
         stream.half_close()
 
-    def _submit(self, stream: _RouterStream, submit: pb.Submit) -> None:
+    def _submit(self, stream: _RouterStream, sequence: pb.Sequence, prompt_ids: TokenIds) -> None:
         refusal: MooringError | None = None
         if self._draining:
             refusal = ShuttingDownError("this worker is shutting down")
-        elif submit.sequence_id > ROUTER_ID_MASK:
+        elif sequence.sequence_id > ROUTER_ID_MASK:
             refusal = InvalidRequestError("a sequence id has 40 bits at most", param="sequence_id")
         if refusal is not None:
             finished = Finished(0, FinishReason.ERROR, error_code=refusal.code, error_message=refusal.message)
-            ended = finished_to_wire(finished, submit.sequence_id)
-            stream.put(pb.StepOutput(replica_id=submit.replica_id, finished=[ended]))
+            ended = finished_to_wire(finished, sequence.sequence_id)
+            stream.put(pb.StepOutput(replica_id=sequence.replica_id, finished=[ended]))
             return
-        sequence_id = stream.base | submit.sequence_id
+        sequence_id = stream.base | sequence.sequence_id
         stream.live.add(sequence_id)
-        request = submit_from_wire(submit, sequence_id, self._clock())
+        request = sequence_from_wire(sequence, prompt_ids, sequence_id, self._clock())
         self._steps.post(partial(self._engine.submit, request))
 
     def _deliver(self, outputs: list[StepOutput]) -> None:

@@ -233,11 +233,10 @@ class SamplingParams(_message.Message):
     bad_words: _containers.RepeatedCompositeFieldContainer[TokenSequence]
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Iterable[_Union[TokenBias, _Mapping]]] = ..., bad_words: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ...) -> None: ...
 
-class Submit(_message.Message):
-    __slots__ = ("sequence_id", "replica_id", "prompt_ids", "output_ids", "sampling", "deadline_s", "priority", "cache_scope")
+class Sequence(_message.Message):
+    __slots__ = ("sequence_id", "replica_id", "output_ids", "sampling", "deadline_s", "priority", "cache_scope")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
@@ -245,13 +244,20 @@ class Submit(_message.Message):
     CACHE_SCOPE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     replica_id: str
-    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
-    output_ids: _containers.RepeatedScalarFieldContainer[int]
+    output_ids: bytes
     sampling: SamplingParams
     deadline_s: float
     priority: int
     cache_scope: bytes
-    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., cache_scope: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., output_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., cache_scope: _Optional[bytes] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("prompt_ids", "sequences")
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    prompt_ids: bytes
+    sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
+    def __init__(self, prompt_ids: _Optional[bytes] = ..., sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("sequence_ids",)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from engines.api import (
     REPLICA_ASLEEP,
     ChoiceTokens,
@@ -287,7 +289,7 @@ class RequestStream:
                 replica_id=replica_id,
                 prompt_ids=self._request.prompt_ids,
                 sampling=_sampling_of(choice, self._request.sampling),
-                output_ids=tuple(choice.output_ids),
+                output_ids=np.array(choice.output_ids, np.int32),
                 deadline_s=self._request.deadline_s,
                 priority=self._request.priority,
                 cache_scope=self._request.cache_scope,

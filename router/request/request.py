@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from engines.api import ChoiceTokens, SamplingParams
+from engines.api import ChoiceTokens, SamplingParams, TokenIds
 
 __all__ = ["GenerationRequest", "TokenSource", "TokenStream"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GenerationRequest:
     """A request as all doors share it.
 
@@ -45,7 +45,7 @@ class GenerationRequest:
 
     request_id: str
     deployment: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: TokenIds
     sampling: SamplingParams
     n: int = 1
     stop: tuple[str, ...] = ()

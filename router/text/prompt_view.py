@@ -112,11 +112,11 @@ class PromptView:
             after = self._table.detokenizer(skip_special_tokens=skip, at_start=False)
             return request.prompt_text, after
         whole = self._table.detokenizer(skip_special_tokens=skip)
-        return "".join(map(whole.push, request.prompt_ids)), whole
+        return "".join(map(whole.push, request.prompt_ids.tolist())), whole
 
     def logprobs(self) -> list[TokenLogprob] | None:
         """Log-probabilities of every token of the prompt; None if they were not asked for."""
-        tops, ids = self._tops, self._request.prompt_ids
+        tops, ids = self._tops, self._request.prompt_ids.tolist()
         if tops is None:
             return None
         if len(tops) != len(ids) - 1:
@@ -131,7 +131,7 @@ class PromptView:
         request = self._request
         read = self._table.detokenizer(skip_special_tokens=request.skip_special_tokens)
         offsets, num_chars = [], 0
-        for token_id in request.prompt_ids:
+        for token_id in request.prompt_ids.tolist():
             offsets.append(num_chars)
             num_chars += len(read.push(token_id))
         if request.prompt_text is None:

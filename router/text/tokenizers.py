@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from engines.api import TokenIds
 from mooring.errors import ArtifactError, InvalidRequestError
 from router.request.bounds import RouterConfig
 from router.request.single_flight import SingleFlightCache
@@ -58,10 +60,11 @@ class TextModel:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self.tokens = TokenTable(tokenizer)
+        self._known_ids = frozenset(tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(
         self, prompt: Prompt, add_special_tokens: bool | None = None, *, param: str = "prompt"
-    ) -> tuple[int, ...]:
+    ) -> TokenIds:
         """Turns a prompt of any kind into token ids.
 
         A plain text gets the special tokens that the tokenizer adds (usually the beginning-of-sequence); chat
@@ -76,7 +79,8 @@ class TextModel:
             InvalidRequestError: the prompt cannot be turned into tokens of this model.
         """
         if isinstance(prompt, str):
-            return self._encode(prompt, add_special_tokens=add_special_tokens is not False, param=param)
+            ids = self._encode(prompt, add_special_tokens=add_special_tokens is not False, param=param)
+            return np.array(ids, np.int32)
         if isinstance(prompt, ChatPrompt):
             if self._chat_template is None:
                 raise InvalidRequestError(
@@ -91,9 +95,11 @@ class TextModel:
                 continue_final_message=prompt.continue_final_message,
                 variables=prompt.template_variables,
             )
-            return self._encode(text, add_special_tokens=bool(add_special_tokens), param=param)
+            return np.array(
+                self._encode(text, add_special_tokens=bool(add_special_tokens), param=param), np.int32
+            )
         self.check_ids(prompt, param=param)
-        return prompt
+        return np.array(prompt, np.int32)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included.
@@ -111,19 +117,19 @@ class TextModel:
         Raises:
             InvalidRequestError: an id is not one of this model's tokens.
         """
-        for token_id in token_ids:
-            if not 0 <= token_id < 1 << 32 or self._tokenizer.id_to_token(token_id) is None:
-                raise InvalidRequestError(
-                    f"Invalid '{param}': {token_id} is not a token id of this model.", param=param
-                )
+        if not self._known_ids.issuperset(token_ids):
+            wrong = next(token_id for token_id in token_ids if token_id not in self._known_ids)
+            raise InvalidRequestError(
+                f"Invalid '{param}': {wrong} is not a token id of this model.", param=param
+            )
 
     def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Spellings of each word in tokens: of the word as it is, and of the word after a space."""
         spellings = (text for word in words for text in (word, " " + word.lstrip()))
         ids = (self._encode(text, add_special_tokens=False, param="bad_words") for text in spellings)
-        return tuple(dict.fromkeys(each for each in ids if each))
+        return tuple(dict.fromkeys(tuple(each) for each in ids if each))
 
-    def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+    def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -132,7 +138,8 @@ class TextModel:
                 f"Unicode.",
                 param=param,
             ) from error
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
 
 class TextModels:
@@ -159,7 +166,7 @@ class TextModels:
         add_special_tokens: bool | None = None,
         *,
         param: str = "prompt",
-    ) -> list[tuple[int, ...]]:
+    ) -> list[TokenIds]:
         """Turns prompts of any kind into token ids; long prompts in a thread.
 
         Args:
@@ -170,7 +177,7 @@ class TextModels:
             InvalidRequestError: a prompt cannot be turned into tokens of this model.
         """
 
-        def encode() -> list[tuple[int, ...]]:
+        def encode() -> list[TokenIds]:
             return [model.encode(prompt, add_special_tokens, param=param) for prompt in prompts]
 
         if sum(map(_num_chars, prompts)) <= self._inline_text_chars:

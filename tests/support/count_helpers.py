@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.bare_engine import PackedModel
@@ -52,7 +53,7 @@ def count(model: PackedModel) -> dict[str, int]:
 def _generate(engine: Any) -> None:
     engine.set_lease(64 * MIB, 1)
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
-    engine.submit(SequenceRequest(1, "m", list(range(32)), sampling))
+    engine.submit(SequenceRequest(1, "m", np.arange(32, dtype=np.int32), sampling))
     while engine.has_work():
         engine.step()
 

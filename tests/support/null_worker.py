@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engines.api import ChoiceTokens, SamplingParams, SequenceRequest
 from engines.config import CPU_MAX_STALL_S, NullEngineConfig, SupervisorConfig, WorkerSpec
 from engines.null import null_token
@@ -79,7 +81,9 @@ class Collected:
 
 
 def sequence(number: int, prompt_ids: tuple[int, ...] = (1, 2, 3), **sampling: Any) -> SequenceRequest:
-    return SequenceRequest(number, "m/0", prompt_ids, SamplingParams(**{"max_tokens": 8, **sampling}))
+    return SequenceRequest(
+        number, "m/0", np.array(prompt_ids, np.int32), SamplingParams(**{"max_tokens": 8, **sampling})
+    )
 
 
 class _Ticket:

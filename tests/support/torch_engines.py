@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs
@@ -159,9 +160,9 @@ class EngineDriver:
             SequenceRequest(
                 sequence_id,
                 replica_id,
-                list(prompt),
+                np.array(prompt, np.int32),
                 params,
-                list(output_ids),
+                np.array(output_ids, np.int32),
                 deadline_s,
                 priority,
                 cache_scope,

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest
+from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest, TokenIds
 from memory_manager.kv_spec import KVGroup, block_bytes_for_tokens, kv_bytes_for_tokens
 from mooring.errors import ContextLengthError, InsufficientMemoryError, InvalidRequestError, MooringError
 from mooring.units import format_bytes
@@ -49,7 +49,7 @@ class SequenceLimits:
     def refusal(self, request: SequenceRequest) -> Finished | None:
         """The end of a sequence that cannot be run, or None where it can."""
         num_tokens = len(request.prompt_ids) + len(request.output_ids)
-        if len(request.prompt_ids) > 0 and request.output_ids and num_tokens >= self.max_model_len:
+        if len(request.prompt_ids) and len(request.output_ids) and num_tokens >= self.max_model_len:
             return Finished(request.sequence_id, FinishReason.LENGTH)
         error = self._error(request, num_tokens)
         if error is not None:
@@ -92,6 +92,6 @@ class SequenceLimits:
         return None
 
 
-def _largest(token_ids: Sequence[int]) -> int:
+def _largest(token_ids: TokenIds | Sequence[int]) -> int:
     """The largest id as an unsigned number, so that a negative one is beyond any vocabulary."""
     return int(np.asarray(token_ids, np.int64).view(np.uint64).max(initial=0))

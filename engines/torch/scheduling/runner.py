@@ -176,10 +176,10 @@ class SequenceRunner:
         if refusal is not None:
             self._ended.append(refusal)
             return
-        token_ids = np.concatenate(
-            (np.asarray(request.prompt_ids, np.int32), np.asarray(request.output_ids, np.int32))
-        )
-        deadline_s = request.deadline_s if not request.output_ids else np.inf
+        token_ids = request.prompt_ids
+        if len(request.output_ids):
+            token_ids = np.concatenate((token_ids, request.output_ids))
+        deadline_s = request.deadline_s if not len(request.output_ids) else np.inf
         wants_scores = request.sampling.prompt_logprobs is not None
         self._waiting.push(
             PendingSequence(

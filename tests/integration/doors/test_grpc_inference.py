@@ -92,7 +92,7 @@ async def test_token_ids_and_chat_are_prompts_too(server: Server) -> None:
     async for _ in server.stub.Generate(request, timeout=10):
         pass
     by_ids, by_chat = server.source.requests
-    assert by_ids.prompt_ids == tuple(ANSWER_IDS)
+    assert by_ids.prompt_ids.tolist() == list(ANSWER_IDS)
     prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert TOKENIZER.decode(list(by_chat.prompt_ids), skip_special_tokens=False) == prompt
     assert by_chat.sampling.max_tokens == 96 - len(by_chat.prompt_ids)

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 
+import numpy as np
 import psutil
 import pytest
 from support.null_worker import (
@@ -22,7 +23,7 @@ from support.null_worker import (
     until,
 )
 
-from engines.api import REPLICA_ASLEEP, FinishReason
+from engines.api import REPLICA_ASLEEP, FinishReason, SamplingParams, SequenceRequest
 from engines.config import ClientConfig
 from engines.link.descriptors import DescriptorSender, open_channel
 from engines.supervise.client import WorkerClient
@@ -88,6 +89,23 @@ async def test_logprobs_and_stop_tokens_cross_the_wire(fleet: NullFleet) -> None
     tops = [top for chunk in sink.chunks for top in chunk.logprobs]
     assert [top.token_ids[0] for top in tops] == sink.token_ids == tokens
     assert all(len(top.logprobs) == 2 for top in tops)
+
+
+async def test_a_prompt_is_sent_once_for_all_choices_of_a_request(fleet: NullFleet) -> None:
+    prompt_ids = np.arange(MAX_MODEL_LEN - 10, dtype=np.int32)
+    sinks = [Collected() for _ in range(4)]
+    for choice, sink in enumerate(sinks):
+        params = SamplingParams(max_tokens=8, choice=choice)
+        fleet.client.submit(SequenceRequest(choice + 1, "m/0", prompt_ids, params), sink)
+    [command] = fleet.client._commands
+    assert command.ByteSize() < 4 * len(prompt_ids) + 500
+    other = Collected()
+    fleet.client.submit(SequenceRequest(9, "m/0", prompt_ids.copy(), SamplingParams(max_tokens=8)), other)
+    assert len(fleet.client._commands) == 2
+    for sink in (*sinks, other):
+        await sink.end()
+        assert sink.token_ids == expected_tokens(prompt_ids, 8)
+    assert [sink.chunks[0].index for sink in sinks] == [0, 1, 2, 3]
 
 
 async def test_prompt_logprobs_come_once_with_the_first_token(fleet: NullFleet) -> None:

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.api import Finished, FinishReason, FirstToken, SamplingParams, SequenceRequest, TopLogprobs
+from engines.api import (
+    Finished,
+    FinishReason,
+    FirstToken,
+    SamplingParams,
+    SequenceRequest,
+    TokenIds,
+    TopLogprobs,
+)
 from engines.link.wire import (
     finished_from_wire,
     finished_to_wire,
     first_token_from_wire,
     first_token_to_wire,
+    ids_from_wire,
+    ids_to_wire,
+    sequence_from_wire,
+    sequence_to_wire,
     stats_from_wire,
     stats_to_wire,
-    submit_from_wire,
-    submit_to_wire,
     top_logprobs_from_wire,
     top_logprobs_to_wire,
 )
 from memory_manager.stats import KVFragmentation, ReplicaStats, WorkerStats
 
+ONE_ID = np.array([1], np.int32)
+
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=8).map(tuple)
+packed_ids = st.lists(st.integers(0, 2**31 - 1), max_size=8).map(partial(np.array, dtype=np.int32))
 floats32 = st.floats(-100, 100, width=32)
 sampling_params = st.builds(
     SamplingParams,
@@ -50,9 +64,9 @@ requests = st.builds(
     SequenceRequest,
     sequence_id=st.integers(0, 2**40 - 1),
     replica_id=st.text(max_size=8),
-    prompt_ids=token_ids,
+    prompt_ids=packed_ids,
     sampling=sampling_params,
-    output_ids=token_ids,
+    output_ids=packed_ids,
     deadline_s=st.just(math.inf),
     priority=st.integers(-(2**31), 2**31 - 1),
     cache_scope=st.none() | st.binary(max_size=32),
@@ -60,17 +74,29 @@ requests = st.builds(
 
 
 @given(requests)
-def test_submit(request: SequenceRequest) -> None:
-    message = submit_to_wire(request, now_s=5.0)
-    assert submit_from_wire(message, request.sequence_id, now_s=99.0) == request
+def test_sequence(request: SequenceRequest) -> None:
+    message = sequence_to_wire(request, now_s=5.0)
+    there = sequence_from_wire(message, request.prompt_ids, request.sequence_id, now_s=99.0)
+    assert there.prompt_ids is request.prompt_ids
+    assert there.output_ids.tolist() == request.output_ids.tolist()
+    for field in fields(SequenceRequest):
+        if field.name not in ("prompt_ids", "output_ids"):
+            assert getattr(there, field.name) == getattr(request, field.name)
+
+
+@given(packed_ids)
+def test_ids(ids: TokenIds) -> None:
+    packed = ids_to_wire(ids)
+    assert len(packed) == 4 * len(ids)
+    assert ids_from_wire(packed).tolist() == ids.tolist()
 
 
 @given(until_s=st.floats(-1e6, 1e6), sender_s=st.floats(0, 1e6), receiver_s=st.floats(0, 1e6))
 def test_a_deadline_is_as_far_away_on_the_other_clock(
     until_s: float, sender_s: float, receiver_s: float
 ) -> None:
-    request = SequenceRequest(1, "m", (1,), SamplingParams(), deadline_s=sender_s + until_s)
-    arrived = submit_from_wire(submit_to_wire(request, sender_s), 1, receiver_s)
+    request = SequenceRequest(1, "m", ONE_ID, SamplingParams(), deadline_s=sender_s + until_s)
+    arrived = sequence_from_wire(sequence_to_wire(request, sender_s), ONE_ID, 1, receiver_s)
     assert np.isclose(arrived.deadline_s - receiver_s, until_s, atol=1e-6)
 
 
@@ -142,6 +168,6 @@ def test_stats(told: WorkerStats) -> None:
 
 
 def test_what_was_not_asked_for_takes_no_bytes() -> None:
-    plain = submit_to_wire(SequenceRequest(1, "m", (1,), SamplingParams()), now_s=0.0).sampling
+    plain = sequence_to_wire(SequenceRequest(1, "m", ONE_ID, SamplingParams()), now_s=0.0).sampling
     named = {field.name for field, _ in plain.ListFields()}
     assert named.isdisjoint(("logprobs", "prompt_logprobs", "logit_bias", "bad_words"))

@@ -3,6 +3,7 @@ and cache over a model that computes nothing."""
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bare_runner import MAX_LEN, runner_without_a_model
@@ -23,7 +24,7 @@ def test_the_earliest_always_ends(
         def submit(num_prompt: int, max_tokens: int) -> None:
             nonlocal num_submitted
             num_submitted += 1
-            prompt = [(num_submitted * 3 + i) % 8 for i in range(num_prompt)]
+            prompt = ((num_submitted * 3 + np.arange(num_prompt)) % 8).astype(np.int32)
             sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
             scope = b"" if shares else None
             runner.submit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def request_for(
     echo: bool = False, **sampling: int,
 ) -> GenerationRequest:  # fmt: skip
     return GenerationRequest(
-        "r", "m", tuple(prompt_ids), SamplingParams(**{"max_tokens": 100, **sampling}),  # type: ignore[arg-type]
+        "r", "m", np.array(prompt_ids, np.int32), SamplingParams(**{"max_tokens": 100, **sampling}),  # type: ignore[arg-type]
         n=n, stop=stop, include_stop=include, skip_special_tokens=skip, echo=echo,
     )  # fmt: skip
 
