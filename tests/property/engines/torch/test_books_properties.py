@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +43,7 @@ class _Sequences:
         self.ended: dict[int, FinishReason] = {}
 
     def submit(self, num_prompt: int, sampling: dict[str, Any], shares: bool) -> None:
-        prompt = [(self.num_submitted + i) % VOCAB_SIZE for i in range(num_prompt)]
+        prompt = ((self.num_submitted + np.arange(num_prompt)) % VOCAB_SIZE).astype(np.int32)
         scope = b"" if shares else None
         request = SequenceRequest(
             self.num_submitted, "m", prompt, SamplingParams(**sampling), cache_scope=scope
