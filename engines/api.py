@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.sampling_params import SamplingParams
 from memory_manager.ports import Capabilities, LeaseStatus
 from memory_manager.stats import WorkerStats
 
@@ -52,49 +53,6 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are drawn. Defaults are OpenAI's; a model's generation_config.json may lay its own
-    under what the caller left out, which the router does before it makes one of these.
-
-    Attributes:
-        temperature: 0 is greedy.
-        top_p: nucleus mass in (0, 1]; 1 is off.
-        top_k: likeliest tokens kept; 0 is off.
-        min_p: tokens below this share of the likeliest one's probability are dropped; 0 is off.
-        repetition_penalty: CTRL's, over prompt and output; 1 is off.
-        presence_penalty, frequency_penalty: OpenAI's, over output only; 0 is off.
-        seed: of the noise; always set, since a request without one is given one on arrival.
-        choice: which of the request's n choices this is; part of the noise's counter.
-        max_tokens, min_tokens: of output, counting ``SequenceRequest.output_ids``.
-        stop_token_ids: beside the model's own end-of-sequence ids.
-        ignore_eos: the model's own end-of-sequence ids do not end it;
-            ``stop_token_ids`` still do, as in vLLM.
-        logprobs: None for none; k for the sampled token's and the k likeliest.
-        prompt_logprobs: the same for the tokens of the prompt.
-        logit_bias: (token id, what is added to its logit), OpenAI's; each id at most once.
-        bad_words_ids: token sequences that the output never completes; one that began in the prompt is none.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
-    choice: int = 0
-    max_tokens: int = 16
-    min_tokens: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    bad_words_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,15 +10,25 @@ Whoever reads, checks, stores or explains them asks the dataclass (``declared``)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from types import MappingProxyType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mooring.errors import ConfigurationError
 
-__all__ = ["Bounds", "Declared", "Setting", "check_bounds", "declared", "settings_of"]
+__all__ = [
+    "Bounds",
+    "Declared",
+    "Setting",
+    "check_bounds",
+    "declared",
+    "settings_of",
+    "with_optional_fields_of",
+]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,20 @@ def _read(name: str, hint: Any, default: Any) -> Declared:
     bounds = next((note for note in notes if isinstance(note, Bounds)), None)
     setting = next((note for note in notes if isinstance(note, Setting)), None)
     return Declared(name, hint, default, bounds, setting)
+
+
+def with_optional_fields_of(part: type) -> Callable[[type[T]], type[T]]:
+    """Decorates the class of a dataclass, before ``dataclass`` does: it gets the fields of ``part`` that are set from
+    outside, each None if it is left out."""
+
+    def extend(kind: type[T]) -> type[T]:
+        for name, each in declared(part).items():
+            if each.setting is not None:
+                kind.__annotations__[name] = each.value_kind | None
+                setattr(kind, name, None)
+        return kind
+
+    return extend
 
 
 def settings_of(config: object) -> dict[str, Any]:

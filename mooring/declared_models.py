@@ -21,15 +21,20 @@ SIZE = BeforeValidator(lambda value: value if value is None else parse_bytes(val
 
 
 def field_of(
-    declaration: Declared, *, sizes_as_text: bool = False, may_be_none: bool = False
+    declaration: Declared,
+    *,
+    sizes_as_text: bool = False,
+    may_be_none: bool = False,
+    bounded: bool = True,
 ) -> tuple[Any, Any]:
     """Type and ``Field`` of a declared field.
 
     Args:
         sizes_as_text: whether numbers of bytes may be written like 512MiB.
         may_be_none: whether None is allowed, and the default, whatever the declaration says.
+        bounded: whether the model checks the bounds; otherwise somebody else does.
     """
-    bounds = declaration.bounds or Bounds()
+    bounds = declaration.bounds if declaration.bounds is not None and bounded else Bounds()
     limits = {name: limit for name in ("ge", "le", "gt") if math.isfinite(limit := getattr(bounds, name))}
     kind, default = declaration.kind, declaration.default
     if may_be_none:
@@ -43,14 +48,16 @@ def field_of(
 
 
 def with_fields_of(
-    part: type, *, sizes_as_text: bool = False, may_be_none: bool = False
+    part: type, *, sizes_as_text: bool = False, may_be_none: bool = False, bounded: bool = True
 ) -> Callable[[type[M]], type[M]]:
     """Decorates a model: it gets the fields of a dataclass that are set from outside, after its own. Arguments as
     in ``field_of``."""
 
     def extend(model: type[M]) -> type[M]:
         fields: dict[str, Any] = {
-            each.setting.name or name: field_of(each, sizes_as_text=sizes_as_text, may_be_none=may_be_none)
+            each.setting.name or name: field_of(
+                each, sizes_as_text=sizes_as_text, may_be_none=may_be_none, bounded=bounded
+            )
             for name, each in declared(part).items()
             if each.setting is not None
         }

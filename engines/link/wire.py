@@ -28,6 +28,7 @@ from engines.api import (
 )
 from memory_manager.ports import LeaseStatus, WarmPlace
 from memory_manager.stats import KVFragmentation, ReplicaStats, WorkerStats
+from mooring.declared import declared
 from mooring.errors import InternalError, MooringError, WorkerLostError, error_from_code, status_of
 from mooring.v1 import engine_pb2 as pb
 
@@ -73,6 +74,11 @@ _BEST_EFFORT = 0.0
 _NO_SEQUENCE = 0  # the default, which takes no bytes
 _DUE_NOW_S = 1e-9  # a deadline of exactly now must not read as best effort
 
+_SAMPLING_FIELDS = tuple(declared(SamplingParams).keys() - {"logit_bias", "bad_words_ids"})
+_OPTIONAL_SAMPLING_FIELDS = tuple(
+    name for name in _SAMPLING_FIELDS if declared(SamplingParams)[name].is_optional
+)
+
 _REASON_TO_WIRE = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -101,26 +107,6 @@ def ids_from_wire(packed: bytes) -> TokenIds:
 
 def sequence_to_wire(request: SequenceRequest, now_s: float) -> pb.Sequence:
     """All of a request but its prompt; ``now_s`` is the sender's ``time.monotonic``."""
-    sampling = request.sampling
-    message = pb.SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        seed=sampling.seed,
-        choice=sampling.choice,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-        prompt_logprobs=sampling.prompt_logprobs,
-        logit_bias=[pb.TokenBias(token_id=token_id, bias=bias) for token_id, bias in sampling.logit_bias],
-        bad_words=[pb.TokenSequence(token_ids=token_ids) for token_ids in sampling.bad_words_ids],
-    )
     deadline_s = _BEST_EFFORT
     if math.isfinite(request.deadline_s):
         deadline_s = (request.deadline_s - now_s) or _DUE_NOW_S
@@ -128,7 +114,7 @@ def sequence_to_wire(request: SequenceRequest, now_s: float) -> pb.Sequence:
         sequence_id=request.sequence_id,
         replica_id=request.replica_id,
         output_ids=ids_to_wire(request.output_ids),
-        sampling=message,
+        sampling=_sampling_to_wire(request.sampling),
         deadline_s=deadline_s,
         priority=request.priority,
         cache_scope=request.cache_scope,
@@ -139,34 +125,36 @@ def sequence_from_wire(
     message: pb.Sequence, prompt_ids: TokenIds, sequence_id: int, now_s: float
 ) -> SequenceRequest:
     """The request in ``message`` under the worker's own ``sequence_id``; ``now_s`` is its clock."""
-    sampling = message.sampling
     return SequenceRequest(
         sequence_id=sequence_id,
         replica_id=message.replica_id,
         prompt_ids=prompt_ids,
         output_ids=ids_from_wire(message.output_ids),
-        sampling=SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            seed=sampling.seed,
-            choice=sampling.choice,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            stop_token_ids=tuple(sampling.stop_token_ids),
-            ignore_eos=sampling.ignore_eos,
-            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
-            prompt_logprobs=sampling.prompt_logprobs if sampling.HasField("prompt_logprobs") else None,
-            logit_bias=tuple((entry.token_id, entry.bias) for entry in sampling.logit_bias),
-            bad_words_ids=tuple(tuple(word.token_ids) for word in sampling.bad_words),
-        ),
+        sampling=_sampling_from_wire(message.sampling),
         deadline_s=math.inf if message.deadline_s == _BEST_EFFORT else now_s + message.deadline_s,
         priority=message.priority,
         cache_scope=message.cache_scope if message.HasField("cache_scope") else None,
+    )
+
+
+def _sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
+    """The parameters as a message, whose fields have their names; what is None is left out."""
+    values: dict[str, Any] = {name: getattr(sampling, name) for name in _SAMPLING_FIELDS}
+    return pb.SamplingParams(
+        **values,
+        logit_bias=[pb.TokenBias(token_id=token_id, bias=bias) for token_id, bias in sampling.logit_bias],
+        bad_words=[pb.TokenSequence(token_ids=token_ids) for token_ids in sampling.bad_words_ids],
+    )
+
+
+def _sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
+    values: dict[str, Any] = {name: getattr(message, name) for name in _SAMPLING_FIELDS}
+    values |= {name: None for name in _OPTIONAL_SAMPLING_FIELDS if not message.HasField(name)}
+    values["stop_token_ids"] = tuple(message.stop_token_ids)
+    return SamplingParams(
+        **values,
+        logit_bias=tuple((entry.token_id, entry.bias) for entry in message.logit_bias),
+        bad_words_ids=tuple(tuple(word.token_ids) for word in message.bad_words),
     )
 
 

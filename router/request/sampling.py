@@ -3,17 +3,18 @@ doors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from engines.api import SamplingParams
+from engines.sampling_params import MAX_COUNT, MAX_SEED, SamplingParams
+from mooring.declared import Bounds, Declared, declared, with_optional_fields_of
 from mooring.errors import ArtifactError, ContextLengthError, InvalidRequestError
 from router.request.bounds import RouterConfig
 
 __all__ = [
     "DEFAULT_COMPLETION_TOKENS",
+    "PLAIN_OPTIONS",
     "GenerationDefaults",
     "SamplingOptions",
     "num_prompt_tokens_kept",
@@ -23,8 +24,6 @@ __all__ = [
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default if a plain prompt comes without a length
 _LOWEST_TEMPERATURE = 0.01
-_SEED_MASK = (1 << 64) - 1
-_MAX_TOKENS = (1 << 31) - 1  # a count beyond it is no wish but a mistake, and may be too long to print
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +52,23 @@ class GenerationDefaults:
         """
         values = {name: raw[name] for name in cls.__slots__ if raw.get(name) is not None}
         for name, value in values.items():
-            whole = name in ("top_k", "max_new_tokens")
+            option = PLAIN_OPTIONS.get(name)
+            whole = option is None or option.value_kind is int
+            bounds = _MAX_NEW_TOKENS if option is None or option.bounds is None else option.bounds
             is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-            if not is_number or not _RANGES[name].holds(value):
+            if not is_number or not bounds.holds(value):
                 raise ArtifactError(
                     f"generation_config.json of the model: {name} is {value!r} and must be a "
-                    f"{'whole number' if whole else 'number'}, {_RANGES[name]}"
+                    f"{'whole number' if whole else 'number'}, {bounds}"
                 )
         return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@with_optional_fields_of(SamplingParams)
 class SamplingOptions:
-    """The caller's wishes; None is "left out". Meanings and units as in ``SamplingParams``.
+    """The caller's wishes; None is "left out". Meanings and units as in ``SamplingParams``, whose fields that callers
+    set by the same name everywhere are fields here too (``PLAIN_OPTIONS``).
 
     Attributes:
         stop: strings that end a choice.
@@ -90,18 +93,8 @@ class SamplingOptions:
     """
 
     max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool | None = None
     n: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -119,32 +112,13 @@ class SamplingOptions:
     prompt_field: str = "prompt"
 
 
-class _Range(NamedTuple):
-    low: float
-    high: float
-    above_low: bool = False  # the low end itself is not allowed
-
-    def holds(self, value: float) -> bool:
-        return (self.low < value if self.above_low else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        low = f"{'more than' if self.above_low else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:.15g}"
-
-
-_RANGES = {
-    "temperature": _Range(0, 2),
-    "top_p": _Range(0, 1, above_low=True),
-    "top_k": _Range(-1, (1 << 31) - 1),
-    "min_p": _Range(0, 1),
-    "repetition_penalty": _Range(0.01, 100),  # beyond, logits leave the range of single precision
-    "presence_penalty": _Range(-2, 2),
-    "frequency_penalty": _Range(-2, 2),
-    "min_tokens": _Range(0, _MAX_TOKENS),
-    "max_new_tokens": _Range(1, math.inf),
-    "seed": _Range(-(1 << 63), _SEED_MASK),
+PLAIN_OPTIONS: Mapping[str, Declared] = {
+    name: each for name, each in declared(SamplingParams).items() if each.setting is not None
 }
-_TOKEN_IDS = _Range(0, (1 << 32) - 1)
+"""The options that are numbers and flags with the same name everywhere, as ``SamplingParams`` declares them."""
+
+_MAX_NEW_TOKENS = Bounds(1)
+_TOKEN_IDS = Bounds(0, (1 << 32) - 1)
 
 
 def resolve_sampling(
@@ -168,30 +142,34 @@ def resolve_sampling(
         ContextLengthError: prompt and output do not fit the model.
     """
     _check(options, config)
+    values = _plain_values(options, defaults, new_seed)
     max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len)
-    min_tokens = options.min_tokens or 0
-    if min_tokens > max_tokens:
+    if (min_tokens := values["min_tokens"]) > max_tokens:
         raise InvalidRequestError(
             f"min_tokens is {min_tokens}, more than the {max_tokens} tokens of output that are allowed.",
             param="min_tokens",
         )
     return SamplingParams(
-        temperature=_temperature(_first(options.temperature, defaults.temperature, 1.0)),
-        top_p=_first(options.top_p, defaults.top_p, 1.0),
-        top_k=int(max(_first(options.top_k, defaults.top_k, 0), 0)),
-        min_p=_first(options.min_p, defaults.min_p, 0.0),
-        repetition_penalty=_first(options.repetition_penalty, defaults.repetition_penalty, 1.0),
-        presence_penalty=_first(options.presence_penalty, None, 0.0),
-        frequency_penalty=_first(options.frequency_penalty, None, 0.0),
-        seed=(new_seed if options.seed is None else options.seed) & _SEED_MASK,
+        **values,
         max_tokens=max_tokens,
-        min_tokens=min_tokens,
         stop_token_ids=options.stop_token_ids,
-        ignore_eos=bool(options.ignore_eos),
         logprobs=options.logprobs,
         prompt_logprobs=_prompt_logprobs(options),
         logit_bias=options.logit_bias,
     )
+
+
+def _plain_values(options: SamplingOptions, defaults: GenerationDefaults, new_seed: int) -> dict[str, Any]:
+    """The plain options: the caller's, else the model's own, else OpenAI's defaults."""
+    values: dict[str, Any] = {}
+    for name, each in PLAIN_OPTIONS.items():
+        default = new_seed if name == "seed" else each.default
+        given = (getattr(options, name), getattr(defaults, name, None), default)
+        values[name] = next(value for value in given if value is not None)
+    values["temperature"] = _temperature(values["temperature"])
+    values["top_k"] = max(values["top_k"], 0)
+    values["seed"] &= MAX_SEED
+    return values
 
 
 def wants_prompt_only(options: SamplingOptions) -> bool:
@@ -227,12 +205,6 @@ def _prompt_logprobs(options: SamplingOptions) -> int | None:
     return max(asked, default=None)
 
 
-def _first(asked: float | None, suggested: float | None, default: float) -> float:
-    if asked is not None:
-        return asked
-    return default if suggested is None else suggested
-
-
 def _temperature(asked: float) -> float:
     """A temperature of 0 stays, and means greedy; one so low that logits would overflow is raised to where
     the answer is practically the same (as in vLLM)."""
@@ -240,21 +212,22 @@ def _temperature(asked: float) -> float:
 
 
 def _check(options: SamplingOptions, config: RouterConfig) -> None:
-    for name, allowed in _RANGES.items():
-        _check_range(getattr(options, name, None), allowed, name)
+    for name, each in PLAIN_OPTIONS.items():
+        if each.bounds is not None:
+            _check_range(getattr(options, name), each.bounds, name)
     fewest_tokens = 0 if options.echo or options.prompt_logprobs is not None else 1
-    _check_range(options.max_tokens, _Range(fewest_tokens, _MAX_TOKENS), options.max_tokens_field)
-    _check_range(options.n, _Range(1, config.max_choices), "n")
-    _check_range(options.logprobs, _Range(0, config.max_logprobs), options.logprobs_field)
-    _check_range(options.prompt_logprobs, _Range(0, config.max_logprobs), "prompt_logprobs")
-    _check_range(len(options.stop), _Range(0, config.max_stop_strings), "stop", what="the number of strings")
+    _check_range(options.max_tokens, Bounds(fewest_tokens, MAX_COUNT), options.max_tokens_field)
+    _check_range(options.n, Bounds(1, config.max_choices), "n")
+    _check_range(options.logprobs, Bounds(0, config.max_logprobs), options.logprobs_field)
+    _check_range(options.prompt_logprobs, Bounds(0, config.max_logprobs), "prompt_logprobs")
+    _check_range(len(options.stop), Bounds(0, config.max_stop_strings), "stop", what="the number of strings")
     for text in options.stop:
         _check_range(
-            len(text), _Range(1, config.max_stop_string_chars), "stop", what="the length of each string"
+            len(text), Bounds(1, config.max_stop_string_chars), "stop", what="the length of each string"
         )
     _check_range(
         len(options.stop_token_ids),
-        _Range(0, config.max_stop_token_ids),
+        Bounds(0, config.max_stop_token_ids),
         "stop_token_ids",
         what="the number of ids",
     )
@@ -266,18 +239,18 @@ def _check(options: SamplingOptions, config: RouterConfig) -> None:
 def _check_token_choice(options: SamplingOptions, config: RouterConfig) -> None:
     biases, words = options.logit_bias, options.bad_words
     _check_range(
-        len(biases), _Range(0, config.max_logit_biases), "logit_bias", what="the number of token ids"
+        len(biases), Bounds(0, config.max_logit_biases), "logit_bias", what="the number of token ids"
     )
     for token_id, bias in biases:
         _check_range(token_id, _TOKEN_IDS, "logit_bias", what="each token id")
-        _check_range(bias, _Range(-100, 100), "logit_bias", what="each bias")
-    _check_range(len(words), _Range(0, config.max_bad_words), "bad_words", what="the number of strings")
+        _check_range(bias, Bounds(-100, 100), "logit_bias", what="each bias")
+    _check_range(len(words), Bounds(0, config.max_bad_words), "bad_words", what="the number of strings")
     for word in words:
-        allowed = _Range(1, config.max_stop_string_chars)
+        allowed = Bounds(1, config.max_stop_string_chars)
         _check_range(len(word), allowed, "bad_words", what="the length of each string")
 
 
-def _check_range(value: float | None, allowed: _Range, param: str, *, what: str = "the value") -> None:
+def _check_range(value: float | None, allowed: Bounds, param: str, *, what: str = "the value") -> None:
     if value is not None and not allowed.holds(value):
         raise InvalidRequestError(f"Invalid '{param}': {what} is {value} and must be {allowed}.", param=param)
 

@@ -11,7 +11,7 @@ from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.doors.grpc.errors import Context, abort, metadata_of, refuse_unknown_fields
 from router.intake import Intake, request_id_from
-from router.request.sampling import DEFAULT_COMPLETION_TOKENS, SamplingOptions
+from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.services import RouterServices
 from router.tenancy.keys import api_key_of
 from router.text.detokenizer import token_string
@@ -23,10 +23,9 @@ __all__ = ["InferenceService", "create_grpc_service"]
 _log = logging.getLogger(__name__)
 
 _OPTIONAL_FIELDS = (
-    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "logprobs", "prompt_logprobs"),
-    *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens"),
-    "cache_salt",
+    *PLAIN_OPTIONS,
+    *("max_tokens", "n", "logprobs", "prompt_logprobs", "skip_special_tokens", "include_stop_str_in_output"),
+    *("truncate_prompt_tokens", "add_special_tokens", "cache_salt"),
 )
 
 

@@ -4,10 +4,12 @@ and of the vLLM backend, whose sampling parameters count as inputs too."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from router.request.sampling import PLAIN_OPTIONS
 
 __all__ = ["FIELDS", "Field", "Kind"]
 
@@ -75,11 +77,9 @@ def _served() -> tuple[Field, ...]:
         Field("bad_words", texts, "bad_words", ("BYTES",), skips_empty=True),
         Field("stop_token_ids", Kind.WHOLES, "stop_token_ids"),
         Field("end_id", whole, "end_id", _INT),
-        Field("ignore_eos", flag, "ignore_eos"),
         Field("temperature", number, "temperature", ("FP32",)),
         Field("top_k", whole, "top_k", _INT),
         Field("top_p", number, "top_p", ("FP32",)),
-        Field("min_p", number, "min_p"),
         Field("repetition_penalty", number, "repetition_penalty", ("FP32",)),
         Field("presence_penalty", number, "presence_penalty", ("FP32",)),
         Field("frequency_penalty", number, "frequency_penalty", ("FP32",)),
@@ -148,5 +148,16 @@ def _refused() -> tuple[Field, ...]:
     )
 
 
-FIELDS: Mapping[str, Field] = MappingProxyType({field.name: field for field in (*_served(), *_refused())})
+def _plain(named: Iterable[Field]) -> Iterator[Field]:
+    """The plain options that the backends' inputs do not name: they come as parameters."""
+    taken = {field.name for field in named}
+    kinds = {bool: Kind.FLAG, int: Kind.WHOLE, float: Kind.NUMBER}
+    for name, option in PLAIN_OPTIONS.items():
+        if name not in taken:
+            yield Field(name, kinds[option.value_kind], name)
+
+
+FIELDS: Mapping[str, Field] = MappingProxyType(
+    {field.name: field for field in (*_served(), *_plain(_served()), *_refused())}
+)
 """Every field by its name; the order is that of the metadata."""

@@ -12,10 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from engines.sampling_params import SamplingParams
+from mooring.declared_models import with_fields_of
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
 from router.doors.http.errors import UNSUPPORTED_VALUE
 from router.doors.openai.answers import AnswerStyle
-from router.request.sampling import DEFAULT_COMPLETION_TOKENS, SamplingOptions
+from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.text.tokenizers import ChatPrompt
 
 __all__ = [
@@ -157,25 +159,17 @@ class ChatMessage(RequestBody):
         return message if self.name is None else {**message, "name": self.name}
 
 
+@with_fields_of(SamplingParams, may_be_none=True, bounded=False)
 class _SamplingBody(RequestBody):
-    """Fields that completions and chat completions share. null means the same as leaving a field out."""
+    """Fields that completions and chat completions share, beside the sampling parameters that have one name
+    everywhere. null means the same as leaving a field out."""
 
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL
 
     model: str
     max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
@@ -218,7 +212,7 @@ class _SamplingBody(RequestBody):
             )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         options = {name: getattr(self, name) for name in _COMMON_OPTIONS}
-        if self.top_p == 0:  # the low end of OpenAI's range: only the likeliest token
+        if options["top_p"] == 0:  # the low end of OpenAI's range: only the likeliest token
             options |= {"top_p": 1.0, "top_k": 1}
         return options | {
             "stop": tuple(stop),
@@ -229,10 +223,9 @@ class _SamplingBody(RequestBody):
 
 
 _COMMON_OPTIONS = (
-    *("min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "n", "prompt_logprobs"),
-    *("skip_special_tokens", "include_stop_str_in_output", "truncate_prompt_tokens", "add_special_tokens"),
-    "cache_salt",
+    *PLAIN_OPTIONS,
+    *("n", "prompt_logprobs", "skip_special_tokens", "include_stop_str_in_output"),
+    *("truncate_prompt_tokens", "add_special_tokens", "cache_salt"),
 )
 
 

@@ -17,6 +17,7 @@ from mooring.config import Settings, load_settings, section_of
 from mooring.declared import Bounds, Setting, check_bounds, declared, settings_of
 from mooring.errors import ConfigurationError
 from mooring.policy import DeploymentPolicy
+from router.request.sampling import PLAIN_OPTIONS
 
 PACKAGES = ("engines", "memory_manager", "model_registry", "mooring", "ops", "router")
 UNSET = ("None", "0", "0.0", "False", "()")
@@ -69,7 +70,7 @@ def test_no_default_of_a_setting_is_declared_twice() -> None:
     by_field = defaults_by_field()
     names = set(Settings.model_fields) - set(parts())
     names |= {name for part in parts().values() for name, each in declared(part).items() if each.setting}
-    names |= set(declared(DeploymentPolicy))
+    names |= set(declared(DeploymentPolicy)) | set(PLAIN_OPTIONS)
     assert len(names) > 45
     twice = {
         name: classes
