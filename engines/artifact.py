@@ -15,11 +15,14 @@ from typing import Any
 
 from mooring.errors import ArtifactError
 
-__all__ = ["ALIGNMENT_BYTES", "FORMAT_VERSION", "Manifest", "TensorEntry"]
+__all__ = ["ALIGNMENT_BYTES", "FORMAT_VERSION", "PLAIN_LAYOUT", "Manifest", "TensorEntry"]
 
 FORMAT_VERSION = 1
 # Alignment of each tensor in weights.bin: a cache line on every CPU, a sector on every GPU.
 ALIGNMENT_BYTES = 256
+# Matrices lie row by row as in the checkpoint: every CPU and every GPU reads them so today. A kernel that wants them
+# otherwise gets a layout with a name of its own; layouts whose bytes are equal share one.
+PLAIN_LAYOUT = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Manifest:
         config: the model's configuration in the engine's own normal form.
         tensors: tensors by the engine's own parameter names.
         num_bytes: size of ``weights.bin``.
+        layout: how the tensors' bytes lie; artifacts of before there were several are plain.
     """
 
     engine: str
@@ -54,6 +58,7 @@ class Manifest:
     tensors: Mapping[str, TensorEntry]
     num_bytes: int
     format_version: int = FORMAT_VERSION
+    layout: str = PLAIN_LAYOUT
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()

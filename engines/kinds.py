@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engines.artifact import PLAIN_LAYOUT
 from memory_manager.ports import ArtifactRef, Capabilities, WarmPlace
 from mooring.errors import ConfigurationError
 
@@ -35,6 +36,7 @@ class Prepare(Protocol):
     def __call__(
         self,
         packed_root: Path,
+        layout: str,
         folder: Path,
         digest: str,
         precision: str,
@@ -45,6 +47,7 @@ class Prepare(Protocol):
 
         Args:
             packed_root: where artifacts are kept.
+            layout: how its bytes are to lie, as the engine says for the devices that will read it.
             folder: the version's Hugging Face folder.
             digest: sha-256 of the version.
             precision: ``bf16``, ``fp32``, or ``auto`` for the checkpoint's own.
@@ -64,6 +67,7 @@ class EngineKind:
         name: as settings, registry and status pages have it.
         describe: reads and checks a checkpoint folder; raises ``ArtifactError`` for one that the engine cannot run.
         prepare: makes its artifact: for both engines, a folder packed by us.
+        layout: layout that the engine reads on a device, from the device's name.
         kv_bytes: device bytes of KV that one sequence needs, from a description's ``config``, a precision and the
             sequence's tokens.
         factory: the worker's half, an ``EngineFactory``, as ``"module:function"``.
@@ -73,6 +77,7 @@ class EngineKind:
     name: str
     describe: Callable[[Path], ModelDescription]
     prepare: Prepare
+    layout: Callable[[str], str]
     kv_bytes: Callable[[Mapping[str, Any], str, int], int]
     factory: str
     sleep: bool
@@ -116,8 +121,13 @@ def _describe_checkpoint(folder: Path) -> ModelDescription:
     return describe(folder)
 
 
+def _plain_layout(device: str) -> str:
+    return PLAIN_LAYOUT
+
+
 async def _pack_checkpoint(
     packed_root: Path,
+    layout: str,
     folder: Path,
     digest: str,
     precision: str,
@@ -125,7 +135,7 @@ async def _pack_checkpoint(
 ) -> ArtifactRef:
     from engines.checkpoint.packer import ensure_packed
 
-    return await ensure_packed(folder, digest, precision, packed_root, on_progress)
+    return await ensure_packed(folder, digest, precision, packed_root, on_progress, layout)
 
 
 def _checkpoint_kv_bytes(config: Mapping[str, Any], precision: str, num_tokens: int) -> int:
@@ -141,6 +151,7 @@ KINDS: Mapping[str, EngineKind] = {
             name="torch",
             describe=_describe_checkpoint,
             prepare=_pack_checkpoint,
+            layout=_plain_layout,
             kv_bytes=_checkpoint_kv_bytes,
             factory="engines.torch.factory:torch_engine",
             sleep=True,
@@ -152,6 +163,7 @@ KINDS: Mapping[str, EngineKind] = {
             name="null",
             describe=_describe_checkpoint,
             prepare=_pack_checkpoint,
+            layout=_plain_layout,
             kv_bytes=_checkpoint_kv_bytes,
             factory="engines.null:null_engine",
             sleep=True,

@@ -1,4 +1,4 @@
-"""What the memory manager knows of the world outside it: value types, and the worker as a Protocol.
+"""The world outside the memory manager, as it knows it: value types, and the worker as a Protocol.
 
 The engine client (``engines.supervise.client.WorkerClient``) satisfies ``WorkerPort``; the memory manager imports
 nothing of the engines.
@@ -34,7 +34,7 @@ class LeaseStatus(enum.Enum):
 
 
 class WarmPlace(enum.Enum):
-    """Where the weights of a replica that is off its device wait in memory."""
+    """The place in memory where the weights of a replica wait that is off its device."""
 
     HOST_CACHE = "host_cache"  # in the server's host cache, kept as long as a worker knows the replica
     WORKER = "worker"  # in the worker, as long as the replica sleeps there; the host cache is only on the way
@@ -70,16 +70,18 @@ class ArtifactRef:
     """A packed artifact in the store: one contiguous file of weights and its manifest.
 
     Attributes:
-        key: content hash, packer version, precision; names the host copy.
+        key: content hash, precision, layout and packer version; names the host copy.
         weights_path: the packed file.
         num_bytes: its size.
         manifest_json: what the engine needs to read it.
+        layout: how its bytes lie, for the devices of the workers that read it.
     """
 
     key: str
     weights_path: Path
     num_bytes: int
     manifest_json: bytes
+    layout: str = "plain"
 
 
 @dataclass(frozen=True, slots=True)

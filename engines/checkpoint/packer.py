@@ -7,12 +7,14 @@ imports no torch does it (``engines.checkpoint.packing``) and tells on its stand
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from pathlib import Path
 
+from engines.artifact import PLAIN_LAYOUT
 from engines.checkpoint.model_config import describe
 from engines.checkpoint.packing import PACKER_VERSION, WEIGHTS_NAME, packed_manifest
 from memory_manager.ports import ArtifactRef
@@ -29,6 +31,7 @@ async def ensure_packed(
     precision: str,
     packed_root: Path,
     on_progress: Callable[[int, int], None] | None = None,
+    layout: str = PLAIN_LAYOUT,
 ) -> ArtifactRef:
     """The packed artifact of a version, packed now if it was not before.
 
@@ -39,31 +42,52 @@ async def ensure_packed(
         source: the version's Hugging Face folder.
         digest: sha-256 of the version.
         precision: ``bf16``, ``fp32``, or ``auto`` for the checkpoint's own.
-        packed_root: holds one folder for each digest, precision and packer version.
+        packed_root: holds one folder for each digest, precision, layout and packer version.
         on_progress: called with the bytes written so far and their total.
+        layout: how the bytes are to lie.
 
     Raises:
         ArtifactError: the checkpoint cannot be packed; the message says why.
     """
     if precision == "auto":
         precision = (await asyncio.to_thread(describe, source)).default_precision
-    dest = packed_root / f"{digest[:16]}-{precision}-v{PACKER_VERSION}"
+    dest = packed_root / f"{digest[:16]}-{precision}-{layout}-v{PACKER_VERSION}"
     manifest_json = packed_manifest(dest, digest)
+    if manifest_json is None and layout == PLAIN_LAYOUT:
+        unnamed = packed_root / f"{digest[:16]}-{precision}-v{PACKER_VERSION}"
+        manifest_json = _take_over(unnamed, dest, digest)
     if manifest_json is None:
-        await _run_packer(source, dest, precision, digest, on_progress)
+        await _run_packer(source, dest, precision, layout, digest, on_progress)
         manifest_json = packed_manifest(dest, digest)
     if manifest_json is None:
         raise ArtifactError(f"{dest} does not hold the artifact that was just packed")
     weights_path = dest / WEIGHTS_NAME
-    return ArtifactRef(dest.name, weights_path, weights_path.stat().st_size, manifest_json)
+    return ArtifactRef(dest.name, weights_path, weights_path.stat().st_size, manifest_json, layout)
+
+
+def _take_over(unnamed: Path, dest: Path, digest: str) -> bytes | None:
+    """Gives an artifact from before layouts had names its present name; returns its manifest, None if there is no
+    whole one."""
+    if packed_manifest(unnamed, digest) is not None:
+        with contextlib.suppress(OSError):  # another process did, or the artifact is made anew
+            unnamed.rename(dest)
+    return packed_manifest(dest, digest)
 
 
 async def _run_packer(
-    source: Path, dest: Path, precision: str, digest: str, on_progress: Callable[[int, int], None] | None
+    source: Path,
+    dest: Path,
+    precision: str,
+    layout: str,
+    digest: str,
+    on_progress: Callable[[int, int], None] | None,
 ) -> None:
     command = [sys.executable, "-m", "engines.checkpoint.packing", str(source), str(dest)]
     process = await asyncio.create_subprocess_exec(
-        *command, "--precision", precision, "--digest", digest, stdout=PIPE, stderr=PIPE
+        *command,
+        *("--precision", precision, "--digest", digest, "--layout", layout),
+        stdout=PIPE,
+        stderr=PIPE,
     )
     assert process.stdout is not None
     assert process.stderr is not None

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.artifact import Manifest
+from engines.artifact import PLAIN_LAYOUT, Manifest
 from engines.checkpoint.hf_files import StoredTensor, read_headers
 from engines.checkpoint.layout import packed_layout, packed_tensors
 from engines.checkpoint.model_config import ModelConfig, describe
@@ -56,6 +56,7 @@ def pack(
     precision: str,
     digest: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    layout: str = PLAIN_LAYOUT,
 ) -> None:
     """Writes ``dest`` from the checkpoint folder ``source``, or finds that it is there already.
 
@@ -65,10 +66,13 @@ def pack(
         precision: ``bf16``, ``fp32``, or ``auto`` for the checkpoint's own.
         digest: sha-256 of the version that ``source`` holds.
         on_progress: called with the bytes written so far and their total.
+        layout: how the bytes are to lie; this packer writes the plain one.
 
     Raises:
-        ArtifactError: the checkpoint cannot be packed, or the disk cannot be written.
+        ArtifactError: the checkpoint cannot be packed so, or the disk cannot be written.
     """
+    if layout != PLAIN_LAYOUT:
+        raise ArtifactError(f"layout {layout!r} is not supported; supported is {PLAIN_LAYOUT}")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(dest.parent / f".{dest.name}.lock"):
@@ -176,13 +180,14 @@ def main() -> int:
     parser.add_argument("dest", type=Path, help="folder to make")
     parser.add_argument("--precision", required=True, help="bf16, fp32 or auto")
     parser.add_argument("--digest", required=True, help="sha-256 of the version packed")
+    parser.add_argument("--layout", default=PLAIN_LAYOUT, help="how the bytes are to lie")
     args = parser.parse_args()
 
     def tell(done_bytes: int, total_bytes: int) -> None:
         print(json.dumps({"done_bytes": done_bytes, "total_bytes": total_bytes}), flush=True)
 
     try:
-        pack(args.source, args.dest, args.precision, args.digest, tell)
+        pack(args.source, args.dest, args.precision, args.digest, tell, args.layout)
     except ArtifactError as error:
         print(json.dumps({"error": error.message}), flush=True)
         return 1

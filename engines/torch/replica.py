@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.api import Finished, LoadSpec
-from engines.artifact import Manifest
+from engines.artifact import PLAIN_LAYOUT, Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.config import TorchEngineConfig
 from engines.link.flight_recorder import FlightRecorder
@@ -65,6 +65,8 @@ class TorchReplica:
         manifest = Manifest.from_json(spec.manifest_json)
         if manifest.engine != "torch":
             raise ArtifactError(f"the artifact was packed for engine {manifest.engine!r}, not for torch")
+        if manifest.layout != PLAIN_LAYOUT:
+            raise ArtifactError(f"the artifact has layout {manifest.layout!r}, which this engine cannot read")
         self._spec = spec
         self._host_copy_fd = host_copy_fd
         self._engine_config = config

@@ -1,4 +1,4 @@
-"""What a worker may hold of its device beyond its leases, as memory that is ready for later."""
+"""Memory that a worker may hold of its device beyond its leases, ready for later."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Audit:
 def find_mismatches(
     stats: WorkerStats, before: Settled, after: Settled, known: Iterable[str], kv_lease_bytes: int
 ) -> list[str]:
-    """What does not agree, as sentences.
+    """Returns what does not agree, as sentences.
 
     Args:
         before, after: as of just before and just after the worker was asked; a replica that is not the same

@@ -277,7 +277,7 @@ class MemoryManager:
         (await self.acquire(name)).release()
 
     def way_in(self, name: str) -> WayIn:
-        """What a request for this deployment would bring about now.
+        """Tells what a request for this deployment would bring about now.
 
         Raises:
             ModelNotFoundError: no such deployment.

@@ -1,4 +1,4 @@
-"""What the memory manager decides and what befalls it, each with its reason in figures.
+"""Decisions and mishaps of the memory manager, each with its reason in figures.
 
 A ``ResidencyEvent`` tells that a replica's residency changed; an ``Event`` tells why, to whoever asks later.
 """
@@ -16,7 +16,7 @@ __all__ = ["Event", "EventKind", "EventSink", "Reporter"]
 
 
 class EventKind(enum.Enum):
-    """What an event is of."""
+    """Subject of an event."""
 
     LOAD = "load"  # begins: storage to device
     WAKE = "wake"  # begins: host memory to device

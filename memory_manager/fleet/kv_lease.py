@@ -44,7 +44,7 @@ class WorkerKVLease:
 
     @property
     def lease_bytes(self) -> int:
-        """What the ledger promises the worker."""
+        """Bytes that the ledger promises the worker."""
         return self._ledger.lease_bytes(self._owner)
 
     def aim(self, target_bytes: int) -> None:

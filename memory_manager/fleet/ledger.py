@@ -1,4 +1,4 @@
-"""Who was promised which bytes of a device.
+"""The bytes of a device, and who was promised them.
 
 A lease is raised before the bytes are used and lowered only after whoever held them has said that they
 are free, so the sum of leases is an upper bound of what is really in use, at every moment.
@@ -17,7 +17,7 @@ OwnerKind = Literal["reserve", "weights", "kv", "others"]
 
 
 class Owner(NamedTuple):
-    """Who holds a lease: a replica's weights, a worker's KV, the reserve, other processes."""
+    """The holder of a lease: a replica's weights, a worker's KV, the reserve, other processes."""
 
     kind: OwnerKind
     name: str = ""
@@ -47,12 +47,12 @@ class Ledger:
 
     @property
     def free_bytes(self) -> int:
-        """That can be granted: nothing of what other processes claim."""
+        """Bytes that can be granted: nothing of what other processes claim."""
         return max(0, self.budget_bytes - self._leased_bytes - self._claim_bytes)
 
     @property
     def others_bytes(self) -> int:
-        """What is to be left to other processes. ``owners`` shows how much of it they have: the rest is
+        """Bytes that are to be left to other processes. ``owners`` shows how much of it they have: the rest is
         leased to us still, and theirs as soon as it is given back."""
         return self._claim_bytes
 
@@ -61,7 +61,7 @@ class Ledger:
         self._claim_bytes = min(round_to_pages(max(0, num_bytes)), self.budget_bytes)
 
     def lease_bytes(self, owner: Owner) -> int:
-        """What the owner was promised; 0 for one that holds nothing."""
+        """Bytes that the owner was promised; 0 for one that holds nothing."""
         return self._leases.get(owner, 0)
 
     def owners(self) -> dict[Owner, int]:
@@ -74,7 +74,7 @@ class Ledger:
         return sum(num_bytes for owner, num_bytes in self._leases.items() if owner.kind in kinds)
 
     def grant(self, owner: Owner, num_bytes: int) -> bool:
-        """Adds ``num_bytes``, rounded up to pages, to the owner's lease; False where there is no room."""
+        """Adds ``num_bytes``, rounded up to pages, to the owner's lease; False if there is no room."""
         if num_bytes < 0:
             raise InternalError(f"grant of {num_bytes} bytes to {owner}")
         added = round_to_pages(num_bytes)

@@ -12,7 +12,7 @@ _KEPT = 2 / 3  # of what was known, with each new measurement
 
 @dataclass(slots=True)
 class _Link:
-    """What was moved and how long it took, older moves counting for less: so a rate follows the machine, and
+    """Bytes moved and the time that it took, older moves counting for less: so a rate follows the machine, and
     large moves, whose fixed cost is small beside them, say most."""
 
     num_bytes: float = 0.0

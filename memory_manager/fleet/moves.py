@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 async def attempt(step: Awaitable[T]) -> T | MooringError:
-    """What the step gave, or the error that it ended with."""
+    """Returns what the step gave, or the error that it ended with."""
     try:
         return await step
     except MooringError as error:
@@ -183,8 +183,8 @@ class Moves:
             await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, ref.num_bytes)])
 
     def sleepers(self) -> list[tuple[Replica, Worker]]:
-        """Those whose host copies can go once their workers have forgotten them, the longest unused first and those
-        that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
+        """Sleepers whose host copies can go once their workers have forgotten them, the longest unused first and
+        those that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
         now_s = self._clock()
         found = [
             (each, each.worker)

@@ -63,7 +63,7 @@ class HeldCopy(Protocol):
 
     @property
     def checksum(self) -> int | None:
-        """Of its bytes, if others can write to them."""
+        """Checksum of its bytes, if others can write to them."""
         ...
 
     def release(self) -> None: ...
@@ -346,7 +346,7 @@ class Deployment:
         self.scale = rescale(self.scale, num_requests, num_up, self.spec.policy.max_replicas, now_s, config)
 
     def reload_s(self, config: ManagerConfig) -> float:
-        """What waking it is expected to take: as measured, or guessed from its size."""
+        """Seconds that waking it is expected to take: as measured, or guessed from its size."""
         if self.wake_s is not None:
             return self.wake_s
         num_bytes = self.spec.weights_bytes

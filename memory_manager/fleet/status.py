@@ -1,4 +1,4 @@
-"""What the memory manager shows of itself: frozen values for status pages, metrics and tests."""
+"""The memory manager as it shows itself: frozen values for status pages, metrics and tests."""
 
 from __future__ import annotations
 

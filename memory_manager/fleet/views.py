@@ -43,7 +43,7 @@ def planner_state(
     now_s: float,
     next_due_s: float = math.inf,
 ) -> PlannerState:
-    """What the planner reads. ``next_due_s``: as ``unsettled`` gives it, where some are left out."""
+    """Everything that the planner reads. ``next_due_s``: as ``unsettled`` gives it, where some are left out."""
     return PlannerState(
         devices=tuple(
             DeviceView(each.device, each.budget_bytes, each.bytes_of("reserve"), each.others_bytes)
@@ -114,7 +114,7 @@ def snapshot(
     deployments: Mapping[str, Deployment],
     num_ledger_mismatches: int,
 ) -> Snapshot:
-    """What status pages show."""
+    """The whole state as status pages show it."""
     return Snapshot(
         at_s=at_s,
         devices=tuple(

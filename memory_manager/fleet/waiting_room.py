@@ -38,7 +38,7 @@ class Admission:
     async def acquire(
         self, deployment: Deployment, deadline_s: float, priority: int, again: bool
     ) -> ReplicaTicket:
-        """As ``MemoryManager.acquire``."""
+        """See ``MemoryManager.acquire``."""
         now_s = self._clock()
         try:
             deployment.check_available(now_s)
@@ -93,7 +93,7 @@ class Admission:
             self._tell_refused(deployment, InsufficientMemoryError(message), 0, figures)
 
     def note_failure(self, replica: Replica, error: MooringError) -> None:
-        """Those who wait hear of a failure once no replica is left that could serve them."""
+        """Tells those who wait of a failure once no replica is left that could serve them."""
         deployment = replica.deployment
         if all(each.residency is Residency.FAILED for each in deployment.replicas):
             wait_s = max(0.0, replica.retry_at_s - self._clock())

@@ -52,7 +52,7 @@ from mooring.server.http_connection import HttpLimits
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
 from mooring.server.samples import SampleMaker, model_entries, sample_of
-from mooring.server.worker_specs import worker_specs
+from mooring.server.worker_specs import artifact_layout, worker_specs
 from ops.samples.budget import sample_budget_bytes
 from ops.samples.catalog import TRAINED
 from router.control.directory import DeploymentDirectory
@@ -130,7 +130,7 @@ def _stop_signal() -> asyncio.Event:
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` gives; None where ``stopping`` was set first, and ``work`` is cancelled then."""
+    """The result of ``work``; None if ``stopping`` was set first, and ``work`` is cancelled then."""
     task = asyncio.create_task(work)
     stop = asyncio.create_task(stopping.wait())
     try:
@@ -194,15 +194,16 @@ class Server:
             on_step=metrics.observe_step,
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
+        kind = engine_kind(settings.engine)
+        layout = artifact_layout(kind, budgets)
         specs = worker_specs(settings, budgets, core_signals)
         await asyncio.gather(*(supervisor.add(spec) for spec in specs))
-        kind = engine_kind(settings.engine)
         packed_root = settings.data_dir / "store" / "packed"
         registrar = Registrar(
             registry=registry,
             store=store,
             importer=Importer(store, registry, kind.describe, Hub(), settings.data_dir / "downloads"),
-            pack=partial(kind.prepare, packed_root),
+            pack=partial(kind.prepare, packed_root, layout),
             manager=manager,
             directory=directory,
             engine=kind.name,
@@ -353,7 +354,7 @@ def _worker_pids(supervisor: Supervisor) -> set[int]:
 
 
 def _entry_policy(entry: ModelEntry) -> Mapping[str, Any]:
-    """What the settings say of a model, and only that: the rest is the administrator's."""
+    """The policy that the settings give a model, and only that: the rest is the administrator's."""
     return entry.model_dump(include=entry.model_fields_set - {"name", "source"})
 
 

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.config import CPU_MAX_STALL_S, GPU_MAX_STALL_S, WorkerSpec
+from engines.kinds import EngineKind
 from memory_manager.config import DeviceBudget
 from memory_manager.cores import CoreSignal
 from mooring.config import Settings
 from mooring.declared import settings_of
+from mooring.errors import ConfigurationError
 from mooring.server.devices import is_cpu
 
-__all__ = ["worker_specs"]
+__all__ = ["artifact_layout", "worker_specs"]
 
 
 def worker_specs(
@@ -36,6 +38,20 @@ def worker_specs(
         )
         for number, budget in enumerate(budgets)
     ]
+
+
+def artifact_layout(kind: EngineKind, budgets: Sequence[DeviceBudget]) -> str:
+    """Layout of the artifacts that the engine reads on these devices.
+
+    Raises:
+        ConfigurationError: it reads several, and a deployment has one artifact.
+    """
+    layouts = sorted({kind.layout(budget.name) for budget in budgets})
+    if len(layouts) > 1:
+        raise ConfigurationError(
+            f"the devices need artifacts of the layouts {', '.join(layouts)}; use devices of one"
+        )
+    return layouts[0]
 
 
 def _engine_config(settings: Settings, num_cpu_devices: int) -> dict[str, Any]:
