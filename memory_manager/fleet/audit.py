@@ -31,7 +31,6 @@ class Audit:
         clock: as the manager's.
         replan: asks for a new plan.
         reporter: told of preemptions.
-        on_lost: told when a worker turns out to be gone.
 
     Attributes:
         num_mismatches: found so far; each is logged, and a bug of ours.
@@ -44,14 +43,12 @@ class Audit:
         clock: Callable[[], float],
         replan: Callable[[], None],
         reporter: Reporter,
-        on_lost: Callable[[Worker], None],
     ) -> None:
         self._replicas = replicas
         self._poll_s = poll_s
         self._clock = clock
         self._replan = replan
         self._reporter = reporter
-        self._on_lost = on_lost
         self.num_mismatches = 0
 
     async def watch(self, worker: Worker) -> None:
@@ -61,7 +58,6 @@ class Audit:
             before, known, kv_lease_bytes = self._settled(worker), set(self._replicas), worker.kv.lease_bytes
             stats = await attempt(worker.port.stats())
             if isinstance(stats, WorkerLostError):
-                self._on_lost(worker)
                 return
             if isinstance(stats, MooringError):
                 logger.warning("worker %s does not tell its figures: %s", worker.worker_id, stats)

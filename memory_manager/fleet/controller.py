@@ -94,7 +94,6 @@ class MemoryManager:
             lambda: self._replicas.values(),
             sink,
             self._reporter,
-            lambda worker: self._roster.lose(worker),
             self._admission.note_failure,
             lambda worker, step: self._execution.spawn(worker, step),
         )
@@ -107,7 +106,6 @@ class MemoryManager:
             clock,
             self._schedule.soon,
             self._reporter,
-            lambda worker: self._roster.lose(worker),
         )
         self._has_moved = False
         self.others = OthersShare(
@@ -156,9 +154,7 @@ class MemoryManager:
     def worker_lost(self, worker_id: str) -> None:
         """The worker's process has ended: its device memory is free, its replicas are warm (or cold), their
         leases void; who waits waits for its successor. Does nothing for a worker that is not there."""
-        worker = self._workers.get(worker_id)
-        if worker is not None:
-            self._roster.lose(worker)
+        self._roster.lose(worker_id)
 
     # Deployments.
 

@@ -2,7 +2,8 @@
 
 The rule of every move: the ledger's lease is taken before the worker is asked, and given back only when
 the worker has said that it holds nothing. A move that is cancelled therefore leaves bytes promised that
-may be in use, never the other way round; they leave the ledger with the worker.
+may be in use, never the other way round; they leave the ledger with the worker. So do those of a move whose
+worker turns out to be gone: only its supervisor knows when its process has ended and its memory is free.
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ class Moves:
         replicas: all there are, to find sleepers whose host copies can go.
         emit: told of every transition.
         reporter: told how moves ended.
-        on_lost: told when a worker turns out to be gone.
         on_failed: told when a replica has failed; its error goes to whoever waits.
         spawn: runs a step as a task of a worker.
     """
@@ -66,7 +66,6 @@ class Moves:
         replicas: Callable[[], Iterable[Replica]],
         emit: Callable[[ResidencyEvent], None],
         reporter: Reporter,
-        on_lost: Callable[[Worker], None],
         on_failed: Callable[[Replica, MooringError], None],
         spawn: Callable[[Worker, Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
@@ -76,7 +75,6 @@ class Moves:
         self._replicas = replicas
         self._emit = emit
         self._reporter = reporter
-        self._on_lost = on_lost
         self._on_failed = on_failed
         self._spawn = spawn
 
@@ -216,8 +214,8 @@ class Moves:
     ) -> None:
         """Ends a load, or the wake of what kept so many bytes asleep, well or badly."""
         if isinstance(held_bytes, WorkerLostError):
-            self._on_lost(worker)
-        elif isinstance(held_bytes, MooringError):
+            return
+        if isinstance(held_bytes, MooringError):
             await self._roll_back(replica, worker, held_bytes, kept_bytes)
         else:
             worker.ledger.shrink(replica.owner, held_bytes)
@@ -244,7 +242,6 @@ class Moves:
         undo = worker.port.unload if kept_bytes is None else worker.port.sleep
         answer = await attempt(undo(replica.replica_id))
         if isinstance(answer, WorkerLostError):
-            self._on_lost(worker)
             return
         replica.in_flight = False
         if isinstance(answer, MooringError):
@@ -286,8 +283,8 @@ class Moves:
         """Takes a draining replica without requests off the device; what the worker keeps stays leased."""
         released = await attempt(worker.port.sleep(replica.replica_id))
         if isinstance(released, WorkerLostError):
-            self._on_lost(worker)
-        elif isinstance(released, MooringError):
+            return
+        if isinstance(released, MooringError):
             self._stay(replica, released)
         else:
             kept_bytes = max(0, replica.lease_bytes - round_to_pages(released))
@@ -301,8 +298,8 @@ class Moves:
         """Makes the worker forget a replica that drains, sleeps or has failed."""
         answer = await attempt(worker.port.unload(replica.replica_id))
         if isinstance(answer, WorkerLostError):
-            self._on_lost(worker)
-        elif isinstance(answer, MooringError):
+            return
+        if isinstance(answer, MooringError):
             self._stay(replica, answer)
         else:
             worker.ledger.release(replica.owner)

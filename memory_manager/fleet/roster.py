@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 from memory_manager.config import ManagerConfig
@@ -70,7 +71,7 @@ class Roster:
         worker = Worker(port, ledger, kv, allowance, port.capabilities())
         self._workers[port.worker_id] = worker
         for keeper in (kv, allowance):
-            self._execution.spawn(worker, self._keep(worker, keeper))
+            self._execution.spawn(worker, self._keep(keeper))
         self._execution.spawn(worker, self._audit.watch(worker))
         self.allow(port.device)
 
@@ -114,11 +115,11 @@ class Roster:
             if worker.leaves_by_s is not None and not self._hosted_by(worker):
                 worker.drained.set()
 
-    def lose(self, worker: Worker) -> None:
-        """Takes in that a worker's process has ended."""
-        if self._workers.get(worker.worker_id) is not worker:
+    def lose(self, worker_id: str) -> None:
+        """See ``MemoryManager.worker_lost``."""
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
             return
-        del self._workers[worker.worker_id]
         worker.drained.set()
         for task in worker.tasks:
             task.cancel()
@@ -136,11 +137,9 @@ class Roster:
     def _hosted_by(self, worker: Worker) -> list[Replica]:
         return [each for each in self._replicas.values() if each.worker is worker]
 
-    async def _keep(self, worker: Worker, keeper: WorkerKVLease | WorkerAllowance) -> None:
-        try:
+    async def _keep(self, keeper: WorkerKVLease | WorkerAllowance) -> None:
+        with contextlib.suppress(WorkerLostError):  # its supervisor tells when its memory is free
             await keeper.run()
-        except WorkerLostError:
-            self.lose(worker)
 
     def _drop_from_lost(self, replica: Replica) -> None:
         replica.tickets.clear()
