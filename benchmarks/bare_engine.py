@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from engines.api import Finished, FinishReason, LoadSpec, SamplingParams, SequenceRequest, StepOutput
+from engines.api import (
+    Finished,
+    FinishReason,
+    LoadSpec,
+    SamplingParams,
+    SequenceRequest,
+    StepOutput,
+    run_step,
+)
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME
@@ -116,7 +124,7 @@ class BareEngine:
         return token_ids
 
     def _outputs(self) -> Sequence[StepOutput]:
-        outputs = self.engine.step()
+        outputs = run_step(self.engine)
         for output in outputs:
             for end in output.finished:
                 if end.reason is FinishReason.ERROR:

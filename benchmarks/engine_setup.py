@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from engines.api import FinishReason, LoadSpec, SequenceRequest
+from engines.api import FinishReason, LoadSpec, SequenceRequest, run_step
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
@@ -68,7 +68,7 @@ class LoadedEngine:
     def step_and_count_finished(self) -> int:
         """Runs one step; returns the number of sequences that ended with it. Raises ``MooringError`` if one
         failed."""
-        ended = [end for output in self._engine.step() for end in output.finished]
+        ended = [end for output in run_step(self._engine) for end in output.finished]
         for end in ended:
             if end.reason is FinishReason.ERROR:
                 raise MooringError(f"a sequence of the benchmark failed: {end.error_message}")

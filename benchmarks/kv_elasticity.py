@@ -17,6 +17,7 @@ import torch
 from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.batching import Workload
 from benchmarks.fixed_arena import FixedArena
+from engines.api import run_step
 from engines.checkpoint.packing import pack
 from engines.config import TorchEngineConfig
 from memory_manager.arena.factory import arena_on
@@ -110,7 +111,7 @@ def measure_handover(
         started_s = time.perf_counter()
         engine.engine.sleep("a")
         let_go_s = time.perf_counter() - started_s
-        engine.engine.step()  # reports the sequences that it ended
+        run_step(engine.engine)  # reports the sequences that it ended
         wanted_bytes = int(_HANDED_OVER * pool_bytes)
         with engine.bookkeeping() as taking:
             _fill(engine, "b", num_sequences, wanted_bytes)

@@ -34,6 +34,7 @@ __all__ = [
     "StepOutput",
     "TokenIds",
     "TopLogprobs",
+    "run_step",
 ]
 
 TokenIds = NDArray[np.int32]
@@ -147,6 +148,9 @@ class StepOutput:
         top_logprobs: by index into the columns, only for sequences that asked.
         first_tokens: by sequence id, of the sequences that have their first token in this step.
         finished: sequences that end with this step, with or without a token in it.
+        seconds: that the step took, from its plan to its tokens; 0 if nothing was computed.
+        computed_tokens: by sequence id, tokens of prompt and output whose KV the step computed, of every sequence
+            that took part, with or without a token in it.
     """
 
     replica_id: str
@@ -156,6 +160,8 @@ class StepOutput:
     top_logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     first_tokens: dict[int, FirstToken] = field(default_factory=dict)
     finished: list[Finished] = field(default_factory=list)
+    seconds: float = 0.0
+    computed_tokens: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ class LoadSpec:
 class Engine(Protocol):
     """An engine inside its worker process.
 
-    Threads: ``step``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
+    Threads: ``launch``, ``finish``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
     ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on; what they bring
     takes part from the step thread's next call on. ``sleep`` and ``unload`` are called on the step thread,
     between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
@@ -233,9 +239,20 @@ class Engine(Protocol):
 
     def has_work(self) -> bool: ...
 
-    def step(self) -> list[StepOutput]:
-        """Runs one iteration of the model whose turn it is. Returns what it produced (with what was
-        cancelled or refused since the last step), or an empty list."""
+    def launch(self) -> None:
+        """Begins one iteration of the model whose turn it is: composes the batch, takes its blocks and starts the
+        forward pass. ``finish`` is the next call."""
+        ...
+
+    def finish(self) -> list[StepOutput]:
+        """Waits for what ``launch`` has begun. Returns what it produced (with what was cancelled or refused since
+        the last step), or an empty list if there was nothing to begin."""
         ...
 
     def stats(self) -> WorkerStats: ...
+
+
+def run_step(engine: Engine) -> list[StepOutput]:
+    """Runs one iteration from its beginning to its end."""
+    engine.launch()
+    return engine.finish()

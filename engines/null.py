@@ -97,6 +97,7 @@ class NullEngine:
         self._kv_lease_bytes = 0
         self._kv_lease_revision = 0
         self._steps_total = 0
+        self._launched: _Replica | None = None
         self._step_began_s = 0.0
 
     def capabilities(self) -> Capabilities:
@@ -173,23 +174,26 @@ class NullEngine:
     def has_work(self) -> bool:
         return bool(self._ended or self._replica_of)
 
-    def step(self) -> list[StepOutput]:
-        """One token for every sequence of the replica whose turn it is."""
+    def launch(self) -> None:
+        busy = [replica for replica in self._replicas.values() if replica.running]
+        if busy:
+            self._step_began_s = time.monotonic()
+            self._steps_total += 1
+            self._launched = busy[self._steps_total % len(busy)]
+            if self._recorder is not None:
+                self._recorder.begin_step(list(self._launched.running))
+
+    def finish(self) -> list[StepOutput]:
+        """Gives one token to every sequence of the replica whose turn it was."""
         outputs = [
             StepOutput(replica_id, self._steps_total, finished=ended)
             for replica_id, ended in self._ended.items()
         ]
         self._ended.clear()
-        busy = [replica for replica in self._replicas.values() if replica.running]
-        if not busy:
-            return outputs
-        self._step_began_s = time.monotonic()
-        self._steps_total += 1
-        replica = busy[self._steps_total % len(busy)]
-        if self._recorder is not None:
-            self._recorder.begin_step(list(replica.running))
-        self._sleep(self._config.step_time_s)
-        outputs.append(self._advance(replica))
+        if self._launched is not None:
+            self._sleep(self._config.step_time_s)
+            outputs.append(self._advance(self._launched))
+            self._launched = None
         return outputs
 
     def stats(self) -> WorkerStats:
@@ -205,6 +209,8 @@ class NullEngine:
         config = self._config
         output = StepOutput(replica.spec.replica_id, self._steps_total)
         for sequence_id, sequence in list(replica.running.items()):
+            known = len(sequence.request.prompt_ids) + len(sequence.request.output_ids)
+            output.computed_tokens[sequence_id] = 1 if sequence.has_spoken else known
             finished = None
             if sequence.num_output < sequence.ends_at:
                 token_id = (
@@ -217,6 +223,7 @@ class NullEngine:
                 output.finished.append(finished)
                 del replica.running[sequence_id], self._replica_of[sequence_id]
         replica.generation_tokens_total += len(output.token_ids)
+        output.seconds = time.monotonic() - self._step_began_s
         return output
 
     def _emit(self, output: StepOutput, sequence: _Sequence, token_id: int) -> Finished | None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psutil
@@ -97,6 +98,8 @@ class TorchEngine:
         self._arrived: deque[TorchReplica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
         self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
+        self._launched: SequenceRunner | None = None
+        self._turn = ExitStack()
         self._num_submitted = 0
         self._steps_total = 0
         self._process = psutil.Process()
@@ -197,17 +200,26 @@ class TorchEngine:
             runner.has_sequences or runner.has_ended for runner in self._runners()
         )
 
-    def step(self) -> list[StepOutput]:
+    def launch(self) -> None:
         self._let_in()
-        with torch.inference_mode(), self._core_turns.step():
-            number = self._steps_total + 1
-            ended, self._ended = self._ended, {}
-            stepped = self._step_next(number)
-        outputs = [] if stepped is None else [stepped]
+        with ExitStack() as turn:
+            turn.enter_context(self._core_turns.step())
+            with torch.inference_mode():
+                self._launched = self._launch_next()
+            if self._launched is not None:
+                self._turn = turn.pop_all()  # the cores are the step's until it is finished
+
+    def finish(self) -> list[StepOutput]:
+        outputs = []
+        runner, self._launched = self._launched, None
+        if runner is not None:
+            with self._turn, torch.inference_mode():
+                outputs.append(runner.finish(self._steps_total))
+        ended, self._ended = self._ended, {}
         for runner in self._runners():
             if runner.has_ended:
                 ended.setdefault(runner.replica_id, []).extend(runner.take_ended())
-        outputs.extend(StepOutput(name, number, finished=ends) for name, ends in ended.items())
+        outputs.extend(StepOutput(name, self._steps_total, finished=ends) for name, ends in ended.items())
         return outputs
 
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
@@ -220,8 +232,8 @@ class TorchEngine:
         if self._pool.open():
             self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
         if self._kv_memory.is_cuda:
-            # A prefill chunk that drew no token may still be writing to pages that are unmapped here. Steps alone
-            # are waited for: a wake that copies on its own stream would hold up every model.
+            # A step that failed halfway may still be writing to pages that are unmapped here. Steps alone are waited
+            # for: a wake that copies on its own stream would hold up every model.
             torch.cuda.current_stream(self._kv_memory.device).synchronize()
         self._cache.set_limit(kv_bytes)
         while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
@@ -238,7 +250,7 @@ class TorchEngine:
         self._memory.settle()
 
     def stats(self) -> WorkerStats:
-        """For the step thread, like ``step``."""
+        """See the protocol. For the step thread, like ``finish``."""
         self._let_in()
         return WorkerStats(
             # A copy, because a load on another thread may add its replica meanwhile.
@@ -303,8 +315,8 @@ class TorchEngine:
         waiting_bytes = sum(runner.kv_wanted_bytes for runner in self._runners())
         return round_to_pages(self._lease.num_bytes + waiting_bytes) if waiting_bytes else 0
 
-    def _step_next(self, number: int) -> StepOutput | None:
-        """Steps the first in the order of turns that can run; None where none can."""
+    def _launch_next(self) -> SequenceRunner | None:
+        """Begins a step of the first in the order of turns that can run; None if none can."""
         busy = {
             replica_id: (place, runner)
             for replica_id, place in list(self._places.items())
@@ -317,12 +329,11 @@ class TorchEngine:
         for replica_id in order_of_turns(turns, self._config.max_turns_waited):
             place, runner = busy[replica_id]
             place.num_turns_waited = 0
-            output = runner.step(number)
-            if output is not None:
-                self._steps_total = place.last_step = number
+            if runner.launch():
+                self._steps_total = place.last_step = self._steps_total + 1
                 for other, _ in busy.values():
                     other.num_turns_waited += other is not place
-                return output
+                return runner
         return None
 
     def _preempt_one(self) -> bool:

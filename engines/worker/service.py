@@ -315,11 +315,20 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 message = self._message_for(messages, sequence_id, output)
                 number = sequence_id & ROUTER_ID_MASK
                 message.first_tokens.append(first_token_to_wire(first, number, self._clock()))
+            self._add_computed(messages, output)
             for finished in output.finished:
                 message = self._message_for(messages, finished.sequence_id, output)
                 message.finished.append(finished_to_wire(finished, finished.sequence_id & ROUTER_ID_MASK))
             self._send(messages, output.finished)
         self._note_if_drained()
+
+    def _add_computed(self, messages: dict[int, pb.StepOutput], output: StepOutput) -> None:
+        computed = output.computed_tokens
+        for number in {sequence_id >> ROUTER_ID_BITS for sequence_id in computed}:
+            ids = [sequence_id for sequence_id in computed if sequence_id >> ROUTER_ID_BITS == number]
+            message = self._message_for(messages, ids[0], output)
+            message.computed_ids.extend([sequence_id & ROUTER_ID_MASK for sequence_id in ids])
+            message.num_computed.extend([computed[sequence_id] for sequence_id in ids])
 
     def _message_for(
         self, messages: dict[int, pb.StepOutput], sequence_id: int, output: StepOutput
@@ -327,7 +336,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         number = sequence_id >> ROUTER_ID_BITS
         message = messages.get(number)
         if message is None:
-            message = messages[number] = pb.StepOutput(replica_id=output.replica_id, step=output.step)
+            message = messages[number] = pb.StepOutput(
+                replica_id=output.replica_id, step=output.step, seconds=output.seconds
+            )
         return message
 
     def _send(self, messages: dict[int, pb.StepOutput], ended: list[Finished]) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from engines.api import Engine, StepOutput
+from engines.api import Engine, StepOutput, run_step
 from engines.link.worker_memory import WorkerMemory
 
 __all__ = ["StepThread"]
@@ -125,7 +125,7 @@ class StepThread:
             return
         memory = self._memory
         memory.status.begin_step(time.monotonic())
-        outputs = self._engine.step()  # if it raises, the worker ends, and the record says in which step
+        outputs = run_step(self._engine)  # if it raises, the worker ends, and the record says in which step
         memory.recorder.end_step()
         memory.status.end_step()
         if outputs:

@@ -318,7 +318,7 @@ class FirstToken(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., began_ago_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class StepOutput(_message.Message):
-    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "first_tokens", "following")
+    __slots__ = ("replica_id", "step", "sequence_ids", "token_ids", "top_logprobs", "finished", "first_tokens", "following", "seconds", "computed_ids", "num_computed")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +327,9 @@ class StepOutput(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COMPUTED_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     step: int
     sequence_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -335,7 +338,10 @@ class StepOutput(_message.Message):
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
     first_tokens: _containers.RepeatedCompositeFieldContainer[FirstToken]
     following: _containers.RepeatedCompositeFieldContainer[StepOutput]
-    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., first_tokens: _Optional[_Iterable[_Union[FirstToken, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ...) -> None: ...
+    seconds: float
+    computed_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_computed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, replica_id: _Optional[str] = ..., step: _Optional[int] = ..., sequence_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., first_tokens: _Optional[_Iterable[_Union[FirstToken, _Mapping]]] = ..., following: _Optional[_Iterable[_Union[StepOutput, _Mapping]]] = ..., seconds: _Optional[float] = ..., computed_ids: _Optional[_Iterable[int]] = ..., num_computed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

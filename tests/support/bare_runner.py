@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from engines.api import StepOutput
 from engines.config import TorchEngineConfig
 from engines.torch.kv.swap import KVSwap, SwapSpace
 from engines.torch.model.kv_view import KVCacheView
@@ -20,7 +21,7 @@ from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
 from support.kv_moves import move_nothing
 
-__all__ = ["MAX_LEN", "VOCAB_SIZE", "runner_without_a_model"]
+__all__ = ["MAX_LEN", "VOCAB_SIZE", "runner_without_a_model", "step"]
 
 VOCAB_SIZE = 8
 GROUP = KVGroup((0,), "full", PAGE_BYTES // 32, block_tokens=4)  # 8 blocks a page
@@ -52,3 +53,8 @@ def runner_without_a_model() -> Iterator[SequenceRunner]:
         clock=time.perf_counter,
     )
     arena.close()
+
+
+def step(runner: SequenceRunner, number: int) -> StepOutput | None:
+    """Runs one step; None if nothing can run."""
+    return runner.finish(number) if runner.launch() else None

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.bare_engine import PackedModel
-from engines.api import LoadSpec, SamplingParams, SequenceRequest
+from engines.api import LoadSpec, SamplingParams, SequenceRequest, run_step
 from engines.config import WorkerOptions
 from engines.link.worker_memory import WorkerMemory
 from engines.worker.__main__ import build_engine_aside
@@ -55,7 +55,7 @@ def _generate(engine: Any) -> None:
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     engine.submit(SequenceRequest(1, "m", np.arange(32, dtype=np.int32), sampling))
     while engine.has_work():
-        engine.step()
+        run_step(engine)
 
 
 def _not_of_python() -> int:

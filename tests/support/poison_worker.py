@@ -32,8 +32,8 @@ class PoisonableEngine(NullEngine):
             self._num_output[request.sequence_id] = len(request.output_ids)
         super().submit(request)
 
-    def step(self) -> list[StepOutput]:
-        outputs = super().step()
+    def finish(self) -> list[StepOutput]:
+        outputs = super().finish()
         for output in outputs:
             for sequence_id in output.sequence_ids:
                 if sequence_id in self._poisons:

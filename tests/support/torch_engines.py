@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs
+from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs, run_step
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig, kv_groups
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
@@ -171,7 +171,7 @@ class EngineDriver:
 
     def step(self) -> int:
         """One step; returns the number of outputs."""
-        outputs = self.engine.step()
+        outputs = run_step(self.engine)
         for output in outputs:
             for sequence_id, first in output.first_tokens.items():
                 assert sequence_id in output.sequence_ids

@@ -1,11 +1,12 @@
-"""Runs the sequences of one resident model: submit, step, preempt, cancel."""
+"""Runs the sequences of one resident model: submit, launch, finish, preempt, cancel."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from engines.torch.kv.swap import KVSwap
 from engines.torch.model.batch import ForwardBatch
 from engines.torch.sampling.logit_edits import LogitEdits
 from engines.torch.sampling.logprobs import score_tokens
-from engines.torch.sampling.sampler import Sampler
-from engines.torch.scheduling.batch_builder import ScoredTokens, build_batch
+from engines.torch.sampling.sampler import Sampled, Sampler
+from engines.torch.scheduling.batch_builder import BuiltBatch, ScoredTokens, build_batch
 from engines.torch.scheduling.books import FirstTokens, PenaltyRows, SequenceBook
 from engines.torch.scheduling.compose import Preemptible, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
@@ -44,6 +45,23 @@ Forward = Callable[[ForwardBatch], Tensor]
 
 ToLogits = Callable[[Tensor], Tensor]
 """Logits float32 [R, vocab] of final states."""
+
+
+@dataclass(slots=True)
+class _LaunchedStep:
+    """A step whose forward pass has begun.
+
+    Attributes:
+        states: final states [D + P, hidden_size], which the device may still be computing.
+        began_s: when its plan was begun.
+        forward_began_s: when its blocks were taken.
+    """
+
+    plan: StepPlan
+    batch: BuiltBatch
+    states: Tensor
+    began_s: float
+    forward_began_s: float
 
 
 class SequenceRunner:
@@ -119,6 +137,7 @@ class SequenceRunner:
             ended_for_good=self._ended_for_good,
         )
         self._ended: list[Finished] = []
+        self._launched: _LaunchedStep | None = None
 
     @property
     def num_running(self) -> int:
@@ -208,24 +227,31 @@ class SequenceRunner:
         ended, self._ended = self._ended, []
         return ended
 
-    def step(self, number: int) -> StepOutput | None:
-        """Runs one step; None where nothing can run now.
+    def launch(self) -> bool:
+        """Plans a step, takes its blocks and starts its forward pass; False if nothing can run now.
 
         A failure of the model ends the sequences of this step and no others.
         """
+        began_s = self._clock()
         plan = self._scheduler.plan()
         if plan is None:
-            return None
-        output = StepOutput(self.replica_id, number)
+            return False
         if self._recorder is not None:
             self._recorder.begin_step(self._table.sequence_ids[plan.slots])
-        try:
-            self._run(plan, output)
-        except Exception as error:
-            # The boundary of what one model's kernels and one batch's contents can break.
-            log.exception("a step of %s failed with %d sequences", self.replica_id, len(plan.slots))
-            output = StepOutput(self.replica_id, number)
-            self._fail(plan.slots, InternalError(f"the engine failed in a step of this model: {error!r}"))
+        with self._failing(plan):
+            forward_began_s = self._clock()
+            batch = build_batch(self._table, self._blocks, plan, self._device)
+            states = self._forward(batch.forward)
+            self._launched = _LaunchedStep(plan, batch, states, began_s, forward_began_s)
+        return True
+
+    def finish(self, number: int) -> StepOutput:
+        """Waits for the step that was launched, and draws its tokens."""
+        output = StepOutput(self.replica_id, number)
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            with self._failing(launched.plan):
+                output = self._finish(launched, number)
         output.finished.extend(self.take_ended())
         return output
 
@@ -268,32 +294,53 @@ class SequenceRunner:
                     f"{type(book).__name__} keeps slots {book.slots()}, and {slots.tolist()} run"
                 )
 
-    def _run(self, plan: StepPlan, output: StepOutput) -> None:
-        table = self._table
-        started_s = self._clock()
-        batch = build_batch(table, self._blocks, plan, self._device)
-        states = self._forward(batch.forward)
-        sampling = batch.sampling_slots
-        if batch.scored is not None:
-            self._score(states[len(sampling) :], batch.scored)
-        sampled = None
-        if len(sampling):
-            sampled = self._sampler.sample(
-                self._to_logits(states[: len(sampling)]),
-                table.sampling.take(sampling),
-                table.num_tokens[sampling],
-                self._edits.changes(sampling, table.token_ids, table.num_tokens, table.num_prompt),
-            )
+    @contextmanager
+    def _failing(self, plan: StepPlan) -> Iterator[None]:
+        """Ends the sequences of a plan if the block raises: it is the boundary of what one model's kernels and one
+        batch's contents can break."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a step of %s failed with %d sequences", self.replica_id, len(plan))
+            self._fail(plan.slots, InternalError(f"the engine failed in a step of this model: {error!r}"))
+
+    def _finish(self, launched: _LaunchedStep, number: int) -> StepOutput:
+        table, plan = self._table, launched.plan
+        output = StepOutput(self.replica_id, number)
+        sampled = self._sample(launched)
+        done_s = self._clock()
+        output.seconds = done_s - launched.began_s
+        sequence_ids = table.sequence_ids[plan.slots].tolist()
+        output.computed_tokens = dict(zip(sequence_ids, plan.num_new.tolist(), strict=True))
         table.num_computed[plan.slots] += plan.num_new
         self._resumption.store(plan.slots)
+        self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, done_s - launched.forward_began_s)
         if sampled is not None:
-            # Drawing a token waits for the device, so that the time is that of the whole step.
-            self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, self._clock() - started_s)
+            sampling = launched.batch.sampling_slots
             self._counters.generation_tokens += len(sampling)
             output.first_tokens = self._first_tokens.take(sampling)
             for slot in collect_output(table, sampling, sampled, output).tolist():
                 self._remove(slot)
         self._free_behind_windows(plan.slots)
+        return output
+
+    def _sample(self, launched: _LaunchedStep) -> Sampled | None:
+        """Draws the tokens of a step, which waits for the device; None, and it is waited for as well, if the step
+        gives none."""
+        table, batch, states = self._table, launched.batch, launched.states
+        sampling = batch.sampling_slots
+        if batch.scored is not None:
+            self._score(states[len(sampling) :], batch.scored)
+        if not len(sampling):
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
+            return None
+        return self._sampler.sample(
+            self._to_logits(states[: len(sampling)]),
+            table.sampling.take(sampling),
+            table.num_tokens[sampling],
+            self._edits.changes(sampling, table.token_ids, table.num_tokens, table.num_prompt),
+        )
 
     def _score(self, states: Tensor, scored: ScoredTokens) -> None:
         table = self._table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from support.open_files import open_files
 from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, engine_driver, tiny_model
 from support.until import until
 
-from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec
+from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, run_step
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.replica import TorchReplica
 from engines.torch.weights.core_turns import CoreTurns
@@ -431,7 +432,7 @@ def test_the_earliest_deadline_goes_first_and_nobody_starves() -> None:
         driver.submit(1, prompt_of(5, seed=0), "a", max_tokens=30)
         driver.step()
         driver.submit(2, prompt_of(200, seed=0), "b", deadline_s=10.0, max_tokens=1)
-        order = [driver.engine.step()[0].replica_id for _ in range(8)]
+        order = [run_step(driver.engine)[0].replica_id for _ in range(8)]
         assert order == ["b", "b", "b", "a", "b", "b", "b", "a"]
         driver.run()
 
@@ -468,7 +469,7 @@ def test_no_step_runs_while_a_copy_of_weights_has_the_cores(monkeypatch: pytest.
         driver.load(tiny_model("llama"))
         driver.submit(1, prompt_of(20, seed=0))
         with turns.copy(0.5) as is_over:
-            stepping = threads.submit(driver.engine.step)
+            stepping = threads.submit(run_step, driver.engine)
             until(is_over, "the step waits")
             assert not stepping.done()
         assert stepping.result(timeout=10)
@@ -540,3 +541,27 @@ def test_blocks_are_moved_together_for_a_model_that_is_short_of_pages(
         assert not any(replica.preemptions_total for replica in driver.engine.stats().replicas)
         assert_greedy(spread, driver, {i: prompts[i] for i in (1, 3)}, 40)
         assert_greedy(short, driver, {i: prompts[i] for i in (4, 5)}, 20)
+
+
+def test_a_step_tells_its_seconds_and_what_each_sequence_computed() -> None:
+    with engine_driver(max_tokens_per_step=16) as driver:
+        driver.load(tiny_model("llama"))
+        driver.submit(1, prompt_of(5, seed=0), max_tokens=6)
+        driver.submit(2, prompt_of(30, seed=1), max_tokens=2)
+        steps = []
+        began_s = time.monotonic()
+        while driver.engine.has_work():
+            [output] = run_step(driver.engine)
+            steps.append(output)
+        took_s = time.monotonic() - began_s
+        assert [step.computed_tokens for step in steps] == [
+            {1: 5, 2: 11},
+            {1: 1, 2: 15},
+            {1: 1, 2: 4},
+            {1: 1, 2: 1},
+            {1: 1},
+            {1: 1},
+        ]
+        assert [step.sequence_ids for step in steps] == [[1], [1], [1, 2], [1, 2], [1], [1]]
+        assert all(step.seconds > 0 for step in steps)
+        assert took_s / 2 < sum(step.seconds for step in steps) < took_s

@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
+import grpc.aio
 import numpy as np
 import psutil
 import pytest
@@ -26,9 +28,12 @@ from support.null_worker import (
 from engines.api import REPLICA_ASLEEP, FinishReason, SamplingParams, SequenceRequest
 from engines.config import ClientConfig
 from engines.link.descriptors import DescriptorSender, open_channel
+from engines.link.wire import ids_to_wire, sequence_to_wire
 from engines.supervise.client import WorkerClient
 from memory_manager.ports import LeaseStatus
 from mooring.errors import NotFoundError, WorkerLostError
+from mooring.v1 import engine_pb2 as pb
+from mooring.v1 import engine_pb2_grpc
 
 pytestmark = pytest.mark.integration
 
@@ -43,16 +48,20 @@ async def running(client: WorkerClient) -> int:
     return sum(replica.num_running for replica in (await client.stats()).replicas)
 
 
-async def second_router(fleet: NullFleet) -> WorkerClient:
-    """Another client of the same life of the worker, as another router process would be."""
-    ours, theirs = open_channel()
-    theirs.close()
+def socket_of(fleet: NullFleet) -> str:
     [socket_path] = [
         connection.laddr
         for connection in psutil.Process(fleet.pid).net_connections("unix")
         if str(connection.laddr).endswith(".sock") and connection.status == psutil.CONN_NONE
     ][:1]
-    client = WorkerClient("cpu-0", socket_path, DescriptorSender(ours, "cpu-0"), ClientConfig())
+    return str(socket_path)
+
+
+async def second_router(fleet: NullFleet) -> WorkerClient:
+    """Another client of the same life of the worker, as another router process would be."""
+    ours, theirs = open_channel()
+    theirs.close()
+    client = WorkerClient("cpu-0", socket_of(fleet), DescriptorSender(ours, "cpu-0"), ClientConfig())
     await client.connect()
     return client
 
@@ -66,6 +75,28 @@ async def test_a_sequence_streams_token_by_token_to_its_end(fleet: NullFleet) ->
     assert end.finished is not None
     assert end.finished.reason is FinishReason.LENGTH
     assert end.token_ids, "the last token and the end come together"
+
+
+async def test_steps_tell_their_seconds_and_what_each_sequence_computed(fleet: NullFleet) -> None:
+    earlier = expected_tokens((1, 2, 3), 4)
+    requests = [sequence(1, (1, 2, 3, 4, 5), max_tokens=3), sequence(2, max_tokens=6)]
+    requests[1] = replace(requests[1], output_ids=np.array(earlier, np.int32))
+    async with grpc.aio.insecure_channel(f"unix:{socket_of(fleet)}") as channel, asyncio.timeout(20):
+        call = engine_pb2_grpc.EngineStub(channel).Generate()  # type: ignore[no-untyped-call]
+        for request in requests:
+            submit = pb.Submit(
+                prompt_ids=ids_to_wire(request.prompt_ids), sequences=[sequence_to_wire(request, now_s=0.0)]
+            )
+            await call.write(pb.GenerateRequest(submit=submit))
+        await call.done_writing()
+        steps = [step async for message in call for step in (message, *message.following)]
+    computed: dict[int, list[int]] = {}
+    for step in steps:
+        assert step.computed_ids == step.sequence_ids
+        assert 0.001 <= step.seconds < 10, "a step of this worker sleeps for a millisecond"
+        for sequence_id, num_tokens in zip(step.computed_ids, step.num_computed, strict=True):
+            computed.setdefault(sequence_id, []).append(num_tokens)
+    assert computed == {1: [5, 1, 1], 2: [3 + 4, 1]}
 
 
 async def test_output_of_an_earlier_life_is_counted_and_not_sent_again(fleet: NullFleet) -> None:

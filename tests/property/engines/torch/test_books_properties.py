@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bare_runner import VOCAB_SIZE, runner_without_a_model
+from support.bare_runner import VOCAB_SIZE, runner_without_a_model, step
 
 from engines.api import FinishReason, SamplingParams, SequenceRequest
 from engines.torch.scheduling.runner import SequenceRunner
@@ -53,7 +53,7 @@ class _Sequences:
 
     def step(self, num_steps: int) -> None:
         for number in range(num_steps):
-            output = self.runner.step(number)
+            output = step(self.runner, number)
             self.end(output.finished if output is not None else [])
 
     def cancel(self, sequence_id: int) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bare_runner import MAX_LEN, runner_without_a_model
+from support.bare_runner import MAX_LEN, runner_without_a_model, step
 
 from engines.api import SamplingParams, SequenceRequest
 
@@ -33,14 +33,14 @@ def test_the_earliest_always_ends(
 
         ended: set[int] = set()
         submit(*first)
-        for step in range(400):
+        for step_number in range(400):
             while runner.num_waiting < 3:
                 submit(*others[num_submitted % len(others)])
-            output = runner.step(step)
+            output = step(runner, step_number)
             runner.check_integrity()
             ended |= {end.sequence_id for end in output.finished} if output is not None else set()
             earliest = next(number for number in range(1, num_submitted + 1) if number not in ended)
             # Each may take as long as its tokens, once it is the earliest; all before it had their time.
-            assert step <= 1 + earliest * (MAX_LEN + 4)
+            assert step_number <= 1 + earliest * (MAX_LEN + 4)
             if earliest > 4:
                 return
