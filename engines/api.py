@@ -24,6 +24,7 @@ __all__ = [
     "REPLICA_ASLEEP",
     "Capabilities",
     "ChoiceTokens",
+    "DeviceLostError",
     "Engine",
     "FinishReason",
     "Finished",
@@ -45,6 +46,11 @@ NO_TOKENS: TokenIds = np.empty(0, np.int32)
 REPLICA_ASLEEP = "replica_asleep"
 """``Finished.error_code`` of a sequence whose replica was put to sleep or unloaded under it. Not a death:
 the router acquires a replica again and goes on, and nobody is blamed."""
+
+
+class DeviceLostError(Exception):
+    """The device can do nothing more for this process: only a new one gets another context. Any method of an engine
+    may raise it, and the worker ends."""
 
 
 class FinishReason(enum.Enum):
@@ -245,7 +251,8 @@ class Engine(Protocol):
         ...
 
     def finish(self) -> list[StepOutput]:
-        """Waits for what ``launch`` has begun. Returns what it produced (with what was cancelled or refused since
+        """Waits for what ``launch`` has begun. A failure of one model is told by the ends of its sequences, never
+        raised, so that no model can hurt another. Returns what it produced (with what was cancelled or refused since
         the last step), or an empty list if there was nothing to begin."""
         ...
 

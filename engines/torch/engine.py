@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -23,6 +24,7 @@ from engines.api import (
 from engines.config import TorchEngineConfig
 from engines.kinds import engine_kind
 from engines.link.flight_recorder import FlightRecorder
+from engines.torch.device_loss import is_device_lost, naming_device_loss
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease, LeasedMemory
 from engines.torch.replica import TorchReplica
@@ -38,9 +40,11 @@ from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.memfd import closed_on_error
 from memory_manager.ports import LeaseStatus
 from memory_manager.stats import WorkerStats
-from mooring.errors import ModelUnavailableError, NotFoundError
+from mooring.errors import InternalError, ModelUnavailableError, NotFoundError
 
 __all__ = ["TorchEngine"]
+
+log = logging.getLogger(__name__)
 
 
 # Of the time of a step, between two of them. Somebody waits for a wake, and it is short; who waits for a load has
@@ -98,7 +102,7 @@ class TorchEngine:
         self._arrived: deque[TorchReplica] = deque()  # on the device, not let in yet
         self._places: dict[str, _Place] = {}
         self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
-        self._launched: SequenceRunner | None = None
+        self._launched: _Place | None = None
         self._turn = ExitStack()
         self._num_submitted = 0
         self._steps_total = 0
@@ -109,6 +113,7 @@ class TorchEngine:
 
     # Residency -------------------------------------------------------------------------------------
 
+    @naming_device_loss()
     def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
         """See the protocol. The descriptor is the engine's from here on: it is closed when the load fails
         and when the replica is here already, which a second load wakes if it sleeps."""
@@ -140,6 +145,7 @@ class TorchEngine:
         self._arrived.append(replica)
         return replica.weights_bytes
 
+    @naming_device_loss()
     def unload(self, replica_id: str) -> None:
         place = self._places.get(replica_id)
         if place is None:
@@ -149,6 +155,7 @@ class TorchEngine:
         place.replica.close()
         self._memory.lease_weights(replica_id, 0)
 
+    @naming_device_loss()
     def sleep(self, replica_id: str) -> int:
         replica = self._place(replica_id).replica
         self._detach(replica)
@@ -156,6 +163,7 @@ class TorchEngine:
         self._memory.lease_weights(replica_id, 0)
         return released_bytes
 
+    @naming_device_loss()
     def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
         """See the protocol. Where it fails the replica stays warm."""
         replica = self._place(replica_id).replica
@@ -189,17 +197,27 @@ class TorchEngine:
             self._ended.setdefault(request.replica_id, []).append(end)
             return
         self._num_submitted += 1
-        place.replica.runner.submit(request, arrival=self._num_submitted)
+        try:
+            place.replica.runner.submit(request, arrival=self._num_submitted)
+        except Exception as error:  # nothing is queued before all of it is made
+            log.exception("a sequence of %s could not be queued", request.replica_id)
+            end = error_end(request.sequence_id, InternalError(f"the engine failed to queue it: {error!r}"))
+            self._ended.setdefault(request.replica_id, []).append(end)
 
+    @naming_device_loss()
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         for sequence_id in sequence_ids:
-            any(runner.cancel(sequence_id) for runner in self._runners())
+            for place in self._attached():
+                with self._restarting(place):
+                    if place.replica.runner is not None and place.replica.runner.cancel(sequence_id):
+                        break
 
     def has_work(self) -> bool:
         return bool(self._ended) or any(
             runner.has_sequences or runner.has_ended for runner in self._runners()
         )
 
+    @naming_device_loss()
     def launch(self) -> None:
         self._let_in()
         with ExitStack() as turn:
@@ -209,12 +227,13 @@ class TorchEngine:
             if self._launched is not None:
                 self._turn = turn.pop_all()  # the cores are the step's until it is finished
 
+    @naming_device_loss()
     def finish(self) -> list[StepOutput]:
         outputs = []
-        runner, self._launched = self._launched, None
-        if runner is not None:
-            with self._turn, torch.inference_mode():
-                outputs.append(runner.finish(self._steps_total))
+        place, self._launched = self._launched, None
+        if place is not None and place.replica.runner is not None:
+            with self._turn, torch.inference_mode(), self._restarting(place):
+                outputs.append(place.replica.runner.finish(self._steps_total))
         ended, self._ended = self._ended, {}
         for runner in self._runners():
             if runner.has_ended:
@@ -222,6 +241,7 @@ class TorchEngine:
         outputs.extend(StepOutput(name, self._steps_total, finished=ends) for name, ends in ended.items())
         return outputs
 
+    @naming_device_loss()
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         refused = self._lease.accept(kv_bytes, revision)
         if refused is not None:
@@ -293,7 +313,24 @@ class TorchEngine:
     # Inner workings --------------------------------------------------------------------------------
 
     def _runners(self) -> list[SequenceRunner]:
-        return [place.replica.runner for place in list(self._places.values()) if place.replica.runner]
+        return [place.replica.runner for place in self._attached() if place.replica.runner]
+
+    def _attached(self) -> list[_Place]:
+        return [place for place in list(self._places.values()) if place.replica.runner]
+
+    @contextmanager
+    def _restarting(self, place: _Place) -> Iterator[None]:
+        """Lets a model begin anew if the block raises: what one model breaks is no other's loss."""
+        try:
+            yield
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            replica = place.replica
+            log.exception("%s failed amid its books and begins anew", replica.replica_id)
+            failure = InternalError(f"the engine failed with this model: {error!r}")
+            ended = replica.restart(self._cache, self._swap_space, failure)
+            self._ended.setdefault(replica.replica_id, []).extend(ended)
 
     def _place(self, replica_id: str) -> _Place:
         place = self._places.get(replica_id)
@@ -315,7 +352,7 @@ class TorchEngine:
         waiting_bytes = sum(runner.kv_wanted_bytes for runner in self._runners())
         return round_to_pages(self._lease.num_bytes + waiting_bytes) if waiting_bytes else 0
 
-    def _launch_next(self) -> SequenceRunner | None:
+    def _launch_next(self) -> _Place | None:
         """Begins a step of the first in the order of turns that can run; None if none can."""
         busy = {
             replica_id: (place, runner)
@@ -329,24 +366,28 @@ class TorchEngine:
         for replica_id in order_of_turns(turns, self._config.max_turns_waited):
             place, runner = busy[replica_id]
             place.num_turns_waited = 0
-            if runner.launch():
+            launched = False
+            with self._restarting(place):
+                launched = runner.launch()
+            if launched:
                 self._steps_total = place.last_step = self._steps_total + 1
                 for other, _ in busy.values():
                     other.num_turns_waited += other is not place
-                return runner
+                return place
         return None
 
     def _preempt_one(self) -> bool:
         """Preempts the least urgent sequence of all models; False if none runs."""
         candidates = [
-            (candidate, runner)
-            for runner in self._runners()
-            if (candidate := runner.preemptible()) is not None
+            (candidate, place, runner)
+            for place in self._attached()
+            if (runner := place.replica.runner) and (candidate := runner.preemptible()) is not None
         ]
         if not candidates:
             return False
-        candidate, runner = min(candidates, key=lambda each: preemption_order(each[0]))
-        runner.preempt(candidate.slot)
+        candidate, place, runner = min(candidates, key=lambda each: preemption_order(each[0]))
+        with self._restarting(place):
+            runner.preempt(candidate.slot)
         return True
 
 

@@ -137,24 +137,27 @@ class TorchReplica:
         """
         self._weights.restore(self._host_copy_fd, weights_lease_bytes, core_share=core_share)
         try:
-            self._next_runner = SequenceRunner(
-                self.replica_id,
-                partial(self._model.forward, kv=self._kv),
-                self._model.logits,
-                limits=self._limits,
-                eos_ids=self._model_config.eos_token_ids,
-                cache=cache,
-                swap=KVSwap(self._kv, swap_space),
-                artifact=self._artifact,
-                device=self._device,
-                config=self._engine_config,
-                counters=self._counters,
-                clock=self._core_turns.step_clock,
-                recorder=self._recorder,
-            )
+            self._next_runner = self._new_runner(cache, swap_space)
         except BaseException:  # whatever stopped it, the pages go back
             self._weights.release()
             raise
+
+    def _new_runner(self, cache: BlockStore, swap_space: SwapSpace) -> SequenceRunner:
+        return SequenceRunner(
+            self.replica_id,
+            partial(self._model.forward, kv=self._kv),
+            self._model.logits,
+            limits=self._limits,
+            eos_ids=self._model_config.eos_token_ids,
+            cache=cache,
+            swap=KVSwap(self._kv, swap_space),
+            artifact=self._artifact,
+            device=self._device,
+            config=self._engine_config,
+            counters=self._counters,
+            clock=self._core_turns.step_clock,
+            recorder=self._recorder,
+        )
 
     def attach(self, cache: BlockStore) -> None:
         """Lets sequences in, after ``restore``."""
@@ -172,6 +175,16 @@ class TorchReplica:
         ended = self.runner.drain(error)
         self.runner = None
         cache.remove_model(self.replica_id)
+        return ended
+
+    def restart(self, cache: BlockStore, swap_space: SwapSpace, error: MooringError) -> list[Finished]:
+        """Ends all sequences with ``error`` and goes on with empty books and no blocks, whatever state the old ones
+        are in; returns the ends."""
+        assert self.runner is not None, "only what steps can fail in one"
+        ended = self.runner.abandon(error)
+        cache.drop_model(self.replica_id)
+        self._next_runner = self._new_runner(cache, swap_space)
+        self.attach(cache)
         return ended
 
     def release(self) -> int:

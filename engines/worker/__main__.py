@@ -29,7 +29,7 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
-from engines.api import Engine
+from engines.api import DeviceLostError, Engine
 from engines.config import CPU_STEP_NICENESS, ServiceConfig, WorkerOptions
 from engines.kinds import EngineFactory, engine_kind
 from engines.link.descriptors import DescriptorReceiver
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _EXIT_ORPHANED = 3
 _EXIT_ENGINE_FAILED = 4
+_EXIT_DEVICE_LOST = 5
 _STEP_STOP_TIMEOUT_S = 5.0
 
 
@@ -114,12 +115,15 @@ async def _serve(options: WorkerOptions, engine: Engine, memory: WorkerMemory, c
         if not ending.done():
             ending.set_result(status)
 
+    def fail(error: BaseException) -> None:
+        if isinstance(error, DeviceLostError):
+            os._exit(_EXIT_DEVICE_LOST)  # on the way out, whatever touches the device would fail or hang
+        end(_EXIT_ENGINE_FAILED)
+
     channel = socket.socket(fileno=options.descriptor_fd)
     channel.setblocking(False)
     descriptors = DescriptorReceiver(channel, on_closed=_exit_orphaned)
-    service = EngineService(
-        engine, descriptors, memory, config, time.monotonic, on_failure=lambda _: end(_EXIT_ENGINE_FAILED)
-    )
+    service = EngineService(engine, descriptors, memory, config, time.monotonic, on_failure=fail)
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
     engine_pb2_grpc.add_EngineServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"unix:{options.socket_path}")

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 import grpc.aio
 
-from engines.api import Engine, Finished, FinishReason, LoadSpec, StepOutput, TokenIds
+from engines.api import DeviceLostError, Engine, Finished, FinishReason, LoadSpec, StepOutput, TokenIds
 from engines.config import ServiceConfig
 from engines.link.descriptors import DescriptorReceiver
 from engines.link.wire import (
@@ -109,6 +109,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         self._descriptors = descriptors
         self._config = config
         self._clock = clock
+        self._on_failure = on_failure
         loop = asyncio.get_running_loop()
         self._steps = StepThread(engine, memory, loop, self._deliver, on_failure, config.step_niceness)
         self._copiers = ThreadPoolExecutor(config.max_concurrent_loads, thread_name_prefix="engine-copy")
@@ -380,7 +381,11 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             raise AssertionError("unreachable: abort raises") from error
 
     async def _copying(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._copiers, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._copiers, work)
+        except DeviceLostError as error:
+            self._on_failure(error)
+            raise
 
     async def _stepping(self, work: Callable[[], Result]) -> Result:
         return await asyncio.wrap_future(self._steps.call(work))

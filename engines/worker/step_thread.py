@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from engines.api import Engine, StepOutput, run_step
+from engines.api import DeviceLostError, Engine, StepOutput, run_step
 from engines.link.worker_memory import WorkerMemory
 
 __all__ = ["StepThread"]
@@ -96,6 +96,8 @@ class StepThread:
                 future.set_result(command())
             except Exception as error:  # told to whoever waits for the future, whatever it is
                 future.set_exception(error)
+                if isinstance(error, DeviceLostError):
+                    raise
 
         self.post(run)
         return future

@@ -116,6 +116,12 @@ class BlockStore:
         del self._stored[replica_id], self._move[replica_id]
         self.revision += 1
 
+    def drop_model(self, replica_id: str) -> None:
+        """Ends a model's share with all its blocks, used or stored, whatever the books say of them."""
+        self._pool.drop_model(replica_id)
+        del self._stored[replica_id], self._move[replica_id]
+        self.revision += 1
+
     def set_limit(self, num_bytes: int) -> None:
         """Sets the pool's lease, as ``KVPool.set_limit`` does; ``shrink`` then frees what can be freed."""
         self._pool.set_limit(num_bytes)
@@ -290,7 +296,11 @@ class BlockStore:
             oldest = islice((offset for offset in stored.idle if offset in idle_beside), num_too_many)
             self._give_up(replica_id, group, np.array(list(oldest), np.int64))
             sources, destinations = blocks.take_elsewhere(pages)
-            self._move[replica_id](group, sources, destinations)
+            try:
+                self._move[replica_id](group, sources, destinations)
+            except BaseException:  # nobody uses the new blocks
+                self._pool.free(replica_id, group, destinations)
+                raise
             stored.move(sources.tolist(), destinations.tolist())
             self._pool.free(replica_id, group, sources)
         return bool(chosen)

@@ -181,6 +181,12 @@ class KVPool:
             raise InternalError(f"{replica_id} leaves the pool and still holds {held} pages")
         del self._models[replica_id]
 
+    def drop_model(self, replica_id: str) -> None:
+        """Ends a model's share, whatever blocks it has: its pages are free."""
+        for blocks in self._models.pop(replica_id).groups:
+            self._free.extend(blocks.pages)
+        self._release(self.pages_over_limit)
+
     def pages_short(self, replica_id: str, num_blocks: Sequence[int]) -> int:
         """Number of pages that have to come free before ``num_blocks[g]`` more blocks of every group g fit,
         all together, while every idle block stays; 0 or less if there is room."""

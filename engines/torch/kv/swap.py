@@ -156,6 +156,7 @@ class KVSwap:
         self._kv = kv
         self._space = space
         self._clock = clock
+        self._copies: set[SwappedKV] = set()
         self.prefill_rate = RunningRate()
 
     @property
@@ -185,6 +186,7 @@ class KVSwap:
         if buffer is None:
             return None
         swapped = SwappedKV(blocks.num_tokens, blocks.first_columns, [], num_bytes)
+        self._copies.add(swapped)
         started_s = self._clock()
         parts = torch.split(
             buffer,
@@ -249,7 +251,13 @@ class KVSwap:
         if swapped.copied is not None:
             swapped.copied[1].synchronize()
         swapped.contents.clear()
+        self._copies.remove(swapped)
         self._space.give_back(swapped.num_bytes)
+
+    def drop_all(self) -> None:
+        """Ends all copies of this model."""
+        for swapped in list(self._copies):
+            self.drop(swapped)
 
     def _rates(self) -> CopyRates:
         return self._space.rates(self.prefill_rate.per_s)

@@ -90,6 +90,10 @@ class Resumption:
             self._swap.drop(pending.swapped)
             pending.swapped = None
 
+    def forget_all(self) -> None:
+        """Gives all host memory back."""
+        self._swap.drop_all()
+
     def note_step(self, num_tokens: int, num_decodes: int, seconds: float) -> None:
         """Notes how long a step took. Mostly prefill, it tells how quickly this model computes prompts."""
         if num_tokens >= 2 * num_decodes + _LEAST_PREFILL_TOKENS:

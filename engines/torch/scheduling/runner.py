@@ -16,6 +16,7 @@ from torch import Tensor
 from engines.api import Finished, FinishReason, FirstToken, SequenceRequest, StepOutput
 from engines.config import TorchEngineConfig
 from engines.link.flight_recorder import FlightRecorder
+from engines.torch.device_loss import is_device_lost
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.kv.swap import KVSwap
@@ -52,12 +53,14 @@ class _LaunchedStep:
     """A step whose forward pass has begun.
 
     Attributes:
+        sequence_ids: of the plan's slots.
         states: final states [D + P, hidden_size], which the device may still be computing.
         began_s: when its plan was begun.
         forward_began_s: when its blocks were taken.
     """
 
     plan: StepPlan
+    sequence_ids: list[int]
     batch: BuiltBatch
     states: Tensor
     began_s: float
@@ -236,13 +239,14 @@ class SequenceRunner:
         plan = self._scheduler.plan()
         if plan is None:
             return False
+        sequence_ids = self._table.sequence_ids[plan.slots].tolist()
         if self._recorder is not None:
-            self._recorder.begin_step(self._table.sequence_ids[plan.slots])
-        with self._failing(plan):
+            self._recorder.begin_step(sequence_ids)
+        with self._failing(sequence_ids):
             forward_began_s = self._clock()
             batch = build_batch(self._table, self._blocks, plan, self._device)
             states = self._forward(batch.forward)
-            self._launched = _LaunchedStep(plan, batch, states, began_s, forward_began_s)
+            self._launched = _LaunchedStep(plan, sequence_ids, batch, states, began_s, forward_began_s)
         return True
 
     def finish(self, number: int) -> StepOutput:
@@ -250,7 +254,7 @@ class SequenceRunner:
         output = StepOutput(self.replica_id, number)
         launched, self._launched = self._launched, None
         if launched is not None:
-            with self._failing(launched.plan):
+            with self._failing(launched.sequence_ids):
                 output = self._finish(launched, number)
         output.finished.extend(self.take_ended())
         return output
@@ -280,6 +284,16 @@ class SequenceRunner:
             self._ended.append(error_end(pending.request.sequence_id, error))
         return self.take_ended()
 
+    def abandon(self, error: MooringError) -> list[Finished]:
+        """Ends all sequences after a failure amid a change of the books: their blocks are left to whoever drops the
+        model from the store, and nothing else of this object is used again. Returns every end not reported yet."""
+        waiting = [pending.request.sequence_id for pending in self._waiting]
+        running = self._table.sequence_ids[self._table.active_slots()].tolist()
+        self._resumption.forget_all()
+        told = {end.sequence_id for end in self._ended}
+        present = dict.fromkeys((*running, *waiting))  # one whose admission failed is both
+        return [*self.take_ended(), *(error_end(number, error) for number in present if number not in told)]
+
     def check_integrity(self) -> None:
         """Checks that every block belongs to a sequence, and that no book keeps anything of who is gone.
 
@@ -295,14 +309,21 @@ class SequenceRunner:
                 )
 
     @contextmanager
-    def _failing(self, plan: StepPlan) -> Iterator[None]:
-        """Ends the sequences of a plan if the block raises: it is the boundary of what one model's kernels and one
-        batch's contents can break."""
+    def _failing(self, sequence_ids: list[int]) -> Iterator[None]:
+        """Ends these sequences if the block raises: it is the boundary of what one model's kernels and one batch's
+        contents can break."""
         try:
             yield
         except Exception as error:
-            log.exception("a step of %s failed with %d sequences", self.replica_id, len(plan))
-            self._fail(plan.slots, InternalError(f"the engine failed in a step of this model: {error!r}"))
+            if is_device_lost(error):
+                raise
+            log.exception("a step of %s failed with %d sequences", self.replica_id, len(sequence_ids))
+            failure = InternalError(f"the engine failed in a step of this model: {error!r}")
+            # Nobody was told of the end of one that is gone already.
+            gone = [number for number in sequence_ids if number not in self._table]
+            self._ended.extend(error_end(number, failure) for number in gone)
+            present = [self._table.slot_of(number) for number in sequence_ids if number in self._table]
+            self._fail(np.array(present, np.int64), failure)
 
     def _finish(self, launched: _LaunchedStep, number: int) -> StepOutput:
         table, plan = self._table, launched.plan
@@ -310,8 +331,7 @@ class SequenceRunner:
         sampled = self._sample(launched)
         done_s = self._clock()
         output.seconds = done_s - launched.began_s
-        sequence_ids = table.sequence_ids[plan.slots].tolist()
-        output.computed_tokens = dict(zip(sequence_ids, plan.num_new.tolist(), strict=True))
+        output.computed_tokens = dict(zip(launched.sequence_ids, plan.num_new.tolist(), strict=True))
         table.num_computed[plan.slots] += plan.num_new
         self._resumption.store(plan.slots)
         self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, done_s - launched.forward_began_s)

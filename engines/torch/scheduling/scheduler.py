@@ -43,7 +43,7 @@ class Scheduler:
     Args:
         max_tokens_per_step: at least the number of slots.
         find: finds, and claims, what of a waiting sequence need not be computed.
-        admit: gives a sequence, no longer in the queue, a slot of the table, and what was found for it; returns
+        admit: gives a sequence of the queue a slot of the table, and what was found for it; returns
             the slot.
         preempt: takes the sequence of a slot out of table and blocks and back into the queue.
         ended_for_good: given the slot of a sequence that runs alone and whose next block does not fit, ends
@@ -120,25 +120,27 @@ class Scheduler:
         chunks: list[int] = []
         held_back: list[PendingSequence] = []
         coming = self._keys_coming_of(plan) if len(self._waiting) else set()
-        while compose.may_admit_more(budget, self._table.num_free_slots, len(held_back)):
-            pending = self._waiting.peek()
-            if pending is None or self._refused == self._refusal(pending):
-                break
-            prefix = self._find(pending)
-            if self._next_key(pending, prefix) in coming:
-                self._blocks.unclaim(prefix)
-                held_back.append(self._waiting.remove(pending.request.sequence_id))
-                continue
-            chunk = self._admit_next(pending, prefix, budget)
-            if chunk is None:
-                break
-            slot, num_new = chunk
-            slots.append(slot)
-            chunks.append(num_new)
-            coming.update(self._keys_coming(slot, num_new))
-            budget -= num_new
-        for pending in held_back:
-            self._waiting.push(pending)
+        try:
+            while compose.may_admit_more(budget, self._table.num_free_slots, len(held_back)):
+                pending = self._waiting.peek()
+                if pending is None or self._refused == self._refusal(pending):
+                    break
+                prefix = self._find(pending)
+                if self._next_key(pending, prefix) in coming:
+                    self._blocks.unclaim(prefix)
+                    held_back.append(self._waiting.remove(pending.request.sequence_id))
+                    continue
+                chunk = self._admit_next(pending, prefix, budget)
+                if chunk is None:
+                    break
+                slot, num_new = chunk
+                slots.append(slot)
+                chunks.append(num_new)
+                coming.update(self._keys_coming(slot, num_new))
+                budget -= num_new
+        finally:
+            for pending in held_back:
+                self._waiting.push(pending)
         return compose.with_admitted(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
 
     def _keys_coming_of(self, plan: StepPlan) -> set[bytes]:
@@ -181,8 +183,8 @@ class Scheduler:
             # Where the device has less memory than the lease says, nothing here tells when it has more.
             self._refused = self._refusal(pending) if chunk is None else None
             return None
-        self._waiting.remove(pending.request.sequence_id)
         slot = self._admit(pending, prefix)
+        self._waiting.remove(pending.request.sequence_id)
         if not self._extend(StepPlan(np.array([slot]), np.array([chunk]), 0)):
             self._preempt(slot)  # the device has less memory than the lease says
             return None
