@@ -76,7 +76,7 @@ class TorchEngine:
     Args:
         config: of the engine.
         arena: of the device; its owner closes it after the engine.
-        core_signal: to the server's background threads, where the device is the CPU.
+        core_signal: to the server's background threads, if the device is the CPU.
         recorder: told of the sequences of each step before it runs; None if nobody looks after this process.
     """
 

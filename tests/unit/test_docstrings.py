@@ -10,10 +10,6 @@ from pathlib import Path
 from support.sources import parsed, sources
 
 LEFT_OUT = (
-    "engines/torch/kv/",
-    "engines/torch/scheduling/",
-    "engines/torch/engine.py",
-    "engines/torch/replica.py",
     "engines/api.py",
     "router/control/registrar.py",
 )

@@ -59,14 +59,14 @@ class BlockTables:
 
     @property
     def live_bytes(self) -> int:
-        """Of all blocks in the tables, each counted once."""
+        """Bytes of all blocks in the tables, each counted once."""
         return sum(
             len(np.unique(table[table != 0])) * group.block_bytes
             for table, group in zip(self.tables, self.groups, strict=True)
         )
 
     def unfilled_bytes(self, slots: NDArray[np.int64], num_computed: NDArray[np.int64]) -> int:
-        """In blocks of these sequences, for tokens that are not computed yet. Both [S]."""
+        """Bytes in blocks of these sequences for tokens that are not computed yet. Both [S]."""
         return sum(
             int(np.maximum(counts[slots] * group.block_tokens - num_computed, 0).sum())
             * group.bytes_per_token
@@ -129,7 +129,7 @@ class BlockTables:
 
     def prepare(self, prefix: Prefix, num_tokens: int, num_after_chunk: int) -> bool:
         """Makes room for what ``can_admit`` said can be admitted, and gives the prefix's gaps their blocks. False
-        where there is none after all; the prefix is then still claimed."""
+        if there is none after all; the prefix is then still claimed."""
         if not self._cache.make_room(self._model_id, self._wanted(prefix, num_tokens, num_after_chunk)):
             return False
         for g, offsets in enumerate(prefix.offsets):
@@ -213,7 +213,7 @@ class BlockTables:
     def with_full_blocks(
         self, slots: NDArray[np.int64], num_computed: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Those of these slots that have blocks for ``store``."""
+        """Picks the slots that have blocks for ``store``."""
         return slots[num_computed >= self._next_stored_at[slots]]
 
     def store(self, slot: int, num_computed: int, keys: BlockKeys, token_ids: NDArray[np.int32]) -> None:
@@ -245,8 +245,8 @@ class BlockTables:
     def num_unshared_tokens(
         self, slots: NDArray[np.int64], num_computed: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Of the computed tokens of these sequences, those in blocks that no other one uses; of the first group,
-        for all. All [S]."""
+        """Number of computed tokens of these sequences in blocks that no other one uses, by the blocks of the first
+        group. All [S]."""
         shared = self._cache.shared(self._model_id, 0)
         if not len(shared):
             return num_computed

@@ -1,4 +1,4 @@
-"""What a sequence need not compute: the keys of its blocks, and the blocks that were found for it.
+"""Prefixes that a sequence need not compute: the keys of its blocks, and the blocks that were found for it.
 
 A key is SHA-256 over the key before it and the block's token ids. The first one's predecessor, the root, says
 whose weights wrote the KV, in which dtype, and who may share it; so equal keys mean equal contents, and who may
@@ -21,7 +21,7 @@ __all__ = ["BlockKeys", "Prefix", "first_seen_column", "longest_prefix_tokens", 
 
 
 def root_key(artifact: bytes, kv_dtype: str, scope: bytes) -> bytes:
-    """Of the chains of one scope.
+    """The key before the first ones of the chains of one scope.
 
     Args:
         artifact: says which weights.
@@ -49,7 +49,7 @@ class BlockKeys:
         self._chains: dict[int, list[bytes]] = {size: [] for size in self._sizes}
 
     def keys(self, group: int, token_ids: NDArray[np.int32], first: int, end: int) -> list[bytes]:
-        """Of the blocks ``[first, end)`` of one group; ``token_ids`` has all tokens of these and of those
+        """Keys of the blocks ``[first, end)`` of one group; ``token_ids`` has all tokens of these and of those
         before them."""
         size = self._sizes[group]
         chain = self._chains[size]
@@ -86,7 +86,7 @@ class Prefix:
 
 
 def first_seen_column(group: KVGroup, num_computed: int) -> int:
-    """Of a table, the first that the token at position ``num_computed`` and those after it can see."""
+    """The first column of a table that the token at position ``num_computed`` and those after it can see."""
     if group.window_tokens is None:
         return 0
     return max(num_computed - group.window_tokens + 1, 0) // group.block_tokens

@@ -1,4 +1,4 @@
-"""KV in host memory: what a preempted sequence had computed, copied out and back where that is quicker.
+"""KV in host memory: what a preempted sequence had computed, copied out and back if that is quicker.
 
 On a GPU the buffers are pinned and copies run on a stream of their own, so that steps go on meanwhile.
 """
@@ -50,7 +50,7 @@ class RunningRate:
 
 @dataclass(frozen=True, slots=True)
 class CopyRates:
-    """What the choice between copying and computing rests on.
+    """Rates that the choice between copying and computing rests on.
 
     Attributes:
         prefill_tokens_per_s: of this model; None before it is known.
@@ -63,7 +63,7 @@ class CopyRates:
 
 
 def copy_is_quicker(num_tokens: int, out_bytes: int, in_bytes: int, rates: CopyRates) -> bool:
-    """Whether to copy so many bytes rather than to compute so many tokens again; computing where its rate is
+    """Whether to copy so many bytes rather than to compute so many tokens again; computing if its rate is
     not known."""
     if rates.prefill_tokens_per_s is None:
         return False
@@ -92,7 +92,7 @@ class SwappedKV:
 
 class SwapSpace:
     """The host memory of one worker that swapped KV may take. Each copy has a buffer of its own, so nothing is
-    held where nothing is swapped out.
+    held if nothing is swapped out.
 
     Args:
         num_bytes: most at any time; 0 turns swapping off.
@@ -115,7 +115,7 @@ class SwapSpace:
         self.stream = _stream_of(device)
 
     def buffer(self, num_bytes: int) -> Tensor | None:
-        """uint8 [num_bytes], or None where there is no room for it, or the system has no more. ``give_back`` ends
+        """uint8 [num_bytes], or None if there is no room for it, or the system has no more. ``give_back`` ends
         its use."""
         if num_bytes > self.num_bytes - self.used_bytes:
             return None
@@ -161,11 +161,11 @@ class KVSwap:
 
     @property
     def kv_dtype(self) -> str:
-        """Of the cache's elements, by torch's name."""
+        """Type of the cache's elements, by torch's name."""
         return str(self._kv.dtype)
 
     def bytes_of(self, offsets: Sequence[NDArray[np.int64]]) -> int:
-        """Of these blocks, by group."""
+        """Bytes of these blocks, which are by group."""
         return sum(
             len(each) * group.block_bytes for each, group in zip(offsets, self._kv.groups, strict=True)
         )
@@ -180,7 +180,7 @@ class KVSwap:
         return copy_is_quicker(num_tokens, 0, self.bytes_of(gaps), self._rates())
 
     def copy_out(self, blocks: Prefix) -> SwappedKV | None:
-        """Copies blocks, which may be given to others at once; None where there is no host memory for them."""
+        """Copies blocks, which may be given to others at once; None if there is no host memory for them."""
         num_bytes = self.bytes_of(blocks.offsets)
         buffer = self._space.buffer(num_bytes) if num_bytes else None
         if buffer is None:
@@ -220,7 +220,7 @@ class KVSwap:
                 swapped.contents.append(_as_blocks(part, len(contents), self._kv.dtype))
                 swapped.contents[-1].copy_(contents, non_blocking=True)
             end.record(stream)
-        # These blocks are others' now, and where the lease shrinks their pages are unmapped: not before they were
+        # These blocks are others' now, and if the lease shrinks their pages are unmapped: not before they were
         # gathered. The long copy runs beside the next step.
         begin.synchronize()
         swapped.copied = (begin, end)

@@ -37,7 +37,7 @@ class BuiltBatch:
     Attributes:
         forward: what the model is given.
         sampling_slots: int64 [D]; from row r ``sampling_slots[r]`` draws a token.
-        scored: the P tokens that the other rows are about; None where there is none.
+        scored: the P tokens that the other rows are about; None if there are none.
     """
 
     forward: ForwardBatch

@@ -1,4 +1,4 @@
-"""What the runner keeps for each running sequence, beside its row of the table."""
+"""Books of the running sequences: all that the runner keeps for each beside its row of the table."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PenaltyRows:
     """Rows of token counts of the sequences whose sampling is penalized.
 
     Args:
-        counts: where the rows are.
+        counts: holds the rows.
         sampling: of the table; says which row a slot has.
     """
 

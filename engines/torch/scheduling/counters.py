@@ -1,4 +1,4 @@
-"""What a replica has counted since it was loaded."""
+"""Counters of a replica since it was loaded."""
 
 from __future__ import annotations
 

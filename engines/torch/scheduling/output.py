@@ -1,4 +1,4 @@
-"""What a step's drawn tokens mean for the sequences: tokens to send, and ends."""
+"""Turns the drawn tokens of a step into tokens to send and ends of sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be true of a sequence before it is queued."""
+"""Limits of a replica, and the refusal of a sequence that is beyond them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def error_end(sequence_id: int, error: MooringError) -> Finished:
 
 @dataclass(frozen=True, slots=True)
 class SequenceLimits:
-    """What a replica can ever take.
+    """Limits of what a replica can ever take.
 
     Attributes:
         vocab_size: token ids are below it.
@@ -42,12 +42,12 @@ class SequenceLimits:
         return kv_bytes_for_tokens(self.groups, num_tokens) <= self.kv_bytes
 
     def most_block_bytes(self, request: SequenceRequest) -> int:
-        """Of the blocks that it holds when its output is as long as it may be."""
+        """Bytes of the blocks that a sequence holds when its output is as long as it may be."""
         num_tokens = len(request.prompt_ids) + request.sampling.max_tokens
         return block_bytes_for_tokens(self.groups, min(num_tokens, self.max_model_len))
 
     def refusal(self, request: SequenceRequest) -> Finished | None:
-        """The end of a sequence that cannot be run, or None where it can."""
+        """The end of a sequence that cannot be run, or None if it can."""
         num_tokens = len(request.prompt_ids) + len(request.output_ids)
         if len(request.prompt_ids) and len(request.output_ids) and num_tokens >= self.max_model_len:
             return Finished(request.sequence_id, FinishReason.LENGTH)

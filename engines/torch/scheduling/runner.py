@@ -80,8 +80,8 @@ class SequenceRunner:
         forward, to_logits: the model.
         limits: of its sequences.
         eos_ids: end a sequence that does not ignore them.
-        cache: where blocks come from.
-        swap: where the KV of preempted sequences may go.
+        cache: gives blocks.
+        swap: takes the KV of preempted sequences.
         artifact: says whose weights these are.
         device: of the model.
         counters: added to.
@@ -161,35 +161,35 @@ class SequenceRunner:
 
     @property
     def swapped_bytes(self) -> int:
-        """Of host memory, for sequences that wait."""
+        """Bytes of host memory that hold the KV of sequences which wait."""
         return sum(pending.swapped.num_bytes for pending in self._waiting if pending.swapped is not None)
 
     @property
     def live_kv_bytes(self) -> int:
-        """Of all blocks in its tables."""
+        """Bytes of all blocks in its tables."""
         return self._blocks.live_bytes
 
     @property
     def unfilled_kv_bytes(self) -> int:
-        """In its sequences' blocks, for tokens that are not computed yet."""
+        """Bytes in its sequences' blocks for tokens that are not computed yet."""
         slots = self._table.active_slots()
         return self._blocks.unfilled_bytes(slots, self._table.num_computed[slots])
 
     @property
     def kv_wanted_bytes(self) -> int:
-        """Of blocks that the sequences which wait would take, as long as they may become, within the model's cap; 0
-        while none waits for want of KV."""
+        """Bytes of blocks that the sequences which wait would take, as long as they may become, within the model's
+        cap; 0 while none waits for want of KV."""
         if not self._scheduler.is_short_of_kv:
             return 0
         wanted_bytes = sum(self._limits.most_block_bytes(each.request) for each in self._waiting)
         return min(wanted_bytes, max(0, self._limits.kv_bytes - self.live_kv_bytes))
 
     def earliest_deadline_s(self) -> float:
-        """Of all sequences without a first token; ``inf`` if none has one."""
+        """The earliest deadline of all sequences without a first token; ``inf`` if none has one."""
         return min(self._waiting.earliest_deadline_s(), self._table.earliest_deadline_s())
 
     def submit(self, request: SequenceRequest, arrival: int) -> None:
-        """Queues a sequence, or ends it where it cannot be run."""
+        """Queues a sequence, or ends it if it cannot be run."""
         if request.sequence_id in self._table or request.sequence_id in self._waiting:
             # Ending it would end the one that runs, and the two could not be told apart.
             log.error("sequence %d is submitted twice and runs once", request.sequence_id)
@@ -215,7 +215,7 @@ class SequenceRunner:
         )
 
     def cancel(self, sequence_id: int) -> bool:
-        """Ends a sequence and frees its blocks at once; False where there is none of that id."""
+        """Ends a sequence and frees its blocks at once; False if there is none of that id."""
         if sequence_id in self._waiting:
             self._resumption.forget(self._waiting.remove(sequence_id))
         elif sequence_id in self._table:
@@ -273,7 +273,8 @@ class SequenceRunner:
         self._waiting.push(pending)
 
     def moved(self, group: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
-        """What these blocks held is in the others now. Between steps, or in one of another model."""
+        """Notes that the contents of these blocks are in the others now. Called between steps, or in another model's
+        step."""
         self._blocks.moved(group, sources, destinations)
 
     def drain(self, error: MooringError) -> list[Finished]:

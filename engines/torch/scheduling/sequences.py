@@ -30,7 +30,7 @@ class SequenceTable:
         num_prompt: int64 [C], of these the prompt's.
         max_length: int64 [C], prompt plus output at which it ends.
         score_from, score_until: int64 [C], positions between which the next token's log-probability is wanted:
-            of the whole prompt, less what was found before a preemption; nothing where nobody asked.
+            of the whole prompt, less what was found before a preemption; nothing if nobody asked.
         num_prompt_logprobs: int64 [C], likeliest tokens wanted beside each of these.
         sequence_ids: uint64 [C]. arrival, priority: int64 [C].
         deadline_s: float64 [C], for the first token; ``inf`` once it was given.
@@ -90,7 +90,7 @@ class SequenceTable:
         return self._slot_of[sequence_id]
 
     def keys_of(self, slot: int) -> BlockKeys | None:
-        """Of the blocks of a sequence that shares them."""
+        """Keys of the blocks of a sequence; None if it shares them with nobody."""
         pending = self._pending[slot]
         return None if pending is None else pending.keys
 
@@ -149,5 +149,5 @@ class SequenceTable:
         self.deadline_s[slots] = math.inf
 
     def earliest_deadline_s(self) -> float:
-        """Of all that have no first token yet; ``inf`` if there is none."""
+        """The earliest deadline of all that have no first token yet; ``inf`` if there is none."""
         return float(self.deadline_s[self._active].min(initial=math.inf))

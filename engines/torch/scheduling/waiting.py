@@ -107,7 +107,7 @@ class WaitingQueue:
         return self._by_id.pop(sequence_id)
 
     def earliest_deadline_s(self) -> float:
-        """Of all that wait; ``inf`` if none has one."""
+        """The earliest deadline of all that wait; ``inf`` if none has one."""
         while self._deadlines and not self._alive(self._deadlines[0][2]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
