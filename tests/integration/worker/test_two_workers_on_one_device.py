@@ -78,7 +78,7 @@ async def test_the_device_never_holds_more_than_its_budget(tmp_path: Path) -> No
         [device] = manager.snapshot().devices
         status = manager.status("m")
         assert status is not None
-        weights_bytes = sum(each.weights_bytes for each in status.replicas if each.worker_id == worker_id)
+        weights_bytes = sum(each.lease_bytes for each in status.replicas if each.worker_id == worker_id)
         return weights_bytes + device.owners.get(f"kv:{worker_id}", 0)
 
     await add("one")
