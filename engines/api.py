@@ -1,8 +1,7 @@
-"""What an engine is asked and what it answers, whichever side of the socket it is on.
+"""Questions to an engine and its answers, on both sides of the socket.
 
-The dataclasses here are the vocabulary shared by the router (which submits sequences), the worker
-client (which carries them) and the engines (which run them). Token ids only: text, stop strings and
-tenants belong to the router.
+The router (which submits sequences), the worker client (which carries them) and the engines (which run them) share
+these dataclasses. They hold token ids only: text, stop strings and tenants belong to the router.
 """
 
 from __future__ import annotations
@@ -67,15 +66,15 @@ class SequenceRequest:
     """One sequence to generate on one replica.
 
     Attributes:
-        sequence_id: the router's, unique in the worker's life.
+        sequence_id: number that the router gave it, unique in the worker's life.
         prompt_ids: token ids of the prompt, at least one; the choices of one request have one array.
-        output_ids: what an earlier life of this sequence already sent; counted as output, never sent
+        output_ids: tokens that an earlier life of this sequence has sent; they count as output and are never sent
             again.
-        deadline_s: on the engine's clock (``time.monotonic`` of the worker), for the first token;
-            ``inf`` is best effort.
-        priority: higher first.
-        cache_scope: sequences of one scope may share computed KV, and can tell by the time whether they do; None
-            shares with none, and nothing of it is kept.
+        deadline_s: when the first token is due, on the engine's clock (``time.monotonic`` of the worker); ``inf``
+            means best effort.
+        priority: sequences of higher priority go first.
+        cache_scope: sequences of one scope may share computed KV, and can tell by the time whether they do; if it is
+            None, the sequence shares with none and nothing of it is kept.
     """
 
     sequence_id: int
@@ -154,7 +153,7 @@ class StepOutput:
         top_logprobs: by index into the columns, only for sequences that asked.
         first_tokens: by sequence id, of the sequences that have their first token in this step.
         finished: sequences that end with this step, with or without a token in it.
-        seconds: that the step took, from its plan to its tokens; 0 if nothing was computed.
+        seconds: duration of the step, from its plan to its tokens; 0 if nothing was computed.
         computed_tokens: by sequence id, tokens of prompt and output whose KV the step computed, of every sequence
             that took part, with or without a token in it.
     """
@@ -172,16 +171,16 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What a worker is told to load.
+    """An order to load a replica.
 
     Attributes:
-        manifest_json: of the packed artifact (``engines.artifact.Manifest``).
+        manifest_json: manifest of the packed artifact (``engines.artifact.Manifest``).
         max_model_len: longest prompt plus output, in tokens.
         weights_lease_bytes: device bytes granted for the weights, a multiple of the page size.
         kv_guarantee_bytes: floor of KV that other models of the worker cannot take.
-        kv_cap_bytes: most KV this replica may hold; None is no cap.
-        host_copy_checksum: what ``memory_manager.word_sum`` gives for the host copy, to be looked at whenever the
-            weights have come; None if nobody can write to it.
+        kv_cap_bytes: most KV that this replica may hold; None means no cap.
+        host_copy_checksum: sum of the host copy by ``memory_manager.word_sum``, looked at whenever the weights have
+            come; None if nobody can write to the copy.
     """
 
     replica_id: str

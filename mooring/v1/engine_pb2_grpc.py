@@ -149,8 +149,9 @@ class EngineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetMemoryLimit(self, request, context):
-        """Sets the bytes of device memory that this worker should hold in all, memory that it keeps ready for later
-        included; absolute. What it keeps beyond that leaves at once, what is in use as it is given up.
+        """Sets the bytes of device memory that this worker may hold in all although its leases are less, memory ready
+        for later included; absolute; 0 holds it to its leases. What it keeps beyond that leaves at once, what is in
+        use as it is given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,11 +75,19 @@ class Registration:
 
 @dataclass(slots=True)
 class Registrar:
-    """One for a server; lives on its event loop. Attributes are its collaborators and defaults.
+    """The registrar of a server; lives on its event loop.
 
-    Where the registry changes, the manager and the directory follow under the same lock, so that they can
-    never end up in another order than it. Packing may take minutes and is done outside of the lock; what has
-    become of the deployment meanwhile is looked up afterwards.
+    If the registry changes, the manager and the directory follow under the same lock, so that all three see
+    changes in one order. Packing may take minutes and is done outside of the lock; afterwards the registrar looks
+    up what has become of the deployment meanwhile.
+
+    Attributes:
+        pack: makes artifacts.
+        engine: engine of new deployments.
+        kv_bytes: KV that a sequence needs, by the engine.
+        precision: precision of new deployments; ``auto`` means the checkpoint's own, or for a 16-bit checkpoint
+            ``precision_for_16_bit``.
+        retries: pauses before a deployment that failed is tried again.
     """
 
     registry: Registry
@@ -91,7 +99,7 @@ class Registrar:
     engine: str
     kv_bytes: KVBytes
     precision: str = "auto"
-    precision_for_16_bit: str = "bf16"  # which "auto" gives to checkpoints of that size
+    precision_for_16_bit: str = "bf16"
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
     retries: RetryConfig = field(default_factory=RetryConfig)
     _registrations: dict[str, Registration] = field(default_factory=dict)
