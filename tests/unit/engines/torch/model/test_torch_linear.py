@@ -9,7 +9,7 @@ from engines.torch.model.linear import project, project_to_logits
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 17, 128, 129])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 17, 64, 65, 128, 129])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_matches_float64(dtype: torch.dtype, num_rows: int, has_bias: bool) -> None:
     generator = torch.Generator().manual_seed(num_rows)
@@ -48,7 +48,10 @@ def test_two_logits_that_bfloat16_cannot_tell_apart() -> None:
     assert project_to_logits(x, weight).argmax() == 2
 
 
-def test_float32_logits_are_the_plain_product() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(3, 8, generator=generator), torch.randn(16, 8, generator=generator)
-    assert torch.equal(project_to_logits(x, weight), x @ weight.t())
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 65])
+def test_float32_logits_are_exact_and_contiguous(num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    x, weight = torch.randn(num_rows, 8, generator=generator), torch.randn(16, 8, generator=generator)
+    logits = project_to_logits(x, weight)
+    assert logits.is_contiguous()
+    torch.testing.assert_close(logits.double(), x.double() @ weight.double().t(), rtol=1e-5, atol=1e-5)
