@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from model_registry.names import check_name
@@ -134,9 +134,13 @@ class CatalogQueries(Transactions):
             return [variant_record(row) for row in session.scalars(query)]
 
     def set_packed(self, variant_id: int, packed_key: str, packed_bytes: int) -> VariantRecord:
-        """Notes the packed artifact of a variant. Raises ``NotFoundError``."""
+        """Notes the packed artifact of a variant, and of all that had the same one before: it was renamed for them
+        too. Raises ``NotFoundError``."""
         with self._writing() as session:
             row = one(session, select(VariantRow).where(VariantRow.id == variant_id), f"variant {variant_id}")
+            if row.packed_key is not None and row.packed_key != packed_key:
+                renamed = update(VariantRow).where(VariantRow.packed_key == row.packed_key)
+                session.execute(renamed.values(packed_key=packed_key, packed_bytes=packed_bytes))
             row.packed_key, row.packed_bytes = packed_key, packed_bytes
             session.flush()
             return variant_record(row)

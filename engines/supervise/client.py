@@ -59,8 +59,7 @@ _CHANNEL_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.http2.lookahead_bytes", 8192), ("gr
 
 SequenceSink = Callable[[ChoiceTokens], None]
 StepSink = Callable[[str, int], None]
-"""Told of every step: the replica, and the tokens of it that the step brought; those of a prompt count with the
-first token that follows them."""
+"""Told of every step: the replica, and the tokens that the step computed, those of prompts included."""
 
 
 @dataclass(slots=True)
@@ -70,12 +69,10 @@ class _Sent:
     Attributes:
         sink: called with its tokens.
         index: its ``SamplingParams.choice``.
-        num_unread: tokens that it came with, until its first token says that a step has read them.
     """
 
     sink: SequenceSink
     index: int
-    num_unread: int
 
 
 class WorkerClient:
@@ -180,8 +177,7 @@ class WorkerClient:
         """
         if self.lost:
             raise WorkerLostError(f"worker {self._worker_id} is gone")
-        num_unread = len(request.prompt_ids) + len(request.output_ids)
-        self._sent[request.sequence_id] = _Sent(sink, request.sampling.choice, num_unread)
+        self._sent[request.sequence_id] = _Sent(sink, request.sampling.choice)
         sequence = sequence_to_wire(request, self._clock())
         if request.prompt_ids is self._unsent_prompt:  # a choice of the same request: the prompt goes once
             self._commands[-1].submit.sequences.append(sequence)
@@ -304,13 +300,8 @@ class WorkerClient:
 
     def _dispatch(self, message: pb.StepOutput) -> None:
         news = self._news_of(message)
-        num_tokens = len(message.token_ids)
-        for first in message.first_tokens:
-            sent = self._sent.get(first.sequence_id)
-            if sent is not None:
-                num_tokens += sent.num_unread
-        if num_tokens:
-            self._on_step(message.replica_id, num_tokens)
+        if message.num_computed:
+            self._on_step(message.replica_id, sum(message.num_computed))
         for sequence_id, new in news.items():
             sent = self._sent.get(sequence_id)
             if sent is None:  # it was cancelled here and the worker did not know yet

@@ -248,7 +248,9 @@ class Supervisor:
         finally:
             worker.state = WorkerState.STOPPED
             if not worker.first_ready.done():
-                worker.first_ready.cancel()
+                worker.first_ready.set_exception(
+                    ConfigurationError(f"worker {worker.spec.worker_id} was stopped before it was ready")
+                )
 
     async def _live_once(self, worker: _Worker) -> str:
         """One life, from the start of the process to its last trace. Returns how it ended."""
@@ -307,12 +309,16 @@ class Supervisor:
                     "a step of worker %s hangs for %g s: it is killed", spec.worker_id, spec.max_stall_s
                 )
                 _signal(process, signal.SIGKILL)
-            # The stream of a process that dies ends before it does; one that lives on lost it by no step's fault.
+            # The stream of a process that dies ends before it does, by seconds if much memory has to be freed first;
+            # a fatal signal keeps its status under another one. A process that lives on lost its stream by no
+            # step's fault, and has to go.
             await asyncio.wait([ended], timeout=None if hangs else _EXIT_S)
+            _signal(process, signal.SIGKILL)
+            await asyncio.wait([ended])
         finally:
             lost.cancel()
             stalled.cancel()
-        return death_of(memory, ended.result(), by_us=hangs) if ended.done() else WorkerDeath()
+        return death_of(memory, ended.result(), by_us=hangs)
 
     async def _bury(
         self,

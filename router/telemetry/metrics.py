@@ -178,8 +178,7 @@ class Metrics:
         return RequestMetrics(series, request, self.clock)
 
     def observe_step(self, replica_id: str, num_tokens: int) -> None:
-        """Counts a step of a replica and its tokens; a prompt's tokens count with the first token after
-        them."""
+        """Counts a step of a replica and the tokens that it computed, those of prompts included."""
         deployment, _, _ = replica_id.rpartition("/")
         self._iteration_tokens.labels(deployment, ENGINE).observe(num_tokens)
 

@@ -19,6 +19,7 @@ from support.null_worker import (
 from support.poison_worker import CRASHES_ID, HANGS_ID, IS_KILLED_ID
 
 from engines.api import FinishReason, SamplingParams
+from engines.supervise import supervisor
 from mooring.errors import ContextLengthError, PoisonousRequestError
 from router.dispatch.dispatch import Dispatcher, RequestStream
 from router.request.request import GenerationRequest
@@ -113,6 +114,16 @@ async def test_one_killer_among_32_requests_fails_and_the_others_end_well(
         assert not fleet.tickets
 
 
+async def test_a_worker_that_takes_long_to_die_hides_no_killer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with much memory is reaped seconds after its stream has ended: no time is given to it here."""
+    monkeypatch.setattr(supervisor, "_EXIT_S", 0.0)
+    async with null_fleet(POISON_PROGRAM, step_time_s=0.002) as fleet:
+        stream = await dispatcher(fleet).generate(request((CRASHES_ID, 7), 100))
+        with pytest.raises(PoisonousRequestError):
+            await read(stream)
+        assert fleet.num_deaths == 2
+
+
 async def test_killers_among_the_choices_of_many_requests_all_fail() -> None:
     async with null_fleet(POISON_PROGRAM, step_time_s=0.002) as fleet:
         dispatch = dispatcher(fleet)
@@ -155,7 +166,7 @@ async def test_a_request_goes_on_after_its_replica_slept() -> None:
         assert fleet.num_deaths == 0
 
 
-async def test_closing_a_stream_frees_the_worker_and_the_lease() -> None:
+async def test_closing_a_stream_frees_the_worker_and_the_ticket() -> None:
     async with null_fleet(step_time_s=0.01) as fleet:  # by itself it would end after 40 s
         stream = await dispatcher(fleet).generate(request((1,), 4000))
         await anext(stream)
@@ -166,7 +177,7 @@ async def test_closing_a_stream_frees_the_worker_and_the_lease() -> None:
         assert [chunks async for chunks in stream] == []
 
 
-async def test_closing_before_anything_ran_gives_the_lease_back() -> None:
+async def test_closing_before_anything_ran_gives_the_ticket_back() -> None:
     async with null_fleet() as fleet:
         stream = await dispatcher(fleet).generate(request((1,), 4000))
         assert fleet.tickets

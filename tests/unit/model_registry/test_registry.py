@@ -121,6 +121,18 @@ def test_two_deployments_share_a_variant_and_its_packed_artifact(registry: Regis
     assert [v.precision for v in registry.list_variants("m", 1)] == ["bf16", "fp32"]
 
 
+def test_an_artifact_that_is_renamed_is_renamed_for_all_variants_that_have_it(registry: Registry) -> None:
+    for model, key in (("a", "old"), ("b", "old"), ("c", "other")):
+        registry.register_version(model, version())
+        registry.set_packed(registry.create_deployment(model, model).variant.id, key, 99)
+    registry.set_packed(registry.get_deployment("a").variant.id, "new", 99)
+    assert [registry.get_deployment(name).variant.packed_key for name in ("a", "b", "c")] == [
+        "new",
+        "new",
+        "other",
+    ]
+
+
 def test_updates_change_only_what_they_name(registry: Registry) -> None:
     registry.register_version("m", version())
     made = registry.create_deployment("d", "m", policy=DeploymentPolicy(priority=3, idle_timeout_s=9.0))
