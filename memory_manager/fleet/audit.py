@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.moves import attempt
-from memory_manager.fleet.records import Replica, Worker
+from memory_manager.fleet.records import Replica
+from memory_manager.fleet.worker_group import Worker, attempt
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.policy.residency import Residency
 from memory_manager.stats import ReplicaStats, WorkerStats
@@ -65,7 +65,7 @@ class Audit:
             self._note_worker(worker, stats)
             for reported in stats.replicas:
                 replica = self._replicas.get(reported.replica_id)
-                if replica is not None:
+                if replica is not None and replica.worker_id in (None, worker.worker_id):
                     self._note(replica, reported)
             known.update(self._replicas)
             kv_lease_bytes = max(kv_lease_bytes, worker.kv.lease_bytes)
@@ -99,7 +99,7 @@ class Audit:
 
     def _settled(self, worker: Worker) -> Settled:
         return {
-            each.replica_id: (each.lease_bytes if each.worker is worker else 0, each.state.since_s)
+            each.replica_id: (each.lease_bytes if each.is_on(worker) else 0, each.state.since_s)
             for each in self._replicas.values()
             # The lease of a failed one is what its worker may still hold, not what it does.
             if not each.in_flight and each.residency is not Residency.FAILED

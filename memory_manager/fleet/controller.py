@@ -28,7 +28,6 @@ from memory_manager.fleet.records import (
     HostCopies,
     Replica,
     ReplicaTicket,
-    Worker,
     disabled,
     must_be_replaced,
     not_found,
@@ -38,6 +37,7 @@ from memory_manager.fleet.roster import Roster
 from memory_manager.fleet.status import DeploymentStatus, Snapshot
 from memory_manager.fleet.views import deployment_status, planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
+from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
 from memory_manager.policy.what_if import WayIn, way_in
@@ -95,7 +95,7 @@ class MemoryManager:
             sink,
             self._reporter,
             self._admission.note_failure,
-            lambda worker, step: self._execution.spawn(worker, step),
+            lambda group, step: self._execution.spawn(group, step),
         )
         self._execution = Execution(
             self._moves, self._workers, self._replicas, self._reporter, self._note_move
@@ -176,7 +176,7 @@ class MemoryManager:
         if not spec.policy.enabled:
             self._admission.refuse_waiters(deployment, lambda: disabled(spec.name))
         for replica in list(deployment.replicas):
-            if replica.worker is not None and must_be_replaced(replica.spec, spec):
+            if replica.group is not None and must_be_replaced(replica.spec, spec):
                 self._retire(replica)
                 continue
             replica.spec = spec
@@ -350,5 +350,5 @@ class MemoryManager:
         """After a move: what it brought into the host cache or drove out of it, and replicas that are no more."""
         for replica in list(self._replicas.values()):
             self._moves.follow_host_cache(replica)
-            if replica.retired and replica.worker is None and replica.residency not in ON_DEVICE:
+            if replica.retired and replica.group is None and replica.residency not in ON_DEVICE:
                 del self._replicas[replica.replica_id]

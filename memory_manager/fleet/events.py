@@ -9,7 +9,8 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memory_manager.fleet.records import Replica, Worker
+from memory_manager.fleet.records import Replica
+from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.plan_types import Figures
 
 __all__ = ["Event", "EventKind", "EventSink", "Reporter"]
@@ -75,15 +76,15 @@ class Reporter:
     def of_replica(
         self, kind: EventKind, replica: Replica, reason: str, figures: Figures | None = None
     ) -> None:
-        worker = replica.worker
+        group = replica.group
         event = Event(
             at_s=self._clock(),
             kind=kind,
             reason=reason,
             deployment=replica.spec.name,
             replica_id=replica.replica_id,
-            worker_id=worker.worker_id if worker is not None else None,
-            device=worker.ledger.device if worker is not None else None,
+            worker_id=replica.worker_id,
+            device=group.first.ledger.device if group is not None else None,
             figures=figures or {},
         )
         self._sink(event)

@@ -8,7 +8,8 @@ from typing import Any
 
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.moves import Moves
-from memory_manager.fleet.records import Replica, Worker
+from memory_manager.fleet.records import Replica
+from memory_manager.fleet.worker_group import Worker, WorkerGroup
 from memory_manager.policy.plan_types import Action, Drain, Load, Resume, SetKVLease, Sleep, Unload, Wake
 from memory_manager.policy.residency import Residency
 from mooring.units import format_bytes
@@ -17,7 +18,7 @@ __all__ = ["Execution"]
 
 
 class Execution:
-    """Begins actions, at once and without awaiting; what takes time runs on as tasks of its worker.
+    """Begins actions, at once and without awaiting; what takes time runs on as tasks of its workers.
 
     Args:
         workers, replicas: the controller's own, by id.
@@ -54,23 +55,23 @@ class Execution:
                 self._reporter.of_replica(EventKind.RESUME, replica, reason)
                 self._moves.enter(replica, Residency.RESIDENT, reason)
             case Load(replica_id, worker_id, reason):
-                replica, worker = self._replicas[replica_id], self._workers[worker_id]
-                self._moves.begin_bringing(replica, worker, reason)
+                replica, group = self._replicas[replica_id], WorkerGroup((self._workers[worker_id],))
+                self._moves.begin_bringing(replica, group, reason)
                 self._reporter.of_replica(EventKind.LOAD, replica, reason, action.figures)
-                self.spawn(worker, self._moves.load(replica, worker))
+                self.spawn(group, self._moves.load(replica, group))
             case Wake(replica_id, reason):
-                replica, worker = self._with_worker(replica_id)
-                kept_bytes = self._moves.begin_bringing(replica, worker, reason)
+                replica, group = self._with_group(replica_id)
+                kept_bytes = self._moves.begin_bringing(replica, group, reason)
                 self._reporter.of_replica(EventKind.WAKE, replica, reason, action.figures)
-                self.spawn(worker, self._moves.wake(replica, worker, kept_bytes))
+                self.spawn(group, self._moves.wake(replica, group, kept_bytes))
             case Sleep(replica_id, reason):
                 kind = EventKind.EVICT if action.room_for else EventKind.SLEEP
-                replica, worker = self._leaving(replica_id, kind, action)
-                self.spawn(worker, self._moves.sleep(replica, worker, reason))
+                replica, group = self._leaving(replica_id, kind, action)
+                self.spawn(group, self._moves.sleep(replica, group, reason))
             case Unload(replica_id, reason):
                 kind = EventKind.EVICT if action.room_for else EventKind.UNLOAD
-                replica, worker = self._leaving(replica_id, kind, action)
-                self.spawn(worker, self._moves.unload(replica, worker, reason))
+                replica, group = self._leaving(replica_id, kind, action)
+                self.spawn(group, self._moves.unload(replica, group, reason))
 
     def _set_kv_lease(self, worker: Worker, num_bytes: int) -> None:
         before_bytes = worker.kv.target_bytes
@@ -85,27 +86,31 @@ class Execution:
         reason = f"KV {verb} from {format_bytes(before_bytes)} to {format_bytes(num_bytes)}"
         self._reporter.of_worker(EventKind.KV_LEASE, worker, reason, figures)
 
-    def _with_worker(self, replica_id: str) -> tuple[Replica, Worker]:
+    def _with_group(self, replica_id: str) -> tuple[Replica, WorkerGroup]:
         replica = self._replicas[replica_id]
-        assert replica.worker is not None, "the planner moves only replicas that a worker knows"
-        return replica, replica.worker
+        assert replica.group is not None, "the planner moves only replicas that workers know"
+        return replica, replica.group
 
-    def _leaving(self, replica_id: str, kind: EventKind, action: Sleep | Unload) -> tuple[Replica, Worker]:
-        replica, worker = self._with_worker(replica_id)
+    def _leaving(
+        self, replica_id: str, kind: EventKind, action: Sleep | Unload
+    ) -> tuple[Replica, WorkerGroup]:
+        replica, group = self._with_group(replica_id)
         self._reporter.of_replica(kind, replica, action.reason, action.figures)
         if replica.residency is Residency.RESIDENT:
             self._moves.enter(replica, Residency.DRAINING, action.reason)
         replica.in_flight = True
-        return replica, worker
+        return replica, group
 
-    def spawn(self, worker: Worker, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a step as a task of the worker, cancelled when that is lost."""
+    def spawn(self, group: WorkerGroup, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a step as a task of the group's workers, cancelled when one of them is lost."""
         task = asyncio.get_running_loop().create_task(step)
-        worker.tasks.add(task)
+        for worker in group.members:
+            worker.tasks.add(task)
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
-            worker.tasks.discard(task)
+            for worker in group.members:
+                worker.tasks.discard(task)
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 # Only a bug of ours gets here; it must not pass unseen.

@@ -4,6 +4,9 @@ The rule of every move: the ledger's lease is taken before the worker is asked, 
 the worker has said that it holds nothing. A move that is cancelled therefore leaves bytes promised that
 may be in use, never the other way round; they leave the ledger with the worker. So do those of a move whose
 worker turns out to be gone: only its supervisor knows when its process has ended and its memory is free.
+
+A move of a group is all or nothing: what fails on one worker is undone on all of them. If that fails too, the replica
+has failed, all leases stay, and the planner has it unloaded from every worker that is left.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.records import HeldCopy, HostCopies, Replica, Worker
+from memory_manager.fleet.records import HeldCopy, HostCopies, Replica
+from memory_manager.fleet.worker_group import WorkerGroup, attempt
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent
@@ -30,32 +34,20 @@ from mooring.errors import (
 )
 from mooring.units import format_bytes
 
-__all__ = ["Moves", "attempt"]
+__all__ = ["Moves"]
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-async def attempt(step: Awaitable[T]) -> T | MooringError:
-    """Returns what the step gave, or the error that it ended with."""
-    try:
-        return await step
-    except MooringError as error:
-        return error
-    except Exception as error:  # the other side is a process or a disk, and fails in ways of its own
-        logger.exception("a step of the memory manager failed")
-        return InternalError(f"{type(error).__name__}: {error}")
 
 
 class Moves:
-    """Moves replicas. Each coroutine runs as a task of the worker that it concerns.
+    """Moves replicas. Each coroutine runs as a task of the workers that it concerns.
 
     Args:
         replicas: all there are, to find sleepers whose host copies can go.
         emit: told of every transition.
         reporter: told how moves ended.
         on_failed: told when a replica has failed; its error goes to whoever waits.
-        spawn: runs a step as a task of a worker.
+        spawn: runs a step as a task of a group's workers.
     """
 
     def __init__(
@@ -67,7 +59,7 @@ class Moves:
         emit: Callable[[ResidencyEvent], None],
         reporter: Reporter,
         on_failed: Callable[[Replica, MooringError], None],
-        spawn: Callable[[Worker, Coroutine[Any, Any, None]], asyncio.Task[None]],
+        spawn: Callable[[WorkerGroup, Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._host_cache = host_cache
         self._config = config
@@ -84,28 +76,24 @@ class Moves:
         before, now_s = replica.residency, self._clock()
         duration_s = replica.state.move(after, now_s, reason)
         if after is Residency.RESIDENT and before is not Residency.DRAINING:
-            assert replica.worker is not None, "what has arrived is on a worker"
-            replica.deployment.note_reload(before, replica.worker.port.device, duration_s)
+            assert replica.group is not None, "what has arrived is on a worker"
+            replica.deployment.note_reload(before, replica.group.first.port.device, duration_s)
         if after not in ON_DEVICE and replica.asleep is not None:
             if not replica.asleep.done():
                 replica.asleep.set_result(None)
             replica.asleep = None
-        worker_id = replica.worker.worker_id if replica.worker is not None else None
-        self._emit(
-            ResidencyEvent(
-                now_s, replica.spec.name, replica.replica_id, worker_id, before, after, duration_s, reason
-            )
-        )
+        where = replica.spec.name, replica.replica_id, replica.worker_id
+        self._emit(ResidencyEvent(now_s, *where, before, after, duration_s, reason))
 
     def off_device(self, replica: Replica) -> Residency:
         """Returns warm if the weights are in memory (its worker's, or the host cache's), else cold."""
-        sleeps = replica.worker is not None and replica.worker.capabilities.warm is WarmPlace.WORKER
+        sleeps = replica.group is not None and replica.group.first.capabilities.warm is WarmPlace.WORKER
         in_cache = replica.host_copy is not None or self._host_cache.contains(replica.spec.artifact.key)
         return Residency.WARM if sleeps or in_cache else Residency.COLD
 
     def follow_host_cache(self, replica: Replica) -> None:
         """A replica that no worker knows is warm or cold as the host cache has it."""
-        if replica.worker is None and replica.residency in (Residency.WARM, Residency.COLD):
+        if replica.group is None and replica.residency in (Residency.WARM, Residency.COLD):
             now = self.off_device(replica)
             if now is replica.residency:
                 return
@@ -119,16 +107,16 @@ class Moves:
 
     # Bringing in.
 
-    def begin_bringing(self, replica: Replica, worker: Worker, reason: str) -> int:
-        """Takes the ledger's lease and begins a load or wake; returns the lease that there was, of what a sleeper
-        kept on the device.
+    def begin_bringing(self, replica: Replica, group: WorkerGroup, reason: str) -> int:
+        """Takes the leases and begins a load or wake; returns the lease that there was, of what a sleeper kept on
+        the device.
 
         Raises:
-            InternalError: the ledger has no room, which the planner should have known.
+            InternalError: a ledger has no room, which the planner should have known.
         """
         kept_bytes = replica.lease_bytes
         missing_bytes = replica.spec.weights_bytes - kept_bytes
-        if not worker.ledger.grant(replica.owner, missing_bytes):
+        if not group.grow(replica.owner, missing_bytes):
             raise InternalError(f"no room for the weights of {replica.replica_id}: {missing_bytes} bytes")
         if replica.num_failures:
             reason = f"tried again after {replica.num_failures} failures in a row: {replica.state.reason}"
@@ -139,28 +127,28 @@ class Moves:
             self.enter(replica, Residency.COLD, "tried again")
             if self.off_device(replica) is Residency.WARM:
                 self.enter(replica, Residency.WARM, "host copy kept")
-        replica.worker = worker
+        replica.group = group
         replica.in_flight = True
         is_warm = replica.residency is Residency.WARM
         self.enter(replica, Residency.WAKING if is_warm else Residency.LOADING, reason)
         return kept_bytes
 
-    async def load(self, replica: Replica, worker: Worker) -> None:
-        """Brings a replica that no worker knows to one."""
-        held_bytes = await attempt(self._load(replica, worker))
-        await self._arrive(replica, worker, held_bytes, None)
+    async def load(self, replica: Replica, group: WorkerGroup) -> None:
+        """Brings a replica that no worker knows to a group."""
+        held_bytes = await attempt(self._load(replica, group))
+        await self._arrive(replica, group, held_bytes, None)
 
-    async def wake(self, replica: Replica, worker: Worker, kept_bytes: int) -> None:
-        """Brings back a replica that sleeps in this worker and kept so much on the device."""
-        held_bytes = await attempt(worker.port.wake(replica.replica_id, replica.lease_bytes))
-        await self._arrive(replica, worker, held_bytes, kept_bytes)
+    async def wake(self, replica: Replica, group: WorkerGroup, kept_bytes: int) -> None:
+        """Brings back a replica that sleeps in this group and kept so much on each device."""
+        held_bytes = await attempt(group.wake(replica.replica_id, replica.lease_bytes))
+        await self._arrive(replica, group, held_bytes, kept_bytes)
 
-    async def _load(self, replica: Replica, worker: Worker) -> int:
+    async def _load(self, replica: Replica, group: WorkerGroup) -> int:
         if replica.host_copy is None:
             replica.host_copy = await self._host_copy(replica)
         copy = replica.host_copy
-        held_bytes = await worker.port.load(replica.replica_id, replica.spec, copy.fd, copy.checksum)
-        if worker.capabilities.warm is not WarmPlace.HOST_CACHE:
+        held_bytes = await group.load(replica.replica_id, replica.spec, copy.fd, copy.checksum)
+        if group.first.capabilities.warm is not WarmPlace.HOST_CACHE:
             replica.let_host_copy_go()
         return held_bytes
 
@@ -180,15 +168,15 @@ class Moves:
             reason = f"its host memory is wanted for {replica.spec.name}"
             await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, ref.num_bytes)])
 
-    def sleepers(self) -> list[tuple[Replica, Worker]]:
+    def sleepers(self) -> list[tuple[Replica, WorkerGroup]]:
         """Sleepers whose host copies can go once their workers have forgotten them, the longest unused first and
         those that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
         now_s = self._clock()
         found = [
-            (each, each.worker)
+            (each, each.group)
             for each in self._replicas()
             if each.residency is Residency.WARM
-            and each.worker is not None
+            and each.group is not None
             and each.host_copy is not None
             and not each.in_flight
             and each.retry_at_s <= now_s
@@ -196,9 +184,9 @@ class Moves:
         return sorted(found, key=lambda pair: (bool(pair[0].deployment.waiters), pair[0].last_used_s))
 
     def forget_sleeper(
-        self, sleeper: Replica, worker: Worker, reason: str, wanted_bytes: int
+        self, sleeper: Replica, group: WorkerGroup, reason: str, wanted_bytes: int
     ) -> asyncio.Task[None]:
-        """Begins to make its worker forget a sleeper, so that its host copy can be evicted. A task of that worker:
+        """Begins to make its workers forget a sleeper, so that its host copy can be evicted. A task of those workers:
         it goes on where who wanted the memory, ``wanted_bytes`` of it, is gone meanwhile."""
         figures: Figures = {
             "wanted_bytes": wanted_bytes,
@@ -207,18 +195,18 @@ class Moves:
         }
         self._reporter.of_replica(EventKind.UNLOAD, sleeper, reason, figures)
         sleeper.in_flight = True
-        return self._spawn(worker, self.unload(sleeper, worker, reason))
+        return self._spawn(group, self.unload(sleeper, group, reason))
 
     async def _arrive(
-        self, replica: Replica, worker: Worker, held_bytes: int | MooringError, kept_bytes: int | None
+        self, replica: Replica, group: WorkerGroup, held_bytes: int | MooringError, kept_bytes: int | None
     ) -> None:
         """Ends a load, or the wake of what kept so many bytes asleep, well or badly."""
         if isinstance(held_bytes, WorkerLostError):
             return
         if isinstance(held_bytes, MooringError):
-            await self._roll_back(replica, worker, held_bytes, kept_bytes)
+            await self._roll_back(replica, group, held_bytes, kept_bytes)
         else:
-            worker.ledger.shrink(replica.owner, held_bytes)
+            group.shrink(replica.owner, held_bytes)
             replica.in_flight = False
             replica.num_failures = 0
             seconds = self._clock() - replica.state.since_s
@@ -230,7 +218,7 @@ class Moves:
             self.enter(replica, Residency.RESIDENT, "ready")
 
     async def _roll_back(
-        self, replica: Replica, worker: Worker, error: MooringError, kept_bytes: int | None
+        self, replica: Replica, group: WorkerGroup, error: MooringError, kept_bytes: int | None
     ) -> None:
         """Puts a replica back to where it came from, and its bytes back into the ledger."""
         self.count_failure(replica, error)
@@ -239,19 +227,19 @@ class Moves:
         retry = comes_again and replica.num_failures < self._config.wake_attempts
         if not retry or altered:
             kept_bytes = None  # it does not go back to sleep
-        undo = worker.port.unload if kept_bytes is None else worker.port.sleep
+        undo = group.unload if kept_bytes is None else group.sleep
         answer = await attempt(undo(replica.replica_id))
         if isinstance(answer, WorkerLostError):
             return
         replica.in_flight = False
         if isinstance(answer, MooringError):
             # Its bytes stay promised until the planner has it unloaded, or the worker ends.
-            logger.error("%s cannot undo the load of %s: %s", worker.worker_id, replica.replica_id, answer)
+            logger.error("%s cannot undo the load of %s: %s", replica.worker_id, replica.replica_id, answer)
             self.fail(replica, error)
             return
-        worker.ledger.shrink(replica.owner, kept_bytes or 0)
+        group.shrink(replica.owner, kept_bytes or 0)
         if kept_bytes is None:
-            replica.forget_worker()
+            replica.forget_group()
         if altered:
             self._host_cache.discard(replica.spec.artifact.key)
         if retry:
@@ -279,39 +267,44 @@ class Moves:
 
     # Taking off.
 
-    async def sleep(self, replica: Replica, worker: Worker, reason: str) -> None:
+    async def sleep(self, replica: Replica, group: WorkerGroup, reason: str) -> None:
         """Takes a draining replica without requests off the device; what the worker keeps stays leased."""
-        released = await attempt(worker.port.sleep(replica.replica_id))
+        released = await attempt(group.sleep(replica.replica_id))
         if isinstance(released, WorkerLostError):
             return
         if isinstance(released, MooringError):
-            self._stay(replica, released)
+            # Members that do sleep come back to those that would not.
+            is_one = len(group.members) == 1
+            undone = None if is_one else await attempt(group.wake(replica.replica_id, replica.lease_bytes))
+            if not isinstance(undone, WorkerLostError):
+                self._stay(replica, released, is_whole=not isinstance(undone, MooringError))
         else:
             kept_bytes = max(0, replica.lease_bytes - round_to_pages(released))
-            worker.ledger.shrink(replica.owner, kept_bytes)
+            group.shrink(replica.owner, kept_bytes)
             replica.in_flight = False
             replica.num_failures = 0
             replica.stats = dataclasses.replace(replica.stats, kv_bytes=0, kv_live_bytes=0, kv_cached_bytes=0)
             self.enter(replica, self.off_device(replica), reason)
 
-    async def unload(self, replica: Replica, worker: Worker, reason: str) -> None:
-        """Makes the worker forget a replica that drains, sleeps or has failed."""
-        answer = await attempt(worker.port.unload(replica.replica_id))
+    async def unload(self, replica: Replica, group: WorkerGroup, reason: str) -> None:
+        """Makes the workers forget a replica that drains, sleeps or has failed."""
+        answer = await attempt(group.unload(replica.replica_id))
         if isinstance(answer, WorkerLostError):
             return
         if isinstance(answer, MooringError):
-            self._stay(replica, answer)
+            self._stay(replica, answer, is_whole=len(group.members) == 1)
         else:
-            worker.ledger.release(replica.owner)
+            group.shrink(replica.owner, 0)
             replica.in_flight = False
-            replica.forget_worker()
+            replica.forget_group()
             if replica.residency is Residency.DRAINING:
                 self.enter(replica, self.off_device(replica), reason)
             else:
                 self.follow_host_cache(replica)
 
-    def _stay(self, replica: Replica, error: MooringError) -> None:
-        """The worker would not let go: it stays where it is, and is asked again later."""
+    def _stay(self, replica: Replica, error: MooringError, is_whole: bool) -> None:
+        """Leaves a replica that its workers would not let go where it is; they are asked again later. One that some
+        of them have let go has failed, and is unloaded from them all."""
         logger.error("%s could not be taken off its device: %s", replica.replica_id, error)
         self.count_failure(replica, error)
         replica.in_flight = False
@@ -319,5 +312,7 @@ class Moves:
             if not replica.asleep.done():
                 replica.asleep.set_exception(error)
             replica.asleep = None
-        if replica.residency is Residency.DRAINING:
+        if not is_whole and replica.residency is not Residency.FAILED:
+            self.fail(replica, error)
+        elif replica.residency is Residency.DRAINING:
             self.enter(replica, Residency.RESIDENT, error.message)

@@ -10,7 +10,8 @@ from memory_manager.config import PlannerConfig
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.ledger import Ledger
 from memory_manager.fleet.moves import Moves
-from memory_manager.fleet.records import HostCopies, Replica, Worker
+from memory_manager.fleet.records import HostCopies, Replica
+from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.residency import Residency
 from mooring.units import format_bytes
 
@@ -63,9 +64,9 @@ class OthersShare:
         weights = sum(
             each.lease_bytes
             for each in self._replicas.values()
-            if each.worker is not None
-            and each.worker.port.device == device
-            and each.residency in (Residency.RESIDENT, Residency.DRAINING)
+            if each.group is not None and each.residency in (Residency.RESIDENT, Residency.DRAINING)
+            for worker in each.group.members
+            if worker.port.device == device
         )
         return workers + weights
 
@@ -93,12 +94,12 @@ class OthersShare:
         then those of sleepers, the longest unused first, which their workers are made to forget."""
         given_bytes = self._host_cache.give_up(num_bytes)
         reason = f"the host lacks {format_bytes(num_bytes)}"
-        for sleeper, worker in self._moves.sleepers():
+        for sleeper, group in self._moves.sleepers():
             if given_bytes >= num_bytes:
                 break
             num_copy_bytes = sleeper.spec.artifact.num_bytes
             given_bytes += num_copy_bytes
-            forgetting = self._moves.forget_sleeper(sleeper, worker, reason, num_bytes)
+            forgetting = self._moves.forget_sleeper(sleeper, group, reason, num_bytes)
             forgetting.add_done_callback(partial(self._forgotten, num_copy_bytes))
         self._on_change()
 

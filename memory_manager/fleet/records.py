@@ -1,4 +1,4 @@
-"""The records that the controller keeps: workers, deployments, replicas, and who waits for them."""
+"""The records that the controller keeps: deployments, replicas, and who waits for them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,15 @@ from types import TracebackType
 from typing import Protocol
 
 from memory_manager.config import ManagerConfig, PlannerConfig
-from memory_manager.fleet.allowance import WorkerAllowance
-from memory_manager.fleet.kv_lease import WorkerKVLease
-from memory_manager.fleet.ledger import Ledger, Owner
+from memory_manager.fleet.ledger import Owner
 from memory_manager.fleet.link_rates import LinkRates
+from memory_manager.fleet.worker_group import Worker, WorkerGroup
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
-from memory_manager.ports import (
-    ArtifactRef,
-    Capabilities,
-    DeploymentSpec,
-    WorkerPort,
-)
-from memory_manager.stats import ReplicaStats, WorkerStats
+from memory_manager.ports import ArtifactRef, DeploymentSpec
+from memory_manager.stats import ReplicaStats
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
 
 __all__ = [
@@ -34,7 +28,6 @@ __all__ = [
     "Replica",
     "ReplicaTicket",
     "Waiter",
-    "Worker",
     "disabled",
     "must_be_replaced",
     "not_found",
@@ -109,58 +102,27 @@ class HostCopies(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
-    """One worker that takes orders.
-
-    Attributes:
-        ledger: of its device.
-        allowance: what it may hold beyond its leases.
-        capabilities: as it told them when it came.
-        takes_orders: False until the other workers of its device hold no more than their leases.
-        tasks: what is under way on it; cancelled when it is lost.
-        stats: its figures at the last poll.
-        kv_wanted_since_s: since when some of its sequences wait for KV.
-    """
-
-    port: WorkerPort
-    ledger: Ledger
-    kv: WorkerKVLease
-    allowance: WorkerAllowance
-    capabilities: Capabilities
-    takes_orders: bool = False
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    stats: WorkerStats = field(default_factory=WorkerStats)
-    kv_wanted_since_s: float = 0.0
-    leaves_by_s: float | None = None
-    drained: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def worker_id(self) -> str:
-        return self.port.worker_id
-
-
-@dataclass(slots=True, eq=False)
 class Replica:
     """One replica.
 
     Attributes:
         spec: what it was made from; a deployment whose artifact changes gets new replicas.
-        worker: that knows it: where it is, goes to, or sleeps.
-        host_copy: kept while a worker knows it, since that worker's memory is the same pages.
+        group: the workers that know it: where it is, goes to, or sleeps.
+        host_copy: kept while workers know it, since their memory is the same pages.
         in_flight: a load, wake, sleep or unload is under way.
         tickets: those of the requests that it serves.
         retired: to be unloaded and forgotten.
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
         retry_at_s: nothing is tried before.
-        stats: its worker's figures at the last poll.
+        stats: figures of its group's first worker at the last poll.
     """
 
     replica_id: str
     deployment: Deployment
     spec: DeploymentSpec
     state: ResidencyState
-    worker: Worker | None = None
+    group: WorkerGroup | None = None
     host_copy: HeldCopy | None = None
     in_flight: bool = False
     tickets: set[ReplicaTicket] = field(default_factory=set)
@@ -182,23 +144,33 @@ class Replica:
 
     @property
     def lease_bytes(self) -> int:
-        return self.worker.ledger.lease_bytes(self.owner) if self.worker is not None else 0
+        """Bytes that the ledgers promise its weights on each of its workers."""
+        return self.group.lease_bytes(self.owner) if self.group is not None else 0
+
+    @property
+    def worker_id(self) -> str | None:
+        """The worker that takes its requests; None if no worker knows it."""
+        return self.group.first.worker_id if self.group is not None else None
+
+    def is_on(self, worker: Worker) -> bool:
+        """Whether the worker knows it."""
+        return self.group is not None and worker in self.group.members
 
     @property
     def is_at_rest(self) -> bool:
         """Off its device, with nothing under way, no ticket and nothing to clean up: no plan turns on it
         unless its deployment wants it."""
         residency = self.state.residency
-        if self.worker is None:
+        if self.group is None:
             return residency in _OFF_DEVICE and not self.in_flight
-        if self.worker.leaves_by_s is not None:
+        if any(each.leaves_by_s is not None for each in self.group.members):
             return False
         asleep = residency is Residency.WARM and not self.in_flight and not self.retired
         return asleep and not self.lease_bytes
 
-    def forget_worker(self) -> None:
+    def forget_group(self) -> None:
         """No worker knows it any more; the host cache may evict its copy."""
-        self.worker = None
+        self.group = None
         self.stats = ReplicaStats(self.replica_id)
         self.let_host_copy_go()
 

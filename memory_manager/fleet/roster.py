@@ -13,7 +13,8 @@ from memory_manager.fleet.execution import Execution
 from memory_manager.fleet.kv_lease import WorkerKVLease
 from memory_manager.fleet.ledger import Ledger
 from memory_manager.fleet.moves import Moves
-from memory_manager.fleet.records import Replica, Worker
+from memory_manager.fleet.records import Replica
+from memory_manager.fleet.worker_group import Worker, WorkerGroup
 from memory_manager.policy.residency import ON_DEVICE, Residency
 from memory_manager.ports import WorkerPort
 from mooring.errors import ConfigurationError, ConflictError, WorkerLostError
@@ -70,9 +71,10 @@ class Roster:
         allowance = WorkerAllowance(port, self._config.lease_poll_s, self._let_in)
         worker = Worker(port, ledger, kv, allowance, port.capabilities())
         self._workers[port.worker_id] = worker
+        alone = WorkerGroup((worker,))
         for keeper in (kv, allowance):
-            self._execution.spawn(worker, self._keep(keeper))
-        self._execution.spawn(worker, self._audit.watch(worker))
+            self._execution.spawn(alone, self._keep(keeper))
+        self._execution.spawn(alone, self._audit.watch(worker))
         self.allow(port.device)
 
     def allow(self, device: str) -> None:
@@ -129,19 +131,22 @@ class Roster:
         self._reporter.of_worker(EventKind.WORKER, worker, f"{end}: its device memory is free", figures)
         worker.kv.end()
         for replica in hosted:
-            worker.ledger.release(replica.owner)
-            self._drop_from_lost(replica)
+            self._drop_from_lost(replica, worker)
         self.allow(worker.port.device)
         self._on_change()
 
     def _hosted_by(self, worker: Worker) -> list[Replica]:
-        return [each for each in self._replicas.values() if each.worker is worker]
+        return [each for each in self._replicas.values() if each.is_on(worker)]
 
     async def _keep(self, keeper: WorkerKVLease | WorkerAllowance) -> None:
         with contextlib.suppress(WorkerLostError):  # its supervisor tells when its memory is free
             await keeper.run()
 
-    def _drop_from_lost(self, replica: Replica) -> None:
+    def _drop_from_lost(self, replica: Replica, worker: Worker) -> None:
+        """Takes a replica off a lost worker; if others hold shares of it, it has failed until they have unloaded
+        those."""
+        assert replica.group is not None, "the worker knew it"
+        left = replica.group.without(worker, replica.owner)
         replica.tickets.clear()
         replica.in_flight = False
         replica.deployment.stirred = True
@@ -153,8 +158,12 @@ class Roster:
         elif replica.residency in ON_DEVICE:
             # It had come well; that its worker would not let it go does not keep it from the next one.
             replica.num_failures, replica.retry_at_s = 0, 0.0
-        replica.forget_worker()
+        replica.group = left
+        if left is None:
+            replica.forget_group()
         if error is not None and replica.num_failures >= self._config.wake_attempts:
             self._moves.fail(replica, error)
+        elif left is not None and replica.residency is not Residency.FAILED:
+            self._moves.enter(replica, Residency.FAILED, "worker lost")
         elif replica.residency in ON_DEVICE:
             self._moves.enter(replica, self._moves.off_device(replica), "worker lost")

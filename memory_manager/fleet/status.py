@@ -41,7 +41,8 @@ class ReplicaStatus:
 
     Attributes:
         reason: why it has its residency.
-        lease_bytes: lease for its weights, by the ledger.
+        worker_id: the worker that takes its requests; None if no worker knows it.
+        lease_bytes: lease for its weights on each of its workers, by the ledger.
         num_active: requests that have a ticket for it.
         for_s: seconds since its residency began.
         stats: its worker's figures at the last poll.

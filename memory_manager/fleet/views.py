@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.ledger import Ledger
-from memory_manager.fleet.records import Deployment, Replica, Worker
+from memory_manager.fleet.records import Deployment, Replica
 from memory_manager.fleet.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
+from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState, ReplicaView, WorkerView
 
 __all__ = ["deployment_status", "planner_state", "snapshot", "unsettled"]
@@ -95,7 +96,7 @@ def _replica_view(replica: Replica) -> ReplicaView:
         residency=replica.residency,
         weights_bytes=replica.spec.weights_bytes,
         kv_guarantee_bytes=replica.spec.kv_guarantee_bytes,
-        worker_id=replica.worker.worker_id if replica.worker is not None else None,
+        worker_id=replica.worker_id,
         lease_bytes=replica.lease_bytes,
         num_active=len(replica.tickets),
         in_flight=replica.in_flight,
@@ -153,7 +154,7 @@ def deployment_status(deployment: Deployment, now_s: float) -> DeploymentStatus:
         replicas=tuple(
             ReplicaStatus(
                 replica_id=each.replica_id,
-                worker_id=each.worker.worker_id if each.worker is not None else None,
+                worker_id=each.worker_id,
                 residency=each.residency,
                 reason=each.state.reason,
                 lease_bytes=each.lease_bytes,

@@ -123,9 +123,9 @@ class Admission:
         self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
 
     def _admit(self, replica: Replica) -> ReplicaTicket:
-        assert replica.worker is not None, "a resident replica has a worker"
+        assert replica.worker_id is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
-        return ReplicaTicket(replica, replica.worker.worker_id, self._released)
+        return ReplicaTicket(replica, replica.worker_id, self._released)
 
     def _released(self, replica: Replica) -> None:
         replica.last_used_s = self._clock()

@@ -84,8 +84,8 @@ class ReplicaView:
     """One replica.
 
     Attributes:
-        worker_id: the worker that knows the replica: where it is, or where it sleeps.
-        lease_bytes: bytes that the ledger promises the replica's weights now, whatever its residency.
+        worker_id: the worker that knows the replica: where it is, or where it sleeps; of a group, the first.
+        lease_bytes: bytes that the ledger of that worker promises the replica's weights now, whatever its residency.
         num_active: requests between acquire and release.
         in_flight: whether the worker is carrying out a load, wake, sleep or unload of the replica.
         retired: whether the replica is to be unloaded and forgotten (its deployment was removed or got

@@ -27,16 +27,16 @@ _R = Residency
 TRANSITIONS: dict[Residency, frozenset[Residency]] = {
     # A host copy was made for another replica of the same artifact; or a load begins.
     _R.COLD: frozenset({_R.WARM, _R.LOADING}),
-    # The host copy was evicted; or a wake begins.
-    _R.WARM: frozenset({_R.COLD, _R.WAKING}),
+    # The host copy was evicted; a wake begins; or one worker of its group died, or alone forgot it.
+    _R.WARM: frozenset({_R.COLD, _R.WAKING, _R.FAILED}),
     # Done; failed; or the worker died (warm if the host copy was already made).
     _R.LOADING: frozenset({_R.RESIDENT, _R.FAILED, _R.COLD, _R.WARM}),
     # Done; rolled back; failed too often; or the worker died and the host copy is gone too.
     _R.WAKING: frozenset({_R.RESIDENT, _R.WARM, _R.FAILED, _R.COLD}),
-    # To be put to sleep; or the worker died.
-    _R.RESIDENT: frozenset({_R.DRAINING, _R.WARM, _R.COLD}),
-    # Wanted again, or could not be put to sleep; asleep; unloaded, or the worker died.
-    _R.DRAINING: frozenset({_R.RESIDENT, _R.WARM, _R.COLD}),
+    # To be put to sleep; or the worker died (failed if others of its group still hold their shares).
+    _R.RESIDENT: frozenset({_R.DRAINING, _R.WARM, _R.COLD, _R.FAILED}),
+    # Wanted again, or could not be put to sleep; asleep; unloaded, or the worker died; or only some workers let go.
+    _R.DRAINING: frozenset({_R.RESIDENT, _R.WARM, _R.COLD, _R.FAILED}),
     # Tried again, from wherever the weights are.
     _R.FAILED: frozenset({_R.COLD}),
 }
