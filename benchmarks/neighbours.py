@@ -124,6 +124,7 @@ def write_neighbours_config(
     lines = [
         f"memory_budget = {2 * weights_bytes + 4 * kv_bytes + PAGE_BYTES}",
         f"host_cache_budget = {2 * weights_bytes}",
+        'dtype = "bfloat16"',
     ]
     for name, folder in folders.items():
         lines += ["[[models]]", f'name = "{name}"', f'source = "{folder}"']

@@ -20,6 +20,7 @@ from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pag
 __all__ = ["Arrangement", "Budget", "SharingPolicy", "write_config"]
 
 _ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 class SharingPolicy(enum.Enum):
@@ -43,12 +44,14 @@ class Arrangement:
 
     Attributes:
         folders: folders by name, the most popular model first; all have one shape.
+        precision: precision that the models are served in.
         weights_bytes: whole pages of one model's weights.
         kv_bytes: KV of all models, the null page aside.
         max_model_len: context of every deployment, in tokens.
     """
 
     folders: Mapping[str, Path]
+    precision: str
     weights_bytes: int
     kv_bytes: int
     max_model_len: int
@@ -62,6 +65,7 @@ class Arrangement:
         groups = kv_groups(ModelConfig.from_dict(description.config), _ELEMENT_BYTES[precision])
         return cls(
             folders=folders,
+            precision=precision,
             weights_bytes=round_to_pages(description.weights_bytes(precision)) + PAGE_BYTES,  # of alignment
             kv_bytes=num_sequences * kv_bytes_for_tokens(groups, max_model_len),
             max_model_len=max_model_len,
@@ -94,6 +98,7 @@ def write_config(
         share = {"kv_guarantee_bytes": budget_bytes - arrangement.weights_bytes - PAGE_BYTES}
     lines = [
         f"memory_budget = {budget_bytes}",
+        f'dtype = "{_DTYPES[arrangement.precision]}"',
         f"host_cache_budget = {(len(served) + 1) * arrangement.weights_bytes}",
     ]
     for name, folder in served.items():
