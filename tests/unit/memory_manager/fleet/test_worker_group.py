@@ -205,3 +205,15 @@ def test_a_member_that_dies_during_a_load_that_fails_counts_as_one_failure_of_it
         await house.stop()
 
     run_virtually(main)
+
+
+@virtually
+async def test_a_load_goes_no_further_once_any_member_is_lost() -> None:
+    house = GroupHouse(["d0", "d1"])
+    house.loop.call_later(0.07, house.workers["rank-1"].die)  # the host copy is being read
+    await house.bring()
+    await house.move(Unload)
+    await asyncio.sleep(1)
+    assert calls(house, "load") == [0, 0]
+    house.check_gone()
+    await house.stop()
