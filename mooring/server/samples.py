@@ -8,6 +8,7 @@ priority.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_SCHEME = "sample:"
 _KEPT_STDERR_CHARS = 500
+_LOWEST_PRIORITY = 19
 _LOGGED_SHARE, _LOGGED_S = 0.1, 2.0  # least part of a stage, and time, between two lines of the log
 
 
@@ -111,8 +113,10 @@ class SampleMaker:
         command += ["--parent", str(os.getpid())]
         # In a session of its own: Ctrl-C is the server's, which ends the child itself.
         process = await asyncio.create_subprocess_exec(
-            *command, *(["--idle"] if idle else []), stdout=PIPE, stderr=PIPE, start_new_session=True
+            *command, stdout=PIPE, stderr=PIPE, start_new_session=True
         )
+        if idle:
+            _make_idle(process.pid)
         assert process.stdout is not None
         assert process.stderr is not None
         try:
@@ -198,3 +202,12 @@ class SampleMaker:
         if share >= stage.logged_share + _LOGGED_SHARE:
             stage.logged_share, stage.logged_s = share, now_s
             logger.info("model %s is being made: %s", model, preparation)
+
+
+def _make_idle(pid: int) -> None:
+    """Gives a process, which has just begun, the lowest priority; what it starts inherits that. Its imports would
+    otherwise cost the first requests a second."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
+        with contextlib.suppress(PermissionError):  # some sandboxes have no such class; then niceness must do
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))

@@ -1,6 +1,6 @@
 """Makes one sample, in a child process of the server::
 
-    python -m ops.samples.maker NAME --out DIR --parent PID [--idle]
+    python -m ops.samples.maker NAME --out DIR --parent PID
 
 It prints one JSON object a line: ``{"stage": ..., "done": ..., "total": ...}`` as it goes, and at its end
 ``{"folder": ...}``, or ``{"error": ..., "code": ...}`` before it exits with 1. It ends with its parent, and a sample
@@ -10,9 +10,7 @@ that was not done by then is begun again by the next one.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,20 +21,15 @@ from ops.samples.catalog import SAMPLE_NAMES, make_sample
 
 __all__ = ["main"]
 
-_LOWEST_PRIORITY = 19
-
 
 def main() -> int:
     """Runs the module's command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ops.samples.maker", description="Make one sample.")
     parser.add_argument("name", choices=SAMPLE_NAMES)
     parser.add_argument("--out", type=Path, required=True, help="folder for the samples")
-    parser.add_argument("--idle", action="store_true", help="take only time that nobody else wants")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     args = parser.parse_args()
     die_with_parent(args.parent)
-    if args.idle:
-        _yield_to_everybody()
     try:
         folder = make_sample(args.name, args.out, _tell_progress)
     except MooringError as error:
@@ -44,13 +37,6 @@ def main() -> int:
         return 1
     _print_line(folder=str(folder))
     return 0
-
-
-def _yield_to_everybody() -> None:
-    """Takes the lowest priority, which the processes that this one starts inherit."""
-    os.nice(_LOWEST_PRIORITY)
-    with contextlib.suppress(OSError):  # some sandboxes have no such class; then niceness must do
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _tell_progress(stage: str, done: int, total: int) -> None:
