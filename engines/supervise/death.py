@@ -27,12 +27,12 @@ class WorkerDeath:
     killed: bool = False
 
 
-def death_of(memory: WorkerMemory, status: int | None, *, by_us: bool) -> WorkerDeath:
+def death_of(memory: WorkerMemory, status: int, *, by_us: bool) -> WorkerDeath:
     """Returns how the worker died that wrote ``memory`` and has ended.
 
     Args:
         status: exit status of the process; the negative number of a signal that ended it.
-        by_us: the supervisor killed it because its step hung, not it itself.
+        by_us: whether the supervisor killed it because its step hung.
     """
     in_step = frozenset(number & ROUTER_ID_MASK for number in memory.recorder.sequence_ids())
     return WorkerDeath(in_step, killed=status == -signal.SIGKILL and not by_us)

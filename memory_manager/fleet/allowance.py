@@ -6,14 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from memory_manager.fleet.kv_lease import ask_again_s
 from memory_manager.ports import WorkerPort
 from mooring.errors import MooringError, WorkerLostError
 
 __all__ = ["WorkerAllowance"]
 
 logger = logging.getLogger(__name__)
-
-_MAX_DOUBLINGS = 9  # of the pause after failures: 5 s where the poll is 10 ms
 
 
 class WorkerAllowance:
@@ -64,7 +63,7 @@ class WorkerAllowance:
                 raise
             except MooringError as error:
                 logger.warning("worker %s keeps what it has ready: %s", self._port.worker_id, error)
-                await asyncio.sleep(self._poll_s * 2 ** min(num_failures, _MAX_DOUBLINGS))
+                await asyncio.sleep(ask_again_s(self._poll_s, num_failures))
                 num_failures += 1
                 self._changed.set()
                 continue

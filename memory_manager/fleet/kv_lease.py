@@ -10,11 +10,16 @@ from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.ports import LeaseStatus, WorkerPort
 from mooring.errors import InternalError, MooringError, WorkerLostError
 
-__all__ = ["WorkerKVLease"]
+__all__ = ["WorkerKVLease", "ask_again_s"]
 
 logger = logging.getLogger(__name__)
 
 _MAX_DOUBLINGS = 9  # of the pause after failures: 5 s where the poll is 10 ms
+
+
+def ask_again_s(poll_s: float, num_failures: int) -> float:
+    """Seconds before a worker is asked again: ``poll_s``, doubled with each failure in a row up to a limit."""
+    return poll_s * 2.0 ** min(num_failures, _MAX_DOUBLINGS)
 
 
 class WorkerKVLease:
@@ -76,7 +81,7 @@ class WorkerKVLease:
             while not await self._is_applied():  # noqa: ASYNC110
                 # A worker cannot call us when its sequences have let go of enough, so it is asked again; one
                 # that fails every time must not be kept busy with it.
-                await asyncio.sleep(self._poll_s * 2 ** min(self._num_failures, _MAX_DOUBLINGS))
+                await asyncio.sleep(ask_again_s(self._poll_s, self._num_failures))
             self._on_applied()
 
     async def _is_applied(self) -> bool:

@@ -76,7 +76,7 @@ class _Option:
     """
 
     rank: int
-    board: DeviceRoom
+    room: DeviceRoom
     worker: WorkerView
     moves: bool
     weights_bytes: int
@@ -86,7 +86,7 @@ class _Option:
     @property
     def order(self) -> tuple[int, bool, float, int, int, str]:
         cost_s = sum(victim.value_s for victim in self.victims)
-        return (self.rank, self.moves, cost_s, self.load, -self.board.spare_bytes, self.worker.worker_id)
+        return (self.rank, self.moves, cost_s, self.load, -self.room.spare_bytes, self.worker.worker_id)
 
 
 class _Planning:
@@ -127,7 +127,7 @@ class _Planning:
             for replica in surplus(deployment, self._by_deployment[deployment.name])
         }
         self._others_bytes = {device.name: device.others_bytes for device in state.devices}
-        self._boards = {
+        self._rooms = {
             device.name: DeviceRoom(
                 device,
                 [each for each in state.workers if each.device == device.name],
@@ -145,7 +145,7 @@ class _Planning:
             self._place(want)
         self._make_room_for_kv()
         self._resume()
-        leases = (lease for board in self._boards.values() for lease in board.kv_leases())
+        leases = (lease for room in self._rooms.values() for lease in room.kv_leases())
         return Plan((*leases, *self._actions), refused, self._next_at_s)
 
     def _at(self, when_s: float) -> bool:
@@ -226,7 +226,7 @@ class _Planning:
         ``max_drain_s`` to finish."""
         figures = {**self._standing(replica), **(figures or {})}
         self._leaving.add(replica.replica_id)
-        self._board_of(replica).leave(replica)
+        self._room_of(replica).leave(replica)
         if replica.in_flight or not self._at(replica.retry_at_s):
             return
         drained = replica.num_active == 0 or (
@@ -254,14 +254,14 @@ class _Planning:
         assert replica.worker_id is not None, "its worker knows the replica"
         return self._workers[replica.worker_id]
 
-    def _board_of(self, replica: ReplicaView) -> DeviceRoom:
-        return self._boards[self._worker_of(replica).device]
+    def _room_of(self, replica: ReplicaView) -> DeviceRoom:
+        return self._rooms[self._worker_of(replica).device]
 
     def _make_room_for_others(self) -> None:
         """Lets the cheapest replicas leave if other processes, or a new worker, want memory that KV alone does not
         give: as many as are needed, or else all that may leave, since some of the memory is better than none."""
-        for device, board in self._boards.items():
-            shortage_bytes = -board.spare_bytes
+        for device, room in self._rooms.items():
+            shortage_bytes = -room.spare_bytes
             if shortage_bytes <= 0:
                 continue
             candidates = [
@@ -321,14 +321,14 @@ class _Planning:
             # leased anew.
             self._actions.append(Unload(replica.replica_id, f"moves to {worker_id}", self._standing(replica)))
         elif best.rank == 0:
-            if best.board.bring(best.worker, best.weights_bytes, replica.kv_guarantee_bytes):
+            if best.room.bring(best.worker, best.weights_bytes, replica.kv_guarantee_bytes):
                 self._actions.append(self._arrival(want, best))
             return
         for victim in best.victims:
             reason, figures = _reason(want, best, victim, self._now_s)
             name = want.deployment.name
             self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
-        best.board.await_room(best.weights_bytes + replica.kv_guarantee_bytes)
+        best.room.await_room(best.weights_bytes + replica.kv_guarantee_bytes)
 
     def _arrival(self, want: Want, option: _Option) -> Load | Wake:
         replica = want.replica
@@ -338,7 +338,7 @@ class _Planning:
             "kv_guarantee_bytes": replica.kv_guarantee_bytes,
             "num_waiting": demand.num_waiting if demand is not None else 0,
             "waited_s": self._now_s - want.since_s,
-            "spare_bytes": option.board.spare_bytes,
+            "spare_bytes": option.room.spare_bytes,
         }
         if replica.residency is Residency.WARM and replica.worker_id == option.worker.worker_id:
             return Wake(replica.replica_id, want.reason, figures)
@@ -348,22 +348,22 @@ class _Planning:
         """How the wanted replica could come to this worker; None if it cannot now."""
         if worker.worker_id in self._hosts[want.deployment.name] or worker.leaves_by_s is not None:
             return None
-        replica, board = want.replica, self._boards[worker.device]
+        replica, room = want.replica, self._rooms[worker.device]
         moves = replica.worker_id is not None and replica.worker_id != worker.worker_id
         weights_bytes = replica.weights_bytes - (0 if moves else replica.lease_bytes)
         need_bytes = weights_bytes + replica.kv_guarantee_bytes
         load = self._load[worker.worker_id]
-        if board.fits_now(need_bytes):
-            return _Option(0, board, worker, moves, weights_bytes, load)
-        if need_bytes <= board.spare_bytes:
-            return _Option(1, board, worker, moves, weights_bytes, load)
-        victims = self._victims(want, worker.device, need_bytes - board.spare_bytes)
-        return _Option(2, board, worker, moves, weights_bytes, load, victims) if victims else None
+        if room.fits_now(need_bytes):
+            return _Option(0, room, worker, moves, weights_bytes, load)
+        if need_bytes <= room.spare_bytes:
+            return _Option(1, room, worker, moves, weights_bytes, load)
+        victims = self._victims(want, worker.device, need_bytes - room.spare_bytes)
+        return _Option(2, room, worker, moves, weights_bytes, load, victims) if victims else None
 
     def _victims(self, want: Want, device: str, shortage_bytes: int) -> tuple[Candidate, ...] | None:
         """The cheapest replicas that make enough room if they leave; None if none may now."""
-        board = self._boards[device]
-        if board.closed or want.displaces is Displaces.NOBODY:
+        room = self._rooms[device]
+        if room.closed or want.displaces is Displaces.NOBODY:
             return None
         candidates = self._candidates(device, partial(self._judge, want))
         now = [each for each in candidates if each.eligible_at_s <= self._now_s]
@@ -373,7 +373,7 @@ class _Planning:
         if victims is None and choose(candidates, shortage_bytes) is not None:
             # Time will mend it. Wants behind this one must not evict meanwhile: a small model that takes the
             # place of each replica as it becomes eligible would keep a large one out for ever.
-            board.closed = True
+            room.closed = True
             for candidate in candidates:
                 self._at(candidate.eligible_at_s)
         return victims
@@ -398,8 +398,8 @@ class _Planning:
         that both together are at most twice what foresight would pay (Karlin et al., Competitive Snoopy
         Caching, 1988).
         """
-        for device, board in self._boards.items():
-            short_bytes, since_s = board.kv_short_bytes, board.kv_wanted_since_s
+        for device, room in self._rooms.items():
+            short_bytes, since_s = room.kv_short_bytes, room.kv_wanted_since_s
             if not short_bytes:
                 continue
             candidates = [
