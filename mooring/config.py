@@ -43,7 +43,7 @@ from engines.kinds import engine_kind
 from memory_manager.config import ManagerConfig
 from memory_manager.watch.others_rule import OthersConfig
 from mooring.declared import declared
-from mooring.declared_models import SIZE, field_of, with_fields_of
+from mooring.declared_models import SIZE, with_fields_of
 from mooring.errors import ConfigurationError
 from mooring.policy import DeploymentPolicy
 from router.request.bounds import RouterConfig
@@ -109,11 +109,6 @@ def section_of(part: type) -> type[BaseModel]:
     """The settings of a part: those fields of its configuration, a dataclass, that are marked as settings."""
     section = type(part.__name__, (_Section,), {"__module__": __name__})
     return with_fields_of(part, sizes_as_text=True)(section)
-
-
-def _setting_of(part: type, name: str) -> Any:
-    """One setting of a part, as a setting of the server."""
-    return field_of(declared(part)[name])[1]
 
 
 class _AsSection:
@@ -191,7 +186,6 @@ class Settings(BaseSettings):
     host_cache_budget: Bytes | None = Field(
         None, description="Host memory for warm copies of weights; unset: a quarter of the machine's."
     )
-    max_body_bytes: Bytes = _setting_of(RouterConfig, "max_body_bytes")
     max_head_bytes: Bytes = Field(64 << 10, description="Most of an HTTP request's line and headers.")
     request_timeout_s: float = Field(
         60.0,
@@ -218,6 +212,9 @@ class Settings(BaseSettings):
         False,
         description="Serve the three sample models too: `smollm2` is made before the server is ready, the others "
         "beside it, at idle priority.",
+    )
+    limits: Annotated[RouterConfig, _AsSection()] = Field(
+        RouterConfig(), description="Bounds on what clients send and on what they have in flight."
     )
     planner: Annotated[ManagerConfig, _AsSection()] = Field(
         ManagerConfig(), description="When models are loaded and put to sleep."

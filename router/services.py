@@ -9,6 +9,7 @@ from router.request.bounds import RouterConfig
 from router.request.request import TokenSource
 from router.request.served_model import ModelDirectory
 from router.telemetry.metrics import Metrics
+from router.tenancy.in_flight import InFlight
 from router.tenancy.keys import Tenancy
 
 __all__ = ["RouterServices"]
@@ -25,6 +26,7 @@ class RouterServices:
         metrics: takes the measurements.
         is_ready: whether the server can serve now; the answer of ``/health/ready``.
         config: the doors' limits.
+        in_flight: counts what each tenant has in flight.
     """
 
     tokens: TokenSource
@@ -33,3 +35,4 @@ class RouterServices:
     metrics: Metrics
     is_ready: Callable[[], bool]
     config: RouterConfig
+    in_flight: InFlight

@@ -67,10 +67,10 @@ from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
 from router.doors.kserve.rest import create_kserve_routes
 from router.intake import Intake
-from router.request.bounds import RouterConfig
 from router.services import RouterServices
 from router.telemetry.gauges import gauges_of
 from router.telemetry.metrics import Metrics
+from router.tenancy.in_flight import InFlight
 from router.tenancy.keys import Tenancy
 
 __all__ = ["run"]
@@ -217,7 +217,7 @@ class Server:
         stack.push_async_callback(samples.stop)
         gate = Gate(Dispatcher(manager, supervisor.client))
         server = cls(settings, registrar, samples, manager, supervisor, gate, directory, journal)
-        config = RouterConfig(max_body_bytes=settings.max_body_bytes)
+        config = settings.limits
         services = RouterServices(
             tokens=gate,
             models=directory,
@@ -225,6 +225,7 @@ class Server:
             metrics=metrics,
             is_ready=server.is_ready,
             config=config,
+            in_flight=InFlight(config),
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
         admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
@@ -245,11 +246,11 @@ class Server:
         settings = self.settings
         app.router.routes.extend(
             create_kserve_routes(
-                kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.max_body_bytes
+                kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.limits.max_body_bytes
             )
         )
         limits = HttpLimits(
-            max_frame_bytes=settings.max_body_bytes,
+            max_frame_bytes=settings.limits.max_body_bytes,
             max_head_bytes=settings.max_head_bytes,
             request_timeout_s=settings.request_timeout_s,
         )
@@ -259,7 +260,7 @@ class Server:
         def add_services(to: grpc.aio.Server) -> None:
             add_grpc_services(to, services, intake, kserve, admin.admin_key)
 
-        rpc = grpc_door(add_services, settings.grpc_host, settings.grpc_port, settings.max_body_bytes)
+        rpc = grpc_door(add_services, settings.grpc_host, settings.grpc_port, settings.limits.max_body_bytes)
         self.addresses["grpc"] = await stack.enter_async_context(rpc)
         stack.enter_context(published(settings.data_dir, self.addresses))
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])

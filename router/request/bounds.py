@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from mooring.declared import Setting
+from mooring.declared import Bounds, Setting, check_bounds
 from mooring.units import MIB
 
 __all__ = ["RouterConfig"]
 
+_AT_LEAST_ONE = Bounds(ge=1)
+
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Limits of the front doors. The fields that are no settings are:
+    """Limits of the front doors, and the section ``limits`` of the settings. The fields that are no settings are:
 
     Attributes:
         max_socket_requests: most requests that may run at a time on one WebSocket.
@@ -35,7 +37,21 @@ class RouterConfig:
         unknown_key_cache_s: seconds for which an unknown key is not checked again.
     """
 
-    max_body_bytes: Annotated[int, Setting("Largest request body or gRPC message.")] = 4 * MIB
+    max_body_bytes: Annotated[int, _AT_LEAST_ONE, Setting("Largest request body or gRPC message.")] = 4 * MIB
+    max_total_body_bytes: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting("Most bytes of bodies and gRPC messages that are read or worked on at a time."),
+    ] = 256 * MIB
+    max_tenant_body_bytes: Annotated[
+        int, _AT_LEAST_ONE, Setting("As `max_total_body_bytes`, of one tenant.")
+    ] = 64 * MIB
+    max_tenant_requests: Annotated[
+        int, _AT_LEAST_ONE, Setting("Most requests of one tenant that wait or run at a time.")
+    ] = 4096
+    max_tenant_choices: Annotated[
+        int, _AT_LEAST_ONE, Setting("Most choices (`n`) of one tenant's requests at a time.")
+    ] = 16_384
     max_socket_requests: int = 64
     max_stream_requests: int = 256
     max_choices: int = 128
@@ -51,3 +67,6 @@ class RouterConfig:
     key_cache_entries: int = 4096
     key_cache_s: float = 5.0
     unknown_key_cache_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

@@ -18,6 +18,7 @@ from router.request.sampling import GenerationDefaults
 from router.request.served_model import ServedModel
 from router.services import RouterServices
 from router.telemetry.metrics import Gauges, Metrics, ModelGauges
+from router.tenancy.in_flight import InFlight
 from router.tenancy.keys import KnownTenant, Tenancy
 
 CHAT_TEMPLATE = (
@@ -201,6 +202,7 @@ def services(
         metrics=Metrics(lambda: gauges),
         is_ready=lambda: True,
         config=config,
+        in_flight=InFlight(config),
     )
 
 
