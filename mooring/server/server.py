@@ -8,6 +8,7 @@ SIGTERM: not ready, new requests refused, running ones given their time, doors s
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -289,6 +290,7 @@ class Server:
                 raise ConfigurationError(f"model {entry.name}: {error.message}") from error
         self.samples.make_later(later, self._serve_sample)
         self.directory.complete()
+        _freeze_what_stays()
         self.ready = True
         logger.info("ready: %s/v1/models lists what is served", self.addresses["http"])
         return True
@@ -315,6 +317,13 @@ def _precision(settings: Settings) -> str:
     choice = auto_precision(settings)
     logger.info("16-bit checkpoints are served in %s: %s", choice.precision, choice.reason)
     return choice.precision
+
+
+def _freeze_what_stays() -> None:
+    """Spares the objects of a started server every later collection of garbage: a full one would hold up the event
+    loop for 100 ms and more, and a request that makes many objects causes it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
