@@ -12,7 +12,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +52,7 @@ __all__ = [
     "DeviceEntry",
     "ModelEntry",
     "Settings",
+    "TlsFiles",
     "admin_key_from_environment",
     "default_server_url",
     "load_settings",
@@ -75,6 +76,13 @@ def _known_engine(name: str) -> str:
         return engine_kind(name).name
     except ConfigurationError as error:
         raise ValueError(error.message) from error
+
+
+def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not name or any(letter in name for letter in "/:@ "):
+            raise ValueError(f"{name!r} is not the name of a host: write it without scheme and port")
+    return tuple(name.lower().rstrip(".") for name in names)
 
 
 class _Section(BaseModel):
@@ -109,6 +117,22 @@ def section_of(part: type) -> type[BaseModel]:
     """The settings of a part: those fields of its configuration, a dataclass, that are marked as settings."""
     section = type(part.__name__, (_Section,), {"__module__": __name__})
     return with_fields_of(part, sizes_as_text=True)(section)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for TLS on both doors.
+
+    Attributes:
+        certificate: the server's certificate, with those between it and its authority.
+        key: its private key.
+        client_ca: certificates of authorities; clients need a certificate of one of them. None if clients need
+            no certificate.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None
 
 
 class _AsSection:
@@ -146,8 +170,47 @@ class Settings(BaseSettings):
     http_port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP door; 0 takes a free one.")
     grpc_host: str = Field("127.0.0.1", description="Address of the gRPC door.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the gRPC door; 0 takes a free one.")
+    require_keys: bool = Field(False, description="Want keys on loopback too, as on every other address.")
     allow_anonymous: bool = Field(
-        False, description="Serve inference without keys on addresses other than loopback too."
+        False,
+        description="Serve inference without keys on addresses other than loopback and behind a proxy too.",
+    )
+    behind_proxy: bool = Field(
+        False,
+        description="A reverse proxy passes all requests on, and ends TLS: a public address then needs no TLS "
+        "here, keys are wanted on loopback too, and forwarded headers (`X-Forwarded-For`, `X-Forwarded-Proto`) "
+        "are believed, which they are not otherwise.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], AfterValidator(_host_names)] = Field(
+        (),
+        description="Names, without ports, for which the HTTP door serves requests beside loopback names; unset: "
+        "no others on loopback, any on a public address and behind a proxy.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate for TLS on both doors; unset: no TLS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file of authorities, for mutual TLS: clients of both doors need a certificate of one of "
+        "them.",
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Most connections of each door at a time; unset: 4096, or less if the limit of open files "
+        "leaves less.",
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="Most connections of one address to each door at a time, a /64 network counting as one; "
+        "unset: half of `max_connections`. Not applied behind a proxy.",
+    )
+    metrics_key_file: Path | None = Field(
+        None,
+        description="File with a key that reads `/metrics` and nothing else; unset: where keys are wanted, the "
+        "admin key alone does.",
     )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("mooring", appauthor=False)),
@@ -252,6 +315,23 @@ class Settings(BaseSettings):
             raise ValueError(f"{unused[0]} is for one device, and devices names each: give one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Settings:
+        if self.require_keys and self.allow_anonymous:
+            raise ValueError("require_keys and allow_anonymous are opposites: give one of the two")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca is for TLS: give tls_certificate and tls_key too")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """Files for TLS on both doors; None if it is not set."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
     @property
     def registry_url(self) -> str:
         """SQLAlchemy URL of the registry."""
@@ -300,7 +380,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, config_file: Path | No
 def default_server_url(settings: Settings) -> str:
     """The HTTP door of the settings."""
     host = f"[{settings.http_host}]" if ":" in settings.http_host else settings.http_host
-    return f"http://{host}:{settings.http_port}"
+    return f"{'https' if settings.tls else 'http'}://{host}:{settings.http_port}"
 
 
 def server_from_environment() -> str | None:

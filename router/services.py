@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.request.bounds import RouterConfig
+from router.request.exposure import Exposure
 from router.request.request import TokenSource
 from router.request.served_model import ModelDirectory
 from router.telemetry.metrics import Metrics
@@ -27,6 +28,7 @@ class RouterServices:
         is_ready: whether the server can serve now; the answer of ``/health/ready``.
         config: the doors' limits.
         in_flight: counts what each tenant has in flight.
+        exposure: who can reach the doors.
     """
 
     tokens: TokenSource
@@ -36,3 +38,4 @@ class RouterServices:
     is_ready: Callable[[], bool]
     config: RouterConfig
     in_flight: InFlight
+    exposure: Exposure = field(default_factory=Exposure)

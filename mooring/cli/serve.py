@@ -75,8 +75,28 @@ def serve(
     http_port: Annotated[int | None, typer.Option(help="Port of the HTTP door.")] = None,
     grpc_host: Annotated[str | None, typer.Option(help="Address of the gRPC door.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="Port of the gRPC door.")] = None,
+    require_keys: Annotated[
+        bool | None, typer.Option("--require-keys", help="Want keys on loopback too.")
+    ] = None,
     allow_anonymous: Annotated[
         bool | None, typer.Option("--allow-anonymous", help="Serve without keys on any address.")
+    ] = None,
+    behind_proxy: Annotated[
+        bool | None,
+        typer.Option("--behind-proxy", help="A reverse proxy with TLS passes all requests on; wants keys."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Serve requests for this name too (repeatable).", metavar="NAME"),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file: TLS on both doors.", dir_okay=False)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="PEM file of the certificate's private key.", dir_okay=False)
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file: clients need a certificate of it.", dir_okay=False)
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Registry, artifact store and admin key.", file_okay=False)
@@ -96,7 +116,13 @@ def serve(
         "http_port": http_port,
         "grpc_host": grpc_host,
         "grpc_port": grpc_port,
+        "require_keys": require_keys,
         "allow_anonymous": allow_anonymous,
+        "behind_proxy": behind_proxy,
+        "allowed_hosts": allowed_host or None,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
         "data_dir": data_dir or context.obj.data_dir,
         "database_url": database_url,
         "log_level": log_level,

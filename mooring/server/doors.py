@@ -11,8 +11,10 @@ from typing import Any
 import grpc.aio
 import uvicorn
 
+from mooring.config import TlsFiles
 from mooring.errors import ConfigurationError
 from mooring.server.http_connection import DoorConfig, HttpLimits
+from mooring.server.tls import tls_context
 from router.doors.grpc.reading import MessageReader
 
 __all__ = ["grpc_door", "http_door"]
@@ -22,15 +24,19 @@ _SILENCE_S = 60  # seconds of silence after which a client is asked whether it i
 
 
 @asynccontextmanager
-async def http_door(app: Any, host: str, port: int, limits: HttpLimits) -> AsyncIterator[str]:
+async def http_door(
+    app: Any, host: str, port: int, limits: HttpLimits, tls: TlsFiles | None = None
+) -> AsyncIterator[str]:
     """Serves an ASGI application; yields its address, and at the end lets open answers finish for a while.
 
     Args:
         limits: limits of each connection.
+        tls: files for TLS; None if the door speaks plain HTTP.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address cannot be listened on, or the files cannot be used.
     """
+    context = tls_context(tls) if tls is not None else None
     listener = _listen("HTTP", host, port)
     config = DoorConfig(
         app,
@@ -38,16 +44,19 @@ async def http_door(app: Any, host: str, port: int, limits: HttpLimits) -> Async
         log_config=None,
         access_log=False,
         lifespan="off",
+        proxy_headers=False,  # the guard reads them, if they are to be believed
         timeout_graceful_shutdown=int(_STOP_S),
         ws_per_message_deflate=False,  # a chunk holds one token: compressing it costs more than it saves
     )
+    config.load()
+    config.ssl = context
     server = _HttpServer(config)
     # A bound socket queues connections from now on, so the address is good before uvicorn has started.
     listener.listen(config.backlog)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     bound_host, bound_port = listener.getsockname()[:2]
     try:
-        yield f"http://{_bracketed(bound_host)}:{bound_port}"
+        yield f"{'http' if tls is None else 'https'}://{_bracketed(bound_host)}:{bound_port}"
     finally:
         server.should_exit = True
         await task

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import os
 import signal
@@ -40,6 +39,7 @@ from model_registry.store import ArtifactStore
 from mooring.config import ModelEntry, Settings
 from mooring.errors import ConfigurationError, MooringError
 from mooring.server.admin_key import ensure_admin_key
+from mooring.server.connection_limits import raise_file_limit
 from mooring.server.data_dir import own_data_dir, published
 from mooring.server.devices import (
     device_budgets,
@@ -49,6 +49,7 @@ from mooring.server.devices import (
     watch_others,
 )
 from mooring.server.doors import grpc_door, http_door
+from mooring.server.exposure import check_keys, exposure_of
 from mooring.server.http_connection import HttpLimits
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
@@ -98,6 +99,7 @@ def run(settings: Settings) -> None:
     for chatty in ("alembic", "uvicorn", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     keep_little_free()
+    raise_file_limit()
     with own_data_dir(settings.data_dir):
         uvloop.run(_serve(settings))
 
@@ -163,9 +165,10 @@ class Server:
     @classmethod
     async def start(cls, settings: Settings, stack: AsyncExitStack) -> Server:
         """Makes every part and opens the doors; ``stack`` ends them in the reverse order."""
+        exposure = exposure_of(settings)
         admin_key = ensure_admin_key(settings.admin_key_path)
         registry = await asyncio.to_thread(_open_registry, settings, stack)
-        await asyncio.to_thread(_check_exposure, settings, registry)
+        await asyncio.to_thread(check_keys, settings, exposure, registry)
         store = await asyncio.to_thread(ArtifactStore, settings.data_dir / "store")
         precision = _precision(settings)
         budgets = device_budgets(settings, sample_budget_bytes(precision) if settings.samples else None)
@@ -222,11 +225,12 @@ class Server:
         services = RouterServices(
             tokens=gate,
             models=directory,
-            tenancy=Tenancy(registry.authenticate, allow_anonymous=_anonymous(settings), config=config),
+            tenancy=Tenancy(registry.authenticate, allow_anonymous=exposure.allow_anonymous, config=config),
             metrics=metrics,
             is_ready=server.is_ready,
             config=config,
             in_flight=InFlight(config),
+            exposure=exposure,
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
         admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
@@ -255,7 +259,7 @@ class Server:
             max_head_bytes=settings.max_head_bytes,
             request_timeout_s=settings.request_timeout_s,
         )
-        http = http_door(app, settings.http_host, settings.http_port, limits)
+        http = http_door(app, settings.http_host, settings.http_port, limits, settings.tls)
         self.addresses["http"] = await stack.enter_async_context(http)
 
         def add_services(to: grpc.aio.Server) -> None:
@@ -330,33 +334,6 @@ def _open_registry(settings: Settings, stack: AsyncExitStack) -> Registry:
     engine = open_database(settings.registry_url, settings.database_password_file)
     stack.callback(engine.dispose)
     return Registry(engine, tuple(KINDS))
-
-
-def _anonymous(settings: Settings) -> bool:
-    hosts = (settings.http_host, settings.grpc_host)
-    return settings.allow_anonymous or all(_is_loopback(host) for host in hosts)
-
-
-def _check_exposure(settings: Settings, registry: Registry) -> None:
-    """Raises ConfigurationError where others could reach us and nobody could have a key."""
-    if _anonymous(settings):
-        return
-    tenants = registry.list_tenants()
-    if not any(key.revoked_at_s is None for tenant in tenants for key in registry.list_keys(tenant.name)):
-        raise ConfigurationError(
-            "the doors are open to other machines and there are no API keys: start on 127.0.0.1, make one "
-            "with `mooring tenants create NAME` and `mooring tenants keys create NAME`, and start again; or "
-            "give --allow-anonymous"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _worker_pids(supervisor: Supervisor) -> set[int]:

@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[RunningServer]:
     data_dir = tmp_path_factory.mktemp("anyone") / "data"
-    flags = [*NULL, "--http-host", "0.0.0.0", "--allow-anonymous"]
+    flags = [*NULL, "--http-host", "0.0.0.0", "--behind-proxy", "--allow-anonymous"]
     with RunningServer(data_dir, {"a": checkpoint}, flags, SLOW) as running:
         yield running
 

@@ -63,7 +63,7 @@ def test_a_server_drains_at_sigterm_and_the_next_start_serves_the_same_to_the_sa
         assert not (data_dir / "server.json").exists()
 
     # The same folder, no --model, and doors that others can reach.
-    flags = [*NULL, "--http-host", "0.0.0.0", "--grpc-host", "0.0.0.0"]
+    flags = [*NULL, "--http-host", "0.0.0.0", "--grpc-host", "0.0.0.0", "--behind-proxy"]
     with RunningServer(data_dir, {}, flags, SLOW) as server:
         policy = server.admin("GET", "/deployments/a").json()["policy"]
         assert (policy["priority"], policy["max_model_len"]) == (4, 200)

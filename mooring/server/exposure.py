@@ -1,0 +1,61 @@
+"""The reach of the server's doors, as its settings make it, and conditions of being open to others."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from model_registry.registry import Registry
+from mooring.config import Settings
+from mooring.errors import ConfigurationError
+from router.request.exposure import Exposure
+
+__all__ = ["check_keys", "exposure_of", "is_loopback"]
+
+
+def exposure_of(settings: Settings) -> Exposure:
+    """The reach of the doors.
+
+    Raises:
+        ConfigurationError: other machines would reach a door, and nothing protects what they send.
+    """
+    public = [host for host in (settings.http_host, settings.grpc_host) if not is_loopback(host)]
+    if public and settings.tls is None and not settings.behind_proxy:
+        raise ConfigurationError(
+            f"{public[0]} is open to other machines, and keys and texts would travel unencrypted: give "
+            "--tls-certificate and --tls-key, or --behind-proxy if a reverse proxy, or a network that is "
+            "yours alone, protects them"
+        )
+    wants_keys = bool(public) or settings.require_keys or settings.behind_proxy
+    return Exposure(
+        allow_anonymous=settings.allow_anonymous or not wants_keys,
+        is_public=wants_keys,
+        behind_proxy=settings.behind_proxy,
+        checks_hosts=bool(settings.allowed_hosts)
+        or (is_loopback(settings.http_host) and not settings.behind_proxy),
+        allowed_hosts=frozenset(settings.allowed_hosts),
+    )
+
+
+def check_keys(settings: Settings, exposure: Exposure, registry: Registry) -> None:
+    """Raises ConfigurationError if others could reach the doors and nobody could have a key."""
+    if exposure.allow_anonymous or all(
+        is_loopback(each) for each in (settings.http_host, settings.grpc_host)
+    ):
+        return
+    tenants = registry.list_tenants()
+    if not any(key.revoked_at_s is None for tenant in tenants for key in registry.list_keys(tenant.name)):
+        raise ConfigurationError(
+            "the doors are open to other machines and there are no API keys: start on 127.0.0.1, make one "
+            "with `mooring tenants create NAME` and `mooring tenants keys create NAME`, and start again; or "
+            "give --allow-anonymous"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
