@@ -30,6 +30,10 @@ test: ## Set everything up and run every check and test
 	@$(MAKE) --no-print-directory --silent $(if $(filter -j%,$(MAKEFLAGS)),,--jobs=2) lint $(STAMPS)/debian $(STAMPS)/clients
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS)
 
+.PHONY: test-slow
+test-slow: $(STAMPS)/dev $(STAMPS)/debian $(STAMPS)/clients ## Run the tests that `make test` leaves out: fuzzers, benchmarks at some length
+	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --durations=10 -m slow $(ARGS)
+
 # What a change should pass before it is committed: under a minute once the tools' caches are warm. Lint and types run
 # beside each other, each on one core; the unit tests come after them and have both.
 .PHONY: check

@@ -34,6 +34,7 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phases", "max_time_s"), [("coverage,fuzzing", 30), ("stateful", 15)])
 def test_no_call_breaks_the_page_or_the_server(
     server: RunningServer, checkpoint: Path, tmp_path: Path, phases: str, max_time_s: int

@@ -31,6 +31,7 @@ def results(out: Path) -> dict[str, float]:
     return figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
@@ -93,6 +94,7 @@ def test_the_gpu_benchmark_notices_a_wake_that_brings_nothing(
         gpu(tmp_path, "cpu", GpuLoad.quick())
 
 
+@pytest.mark.slow
 def test_the_sharing_benchmark_draws_curves_of_all_three_policies(tmp_path: Path) -> None:
     lines: list[str] = []
     sharing(tmp_path, SharingLoad.quick(seed=0), lines.append)
@@ -107,6 +109,7 @@ def test_the_sharing_benchmark_draws_curves_of_all_three_policies(tmp_path: Path
     assert list((tmp_path / "traces").glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_soak_loses_nothing_and_its_books_agree(tmp_path: Path) -> None:
     lines: list[str] = []
     load = SoakLoad.quick(seed=3)
