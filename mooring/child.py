@@ -32,7 +32,7 @@ class Limits:
 
 
 def limit_this_process(limits: Limits, parent_pid: int | None = None) -> None:
-    """Puts limits on this process for the rest of its life: it cannot raise them again. It ends with its parent
+    """Puts limits on this process for the rest of its life: it cannot lift them again. It ends with its parent
     and leaves no core dump, which would hold what it read.
 
     Args:
@@ -42,7 +42,8 @@ def limit_this_process(limits: Limits, parent_pid: int | None = None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     if limits.cpu_s is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
+        # The first limit sends SIGXCPU, by which the parent knows why; the second one cannot be caught.
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -1,16 +1,13 @@
 """Makes sure that a packed artifact exists, from the server process: packing itself runs in another.
 
 Packing takes long and a lot of memory traffic, so it has no place beside an event loop: a subprocess that
-imports no torch does it (``engines.checkpoint.packing``) and tells on its standard output how far it is.
+imports no torch does it (``engines.checkpoint.packing``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import sys
-from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +15,19 @@ from engines.artifact import PLAIN_LAYOUT
 from engines.checkpoint.model_config import describe
 from engines.checkpoint.packing import PACKER_VERSION, WEIGHTS_NAME, packed_manifest
 from memory_manager.ports import ArtifactRef
+from mooring.child import Limits
 from mooring.errors import ArtifactError
+from mooring.job import Job, run_job
+from mooring.units import GIB, MIB
 
 __all__ = ["ensure_packed"]
 
-_KEPT_STDERR_CHARS = 500
+# What honest checkpoints never need: the memory is for headers, since weights pass through a buffer; the rates are a
+# tenth of those of a slow core and a slow disk.
+_MEMORY_BYTES = 4 * GIB
+_MIN_S = 600
+_CPU_BYTES_PER_S = 10 * MIB
+_BYTES_PER_S = 2 * MIB
 
 
 async def ensure_packed(
@@ -30,7 +35,7 @@ async def ensure_packed(
     digest: str,
     precision: str,
     packed_root: Path,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     layout: str = PLAIN_LAYOUT,
 ) -> ArtifactRef:
     """The packed artifact of a version, packed now if it was not before.
@@ -80,38 +85,20 @@ async def _run_packer(
     precision: str,
     layout: str,
     digest: str,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    command = [sys.executable, "-m", "engines.checkpoint.packing", str(source), str(dest)]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        *("--precision", precision, "--digest", digest, "--layout", layout),
-        stdout=PIPE,
-        stderr=PIPE,
+    source_bytes = await asyncio.to_thread(_weights_bytes, source)
+    flags = ("--precision", precision, "--digest", digest, "--layout", layout)
+    job = Job(
+        "the packer",
+        "engines.checkpoint.packing",
+        (str(source), str(dest), *flags),
+        lost=ArtifactError,
+        limits=Limits(_MEMORY_BYTES, _MIN_S + source_bytes // _CPU_BYTES_PER_S),
+        max_s=_MIN_S + source_bytes / _BYTES_PER_S,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        reason, stderr = await asyncio.gather(
-            _follow(process.stdout, on_progress or (lambda done, total: None)), process.stderr.read()
-        )
-        code = await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if code != 0:
-        tail = stderr.decode(errors="replace").strip()[-_KEPT_STDERR_CHARS:]
-        raise ArtifactError(reason or f"the packer ended with status {code}: {tail or 'it said nothing'}")
+    await run_job(job, lambda stage, done, total: on_progress(done, total))
 
 
-async def _follow(stdout: asyncio.StreamReader, on_progress: Callable[[int, int], None]) -> str | None:
-    """Reports progress until the packer closes its output; returns the error it named, if any."""
-    reason = None
-    async for line in stdout:
-        message = json.loads(line)
-        if "error" in message:
-            reason = str(message["error"])
-        else:
-            on_progress(message["done_bytes"], message["total_bytes"])
-    return reason
+def _weights_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

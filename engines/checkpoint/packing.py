@@ -1,22 +1,21 @@
 """Packs a Hugging Face checkpoint into the torch engine's artifact. Run as a process of its own::
 
-    python -m engines.checkpoint.packing SOURCE DEST --precision bf16 --digest SHA256
+    python -m engines.checkpoint.packing SOURCE DEST --precision bf16 --digest SHA256 --parent PID
 
-The process prints one JSON object a line: ``{"done_bytes": ..., "total_bytes": ...}`` as it goes, and
-``{"error": ...}`` before it exits with 1. Tensors stream through a bounded buffer and torch is not imported,
-so packing takes little memory beside a serving engine. DEST appears whole or not at all.
+The process is a job (``mooring.job``). Tensors stream through a bounded buffer and torch is not imported, so packing
+takes little memory beside a serving engine. DEST appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +28,7 @@ from engines.checkpoint.hf_files import StoredTensor, read_headers
 from engines.checkpoint.layout import packed_layout, packed_tensors
 from engines.checkpoint.model_config import ModelConfig, describe
 from mooring.errors import ArtifactError
+from mooring.job import JobProgress, add_job_arguments, do_job
 
 __all__ = ["ENGINE", "MANIFEST_NAME", "PACKER_VERSION", "WEIGHTS_NAME", "pack", "packed_manifest"]
 
@@ -181,17 +181,14 @@ def main() -> int:
     parser.add_argument("--precision", required=True, help="bf16, fp32 or auto")
     parser.add_argument("--digest", required=True, help="sha-256 of the version packed")
     parser.add_argument("--layout", default=PLAIN_LAYOUT, help="how the bytes are to lie")
+    add_job_arguments(parser)
     args = parser.parse_args()
 
-    def tell(done_bytes: int, total_bytes: int) -> None:
-        print(json.dumps({"done_bytes": done_bytes, "total_bytes": total_bytes}), flush=True)
+    def work(tell: JobProgress) -> None:
+        report = partial(tell, "pack")
+        pack(args.source, args.dest, args.precision, args.digest, report, args.layout)
 
-    try:
-        pack(args.source, args.dest, args.precision, args.digest, tell, args.layout)
-    except ArtifactError as error:
-        print(json.dumps({"error": error.message}), flush=True)
-        return 1
-    return 0
+    return do_job(args, work)
 
 
 if __name__ == "__main__":

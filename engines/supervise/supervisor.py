@@ -27,6 +27,7 @@ from engines.link.descriptors import DescriptorSender, open_channel
 from engines.link.worker_memory import WorkerMemory
 from engines.supervise.client import StepSink, WorkerClient
 from engines.supervise.death import WorkerDeath, death_of, wait_stalled
+from mooring.child import child_environment
 from mooring.errors import ConfigurationError, ConflictError, MooringError, NotFoundError, WorkerLostError
 from mooring.units import MIB
 
@@ -382,7 +383,7 @@ async def _spawn(
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), memory_fd, *core_signal_fds),
             start_new_session=True,  # uvloop knows no process_group
-            env={**WORKER_ENVIRONMENT, **os.environ},
+            env=child_environment(WORKER_ENVIRONMENT),
         )
         memory = WorkerMemory(memory_fd)
     except BaseException:

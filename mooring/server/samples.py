@@ -1,27 +1,21 @@
 """Sample models as sources: ``sample:NAME`` of the settings becomes a folder, made here if it is not there yet.
 
-Making one takes long and computes much, so a child process does it (``ops.samples.maker``) and tells on its
-standard output how far it is. A sample that has to be trained is made while the server serves, at idle
-priority.
+Making one takes long and computes much, so a child process does it (``ops.samples.maker``). A sample that has to be
+trained is made while the server serves, at idle priority.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-import signal
-import sys
 import time
-from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mooring.config import ModelEntry, Settings
-from mooring.errors import ConfigurationError, InternalError, MooringError, error_from_code
+from mooring.errors import ConfigurationError, MooringError
+from mooring.job import Job, run_job
 from ops.samples.catalog import SAMPLE_NAMES, find_sample
 from router.control.directory import DeploymentDirectory, Preparation
 
@@ -30,8 +24,6 @@ __all__ = ["SampleMaker", "model_entries", "sample_of"]
 logger = logging.getLogger(__name__)
 
 SAMPLE_SCHEME = "sample:"
-_KEPT_STDERR_CHARS = 500
-_LOWEST_PRIORITY = 19
 _LOGGED_SHARE, _LOGGED_S = 0.1, 2.0  # least part of a stage, and time, between two lines of the log
 
 
@@ -78,6 +70,35 @@ class _Stage:
 
 
 @dataclass(slots=True)
+class _Stages:
+    """Tells the directory and the log how far the making of one model is."""
+
+    model: str
+    directory: DeploymentDirectory
+    clock: Callable[[], float]
+    _stage: _Stage | None = field(default=None)
+
+    def report(self, name: str, done: int, total: int) -> None:
+        """Takes one report of the maker's."""
+        now_s = self.clock()
+        stage = self._stage
+        if stage is None or stage.name != name:
+            stage = self._stage = _Stage(name, now_s, done, 0.0, now_s)
+            logger.info("model %s is being made: %s", self.model, name)
+        share = done / total if total else None
+        left_s = None
+        if done > stage.first_done:
+            left_s = (now_s - stage.began_s) / (done - stage.first_done) * (total - done)
+        preparation = Preparation(name, share, left_s)
+        self.directory.prepare(self.model, preparation)
+        if share is None or now_s < stage.logged_s + _LOGGED_S:
+            return
+        if share >= stage.logged_share + _LOGGED_SHARE:
+            stage.logged_share, stage.logged_s = share, now_s
+            logger.info("model %s is being made: %s", self.model, preparation)
+
+
+@dataclass(slots=True)
 class SampleMaker:
     """Makes samples in child processes, and tells the directory and the log how far they are.
 
@@ -109,26 +130,9 @@ class SampleMaker:
         Raises:
             MooringError: the sample cannot be made; the message says why.
         """
-        command = [sys.executable, "-m", "ops.samples.maker", sample, "--out", str(self.root)]
-        command += ["--parent", str(os.getpid())]
-        # In a session of its own: Ctrl-C is the server's, which ends the child itself.
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=PIPE, stderr=PIPE, start_new_session=True
-        )
-        if idle:
-            _make_idle(process.pid)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            folder, stderr = await asyncio.gather(self._follow(model, process.stdout), process.stderr.read())
-            code = await process.wait()
-        finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if folder is None:
-            tail = stderr.decode(errors="replace").strip()[-_KEPT_STDERR_CHARS:]
-            raise InternalError(f"the maker of samples ended with status {code}: {tail or 'it said nothing'}")
+        job = Job("the maker of samples", "ops.samples.maker", (sample, "--out", str(self.root)), idle=idle)
+        stages = _Stages(model, self.directory, self.clock)
+        folder = Path(await run_job(job, stages.report))
         self.directory.prepare(model, Preparation("it is being registered"))
         return folder
 
@@ -168,46 +172,3 @@ class SampleMaker:
         logger.error("model %s could not be made: %s", model, reason)
         if not self.directory.is_served(model):  # an older version may be
             self.directory.withhold(model, reason)
-
-    async def _follow(self, model: str, stdout: asyncio.StreamReader) -> Path | None:
-        """Passes progress on until the maker closes its output; returns the folder that it named.
-
-        Raises:
-            MooringError: the maker named an error.
-        """
-        stage: _Stage | None = None
-        async for line in stdout:
-            message = json.loads(line)
-            if "folder" in message:
-                return Path(message["folder"])
-            if "error" in message:
-                raise error_from_code(message["code"], message["error"])
-            if stage is None or stage.name != message["stage"]:
-                now_s = self.clock()
-                stage = _Stage(message["stage"], now_s, message["done"], 0.0, now_s)
-                logger.info("model %s is being made: %s", model, stage.name)
-            self._tell(model, stage, message["done"], message["total"])
-        return None
-
-    def _tell(self, model: str, stage: _Stage, done: int, total: int) -> None:
-        now_s = self.clock()
-        share = done / total if total else None
-        left_s = None
-        if done > stage.first_done:
-            left_s = (now_s - stage.began_s) / (done - stage.first_done) * (total - done)
-        preparation = Preparation(stage.name, share, left_s)
-        self.directory.prepare(model, preparation)
-        if share is None or now_s < stage.logged_s + _LOGGED_S:
-            return
-        if share >= stage.logged_share + _LOGGED_SHARE:
-            stage.logged_share, stage.logged_s = share, now_s
-            logger.info("model %s is being made: %s", model, preparation)
-
-
-def _make_idle(pid: int) -> None:
-    """Gives a process, which has just begun, the lowest priority; what it starts inherits that. Its imports would
-    otherwise cost the first requests a second."""
-    with contextlib.suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
-        with contextlib.suppress(PermissionError):  # some sandboxes have no such class; then niceness must do
-            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))

@@ -1,0 +1,226 @@
+"""Jobs: work that a child process does, because it computes much or reads what a stranger wrote.
+
+A child prints one JSON object a line on its standard output: ``{"stage": ..., "done": ..., "total": ...}`` as it
+goes, and at its end ``{"result": ...}``, or ``{"error": ..., "code": ...}`` before it exits with 1. What it prints on
+its standard error goes to the log and to nobody else, since it may tell of files and paths. It ends with its parent.
+
+``run_job`` is the parent's half, ``add_job_arguments`` and ``do_job`` are the child's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mooring.child import Limits, child_environment, limit_this_process
+from mooring.errors import ArtifactError, InternalError, MooringError, error_from_code
+from mooring.parent import die_with_parent
+from mooring.units import MIB, format_bytes
+
+__all__ = ["Job", "JobProgress", "add_job_arguments", "do_job", "run_job"]
+
+logger = logging.getLogger(__name__)
+
+JobProgress = Callable[[str, int, int], None]
+"""Called with the stage, what is done of it and how much there is in all; 0 in all is not known yet."""
+
+_MAX_LINE_BYTES = 4 * MIB
+_KEPT_STDERR_BYTES = 4096
+_BEAT_S = 0.5
+_LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a child process.
+
+    Attributes:
+        name: noun for the child, in errors and in the log (``"the packer"``).
+        module: the Python module that it runs; its ``main`` calls ``do_job``.
+        arguments: command line of the module.
+        lost: raised if the child ends without an answer.
+        limits: memory and processor time that it may take; None means any.
+        max_s: seconds after which it is killed; None means never.
+        idle: whether it takes only processor time that no other process wants.
+    """
+
+    name: str
+    module: str
+    arguments: Sequence[str]
+    lost: type[MooringError] = InternalError
+    limits: Limits | None = None
+    max_s: float | None = None
+    idle: bool = False
+
+
+async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None] = lambda: None) -> Any:
+    """Runs a job and returns its result. If the call is cancelled, the child has ended before it returns.
+
+    Args:
+        on_progress: called with each report of the child.
+        on_wait: called every half second in which the child says nothing. An error that either raises ends the child.
+
+    Raises:
+        MooringError: the one that the child named, or ``job.lost`` if it ended without an answer; the message says at
+            which stage and how.
+    """
+    flags = ["--parent", str(os.getpid())]
+    if job.limits is not None:
+        flags += ["--max-memory", str(job.limits.memory_bytes)]
+        flags += ["--max-cpu-s", str(job.limits.cpu_s)] if job.limits.cpu_s is not None else []
+    # In a session of its own: Ctrl-C is the parent's, which ends the child itself.
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", job.module, *job.arguments, *flags),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        limit=_MAX_LINE_BYTES,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    if job.idle:
+        _make_idle(process.pid)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stderr = asyncio.create_task(_read_tail(process.stderr))
+    answers = _Answers(on_progress)
+    try:
+        async with asyncio.timeout(job.max_s):
+            while (line := await _next_line(process.stdout, on_wait)) and not answers.complete:
+                answers.take(line)
+            await process.wait()
+    except (TimeoutError, ValueError) as error:  # a line that is too long or no JSON is no answer either
+        late = (
+            f"did not end within {job.max_s:g} s" if isinstance(error, TimeoutError) else "answered nonsense"
+        )
+        raise job.lost(f"{job.name} {late}{answers.where}") from error
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        _log(job.name, await stderr)
+    if not answers.complete:
+        raise job.lost(
+            f"{job.name} {_ending(process.returncode)}{answers.where}; the server's log has what it said"
+        )
+    return answers.result
+
+
+class _Answers:
+    """The lines of one child, as they come."""
+
+    def __init__(self, on_progress: JobProgress) -> None:
+        self._on_progress = on_progress
+        self._stage = ""
+        self.complete = False
+        self.result: Any = None
+
+    @property
+    def where(self) -> str:
+        return f" (at stage {self._stage!r})" if self._stage else ""
+
+    def take(self, line: bytes) -> None:
+        """Raises ValueError for a line that no child prints, and the error that the child named."""
+        message = json.loads(line)
+        match message:
+            case {"error": str(text), "code": str(code)}:
+                raise error_from_code(code, text)
+            case {"result": result}:
+                self.result, self.complete = result, True
+            case {"stage": str(stage), "done": int(done), "total": int(total)}:
+                self._stage = stage
+                self._on_progress(stage, done, total)
+            case _:
+                raise ValueError(f"not a line of a job: {line[:80]!r}")
+
+
+async def _next_line(stdout: asyncio.StreamReader, on_wait: Callable[[], None]) -> bytes:
+    while True:
+        try:
+            async with asyncio.timeout(_BEAT_S):
+                return await stdout.readline()
+        except TimeoutError:
+            on_wait()
+
+
+async def _read_tail(stream: asyncio.StreamReader) -> bytes:
+    tail = b""
+    while chunk := await stream.read(_KEPT_STDERR_BYTES):
+        tail = (tail + chunk)[-_KEPT_STDERR_BYTES:]
+    return tail
+
+
+def _log(name: str, stderr: bytes) -> None:
+    """Logs what a child printed, line by line; what could pass for another line of the log cannot be printed."""
+    for line in stderr.decode(errors="replace").splitlines():
+        logger.warning("%s: %s", name, "".join(each if each.isprintable() else "?" for each in line))
+
+
+def _ending(status: int | None) -> str:
+    if status == -signal.SIGXCPU:
+        return "took all the processor time that it may"
+    if status is not None and status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def _make_idle(pid: int) -> None:
+    """Gives a process, which has just begun, the lowest priority; what it starts inherits that. Its imports would
+    otherwise cost the first requests a second."""
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
+        with contextlib.suppress(PermissionError):  # some sandboxes have no such class; then niceness must do
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that ``run_job`` gives to every child."""
+    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    parser.add_argument("--max-memory", type=int, metavar="BYTES", help="address space that it may take")
+    parser.add_argument("--max-cpu-s", type=int, metavar="SECONDS", help="processor time that it may take")
+
+
+def do_job(args: argparse.Namespace, work: Callable[[JobProgress], Any]) -> int:
+    """Does the work of this process within its limits and tells the parent how it goes.
+
+    Args:
+        args: has the arguments of ``add_job_arguments``.
+        work: is given the function that reports progress, and returns the result, as JSON types.
+
+    Returns:
+        The exit status of the process.
+    """
+    die_with_parent(args.parent)
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not an answer
+
+        def say(**message: Any) -> None:
+            print(json.dumps(message), file=answers, flush=True)
+
+        try:
+            if args.max_memory is not None:
+                limit_this_process(Limits(args.max_memory, args.max_cpu_s))
+            say(result=work(lambda stage, done, total: say(stage=stage, done=done, total=total)))
+        except MemoryError:
+            if args.max_memory is None:
+                raise
+            error = ArtifactError(
+                f"it needs more memory than its reader may take ({format_bytes(args.max_memory)})"
+            )
+            say(error=error.message, code=error.code)
+            return 1
+        except MooringError as named:
+            say(error=named.message, code=named.code)
+            return 1
+    return 0

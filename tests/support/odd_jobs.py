@@ -1,0 +1,51 @@
+"""A child that does what its command line says; see ``tests/unit/mooring/test_job.py``."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import time
+
+from mooring.errors import ArtifactError
+from mooring.job import JobProgress, add_job_arguments, do_job
+
+_KEPT = []
+
+
+def _work(what: str, tell: JobProgress) -> object:
+    tell("begin", 1, 2)
+    print("a library's chatter")
+    print("a secret path\x1b[2J", file=sys.stderr, flush=True)
+    match what:
+        case "result":
+            return {"environment": dict(os.environ), "pid": os.getpid()}
+        case "refuse":
+            raise ArtifactError("it is broken")
+        case "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "eat":
+            _KEPT.extend(bytearray(64 << 20) for _ in range(1 << 20))
+        case "compute":
+            9 ** (9**9)
+        case "hold":  # keeps the interpreter's lock: nothing in the child could end this
+            ctypes.PyDLL(None).sleep(600)
+        case "sleep":
+            time.sleep(600)
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what")
+    add_job_arguments(parser)
+    args = parser.parse_args()
+    return do_job(args, lambda tell: _work(args.what, tell))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "nonsense":
+        print("{]", flush=True)
+    sys.exit(main())
