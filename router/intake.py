@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engines.api import TokenIds
@@ -14,6 +14,8 @@ from mooring.errors import InvalidRequestError
 from router.request.request import GenerationRequest
 from router.request.sampling import (
     SamplingOptions,
+    answer_size,
+    check_answer_size,
     num_prompt_tokens_kept,
     resolve_sampling,
     wants_prompt_only,
@@ -21,6 +23,7 @@ from router.request.sampling import (
 from router.request.served_model import ServedModel
 from router.services import RouterServices
 from router.tenancy.cache_scope import cache_scope
+from router.tenancy.in_flight import Held
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
 from router.text.tokenizers import ChatPrompt, Prompt, TextModel, TextModels
@@ -73,8 +76,13 @@ class Intake:
         Raises:
             MooringError: the request is wrong, or cannot be served now.
         """
-        text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
-        return await self._begin(replace(request, metadata=metadata), text_model)
+        held = self._hold(options, tenant, num_prompts=1)
+        try:
+            text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
+            return await self._begin(replace(request, metadata=metadata), text_model, held.release)
+        except BaseException:
+            held.release()
+            raise
 
     async def start_batch(
         self,
@@ -95,16 +103,12 @@ class Intake:
             raise InvalidRequestError(
                 f"Too many prompts: their number times 'n' may be at most {most}.", param=options.prompt_field
             )
-        text_model, requests = await self._prepare(model, prompts, options, request_id, tenant)
-        starts = [asyncio.create_task(self._begin(request, text_model)) for request in requests]
+        held = self._hold(options, tenant, num_prompts=len(prompts))
         try:
-            return BatchGeneration(await asyncio.gather(*starts))
+            text_model, requests = await self._prepare(model, prompts, options, request_id, tenant)
+            return BatchGeneration(await self._begin_all(requests, text_model), held.release)
         except BaseException:
-            for start in starts:
-                start.cancel()
-            for started in await asyncio.gather(*starts, return_exceptions=True):
-                if isinstance(started, TextGeneration):
-                    await started.aclose()
+            held.release()
             raise
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool | None) -> Tokens:
@@ -135,6 +139,17 @@ class Intake:
         text_model = await self._text_models.get(self._services.models.get(model).folder)
         return await self._text_models.decode(text_model, token_ids)
 
+    def _hold(self, options: SamplingOptions, tenant: str, num_prompts: int) -> Held:
+        """Counts the request among those that the tenant has in flight.
+
+        Raises:
+            RateLimitError: the tenant has too many in flight.
+        """
+        num_choices = min(
+            max(1, options.n or 1), self._services.config.max_choices
+        )  # a larger ``n`` is refused later
+        return self._services.in_flight.take(tenant, requests=1, choices=num_prompts * num_choices)
+
     async def _prepare(
         self, model: str, prompts: Sequence[Prompt], options: SamplingOptions, request_id: str, tenant: str
     ) -> tuple[TextModel, list[GenerationRequest]]:
@@ -156,9 +171,12 @@ class Intake:
                 request_id=request_id if len(prompts) == 1 else f"{request_id}-{place}",
                 tenant=tenant,
                 arrival_s=arrival_s,
+                num_prompts=len(prompts),
             )
             for place, (prompt, prompt_ids) in enumerate(zip(prompts, encoded, strict=True))
         ]
+        sizes = (answer_size(options, len(each.prompt_ids), each.sampling.max_tokens) for each in requests)
+        check_answer_size(options, sizes, services.config)
         return text_model, requests
 
     def _request(
@@ -172,6 +190,7 @@ class Intake:
         request_id: str,
         tenant: str,
         arrival_s: float,
+        num_prompts: int,
     ) -> GenerationRequest:
         num_kept = num_prompt_tokens_kept(options, served.max_model_len)
         prompt_ids = all_ids if num_kept is None else all_ids[-num_kept:]
@@ -182,6 +201,7 @@ class Intake:
             max_model_len=served.max_model_len,
             new_seed=secrets.randbits(64),
             config=self._services.config,
+            num_prompts=num_prompts,
         )
         text_model.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
         if options.bad_words:
@@ -205,9 +225,31 @@ class Intake:
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
         )
 
-    async def _begin(self, request: GenerationRequest, text_model: TextModel) -> TextGeneration:
+    async def _begin_all(
+        self, requests: Sequence[GenerationRequest], text_model: TextModel
+    ) -> list[TextGeneration]:
+        """Begins all of them or none."""
+        starts = [asyncio.create_task(self._begin(request, text_model)) for request in requests]
+        try:
+            return await asyncio.gather(*starts)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            for started in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(started, TextGeneration):
+                    await started.aclose()
+            raise
+
+    async def _begin(
+        self,
+        request: GenerationRequest,
+        text_model: TextModel,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> TextGeneration:
         stream = await self._services.tokens.generate(request)
-        return TextGeneration(request, stream, text_model.tokens, self._services.metrics.request(request))
+        return TextGeneration(
+            request, stream, text_model.tokens, self._services.metrics.request(request), on_close
+        )
 
 
 def request_id_from(sent: str | None) -> str:

@@ -52,6 +52,14 @@ class RouterConfig:
     max_tenant_choices: Annotated[
         int, _AT_LEAST_ONE, Setting("Most choices (`n`) of one tenant's requests at a time.")
     ] = 16_384
+    max_answer_tokens: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting(
+            "Largest answer of one request: tokens of output, and of prompts that are shown, of all choices, each "
+            "counted once more for each log-probability beside it."
+        ),
+    ] = 262_144
     max_socket_requests: int = 64
     max_stream_requests: int = 256
     max_choices: int = 128

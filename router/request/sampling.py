@@ -3,7 +3,7 @@ doors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ __all__ = [
     "PLAIN_OPTIONS",
     "GenerationDefaults",
     "SamplingOptions",
+    "answer_size",
+    "check_answer_size",
     "num_prompt_tokens_kept",
     "resolve_sampling",
     "wants_prompt_only",
@@ -129,6 +131,7 @@ def resolve_sampling(
     max_model_len: int,
     new_seed: int,
     config: RouterConfig,
+    num_prompts: int = 1,
 ) -> SamplingParams:
     """The sampling parameters of choice 0.
 
@@ -136,6 +139,7 @@ def resolve_sampling(
         num_prompt_tokens: length of the prompt in tokens.
         max_model_len: longest prompt and output together, in tokens.
         new_seed: the seed of a request that brought none.
+        num_prompts: number of the request's prompts.
 
     Raises:
         InvalidRequestError: a value is out of its range; ``param`` names it.
@@ -143,7 +147,8 @@ def resolve_sampling(
     """
     _check(options, config)
     values = _plain_values(options, defaults, new_seed)
-    max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len)
+    most_by_default = _most_by_default(options, num_prompt_tokens, config.max_answer_tokens // num_prompts)
+    max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len, most_by_default)
     if (min_tokens := values["min_tokens"]) > max_tokens:
         raise InvalidRequestError(
             f"min_tokens is {min_tokens}, more than the {max_tokens} tokens of output that are allowed.",
@@ -205,6 +210,66 @@ def _prompt_logprobs(options: SamplingOptions) -> int | None:
     return max(asked, default=None)
 
 
+def answer_size(options: SamplingOptions, num_prompt_tokens: int, max_tokens: int) -> int:
+    """The most that the answer to one prompt can have: each token of each choice counts once, and once more for each
+    log-probability that is shown with it, its own included. Those of the prompt count if the answer shows them.
+
+    Args:
+        num_prompt_tokens: length of the prompt in tokens.
+        max_tokens: most tokens of output of each choice.
+    """
+    num_output = 0 if wants_prompt_only(options) else max_tokens
+    of_output = num_output * _size_of_token(options.logprobs)
+    return (options.n or 1) * (of_output + _size_of_prompt(options, num_prompt_tokens))
+
+
+def check_answer_size(options: SamplingOptions, sizes: Iterable[int], config: RouterConfig) -> None:
+    """Refuses a request whose answer could become too large.
+
+    Args:
+        sizes: ``answer_size`` of each of its prompts.
+
+    Raises:
+        InvalidRequestError: it could; the message names the fields that it follows from.
+    """
+    size, most = sum(sizes), config.max_answer_tokens
+    if size <= most:
+        return
+    fields = {
+        "n": (options.n or 1) > 1,
+        options.logprobs_field: options.logprobs is not None,
+        "prompt_logprobs": options.prompt_logprobs is not None,
+        "echo": bool(options.echo),
+        options.max_tokens_field: not wants_prompt_only(options),
+        options.prompt_field: True,
+    }
+    named = [name for name, counts in fields.items() if counts]
+    raise InvalidRequestError(
+        f"The answer could have {size} tokens and log-probabilities, and may have at most {most} "
+        f"(max_answer_tokens): ask for less by {', '.join(repr(name) for name in named)}.",
+        param=named[0],
+        code="answer_too_large",
+    )
+
+
+def _most_by_default(options: SamplingOptions, num_prompt_tokens: int, most: int) -> int:
+    """Most tokens of output for a caller who left the length open, so that the answer to one prompt has at most
+    ``most``, as ``answer_size`` counts."""
+    rest = most // (options.n or 1) - _size_of_prompt(options, num_prompt_tokens)
+    return rest // _size_of_token(options.logprobs)
+
+
+def _size_of_prompt(options: SamplingOptions, num_prompt_tokens: int) -> int:
+    """The size of the prompt in each choice."""
+    num_logprobs = _prompt_logprobs(options)
+    is_shown = bool(options.echo) or num_logprobs is not None
+    return num_prompt_tokens * _size_of_token(num_logprobs) if is_shown else 0
+
+
+def _size_of_token(num_logprobs: int | None) -> int:
+    return 1 if num_logprobs is None else 2 + num_logprobs
+
+
 def _temperature(asked: float) -> float:
     """A temperature of 0 stays, and means greedy; one so low that logits would overflow is raised to where
     the answer is practically the same (as in vLLM)."""
@@ -256,7 +321,11 @@ def _check_range(value: float | None, allowed: Bounds, param: str, *, what: str 
 
 
 def _max_tokens(
-    options: SamplingOptions, defaults: GenerationDefaults, num_prompt_tokens: int, max_model_len: int
+    options: SamplingOptions,
+    defaults: GenerationDefaults,
+    num_prompt_tokens: int,
+    max_model_len: int,
+    most_by_default: int,
 ) -> int:
     if num_prompt_tokens == 0:
         raise InvalidRequestError("The prompt is empty: send at least one token.", param=options.prompt_field)
@@ -271,7 +340,7 @@ def _max_tokens(
         )
     if asked is None:
         suggested = options.default_max_tokens or defaults.max_new_tokens or rest_tokens
-        return max(1, min(suggested, rest_tokens))
+        return max(1, min(suggested, rest_tokens, most_by_default))
     if asked > rest_tokens:
         raise ContextLengthError(
             f"This model's maximum context length is {max_model_len} tokens. However, you requested "

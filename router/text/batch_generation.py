@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from router.text.generation import TextDelta, TextGeneration, Usage, WholeChoice, join_choices
 
@@ -18,10 +18,14 @@ class BatchGeneration:
 
     Args:
         generations: one for each prompt, all with the same number of choices.
+        on_close: called whenever the batch is closed; more than one call does no harm.
     """
 
-    def __init__(self, generations: Sequence[TextGeneration]) -> None:
+    def __init__(
+        self, generations: Sequence[TextGeneration], on_close: Callable[[], None] = lambda: None
+    ) -> None:
         self._generations = tuple(generations)
+        self._on_close = on_close
         self._pumps: list[asyncio.Task[None]] = []
         self._pending: list[TextDelta] = []
         self._arrived = asyncio.Event()
@@ -76,6 +80,7 @@ class BatchGeneration:
 
     async def aclose(self) -> None:
         """Frees what the requests hold. Safe to call more than once."""
+        self._on_close()
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)

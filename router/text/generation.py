@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engines.api import ChoiceTokens, FinishReason
@@ -80,14 +80,21 @@ class TextGeneration:
         stream: the request's tokens.
         table: the table of the model's tokenizer.
         metrics: the metrics of this request.
+        on_close: called whenever it is closed; more than one call does no harm.
     """
 
     def __init__(
-        self, request: GenerationRequest, stream: TokenStream, table: TokenTable, metrics: RequestMetrics
+        self,
+        request: GenerationRequest,
+        stream: TokenStream,
+        table: TokenTable,
+        metrics: RequestMetrics,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.request = request
         self._stream = stream
         self._metrics = metrics
+        self._on_close = on_close
         self._prompt = PromptView(request, table) if PromptView.is_wanted(request) else None
         self._choices = [_ChoiceText(index, request, table, self._prompt) for index in range(request.n)]
         self._failed = False
@@ -136,6 +143,7 @@ class TextGeneration:
 
     async def aclose(self) -> None:
         """Frees what the request holds. Safe to call more than once."""
+        self._on_close()
         await self._stream.aclose()
         reason = "error" if self._failed else "abort"
         for choice in self._choices:
