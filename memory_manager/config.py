@@ -124,6 +124,13 @@ class ManagerConfig(PlannerConfig):
     max_waiting_requests: Annotated[
         int, _AT_LEAST_ONE, Setting("Requests that may wait for one deployment before more are refused.")
     ] = 1024
+    max_requests_per_replica: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting(
+            "Requests that a resident replica may have, running or in its queue, before more are refused."
+        ),
+    ] = 4096
     lease_poll_s: Annotated[float, _POSITIVE] = 0.01
     usage_poll_s: Annotated[float, _POSITIVE] = 0.2
     retry_s: Annotated[float, _POSITIVE] = 1.0

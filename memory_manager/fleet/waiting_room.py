@@ -14,6 +14,8 @@ from mooring.errors import InsufficientMemoryError, MooringError, OverloadedErro
 
 __all__ = ["Admission"]
 
+_RETRY_AFTER_S = 1.0  # a queue is refused to newcomers while it is full: any end of a request makes room
+
 
 class Admission:
     """Hands replicas to requests, lets requests wait for them, and refuses what cannot be served.
@@ -51,11 +53,14 @@ class Admission:
         if best.residency is Residency.RESIDENT:
             if deployment.spec.policy.max_replicas > 1:
                 self._replan_soon()  # it may be one too many for those that are up
+            if not again and len(best.tickets) >= self._config.max_requests_per_replica:
+                raise self._refused(
+                    deployment, _queue_full(deployment, len(best.tickets), "are with a replica of")
+                )
             return self._admit(best)
         num_waiting = len(deployment.waiters)
-        if num_waiting >= self._config.max_waiting_requests:
-            message = f"{num_waiting} requests already wait for model {deployment.spec.name!r}"
-            raise self._refused(deployment, OverloadedError(message))
+        if not again and num_waiting >= self._config.max_waiting_requests:
+            raise self._refused(deployment, _queue_full(deployment, num_waiting, "wait for"))
         waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())
         deployment.waiters[waiter] = None
         self._replan_soon()
@@ -132,3 +137,8 @@ class Admission:
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
         if not replica.tickets or replica.spec.policy.max_replicas > 1:
             self._replan_soon()
+
+
+def _queue_full(deployment: Deployment, num_requests: int, where: str) -> OverloadedError:
+    message = f"{num_requests} requests already {where} model {deployment.spec.name!r}: try again"
+    return OverloadedError(message, retry_after_s=_RETRY_AFTER_S)

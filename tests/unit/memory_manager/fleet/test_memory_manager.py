@@ -156,6 +156,22 @@ async def test_a_full_queue_refuses_the_next_and_stop_refuses_all() -> None:
 
 
 @virtually
+async def test_a_replica_with_a_full_queue_refuses_the_next_and_lets_those_go_on_that_it_had() -> None:
+    async with house(replace(CONFIG, max_requests_per_replica=2)) as h:
+        h.add_worker()
+        await h.bring_in("a")
+        held = [await h.manager.acquire("a") for _ in range(2)]
+        with pytest.raises(OverloadedError, match="2 requests") as refused:
+            await h.manager.acquire("a")
+        assert refused.value.retry_after_s == 1
+        moved = await h.manager.acquire("a", again=True)  # one of those that were let in before
+        held[0].release()
+        moved.release()
+        (await h.manager.acquire("a")).release()
+        held[1].release()
+
+
+@virtually
 async def test_removing_and_disabling_end_the_waiting_and_let_what_runs_finish() -> None:
     async with house() as h:
         for name in "ab":
