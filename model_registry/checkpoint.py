@@ -6,7 +6,6 @@ pickles beside safetensors) stays outside. Nothing is executed or unpickled.
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +15,8 @@ from typing import Any
 
 from model_registry.safetensors_format import read_header
 from mooring.errors import ArtifactError
-from mooring.units import MIB, format_bytes
+from mooring.strangers_json import read_strangers_json
+from mooring.units import KIB, MIB, format_bytes
 
 __all__ = ["FILE_PATTERNS", "INDEX_NAME", "check_folder", "read_license", "refuse_pickles"]
 
@@ -34,7 +34,13 @@ FILE_PATTERNS = (  # beside the weights
 REQUIRED_NAMES = ("config.json", "tokenizer.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 LICENSE_LINE = re.compile(r"^license:\s*([\w.+-]{1,64})\s*$", re.MULTILINE)
-MAX_TEXT_BYTES = 128 * MIB  # the largest published tokenizer.json has a quarter of it
+MAX_OTHER_TEXT_BYTES = 16 * MIB
+MAX_TEXT_BYTES = {  # some times what the largest published ones have
+    "tokenizer.json": 128 * MIB,
+    "config.json": 1 * MIB,
+    "generation_config.json": 64 * KIB,
+    "chat_template.jinja": 1 * MIB,
+}
 MAX_NOTE_BYTES = 1 * MIB  # a larger README or LICENSE is left out
 
 
@@ -56,10 +62,11 @@ def check_folder(folder: Path) -> tuple[str, ...]:
             raise ArtifactError(f"the folder lacks {name}: only Hugging Face checkpoints are read")
     texts = {name for name in sizes if _is_wanted_text(name, sizes[name])}
     for name in texts:
-        if sizes[name] > MAX_TEXT_BYTES:
+        max_bytes = MAX_TEXT_BYTES.get(name, MAX_OTHER_TEXT_BYTES)
+        if sizes[name] > max_bytes:
             raise ArtifactError(f"{name} is too large: {format_bytes(sizes[name])}")
         if name.endswith(".json"):
-            _read_json(folder / name)
+            read_strangers_json(folder / name, max_bytes)
     weights = _check_index(folder, sizes) if INDEX_NAME in sizes else _check_single(folder, sizes)
     return tuple(sorted({*texts, *weights}))
 
@@ -119,16 +126,6 @@ def _is_wanted_text(name: str, num_bytes: int) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in FILE_PATTERNS)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path.name} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path.name} is not a JSON object")
-    return value
-
-
 def _check_single(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
     if SINGLE_NAME not in sizes:
         others = sorted(name for name in sizes if name.endswith(".safetensors"))
@@ -141,7 +138,7 @@ def _check_single(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
 
 def _check_index(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:
     """Checks that each tensor of the index is in the shard that the index names, and in no other."""
-    weight_map = _read_json(folder / INDEX_NAME).get("weight_map")
+    weight_map = read_strangers_json(folder / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ArtifactError(f"{INDEX_NAME} has no weight_map")
     for shard in weight_map.values():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import ArtifactError
+from mooring.strangers_json import parse_strangers_json
 from mooring.units import MIB
 
 __all__ = ["DTYPE_BYTES", "TensorInfo", "encode_header", "parse_header", "read_header"]
@@ -43,6 +44,9 @@ DTYPE_BYTES = {
 }
 MAX_HEADER_BYTES = 100 * MIB  # the reference reader's own limit
 LENGTH_BYTES = 8
+# Sizes of thousands of digits are readable too, and their product would take minutes.
+MAX_RANK = 16
+MAX_SIZE = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,12 @@ def parse_header(file_name: str, header: bytes, data_bytes: int) -> dict[str, Te
     Raises:
         ArtifactError: the header is malformed or does not describe ``data_bytes`` bytes exactly.
     """
+    what = f"{file_name}: the safetensors header"
+    raw = parse_strangers_json(what, header)
     try:
-        raw = json.loads(header)
-        json.dumps(raw, ensure_ascii=False).encode()  # refuses escapes of half a character, which are no text
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file_name}: the safetensors header is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{file_name}: the safetensors header is not a JSON object")
+        json.dumps(raw, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # an escape of half a character, which is no text
+        raise ArtifactError(f"{what} is not readable JSON: {error}") from error
     raw.pop("__metadata__", None)
     tensors = {name: _parse_tensor(file_name, name, entry) for name, entry in raw.items()}
     _check_contiguous(file_name, tensors, data_bytes)
@@ -111,8 +114,10 @@ def _parse_tensor(file_name: str, name: str, entry: Any) -> TensorInfo:
         raise ArtifactError(f"{where} lacks dtype, shape or data_offsets") from error
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ArtifactError(f"{where} has dtype {dtype!r}, which is not supported")
-    if not isinstance(shape, list) or not all(_is_size(size) for size in (*shape, begin, end)):
-        raise ArtifactError(f"{where} has a shape or offsets that are not whole numbers")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_is_size, (*shape, begin, end))):
+        raise ArtifactError(
+            f"{where} has a shape or offsets that are not whole numbers, or too many or too large ones"
+        )
     num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != num_bytes:
         raise ArtifactError(
@@ -122,7 +127,7 @@ def _parse_tensor(file_name: str, name: str, entry: Any) -> TensorInfo:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_SIZE
 
 
 def _check_contiguous(file_name: str, tensors: Mapping[str, TensorInfo], data_bytes: int) -> None:

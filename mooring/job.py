@@ -36,6 +36,7 @@ JobProgress = Callable[[str, int, int], None]
 
 _MAX_LINE_BYTES = 4 * MIB
 _KEPT_STDERR_BYTES = 4096
+_MAX_MESSAGE_CHARS = 2000  # it may quote what it refuses
 _BEAT_S = 0.5
 _LOWEST_PRIORITY = 19
 
@@ -221,6 +222,6 @@ def do_job(args: argparse.Namespace, work: Callable[[JobProgress], Any]) -> int:
             say(error=error.message, code=error.code)
             return 1
         except MooringError as named:
-            say(error=named.message, code=named.code)
+            say(error=named.message[:_MAX_MESSAGE_CHARS], code=named.code)
             return 1
     return 0

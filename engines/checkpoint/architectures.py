@@ -64,6 +64,11 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
     ),
 }
 _DEFAULT_WINDOW_TOKENS = 4096
+# Larger values would only be costly to find wrong.
+_MAX_INT = (1 << 31) - 1
+_MAX_NUMBER = 1e30
+_MAX_LAYERS = 4096
+_MAX_EOS_IDS = 1024
 _DEFAULT_WINDOWLESS_LAYERS = 28
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(sorted(_ARCHITECTURES))
@@ -84,6 +89,8 @@ def normal_form(config: Mapping[str, Any], generation_config: Mapping[str, Any])
     num_heads = _positive_int(config, "num_attention_heads")
     hidden_size = _positive_int(config, "hidden_size")
     num_layers = _positive_int(config, "num_hidden_layers")
+    if num_layers > _MAX_LAYERS:
+        raise ArtifactError(f"num_hidden_layers {num_layers}: at most {_MAX_LAYERS} are supported")
     num_kv_heads = _kv_heads(config, architecture, num_heads)
     rope = _rope(config, architecture)
     return {
@@ -185,6 +192,8 @@ def _windows(config: Mapping[str, Any], architecture: _Architecture, num_layers:
     layer_types = config.get("layer_types")
     if layer_types is None:
         first = config.get("max_window_layers", _DEFAULT_WINDOWLESS_LAYERS)
+        if not isinstance(first, int):
+            raise ArtifactError(f"max_window_layers {first!r} is not a number of layers")
         return [window if layer >= first else None for layer in range(num_layers)]
     if not isinstance(layer_types, list) or len(layer_types) != num_layers:
         raise ArtifactError(f"layer_types does not name {num_layers} layers")
@@ -202,8 +211,8 @@ def _eos_token_ids(
     if raw is None:
         raw = config.get("eos_token_id", architecture.eos_token_id)
     ids = [] if raw is None else raw if isinstance(raw, list) else [raw]
-    if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
-        raise ArtifactError(f"eos_token_id {raw!r} is not a token id or a list of them")
+    if len(ids) > _MAX_EOS_IDS or not all(isinstance(each, int) and 0 <= each <= _MAX_INT for each in ids):
+        raise ArtifactError(f"eos_token_id {raw!r} is not a token id or a list of some")
     return ids
 
 
@@ -213,8 +222,8 @@ def _positive_int(config: Mapping[str, Any], key: str, default: int | None = Non
         value = default
     if value is None:
         raise ArtifactError(f"config.json lacks {key}")
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ArtifactError(f"{key} {value!r} is not a positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_INT:
+        raise ArtifactError(f"{key} {value!r} is not a positive whole number, or too large")
     return value
 
 
@@ -224,8 +233,8 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None) -
         value = default
     if value is None:
         raise ArtifactError(f"config.json lacks {key}")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ArtifactError(f"{key} {value!r} is not a positive number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MAX_NUMBER:
+        raise ArtifactError(f"{key} {value!r} is not a positive number, or too large")
     return float(value)
 
 

@@ -7,7 +7,6 @@ the weights.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import ArtifactError
+from mooring.strangers_json import parse_strangers_json, read_strangers_json
 
-__all__ = ["StoredTensor", "read_headers", "read_json"]
+__all__ = ["StoredTensor", "read_headers"]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _MAX_HEADER_BYTES = 100 << 20
+_MAX_RANK = 16
+_MAX_SIZE = 1 << 48
 _ELEMENT_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -51,21 +53,6 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ArtifactError: the file is missing, unreadable or not an object.
-    """
-    try:
-        raw = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path.name} is unreadable: {error}") from error
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{path.name} is not a JSON object")
-    return raw
-
-
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's ``model.safetensors``, or of the shards that its index names.
 
@@ -77,7 +64,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         if not (folder / SINGLE_NAME).exists():
             raise ArtifactError(f"no {SINGLE_NAME} and no {INDEX_NAME}; other kinds of weights are not read")
         return _read_header(folder / SINGLE_NAME)
-    weight_map = read_json(index_path).get("weight_map")
+    weight_map = read_strangers_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ArtifactError(f"{INDEX_NAME} has no weight_map")
     tensors: dict[str, StoredTensor] = {}
@@ -101,11 +88,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             header_bytes = int.from_bytes(file.read(8), "little")
             if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - 8):
                 raise ArtifactError(f"{path.name} is cut short or is not a safetensors file")
-            header = json.loads(file.read(header_bytes))
-    except (OSError, ValueError) as error:
+            header = parse_strangers_json(f"the header of {path.name}", file.read(header_bytes))
+    except OSError as error:
         raise ArtifactError(f"{path.name} is unreadable: {error}") from error
-    if not isinstance(header, dict):
-        raise ArtifactError(f"{path.name} has a header that is not an object")
     data_start = 8 + header_bytes
     tensors = {}
     for name, entry in header.items():
@@ -124,6 +109,10 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int) -> Stored
         start, end = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path.name}: the entry of {name} is unreadable: {error!r}") from error
+    if (
+        len(shape) > _MAX_RANK or max((*shape, start, end)) > _MAX_SIZE
+    ):  # a product of such would take minutes
+        raise ArtifactError(f"{path.name}: the shape of {name} is too large")
     if dtype not in _ELEMENT_BYTES:
         raise ArtifactError(f"{path.name}: {name} has dtype {dtype}, which is not supported")
     if start < 0 or min(shape, default=0) < 0 or end - start != math.prod(shape) * _ELEMENT_BYTES[dtype]:

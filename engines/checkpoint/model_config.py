@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engines.checkpoint.architectures import normal_form
-from engines.checkpoint.hf_files import read_headers, read_json
+from engines.checkpoint.hf_files import read_headers
 from engines.checkpoint.layout import check_checkpoint, packed_layout
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup, choose_block_tokens, kv_bytes_for_tokens
 from mooring.errors import ArtifactError
+from mooring.strangers_json import read_strangers_json
 
 __all__ = ["ModelConfig", "ModelDescription", "RopeConfig", "describe", "kv_groups", "sequence_kv_bytes"]
 
@@ -219,8 +220,8 @@ def describe(path: Path) -> ModelDescription:
             not those that the configuration asks for.
     """
     generation_path = path / "generation_config.json"
-    generation_config = read_json(generation_path) if generation_path.exists() else {}
-    config = ModelConfig.from_hf(read_json(path / "config.json"), generation_config)
+    generation_config = read_strangers_json(generation_path) if generation_path.exists() else {}
+    config = ModelConfig.from_hf(read_strangers_json(path / "config.json"), generation_config)
     headers = read_headers(path)
     elements_by_dtype: dict[str, int] = {}
     for name in check_checkpoint(config, headers):

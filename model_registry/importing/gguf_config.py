@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
 from numpy.typing import NDArray
 
+from model_registry.importing.gguf_reader import GgufFile, GgufTensor
 from mooring.errors import ArtifactError
 
 __all__ = [
@@ -70,12 +70,11 @@ ARCHITECTURES = {
 class GgufMetadata:
     """The keys and values of a GGUF file; errors name the key."""
 
-    def __init__(self, reader: GGUFReader) -> None:
-        self._fields = reader.fields
+    def __init__(self, file: GgufFile) -> None:
+        self._keys = file.keys
 
     def get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key)
-        return default if field is None else field.contents()
+        return self._keys.get(key, default)
 
     def require(self, key: str) -> Any:
         """The value of a key.
@@ -83,7 +82,7 @@ class GgufMetadata:
         Raises:
             ArtifactError: the file lacks the key.
         """
-        if key not in self._fields:
+        if key not in self._keys:
             raise ArtifactError(f"the GGUF file lacks {key}")
         return self.get(key)
 
@@ -100,7 +99,7 @@ class GgufMetadata:
         return value
 
 
-def build_config(metadata: GgufMetadata, tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
+def build_config(metadata: GgufMetadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
     """The model's config.json, in Hugging Face's names."""
     name = str(metadata.require("general.architecture"))
     if name not in ARCHITECTURES:
@@ -154,7 +153,7 @@ def _head_dim(metadata: GgufMetadata, name: str, default: int) -> int:
 
 
 def _rope_scaling(
-    metadata: GgufMetadata, name: str, config: Mapping[str, Any], factors: ReaderTensor | None
+    metadata: GgufMetadata, name: str, config: Mapping[str, Any], factors: GgufTensor | None
 ) -> dict[str, Any] | None:
     kind = metadata.get(f"{name}.rope.scaling.type", "none")
     if factors is not None:

@@ -1,6 +1,6 @@
 """Turns a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config and tokenizer.
 
-The file is mapped, never unpickled or executed. Weights are dequantized a few rows at a time straight into
+Weights are dequantized a few rows at a time straight into
 the output file, so converting takes little memory whatever the model's size.
 
 In ``llama`` files the rows of Q and K are stored in the order that llama.cpp's rotary embedding wants
@@ -21,8 +21,6 @@ from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
-from gguf.constants import GGUFEndian
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
@@ -33,10 +31,12 @@ from model_registry.importing.gguf_config import (
     GgufMetadata,
     build_config,
 )
+from model_registry.importing.gguf_reader import GgufFile, GgufTensor, read_gguf
 from model_registry.importing.gguf_tokenizer import write_tokenizer
 from model_registry.progress import Progress, no_progress
 from model_registry.safetensors_format import encode_header
 from mooring.errors import ArtifactError
+from mooring.units import format_bytes
 
 __all__ = ["convert_gguf"]
 
@@ -64,8 +64,7 @@ def convert_gguf(source: Path, destination: Path, on_progress: Progress | None =
     destination.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
-        _convert(_open(source), building, on_progress or no_progress)
-        building.chmod(0o755)  # mkdtemp makes it private
+        _convert(read_gguf(source), building, on_progress or no_progress)
         building.rename(destination)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # A file with false sizes or types causes any of these, in the gguf library or here.
@@ -74,20 +73,8 @@ def convert_gguf(source: Path, destination: Path, on_progress: Progress | None =
         shutil.rmtree(building, ignore_errors=True)  # gone already if the rename was reached
 
 
-def _open(source: Path) -> GGUFReader:
-    with source.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ArtifactError(f"{source.name} is not a GGUF file")
-    reader = GGUFReader(source)
-    if reader.endianess == GGUFEndian.BIG:
-        raise ArtifactError(f"{source.name} is a big-endian GGUF file, which is not supported")
-    return reader
-
-
-def _convert(reader: GGUFReader, folder: Path, on_progress: Progress) -> None:
-    metadata = GgufMetadata(reader)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+def _convert(file: GgufFile, folder: Path, on_progress: Progress) -> None:
+    metadata, tensors = GgufMetadata(file), file.tensors
     config = build_config(metadata, tensors)
     tokens = write_tokenizer(metadata, folder)
     config |= {"bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_ids[0]}
@@ -120,15 +107,15 @@ class _Conversion:
     """One tensor to write. ``row_order`` puts rotary rows back in order if the file has them permuted, else
     None."""
 
-    tensor: ReaderTensor
+    tensor: GgufTensor
     row_order: NDArray[np.intp] | None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(int(size) for size in reversed(self.tensor.shape))  # GGUF lists the fastest first
+        return self.tensor.shape[::-1]  # GGUF lists the fastest first
 
 
-def _plan_weights(tensors: Mapping[str, ReaderTensor], config: Mapping[str, Any]) -> dict[str, _Conversion]:
+def _plan_weights(tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, _Conversion]:
     """Hugging Face's names and row orders for all tensors; refuses a file with unknown or missing tensors."""
     architecture = next(a for a in ARCHITECTURES.values() if a.model_type == config["model_type"])
     names = dict(WHOLE_MODEL_NAMES)
@@ -165,10 +152,15 @@ def _row_orders(config: Mapping[str, Any]) -> dict[str, NDArray[np.intp]]:
 
 
 def _write_weights(
-    tensors: Mapping[str, ReaderTensor], config: Mapping[str, Any], path: Path, on_progress: Progress
+    tensors: Mapping[str, GgufTensor], config: Mapping[str, Any], path: Path, on_progress: Progress
 ) -> None:
     plan = _plan_weights(tensors, config)
     total_bytes = sum(2 * math.prod(item.shape) for item in plan.values())
+    free_bytes = shutil.disk_usage(path.parent).free
+    if total_bytes > free_bytes:
+        raise ArtifactError(
+            f"the converted model needs {format_bytes(total_bytes)} of disk, {format_bytes(free_bytes)} are free"
+        )
     with path.open("wb") as file:
         file.write(encode_header({name: ("BF16", item.shape) for name, item in plan.items()}))
         done_bytes = 0
@@ -177,7 +169,7 @@ def _write_weights(
             try:
                 _write_tensor(item, file)
             except NotImplementedError as error:
-                kind = item.tensor.tensor_type.name
+                kind = item.tensor.kind.name
                 raise ArtifactError(f"tensor {name} has type {kind}, which is not supported") from error
             done_bytes += 2 * math.prod(item.shape)
             on_progress("convert", done_bytes, total_bytes)
@@ -191,5 +183,5 @@ def _write_tensor(item: _Conversion, file: IO[bytes]) -> None:
     for start in range(0, shape[0], chunk_rows):
         stop = min(start + chunk_rows, shape[0])
         rows = data[start:stop] if item.row_order is None else data[item.row_order[start:stop]]
-        values = dequantize(rows, item.tensor.tensor_type)
+        values = dequantize(rows, item.tensor.kind)
         file.write(values.astype(ml_dtypes.bfloat16).tobytes())

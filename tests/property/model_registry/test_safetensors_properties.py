@@ -100,5 +100,5 @@ def test_any_json_is_refused_with_a_reason_or_accepted(header: dict[str, object]
 
 def test_a_name_that_is_half_a_character_is_refused() -> None:
     content = file_of({"xxxxxx": ("BF16", ())}).replace(b"xxxxxx", b"\\ud800")
-    with pytest.raises(ArtifactError, match="not JSON"):
+    with pytest.raises(ArtifactError, match="not readable JSON"):
         our_tensors(content)

@@ -166,8 +166,8 @@ REFUSALS: dict[str, tuple[Spoil, str]] = {
         lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64) and None,
         "not a safetensors file",
     ),
-    "header not JSON": (lambda f: write_header(f, b"{nope", b""), "header is not JSON"),
-    "header too deep": (lambda f: write_header(f, b"[" * 100_000, b""), "header is not JSON"),
+    "header not JSON": (lambda f: write_header(f, b"{nope", b""), "header is not readable JSON"),
+    "header too deep": (lambda f: write_header(f, b"[" * 100_000, b""), "header is not readable JSON"),
     "header not an object": (lambda f: write_header(f, b"[]", b""), "not a JSON object"),
     "no tensors": (lambda f: write_header(f, {}, b""), "holds no tensors"),
     "overlap": (
@@ -185,6 +185,30 @@ REFUSALS: dict[str, tuple[Spoil, str]] = {
     "negative": (
         lambda f: write_header(f, {"a": tensor("U8", [-4], 4, 0)}, b"\0" * 4),
         "not whole numbers",
+    ),
+    "sizes of thousands of digits": (
+        lambda f: write_header(f, {"a": tensor("F32", [int("9" * 4000)] * 250, 0, 4)}, b"\0" * 4),
+        "too many or too large",
+    ),
+    "rank": (
+        lambda f: write_header(f, {"a": tensor("U8", [1] * 1000, 0, 1)}, b"\0"),
+        "too many or too large",
+    ),
+    "lists without end": (
+        lambda f: write_header(f, b'{"a": [' + b"[]," * 4_000_000, b""),
+        "lists and objects",
+    ),
+    "config of lists": (
+        lambda f: (f / "config.json").write_text('{"a": [' + "[" * 5000) and None,
+        "config.json is not readable JSON",
+    ),
+    "large config": (
+        lambda f: (f / "config.json").write_text('{"a": "' + "x" * (1 << 20) + '"}') and None,
+        "config.json is too large",
+    ),
+    "large template": (
+        lambda f: (f / "chat_template.jinja").write_text(" " * (1 << 20) + "x") and None,
+        "chat_template.jinja is too large",
     ),
     "unknown dtype": (lambda f: write_header(f, {"a": tensor("Q2", [4], 0, 4)}, b"\0" * 4), "dtype 'Q2'"),
     "no offsets": (lambda f: write_header(f, {"a": {"dtype": "U8", "shape": [1]}}, b"\0"), "lacks dtype"),

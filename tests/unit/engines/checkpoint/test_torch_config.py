@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -104,6 +105,13 @@ def test_eos_ids_of_the_generation_config_win(
         ({"rope_parameters": "llama3"}, "rope_parameters"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"eos_token_id": [1] * 100_000}, "eos_token_id"),
+        ({"eos_token_id": 1 << 31}, "eos_token_id"),
+        ({"hidden_size": 1 << 40}, "hidden_size"),
+        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "1"}, "max_window_layers"),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["full_attention"]},
             "layer_types",
