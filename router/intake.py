@@ -9,14 +9,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from engines.api import TokenIds
 from mooring.errors import InvalidRequestError
 from router.request.request import GenerationRequest
 from router.request.sampling import (
     SamplingOptions,
     answer_size,
     check_answer_size,
+    check_options,
     num_prompt_tokens_kept,
+    prompt_too_long,
     resolve_sampling,
     wants_prompt_only,
 )
@@ -26,7 +27,7 @@ from router.tenancy.cache_scope import cache_scope
 from router.tenancy.in_flight import Held
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
-from router.text.tokenizers import ChatPrompt, Prompt, TextModel, TextModels
+from router.text.tokenizers import ChatPrompt, EncodedPrompt, Prompt, TextModel, TextModels
 
 __all__ = ["Intake", "Tokens", "request_id_from"]
 
@@ -123,7 +124,8 @@ class Intake:
         served = self._services.models.get(model)
         text_model = await self._text_models.get(served.folder)
         param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
-        [ids] = await self._text_models.encode(text_model, [prompt], add_special_tokens, param=param)
+        [encoded] = await self._text_models.encode(text_model, [prompt], add_special_tokens, param=param)
+        ids = encoded.ids
         strings = (
             text_model.tokens.text_token(token_id, skip_special_tokens=False) or ""
             for token_id in ids.tolist()
@@ -157,23 +159,32 @@ class Intake:
         services = self._services
         arrival_s = services.metrics.clock()
         served = services.models.get(model)
+        check_options(options, services.config)
+        num_kept = num_prompt_tokens_kept(options, served.max_model_len)
         text_model = await self._text_models.get(served.folder)
+        text_model.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
         encoded = await self._text_models.encode(
-            text_model, prompts, options.add_special_tokens, param=options.prompt_field
+            text_model,
+            prompts,
+            options.add_special_tokens,
+            param=options.prompt_field,
+            max_tokens=served.max_model_len if num_kept is None else None,
         )
+        bad_words_ids = await self._text_models.bad_words_ids(text_model, options.bad_words)
         requests = [
             self._request(
                 served,
-                text_model,
                 prompt,
-                prompt_ids,
+                each,
                 options,
+                num_kept=num_kept,
+                bad_words_ids=bad_words_ids,
                 request_id=request_id if len(prompts) == 1 else f"{request_id}-{place}",
                 tenant=tenant,
                 arrival_s=arrival_s,
                 num_prompts=len(prompts),
             )
-            for place, (prompt, prompt_ids) in enumerate(zip(prompts, encoded, strict=True))
+            for place, (prompt, each) in enumerate(zip(prompts, encoded, strict=True))
         ]
         sizes = (answer_size(options, len(each.prompt_ids), each.sampling.max_tokens) for each in requests)
         check_answer_size(options, sizes, services.config)
@@ -182,31 +193,34 @@ class Intake:
     def _request(
         self,
         served: ServedModel,
-        text_model: TextModel,
         prompt: Prompt,
-        all_ids: TokenIds,
+        encoded: EncodedPrompt,
         options: SamplingOptions,
         *,
+        num_kept: int | None,
+        bad_words_ids: tuple[tuple[int, ...], ...],
         request_id: str,
         tenant: str,
         arrival_s: float,
         num_prompts: int,
     ) -> GenerationRequest:
-        num_kept = num_prompt_tokens_kept(options, served.max_model_len)
+        if not encoded.is_exact:
+            at_least = f"at least {encoded.num_tokens}"
+            raise prompt_too_long(at_least, served.max_model_len, options.prompt_field)
+        all_ids = encoded.ids
         prompt_ids = all_ids if num_kept is None else all_ids[-num_kept:]
         sampling = resolve_sampling(
             options,
             served.defaults,
-            num_prompt_tokens=len(prompt_ids),
+            num_prompt_tokens=len(prompt_ids) if num_kept is not None else encoded.num_tokens,
             max_model_len=served.max_model_len,
             new_seed=secrets.randbits(64),
             config=self._services.config,
             num_prompts=num_prompts,
         )
-        text_model.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
-        if options.bad_words:
-            sampling = replace(sampling, bad_words_ids=text_model.bad_words_ids(options.bad_words))
-        is_whole = len(prompt_ids) == len(all_ids)
+        if bad_words_ids:
+            sampling = replace(sampling, bad_words_ids=bad_words_ids)
+        is_whole = len(prompt_ids) == encoded.num_tokens
         return GenerationRequest(
             request_id=request_id,
             deployment=served.name,

@@ -29,6 +29,7 @@ class RouterConfig:
         max_logit_biases: most token ids of one request's ``logit_bias``.
         max_bad_words: most strings of one request's ``bad_words``; each may be as long as a stop string.
         max_logprobs: most likeliest tokens that may be asked for at each position.
+        max_messages: most messages of one chat.
         inline_text_chars: a prompt up to this many characters is tokenized on the event loop; a longer
             one in a thread, so that it delays nobody else.
         tokenizers_cached: tokenizers kept in memory; the least recently used one goes first.
@@ -70,6 +71,7 @@ class RouterConfig:
     max_logit_biases: int = 1024
     max_bad_words: int = 256
     max_logprobs: int = 20
+    max_messages: int = 4096
     inline_text_chars: int = 16_384
     tokenizers_cached: int = 64
     key_cache_entries: int = 4096

@@ -19,7 +19,9 @@ __all__ = [
     "SamplingOptions",
     "answer_size",
     "check_answer_size",
+    "check_options",
     "num_prompt_tokens_kept",
+    "prompt_too_long",
     "resolve_sampling",
     "wants_prompt_only",
 ]
@@ -136,16 +138,16 @@ def resolve_sampling(
     """The sampling parameters of choice 0.
 
     Args:
+        options: the caller's wishes, which ``check_options`` has found to be in range.
         num_prompt_tokens: length of the prompt in tokens.
         max_model_len: longest prompt and output together, in tokens.
         new_seed: the seed of a request that brought none.
         num_prompts: number of the request's prompts.
 
     Raises:
-        InvalidRequestError: a value is out of its range; ``param`` names it.
+        InvalidRequestError: the prompt is empty, or ``min_tokens`` is more than the output may have.
         ContextLengthError: prompt and output do not fit the model.
     """
-    _check(options, config)
     values = _plain_values(options, defaults, new_seed)
     most_by_default = _most_by_default(options, num_prompt_tokens, config.max_answer_tokens // num_prompts)
     max_tokens = _max_tokens(options, defaults, num_prompt_tokens, max_model_len, most_by_default)
@@ -200,6 +202,21 @@ def num_prompt_tokens_kept(options: SamplingOptions, max_model_len: int) -> int 
             param="truncate_prompt_tokens",
         )
     return kept
+
+
+def prompt_too_long(num_tokens: str, max_model_len: int, prompt_field: str) -> ContextLengthError:
+    """The error for a prompt that leaves no room for output.
+
+    Args:
+        num_tokens: number of its tokens in words: ``5000``, ``at least 5000``.
+        prompt_field: the door's name for the prompt.
+    """
+    return ContextLengthError(
+        f"This model's maximum context length is {max_model_len} tokens. However, your "
+        f"{prompt_field} resulted in {num_tokens} tokens. "
+        f"Please reduce the length of the {prompt_field}.",
+        param=prompt_field,
+    )
 
 
 def _prompt_logprobs(options: SamplingOptions) -> int | None:
@@ -276,7 +293,12 @@ def _temperature(asked: float) -> float:
     return max(asked, _LOWEST_TEMPERATURE) if asked > 0 else 0.0
 
 
-def _check(options: SamplingOptions, config: RouterConfig) -> None:
+def check_options(options: SamplingOptions, config: RouterConfig) -> None:
+    """Checks the range of every value.
+
+    Raises:
+        InvalidRequestError: a value is out of its range; ``param`` names it.
+    """
     for name, each in PLAIN_OPTIONS.items():
         if each.bounds is not None:
             _check_range(getattr(options, name), each.bounds, name)
@@ -332,12 +354,7 @@ def _max_tokens(
     rest_tokens = max_model_len - num_prompt_tokens
     asked = 1 if wants_prompt_only(options) else options.max_tokens
     if rest_tokens < 1:
-        raise ContextLengthError(
-            f"This model's maximum context length is {max_model_len} tokens. However, your "
-            f"{options.prompt_field} resulted in {num_prompt_tokens} tokens. "
-            f"Please reduce the length of the {options.prompt_field}.",
-            param=options.prompt_field,
-        )
+        raise prompt_too_long(str(num_prompt_tokens), max_model_len, options.prompt_field)
     if asked is None:
         suggested = options.default_max_tokens or defaults.max_new_tokens or rest_tokens
         return max(1, min(suggested, rest_tokens, most_by_default))

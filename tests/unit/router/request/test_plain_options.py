@@ -12,7 +12,13 @@ from router.doors.kserve.fields import FIELDS
 from router.doors.kserve.inputs import parse_request
 from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
 from router.request.bounds import RouterConfig
-from router.request.sampling import PLAIN_OPTIONS, GenerationDefaults, SamplingOptions, resolve_sampling
+from router.request.sampling import (
+    PLAIN_OPTIONS,
+    GenerationDefaults,
+    SamplingOptions,
+    check_options,
+    resolve_sampling,
+)
 
 OTHERS = {
     "temperature": 0.5,
@@ -30,6 +36,7 @@ OTHERS = {
 
 
 def resolved(options: SamplingOptions) -> SamplingParams:
+    check_options(options, RouterConfig())
     return resolve_sampling(
         options,
         GenerationDefaults(),

@@ -12,6 +12,7 @@ from router.request.bounds import RouterConfig
 from router.request.sampling import (
     GenerationDefaults,
     SamplingOptions,
+    check_options,
     num_prompt_tokens_kept,
     resolve_sampling,
     wants_prompt_only,
@@ -19,8 +20,10 @@ from router.request.sampling import (
 
 
 def resolved(num_prompt_tokens: int = 10, **options: Any) -> SamplingParams:
+    asked = SamplingOptions(**options)
+    check_options(asked, RouterConfig())
     return resolve_sampling(
-        SamplingOptions(**options),
+        asked,
         GenerationDefaults(),
         num_prompt_tokens=num_prompt_tokens,
         max_model_len=100,
