@@ -17,6 +17,7 @@ from mooring.errors import ConflictError, InvalidRequestError
 
 __all__ = ["TenantQueries"]
 
+ANONYMOUS_NAME = "anonymous"
 KEY_PREFIX = "mk-"
 KEY_RANDOM_BYTES = 32
 KEY_NAME_CHARS = 128
@@ -30,10 +31,12 @@ class TenantQueries(Transactions):
         """Makes a tenant.
 
         Raises:
-            InvalidRequestError: the name is not allowed.
+            InvalidRequestError: the name is not allowed, or is that of callers without a key.
             ConflictError: the name is taken.
         """
         check_name(name)
+        if name == ANONYMOUS_NAME:
+            raise InvalidRequestError(f"{name!r} is the name of those who need no key", param="name")
         with self._writing() as session:
             if session.scalar(select(TenantRow.id).where(TenantRow.name == name)) is not None:
                 raise ConflictError(f"a tenant {name!r} exists already", param="name")

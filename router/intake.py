@@ -25,6 +25,7 @@ from router.request.served_model import ServedModel
 from router.services import RouterServices
 from router.tenancy.cache_scope import cache_scope
 from router.tenancy.in_flight import Held
+from router.tenancy.tenant import Tenant
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
 from router.text.tokenizers import ChatPrompt, EncodedPrompt, Prompt, TextModel, TextModels
@@ -66,7 +67,7 @@ class Intake:
         prompt: Prompt,
         options: SamplingOptions,
         request_id: str,
-        tenant: str,
+        tenant: Tenant,
         metadata: tuple[tuple[str, str], ...] = (),
     ) -> TextGeneration:
         """Starts a generation; the caller must ``aclose()`` it.
@@ -92,7 +93,7 @@ class Intake:
         prompts: Sequence[Prompt],
         options: SamplingOptions,
         request_id: str,
-        tenant: str,
+        tenant: Tenant,
     ) -> BatchGeneration:
         """Starts a generation for each prompt, or none at all; the caller must ``aclose()`` the batch.
 
@@ -141,7 +142,7 @@ class Intake:
         text_model = await self._text_models.get(self._services.models.get(model).folder)
         return await self._text_models.decode(text_model, token_ids)
 
-    def _hold(self, options: SamplingOptions, tenant: str, num_prompts: int) -> Held:
+    def _hold(self, options: SamplingOptions, tenant: Tenant, num_prompts: int) -> Held:
         """Counts the request among those that the tenant has in flight.
 
         Raises:
@@ -153,7 +154,7 @@ class Intake:
         return self._services.in_flight.take(tenant, requests=1, choices=num_prompts * num_choices)
 
     async def _prepare(
-        self, model: str, prompts: Sequence[Prompt], options: SamplingOptions, request_id: str, tenant: str
+        self, model: str, prompts: Sequence[Prompt], options: SamplingOptions, request_id: str, tenant: Tenant
     ) -> tuple[TextModel, list[GenerationRequest]]:
         """The model's tokenizer, and the request to the token source for each prompt."""
         services = self._services
@@ -200,7 +201,7 @@ class Intake:
         num_kept: int | None,
         bad_words_ids: tuple[tuple[int, ...], ...],
         request_id: str,
-        tenant: str,
+        tenant: Tenant,
         arrival_s: float,
         num_prompts: int,
     ) -> GenerationRequest:
@@ -234,7 +235,7 @@ class Intake:
             echo=bool(options.echo),
             prompt_text=prompt if isinstance(prompt, str) and is_whole else None,
             prompt_only=wants_prompt_only(options),
-            tenant=tenant,
+            tenant=tenant.name,
             arrival_s=arrival_s,
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
         )

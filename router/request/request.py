@@ -33,7 +33,7 @@ class GenerationRequest:
         prompt_text: the prompt as it was sent, if that was a plain text and ``echo`` wants it back.
         prompt_only: whether no output is wanted; the one token of each choice that the engine is asked for is
             dropped.
-        tenant: who is served; ``"anonymous"`` if no key was needed.
+        tenant: name of who is served; ``"anonymous"`` if no key was needed.
         arrival_s: when the request arrived, by ``time.monotonic``.
         deadline_s: when its first token is due, on the same clock; ``inf`` means best effort.
         priority: requests of higher priority go first.

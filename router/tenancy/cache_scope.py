@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+from router.tenancy.tenant import Tenant
+
 __all__ = ["cache_scope"]
 
 
-def cache_scope(policy: str, tenant: str, salt: str | None) -> bytes | None:
+def cache_scope(policy: str, tenant: Tenant, salt: str | None) -> bytes | None:
     """The scope of a request: requests of one scope, and no others, find each other's computed KV.
 
     Args:
@@ -21,7 +23,7 @@ def cache_scope(policy: str, tenant: str, salt: str | None) -> bytes | None:
     if policy == "off":
         return None
     digest = hashlib.sha256()
-    for part in (policy, "" if policy == "shared" else tenant, salt or ""):
-        encoded = part.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    encoded_salt = (salt or "").encode("utf-8", "surrogatepass")
+    for part in (policy.encode(), b"" if policy == "shared" else tenant.scope, encoded_salt):
+        digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()

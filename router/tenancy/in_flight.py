@@ -8,6 +8,7 @@ from types import TracebackType
 from mooring.errors import MooringError, OverloadedError, RateLimitError
 from mooring.units import format_bytes
 from router.request.bounds import RouterConfig
+from router.tenancy.tenant import Tenant
 
 __all__ = ["Held", "InFlight"]
 
@@ -23,9 +24,9 @@ class InFlight:
 
     def __init__(self, config: RouterConfig) -> None:
         self._config = config
-        self._bytes: Counter[str] = Counter()
-        self._requests: Counter[str] = Counter()
-        self._choices: Counter[str] = Counter()
+        self._bytes: Counter[Tenant] = Counter()
+        self._requests: Counter[Tenant] = Counter()
+        self._choices: Counter[Tenant] = Counter()
         self._total_bytes = 0
 
     @property
@@ -33,7 +34,7 @@ class InFlight:
         """Bytes of bodies in flight, of all tenants."""
         return self._total_bytes
 
-    def take(self, tenant: str, *, body_bytes: int = 0, requests: int = 0, choices: int = 0) -> Held:
+    def take(self, tenant: Tenant, *, body_bytes: int = 0, requests: int = 0, choices: int = 0) -> Held:
         """Takes amounts for a tenant until the caller releases them.
 
         Raises:
@@ -44,7 +45,7 @@ class InFlight:
         held.add(body_bytes=body_bytes, requests=requests, choices=choices)
         return held
 
-    def change(self, tenant: str, body_bytes: int, requests: int, choices: int) -> None:
+    def change(self, tenant: Tenant, body_bytes: int, requests: int, choices: int) -> None:
         """Adds to what is in flight, or takes away from it; only ``Held`` calls it.
 
         Raises:
@@ -62,7 +63,7 @@ class InFlight:
                 del counts[tenant]
         self._total_bytes += body_bytes
 
-    def _check(self, tenant: str, body_bytes: int, requests: int, choices: int) -> None:
+    def _check(self, tenant: Tenant, body_bytes: int, requests: int, choices: int) -> None:
         config = self._config
         if self._bytes[tenant] + body_bytes > config.max_tenant_body_bytes:
             most = format_bytes(config.max_tenant_body_bytes)
@@ -81,7 +82,7 @@ class InFlight:
 class Held:
     """Amounts that a tenant has in flight; a context manager that releases them."""
 
-    def __init__(self, in_flight: InFlight, tenant: str) -> None:
+    def __init__(self, in_flight: InFlight, tenant: Tenant) -> None:
         self._in_flight = in_flight
         self._tenant = tenant
         self._amounts = (0, 0, 0)

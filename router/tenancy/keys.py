@@ -5,23 +5,14 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from model_registry.tenants import KEY_PREFIX
 from mooring.errors import AuthenticationError
 from router.request.bounds import RouterConfig
 from router.request.single_flight import SingleFlightCache
+from router.tenancy.tenant import ANONYMOUS, KnownTenant, Tenant, tenant_from
 
-__all__ = ["ANONYMOUS", "KnownTenant", "Tenancy", "api_key_of", "check_admin_key"]
-
-ANONYMOUS = "anonymous"
-
-
-class KnownTenant(Protocol):
-    """A tenant as the registry knows it."""
-
-    @property
-    def name(self) -> str: ...
+__all__ = ["Tenancy", "api_key_of", "check_admin_key"]
 
 
 class Tenancy:
@@ -51,15 +42,15 @@ class Tenancy:
             clock=clock,
         )
 
-    async def tenant_of(self, api_key: str | None) -> str:
-        """The name of the tenant whose key was sent.
+    async def tenant_of(self, api_key: str | None) -> Tenant:
+        """The tenant whose key was sent.
 
         Raises:
             AuthenticationError: a key is needed and there is none, or the key is unknown.
         """
         record = await self._tenants.get(api_key) if api_key else None
         if record is not None:
-            return record.name
+            return tenant_from(record)
         if self._allow_anonymous and not (api_key or "").startswith(KEY_PREFIX):
             return ANONYMOUS
         if not api_key:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engines.api import ChoiceTokens, Finished, FinishReason, FirstToken, TopLogprobs
+from model_registry.records import TenantRecord
 from mooring.errors import ModelNotFoundError, MooringError
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
@@ -19,7 +20,8 @@ from router.request.served_model import ServedModel
 from router.services import RouterServices
 from router.telemetry.metrics import Gauges, Metrics, ModelGauges
 from router.tenancy.in_flight import InFlight
-from router.tenancy.keys import KnownTenant, Tenancy
+from router.tenancy.keys import Tenancy
+from router.tenancy.tenant import KnownTenant
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('I do not like this') }}"
@@ -176,9 +178,9 @@ class Directory:
         return self.models
 
 
-@dataclass(frozen=True)
-class Tenant:
-    name: str
+def known_tenant(name: str) -> TenantRecord:
+    """A tenant as the registry knows it."""
+    return TenantRecord(1, name, 1_700_000_000.0)
 
 
 def services(

@@ -22,6 +22,7 @@ from router.doors.kserve.statistics import ModelStatistics, Statistics
 from router.intake import Intake
 from router.request.served_model import ServedModel
 from router.services import RouterServices
+from router.tenancy.tenant import Tenant
 from router.text.generation import TextGeneration
 
 __all__ = ["KServe"]
@@ -117,7 +118,13 @@ class KServe:
         await self._repository.unload(name)
 
     async def infer(
-        self, model: ServedModel, request: InferRequest, *, request_id: str, tenant: str, whole: bool = False
+        self,
+        model: ServedModel,
+        request: InferRequest,
+        *,
+        request_id: str,
+        tenant: Tenant,
+        whole: bool = False,
     ) -> AsyncGenerator[Answer, None]:
         """Yields the answers to a request. The caller must ``aclose()`` the iterator, which cancels what
         still runs.
@@ -148,7 +155,7 @@ class KServe:
         inference.succeeded()
 
     async def _start(
-        self, model: ServedModel, request: InferRequest, request_id: str, tenant: str
+        self, model: ServedModel, request: InferRequest, request_id: str, tenant: Tenant
     ) -> TextGeneration:
         try:
             return await self._intake.start(

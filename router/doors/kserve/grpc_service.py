@@ -30,6 +30,7 @@ from router.doors.kserve.unsupported import (
 )
 from router.intake import request_id_from
 from router.tenancy.keys import Tenancy, api_key_of, check_admin_key
+from router.tenancy.tenant import Tenant
 
 __all__ = ["KSERVE_SERVICE_NAME", "KServeService"]
 
@@ -213,7 +214,7 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         await self._tenant(context)
         raise no_log_settings()
 
-    async def _tenant(self, context: Context) -> str:
+    async def _tenant(self, context: Context) -> Tenant:
         return await self._tenancy.tenant_of(api_key_of(metadata_of(context)))
 
     def _check_admin(self, context: Context) -> None:

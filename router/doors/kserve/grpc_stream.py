@@ -13,6 +13,7 @@ from router.doors.grpc.errors import Context, refuse_unknown_fields
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_messages import StreamResponse, error_message, read_infer_request
 from router.intake import request_id_from
+from router.tenancy.tenant import Tenant
 
 __all__ = ["InferStream"]
 
@@ -36,7 +37,7 @@ class InferStream:
     """
 
     def __init__(
-        self, kserve: KServe, context: Context, tenant: str, *, max_requests: int, strict: bool
+        self, kserve: KServe, context: Context, tenant: Tenant, *, max_requests: int, strict: bool
     ) -> None:
         self._kserve = kserve
         self._context = context

@@ -24,7 +24,7 @@ _Generation = TextGeneration | BatchGeneration
 
 
 def authenticate(tenancy: Tenancy) -> Callable[[Request], Awaitable[None]]:
-    """A dependency of routes that checks the key and leaves the tenant's name in ``request.state``."""
+    """A dependency of routes that checks the key and leaves the tenant in ``request.state``."""
 
     async def check_key(request: Request) -> None:
         request.state.tenant = await tenancy.tenant_of(api_key_of(request.headers))

@@ -15,13 +15,14 @@ import pytest_asyncio
 from support.http_door import HttpDoor, open_door
 from support.router_doors import (
     ScriptedStream,
-    Tenant,
     byte_level_tokenizer,
+    known_tenant,
     one_token_a_step,
     write_model_folder,
 )
 
 from engines.api import ChoiceTokens
+from model_registry.records import TenantRecord
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
@@ -285,8 +286,8 @@ async def test_a_body_too_large_announced_or_counted(folder: Path) -> None:
 
 
 async def test_keys(folder: Path) -> None:
-    def authenticate(key: str) -> Tenant | None:
-        return Tenant("acme") if key == "k1" else None
+    def authenticate(key: str) -> TenantRecord | None:
+        return known_tenant("acme") if key == "k1" else None
 
     async with open_door(folder, answer, authenticate=authenticate, allow_anonymous=False) as server:
         await server.client().completions.create(model="org/tiny", prompt="hi")

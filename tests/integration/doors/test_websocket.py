@@ -17,8 +17,8 @@ import pytest_asyncio
 from support.router_doors import (
     ScriptedSource,
     ScriptedStream,
-    Tenant,
     byte_level_tokenizer,
+    known_tenant,
     one_token_a_step,
     served_model,
     services,
@@ -28,6 +28,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from engines.api import ChoiceTokens
+from model_registry.records import TenantRecord
 from mooring.errors import WorkerLostError
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
@@ -323,8 +324,8 @@ async def test_limits(folder: Path) -> None:
 
 
 async def test_keys_are_looked_at_before_the_socket_opens_and_for_each_request(folder: Path) -> None:
-    def authenticate(key: str) -> Tenant | None:
-        return Tenant("acme") if key in good else None
+    def authenticate(key: str) -> TenantRecord | None:
+        return known_tenant("acme") if key in good else None
 
     good = {"k1"}
     config = RouterConfig(key_cache_s=0, unknown_key_cache_s=0)

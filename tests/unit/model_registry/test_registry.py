@@ -214,6 +214,12 @@ def test_a_revoked_key_is_no_key(registry: Registry) -> None:
         registry.revoke_key("acme", "mk-nokey")
 
 
+def test_no_tenant_is_called_as_those_without_a_key(registry: Registry) -> None:
+    with pytest.raises(InvalidRequestError, match="no key"):
+        registry.create_tenant("anonymous")
+    assert registry.list_tenants() == []
+
+
 def test_a_tenant_with_working_keys_stays(registry: Registry) -> None:
     registry.create_tenant("acme")
     with pytest.raises(ConflictError):

@@ -20,8 +20,11 @@ from router.intake import Intake
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
 from router.request.sampling import SamplingOptions
+from router.tenancy.tenant import ANONYMOUS, Tenant
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
+
+TENANT = Tenant("t", b"1")
 
 
 def answer(request: GenerationRequest) -> ScriptedStream:
@@ -38,14 +41,14 @@ class Door:
         self.source = ScriptedSource(answer)
         self.intake = Intake(services(self.source, [served_model("m", folder)], config=config))
 
-    async def start(self, prompt: str = "a", tenant: str = "t", **options: int) -> TextGeneration:
+    async def start(self, prompt: str = "a", tenant: Tenant = TENANT, **options: int) -> TextGeneration:
         return await self.intake.start(
             model="m", prompt=prompt, options=SamplingOptions(**options), request_id="r", tenant=tenant
         )
 
     async def start_batch(self, *prompts: str, **options: int) -> BatchGeneration:
         return await self.intake.start_batch(
-            model="m", prompts=prompts, options=SamplingOptions(**options), request_id="r", tenant="t"
+            model="m", prompts=prompts, options=SamplingOptions(**options), request_id="r", tenant=TENANT
         )
 
 
@@ -56,7 +59,7 @@ async def test_a_tenants_requests_count_from_their_start_to_their_close(tmp_path
     with pytest.raises(RateLimitError, match="max_tenant_requests") as refused:
         await door.start()
     assert refused.value.code == "tenant_requests_in_flight"
-    await (await door.start(tenant="other")).aclose()
+    await (await door.start(tenant=ANONYMOUS)).aclose()
     await batch.aclose()
     await batch.aclose()
     second = await door.start()

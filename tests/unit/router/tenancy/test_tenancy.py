@@ -6,15 +6,18 @@ import asyncio
 import threading
 
 import pytest
-from support.router_doors import Tenant
+from support.router_doors import known_tenant
 
 from memory_manager.policy.residency import Residency, ResidencyEvent
+from model_registry.records import TenantRecord
 from model_registry.tenants import KEY_PREFIX
 from mooring.errors import AuthenticationError
 from router.request.bounds import RouterConfig
 from router.request.single_flight import SingleFlightCache
 from router.telemetry.metrics import Gauges, Metrics, ModelGauges
-from router.tenancy.keys import ANONYMOUS, Tenancy, api_key_of
+from router.tenancy.cache_scope import cache_scope
+from router.tenancy.keys import Tenancy, api_key_of
+from router.tenancy.tenant import ANONYMOUS, tenant_from
 
 
 class Registry:
@@ -25,11 +28,11 @@ class Registry:
         self.asked: list[str] = []
         self.threads: set[int] = set()
 
-    def authenticate(self, key: str) -> Tenant | None:
+    def authenticate(self, key: str) -> TenantRecord | None:
         self.asked.append(key)
         self.threads.add(threading.get_ident())
         name = self.tenant_by_key.get(key)
-        return None if name is None else Tenant(name)
+        return None if name is None else known_tenant(name)
 
 
 class Clock:
@@ -47,15 +50,15 @@ async def test_good_keys_are_remembered_for_a_while_and_unknown_ones_briefly() -
     registry, clock = Registry(k1="acme"), Clock()
     checked = tenancy(registry, clock)
     for _ in range(3):
-        assert await checked.tenant_of("k1") == "acme"
+        assert (await checked.tenant_of("k1")).name == "acme"
     with pytest.raises(AuthenticationError):
         await checked.tenant_of("nope")
     assert registry.asked == ["k1", "nope"]
     assert threading.get_ident() not in registry.threads
     clock.now_s = 1.5
     registry.tenant_by_key["nope"] = "late"
-    assert await checked.tenant_of("nope") == "late"
-    assert await checked.tenant_of("k1") == "acme"
+    assert (await checked.tenant_of("nope")).name == "late"
+    assert (await checked.tenant_of("k1")).name == "acme"
     assert registry.asked == ["k1", "nope", "nope"]
     clock.now_s = 5.5
     del registry.tenant_by_key["k1"]
@@ -70,9 +73,28 @@ async def test_without_a_key() -> None:
     relaxed = tenancy(registry, Clock(), allow_anonymous=True)
     assert await relaxed.tenant_of(None) == ANONYMOUS
     assert await relaxed.tenant_of("whatever") == ANONYMOUS
-    assert await relaxed.tenant_of("k1") == "acme"
+    assert (await relaxed.tenant_of("k1")).name == "acme"
     with pytest.raises(AuthenticationError):
         await relaxed.tenant_of(f"{KEY_PREFIX}revoked")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(TenantRecord(8, "acme", 1_700_000_000.0), id="made again"),
+        pytest.param(TenantRecord(7, "acme", 1_700_000_001.0), id="made again, the old id given anew"),
+        pytest.param(TenantRecord(8, "anonymous", 1_700_000_000.0), id="named by an older version"),
+    ],
+)
+def test_a_tenant_finds_nothing_of_another_one_of_its_name(other: TenantRecord) -> None:
+    first = tenant_from(TenantRecord(7, "acme", 1_700_000_000.0))
+    second = tenant_from(other)
+    assert len({cache_scope("tenant", tenant, None) for tenant in (first, second, ANONYMOUS)}) == 3
+    assert len({cache_scope("shared", tenant, None) for tenant in (first, second, ANONYMOUS)}) == 1
+    assert cache_scope("tenant", first, None) == cache_scope(
+        "tenant", tenant_from(TenantRecord(7, "acme", 1_700_000_000.0)), None
+    )
+    assert second.name != ANONYMOUS.name
 
 
 @pytest.mark.parametrize(
