@@ -16,7 +16,7 @@ from ops.samples.random_weights import write_random_weights
 from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
 from router.text.detokenizer import TokenTable
 
-__all__ = ["NullModel", "make_null_model"]
+__all__ = ["NullModel", "make_null_model", "null_config"]
 
 _TRAINED_IDS = 8192
 _MAX_POSITIONS = 8192
@@ -64,13 +64,14 @@ def make_null_model(folder: Path, samples: Path | None = None) -> NullModel:
         origin = "byte-level, trained on Python's library"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     vocab_size = tokenizer.get_vocab_size()
-    write_random_weights(_config(vocab_size), folder)
+    write_random_weights(null_config(vocab_size), folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}) + "\n")
     first_id, num_ids = _longest_run(tokenizer)
     return NullModel(folder, f"{origin}, {vocab_size} ids", first_id, num_ids)
 
 
-def _config(vocab_size: int) -> dict[str, object]:
+def null_config(vocab_size: int) -> dict[str, object]:
+    """The config.json of a model with so many token ids."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -147,6 +147,30 @@ def soak(
     console().print(f"Report: {out / 'report.md'}")
 
 
+@app.command()
+def abuse(
+    out: Out = Path("bench-out/abuse"),
+    runs: Annotated[int, typer.Option(min=1, help="Of each attack; the median counts.")] = 5,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ATTACK, ATTACK/DOOR, ATTACK/DOOR/CALLER or a pattern of such (repeatable); all if not given."
+        ),
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Attack servers of its own through every door; exits with 1 if another client notices."""
+    from benchmarks.abuse.benchmark import AbuseLoad, main
+
+    load = AbuseLoad.quick() if quick else AbuseLoad(num_runs=runs)
+    figures = main(out, load, only or (), console().print)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+    if figures["missed"] and not quick:
+        raise typer.Exit(1)
+
+
 def _check_can_draw() -> None:
     """Checks that plots can be drawn, before the minutes of measuring rather than after them."""
     if find_spec("matplotlib") is None:
