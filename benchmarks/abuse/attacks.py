@@ -20,7 +20,7 @@ __all__ = ["Caller", "Cell", "cells"]
 
 
 class Caller(enum.Enum):
-    """Who attacks which server."""
+    """The attacker, by the key that is needed and sent."""
 
     OPEN = "no key needed"
     STRANGER = "no key"

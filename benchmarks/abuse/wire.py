@@ -173,7 +173,7 @@ def send_frames(target: Target, frames: Iterable[bytes]) -> list[str]:
 
 
 def _frame_end(data: bytes) -> int:
-    """Where the first frame ends; 0 if its head has not come yet."""
+    """The end of the first frame; 0 if its head has not come yet."""
     if len(data) < 2:
         return 0
     start = {126: 4, 127: 10}.get(data[1], 2)
