@@ -20,17 +20,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from model_registry.checkpoint import check_folder
+from model_registry.open_folder import open_folder
 from model_registry.progress import Progress, no_progress
 from mooring.errors import ArtifactError, NotFoundError
 from mooring.units import MIB, format_bytes
 
-__all__ = ["ArtifactStore", "StoredArtifact"]
+__all__ = ["ArtifactStore", "StoredArtifact", "check_room"]
 
 SUMS_NAME = "SHA256SUMS"
 CHUNK_BYTES = 8 * MIB
@@ -72,29 +73,37 @@ class ArtifactStore:
             folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
 
-    def import_folder(self, path: Path, progress: Progress | None = None) -> StoredArtifact:
-        """Copies a Hugging Face folder into the store. Importing the same bytes again changes nothing.
+    def import_folder(
+        self,
+        path: Path,
+        names: Sequence[str],
+        check: Callable[[Path], Sequence[str]],
+        progress: Progress | None = None,
+    ) -> StoredArtifact:
+        """Copies files of a folder into the store. Importing the same bytes again changes nothing.
 
         Args:
-            path: the folder; only the files that ``check_folder`` names are taken.
+            path: the folder.
+            names: the files to take, sorted.
+            check: checks the copy, which nobody can change any more, and returns the names of the files that it must
+                have; raises ``ArtifactError`` for one that may not enter.
             progress: called with stage ``"copy"``.
 
         Raises:
-            ArtifactError: the folder is unsafe, broken or too large for the disk; the message says why.
+            ArtifactError: a file leads out of the folder, or the copy is not of these files, may not enter or is too
+                large for the disk; the message says why.
         """
-        names = check_folder(path)
         total_bytes = sum((path / name).stat().st_size for name in names)
-        free_bytes = shutil.disk_usage(self._tmp).free
-        if total_bytes + FREE_BYTES > free_bytes:
-            raise ArtifactError(
-                f"the model needs {format_bytes(total_bytes)} of disk, {format_bytes(free_bytes)} are free"
-            )
-        with self.scratch() as scratch:
+        check_room(self._tmp, total_bytes, "the model")
+        with self.scratch() as scratch, open_folder(path) as folder:
             building = scratch / "artifact"
             building.mkdir()
             report = _Copied(progress or no_progress, total_bytes)
-            sums = [f"{_copy_hashed(path / name, building / name, report)}  {name}\n" for name in names]
-            if check_folder(building) != names:  # the files that were checked must be those that were copied
+            sums = []
+            for name in names:
+                with folder.open(name) as reader:
+                    sums.append(f"{_copy_hashed(reader, building / name, report)}  {name}\n")
+            if tuple(check(building)) != tuple(names):
                 raise ArtifactError(f"{path} changed while it was copied")
             text = "".join(sums).encode()
             digest = hashlib.sha256(text).hexdigest()
@@ -139,7 +148,7 @@ class ArtifactStore:
     def _publish(self, building: Path, final: Path) -> None:
         """Renames a finished folder to its place; if an equal folder is there already, leaves that one."""
         for file in building.iterdir():
-            file.chmod(0o444)
+            file.chmod(0o400)
         _sync(building)
         try:
             building.rename(final)
@@ -181,16 +190,30 @@ class _Copied:
 
     def add(self, num_bytes: int) -> None:
         self.done_bytes += num_bytes
+        if self.done_bytes > self.total_bytes:
+            raise ArtifactError("the folder changed while it was copied: a file has grown")
         self.progress("copy", self.done_bytes, self.total_bytes)
 
 
-def _copy_hashed(source: Path, target: Path, copied: _Copied) -> str:
-    """Copies one file and writes it through to the disk; returns its sha-256 in hex."""
+def check_room(folder: Path, num_bytes: int, what: str) -> None:
+    """Checks that so many bytes fit on a folder's disk.
+
+    Raises:
+        ArtifactError: they do not.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if num_bytes + FREE_BYTES > free_bytes:
+        raise ArtifactError(
+            f"{what} needs {format_bytes(num_bytes)} of disk, {format_bytes(free_bytes)} are free"
+        )
+
+
+def _copy_hashed(reader: IO[bytes], target: Path, copied: _Copied) -> str:
+    """Copies an open file and writes it through to the disk; returns its sha-256 in hex."""
     digest = hashlib.sha256()
-    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        while num_bytes := reader.readinto(buffer):
-            chunk = buffer[:num_bytes]
+    with target.open("xb", buffering=0) as writer:
+        while chunk := memoryview(reader.read(CHUNK_BYTES)):
+            num_bytes = len(chunk)
             digest.update(chunk)
             while chunk:  # an unbuffered write may take less than it is given
                 chunk = chunk[writer.write(chunk) :]

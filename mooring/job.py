@@ -101,20 +101,19 @@ async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None
                 answers.take(line)
             await process.wait()
     except (TimeoutError, ValueError) as error:  # a line that is too long or no JSON is no answer either
-        late = (
-            f"did not end within {job.max_s:g} s" if isinstance(error, TimeoutError) else "answered nonsense"
-        )
-        raise job.lost(f"{job.name} {late}{answers.where}") from error
+        is_late = isinstance(error, TimeoutError)
+        fault = f"did not end within {job.max_s:g} s" if is_late else "answered nonsense"
+        raise job.lost(f"{job.name} {fault}{answers.where}") from error
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        _log(job.name, await stderr)
+        said = await stderr
+        _log(job.name, said)
     if not answers.complete:
-        raise job.lost(
-            f"{job.name} {_ending(process.returncode)}{answers.where}; the server's log has what it said"
-        )
+        pointer = "; the server's log has what it said" if said else ""
+        raise job.lost(f"{job.name} {_ending(process.returncode)}{answers.where}{pointer}")
     return answers.result
 
 

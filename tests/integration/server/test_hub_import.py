@@ -11,55 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
 from support.databases import ENGINES
+from support.small_checkpoint import write_checkpoint
 
-from engines.checkpoint.model_config import describe
 from model_registry.database import open_database
 from model_registry.importing.hub import Hub, parse_hub_source
 from model_registry.importing.importer import Importer
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import ArtifactError, InvalidRequestError
+from mooring.server.file_reader import FileReader
 
 pytestmark = pytest.mark.integration
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 4,
-    "vocab_size": 16,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "eos_token_id": 2,
-}
-
-
-def weights() -> bytes:
-    layer = "model.layers.0."
-    shapes = {
-        "model.embed_tokens.weight": (16, 8),
-        "model.norm.weight": (8,),
-        layer + "input_layernorm.weight": (8,),
-        layer + "post_attention_layernorm.weight": (8,),
-        layer + "self_attn.q_proj.weight": (8, 8),
-        layer + "self_attn.k_proj.weight": (4, 8),
-        layer + "self_attn.v_proj.weight": (4, 8),
-        layer + "self_attn.o_proj.weight": (8, 8),
-        layer + "mlp.gate_proj.weight": (8, 8),
-        layer + "mlp.up_proj.weight": (8, 8),
-        layer + "mlp.down_proj.weight": (8, 8),
-    }
-    return save({name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
 
 
 @dataclass
@@ -72,13 +38,12 @@ class FakeHub:
 
 
 @pytest.fixture
-def hub() -> Iterator[FakeHub]:
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
     state = FakeHub()
+    files = write_checkpoint(tmp_path / "source").iterdir()
     state.repositories["org/tiny"] = {
-        "config.json": json.dumps(CONFIG).encode(),
-        "tokenizer.json": b'{"model": {}}',
+        **{file.name: file.read_bytes() for file in files},
         "README.md": b"---\nlicense: apache-2.0\n---\n# Tiny\n",
-        "model.safetensors": weights(),
         "pytorch_model.bin": b"\x80\x04.",
         "onnx/model.safetensors": b"another format",
     }
@@ -141,7 +106,7 @@ def hub() -> Iterator[FakeHub]:
 def make_importer(tmp_path: Path, endpoint: str) -> Importer:
     registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
     store = ArtifactStore(tmp_path / "store")
-    return Importer(store, registry, describe, Hub(endpoint), tmp_path / "downloads")
+    return Importer(store, registry, FileReader("null"), Hub(endpoint), tmp_path / "downloads")
 
 
 def test_a_repository_is_registered_at_its_commit(hub: FakeHub, tmp_path: Path) -> None:
@@ -151,12 +116,18 @@ def test_a_repository_is_registered_at_its_commit(hub: FakeHub, tmp_path: Path) 
 
     assert version.source == f"hf://org/tiny@{COMMIT}"
     assert version.license == "apache-2.0"
-    assert sorted(hub.fetched) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(hub.fetched) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     downloads = [state for state in seen if state[0] == "download"]
     total_bytes = downloads[-1][2]
     assert downloads[0] == ("download", 0, total_bytes)
     assert downloads[-1] == ("download", total_bytes, total_bytes)
-    assert {stage for stage, _, _ in seen} == {"download", "copy"}
+    assert {"download", "check", "copy"} <= {stage for stage, _, _ in seen}
     assert list((tmp_path / "downloads").iterdir()) == []
 
 

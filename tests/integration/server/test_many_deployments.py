@@ -19,7 +19,7 @@ from support.router_doors import ScriptedSource, services
 from support.scripted_answer import answer
 from support.small_checkpoint import write_checkpoint
 
-from engines.checkpoint.model_config import describe, sequence_kv_bytes
+from engines.checkpoint.model_config import sequence_kv_bytes
 from engines.checkpoint.packer import ensure_packed
 from memory_manager.config import DeviceBudget
 from memory_manager.fleet.controller import MemoryManager
@@ -31,6 +31,7 @@ from model_registry.importing.hub import Hub
 from model_registry.importing.importer import Importer
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
+from mooring.server.file_reader import FileReader
 from mooring.units import MIB
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
@@ -82,7 +83,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
             packed.append(await ensure_packed(folder, digest, precision, tmp_path / "packed", progress))
         return packed[0]
 
-    importer = Importer(store, registry, describe, Hub(), tmp_path / "downloads")
+    importer = Importer(store, registry, FileReader("null"), Hub(), tmp_path / "downloads")
     registrar = Registrar(registry, store, importer, pack, manager, directory, "null", sequence_kv_bytes)
     await registrar.ensure("m0", str(write_checkpoint(tmp_path / "source")), {})
     fill(registry)

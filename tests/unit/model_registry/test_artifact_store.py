@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from model_registry.store import ArtifactStore
+from model_registry.checkpoint import check_folder
+from model_registry.progress import Progress
+from model_registry.store import ArtifactStore, StoredArtifact
 from mooring.errors import ArtifactError, NotFoundError
 
 Spoil = Callable[[Path], None]
@@ -53,6 +55,10 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "store")
 
 
+def enter(store: ArtifactStore, folder: Path, progress: Progress | None = None) -> StoredArtifact:
+    return store.import_folder(folder, check_folder(folder), check_folder, progress)
+
+
 def write_index(folder: Path, weight_map: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
@@ -64,7 +70,7 @@ def write_header(folder: Path, tensors: object, data: bytes) -> None:
 
 def test_known_files_enter_under_their_digest(folder: Path, store: ArtifactStore) -> None:
     seen: list[tuple[str, int, int]] = []
-    stored = store.import_folder(folder, lambda *state: seen.append(state))
+    stored = enter(store, folder, lambda *state: seen.append(state))
 
     names = sorted(path.name for path in stored.path.iterdir())
     assert names == ["README.md", "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json"]
@@ -77,22 +83,22 @@ def test_known_files_enter_under_their_digest(folder: Path, store: ArtifactStore
 
 
 def test_shards_enter_with_their_index(sharded: Path, store: ArtifactStore) -> None:
-    stored = store.import_folder(sharded)
+    stored = enter(store, sharded)
     assert len(list(stored.path.glob("model-*.safetensors"))) == 2
     assert (stored.path / "model.safetensors.index.json").exists()
 
 
 def test_the_same_bytes_are_one_artifact(folder: Path, store: ArtifactStore, tmp_path: Path) -> None:
-    first = store.import_folder(folder)
-    assert store.import_folder(folder) == first
+    first = enter(store, folder)
+    assert enter(store, folder) == first
     (folder / "config.json").write_text('{"model_type": "llama" }')
-    assert store.import_folder(folder) != first
+    assert enter(store, folder) != first
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
 
 
 def test_stored_files_are_read_only_and_can_be_removed(folder: Path, store: ArtifactStore) -> None:
-    stored = store.import_folder(folder)
-    assert {oct(path.stat().st_mode & 0o777) for path in stored.path.iterdir()} == {"0o444"}
+    stored = enter(store, folder)
+    assert {oct(path.stat().st_mode & 0o777) for path in stored.path.iterdir()} == {"0o400"}
     store.remove(stored.digest)
     store.remove(stored.digest)
     with pytest.raises(NotFoundError):
@@ -103,7 +109,7 @@ def test_stored_files_are_read_only_and_can_be_removed(folder: Path, store: Arti
 
 def test_pickles_beside_safetensors_stay_outside(folder: Path, store: ArtifactStore) -> None:
     (folder / "training_args.bin").write_bytes(b"\x80\x04.")
-    stored = store.import_folder(folder)
+    stored = enter(store, folder)
     assert not (stored.path / "training_args.bin").exists()
 
 
@@ -111,8 +117,83 @@ def test_a_link_inside_the_folder_is_followed(folder: Path, store: ArtifactStore
     (folder / "weights").mkdir()
     (folder / "model.safetensors").rename(folder / "weights" / "w")
     (folder / "model.safetensors").symlink_to("weights/w")
-    stored = store.import_folder(folder)
+    stored = enter(store, folder)
     assert not (stored.path / "model.safetensors").is_symlink()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text("a secret")
+    path.chmod(0o600)
+    return path
+
+
+def replace_by_link(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def test_a_link_that_takes_a_files_place_after_the_check_leads_nowhere(
+    folder: Path, store: ArtifactStore, secret: Path, tmp_path: Path
+) -> None:
+    names = check_folder(folder)
+    replace_by_link(folder / "README.md", secret)
+    with pytest.raises(ArtifactError, match=r"README\.md is a symlink that leaves the folder"):
+        store.import_folder(folder, names, check_folder)
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_a_link_that_takes_a_files_place_during_the_copy_leads_nowhere(
+    folder: Path, store: ArtifactStore, secret: Path, tmp_path: Path
+) -> None:
+    def swap(stage: str, done_bytes: int, total_bytes: int) -> None:
+        if not (folder / "tokenizer.json").is_symlink():
+            replace_by_link(folder / "tokenizer.json", secret)
+
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is a symlink that leaves the folder"):
+        enter(store, folder, swap)
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_takes_the_folders_place_is_not_copied(
+    folder: Path, store: ArtifactStore, secret: Path, tmp_path: Path
+) -> None:
+    def swap(stage: str, done_bytes: int, total_bytes: int) -> None:
+        if folder.is_dir() and not folder.is_symlink():
+            folder.rename(tmp_path / "away")
+            folder.symlink_to(tmp_path / "other")
+
+    (tmp_path / "other").mkdir()
+    for name in check_folder(folder):
+        (tmp_path / "other" / name).write_text("a secret")
+    stored = enter(store, folder, swap)
+    assert not [path for path in stored.path.iterdir() if "a secret" in path.read_text(errors="replace")]
+
+
+def test_a_pipe_is_not_waited_for(folder: Path, store: ArtifactStore) -> None:
+    names = check_folder(folder)
+    (folder / "README.md").unlink()
+    os.mkfifo(folder / "README.md")
+    with pytest.raises(ArtifactError, match=r"README\.md is not a regular file"):
+        store.import_folder(folder, names, check_folder)
+
+
+def test_a_file_that_grows_ends_the_copy(folder: Path, store: ArtifactStore) -> None:
+    def grow(stage: str, done_bytes: int, total_bytes: int) -> None:
+        with (folder / "tokenizer.json").open("a") as file:
+            file.write(" ")
+
+    with pytest.raises(ArtifactError, match="a file has grown"):
+        enter(store, folder, grow)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ""])
+def test_a_name_that_is_a_path_is_refused(
+    name: str, folder: Path, store: ArtifactStore, secret: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=r"not the name of a file|changed"):
+        store.import_folder(folder, (name,), check_folder)
 
 
 def truncate(folder: Path) -> None:
@@ -220,7 +301,7 @@ def test_refusals(case: str, folder: Path, store: ArtifactStore, tmp_path: Path)
     spoil, reason = REFUSALS[case]
     spoil(folder)
     with pytest.raises(ArtifactError, match=reason):
-        store.import_folder(folder)
+        enter(store, folder)
     assert list((tmp_path / "store" / "artifacts").iterdir()) == []
 
 
@@ -245,19 +326,19 @@ def test_index_refusals(case: str, sharded: Path, store: ArtifactStore) -> None:
     weight_map, reason = INDEX_REFUSALS[case]
     write_index(sharded, weight_map)
     with pytest.raises(ArtifactError, match=reason):
-        store.import_folder(sharded)
+        enter(store, sharded)
 
 
 def test_a_tensor_in_two_shards_is_refused(sharded: Path, store: ArtifactStore) -> None:
     second = "model-00002-of-00002.safetensors"
     save_file({"a": np.ones(1, dtype=np.float32), "b": np.ones(1, dtype=np.float32)}, sharded / second)
     with pytest.raises(ArtifactError, match="'a' is in both"):
-        store.import_folder(sharded)
+        enter(store, sharded)
 
 
 def test_a_path_that_is_no_folder_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not a folder"):
-        store.import_folder(tmp_path / "nothing")
+        enter(store, tmp_path / "nothing")
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from safetensors.numpy import save_file
 from support.databases import ENGINES
 
 from model_registry.database import open_database
+from model_registry.importing.examination import Examination, examine_folder
+from model_registry.importing.gguf_import import convert_gguf
 from model_registry.importing.hub import Hub
 from model_registry.importing.importer import Importer
+from model_registry.progress import Progress
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.errors import ArtifactError, ConflictError, InvalidRequestError, NotFoundError
@@ -41,6 +44,16 @@ def inspect(folder: Path) -> Description:
     return Description()
 
 
+class Reader:
+    """Reads in this process; the server's own does so in another."""
+
+    def examine(self, folder: Path, progress: Progress) -> Examination:
+        return examine_folder(folder, inspect)
+
+    def convert_gguf(self, source: Path, destination: Path, progress: Progress) -> None:
+        convert_gguf(source, destination, progress)
+
+
 @dataclass
 class Workplace:
     registry: Registry
@@ -59,7 +72,7 @@ def work(tmp_path: Path) -> Workplace:
     save_file({"a": np.zeros((2, 3), dtype=np.float32)}, folder / "model.safetensors")
     registry = Registry(open_database(f"sqlite:///{tmp_path}/registry.db"), ENGINES)
     store = ArtifactStore(tmp_path / "store")
-    importer = Importer(store, registry, inspect, Hub(), tmp_path / "downloads")
+    importer = Importer(store, registry, Reader(), Hub(), tmp_path / "downloads")
     return Workplace(registry, store, importer, folder)
 
 

@@ -1,0 +1,93 @@
+"""Reads a stranger's files, as a process of its own::
+
+    python -m mooring.server.file_reading examine FOLDER --engine NAME --parent PID
+    python -m mooring.server.file_reading convert GGUF FOLDER --parent PID
+
+The process is a job (``mooring.job``). Whatever the files hold, it answers within its limits or dies of them, and the
+server goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from engines.kinds import KINDS, engine_kind
+from model_registry.importing.examination import examine_folder
+from mooring.errors import ArtifactError, InvalidRequestError, MooringError
+from mooring.job import JobProgress, add_job_arguments, do_job
+from router.text.tokenizers import ChatPrompt, TextModel, load_text_model
+
+__all__ = ["main"]
+
+_SENTENCE = "Mooring reads this."
+_CONVERSATION = ChatPrompt(({"role": "user", "content": _SENTENCE},))
+_MAX_PROMPT_TOKENS = 500_000  # of the conversation: templates have no more than some thousand of their own
+
+
+def main() -> int:
+    """Runs the module's command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mooring.server.file_reading", description="Read files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    examine = commands.add_parser("examine", help="check a Hugging Face folder")
+    examine.add_argument("folder", type=Path)
+    examine.add_argument("--engine", choices=sorted(KINDS), required=True, help="what is to run the model")
+    examine.add_argument("--max-text-cpu-s", type=int, required=True, help="for tokenizer and chat template")
+    convert = commands.add_parser("convert", help="write a GGUF file as a Hugging Face folder")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("destination", type=Path)
+    for command in (examine, convert):
+        add_job_arguments(command)
+    args = parser.parse_args()
+    if args.command == "convert":
+        return do_job(args, lambda tell: _convert(args.source, args.destination, tell))
+    return do_job(args, lambda tell: _examine(args, tell))
+
+
+def _convert(source: Path, destination: Path, tell: JobProgress) -> None:
+    from model_registry.importing.gguf_import import convert_gguf  # the examination does without the library
+
+    convert_gguf(source, destination, tell)
+
+
+def _examine(args: argparse.Namespace, tell: JobProgress) -> dict[str, Any]:
+    tell("check", 0, 0)
+    found = examine_folder(args.folder, engine_kind(args.engine).describe)
+    tell("tokenizer and chat template", 0, 0)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard_limit_s = resource.getrlimit(resource.RLIMIT_CPU)
+    limit_s = int(used.ru_utime + used.ru_stime) + 1 + args.max_text_cpu_s
+    resource.setrlimit(resource.RLIMIT_CPU, (min(limit_s, hard_limit_s), hard_limit_s))
+    _check_text(load_text_model(args.folder))
+    return found.to_json()
+
+
+def _check_text(model: TextModel) -> None:
+    """Tokenizes a sentence and renders a conversation.
+
+    Raises:
+        ArtifactError: the tokenizer fails on it, or the chat template makes too much of it. A template may refuse the
+            conversation, as it may refuse any other.
+    """
+    try:
+        model.encode(_SENTENCE)
+        prompt = model.encode(_CONVERSATION, max_tokens=_MAX_PROMPT_TOKENS)
+    except InvalidRequestError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise ArtifactError("the model's chat template takes too much memory for one sentence") from error
+        return
+    except (MooringError, MemoryError):
+        raise
+    except Exception as error:  # the library raises a bare one
+        raise ArtifactError(f"the model's tokenizer cannot tokenize a sentence: {error}") from error
+    if prompt.num_tokens > _MAX_PROMPT_TOKENS:
+        raise ArtifactError(
+            f"the model's chat template makes {prompt.num_tokens} tokens or more of one sentence"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
