@@ -121,7 +121,7 @@ class FirstToken:
 
     began_s: float
     cached_tokens: int | None = None
-    prompt_logprobs: list[TopLogprobs] | None = None
+    prompt_logprobs: Sequence[TopLogprobs] | None = None
 
 
 @dataclass(slots=True)

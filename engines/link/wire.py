@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, overload
 
 import grpc
 import grpc.aio
@@ -209,10 +209,32 @@ def first_token_from_wire(message: pb.FirstToken, now_s: float) -> FirstToken:
     return FirstToken(
         began_s=now_s - message.began_ago_s,
         cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
-        prompt_logprobs=[top_logprobs_from_wire(top) for top in message.prompt_logprobs.tokens]
-        if has_logprobs
-        else None,
+        prompt_logprobs=_TopLogprobsOnWire(message.prompt_logprobs.tokens) if has_logprobs else None,
     )
+
+
+class _TopLogprobsOnWire(Sequence[TopLogprobs]):
+    """The log-probabilities in a message, made into ours as they are read: of a long prompt there are many."""
+
+    def __init__(self, messages: Sequence[pb.TopLogprobs]) -> None:
+        self._messages = messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @overload
+    def __getitem__(self, place: int) -> TopLogprobs: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[TopLogprobs]: ...
+
+    def __getitem__(self, place: int | slice) -> TopLogprobs | list[TopLogprobs]:
+        if isinstance(place, slice):
+            return [top_logprobs_from_wire(message) for message in self._messages[place]]
+        return top_logprobs_from_wire(self._messages[place])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 def lease_status_to_wire(status: LeaseStatus) -> pb.LeaseStatus:

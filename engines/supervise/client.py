@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 # them together. One larger message still gets the room that it needs.
 _CHANNEL_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.http2.lookahead_bytes", 8192), ("grpc.http2.bdp_probe", 0))
 
+_TOKENS_AT_ONCE = 1024  # of the steps of one message, before the event loop has a turn
+
 
 SequenceSink = Callable[[ChoiceTokens], None]
 StepSink = Callable[[str, int], None]
@@ -272,9 +274,12 @@ class WorkerClient:
         reason = "the worker ended the stream"
         try:
             async for message in call:
-                self._dispatch(message)
+                num_tokens = self._dispatch(message)
                 for step in message.following:
-                    self._dispatch(step)
+                    if num_tokens > _TOKENS_AT_ONCE:
+                        num_tokens = 0
+                        await asyncio.sleep(0)
+                    num_tokens += self._dispatch(step)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
         finally:
@@ -298,7 +303,8 @@ class WorkerClient:
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     return  # the stream is over: the reader says so to everybody
 
-    def _dispatch(self, message: pb.StepOutput) -> None:
+    def _dispatch(self, message: pb.StepOutput) -> int:
+        """Tells the sinks of one step; returns the number of its tokens."""
         news = self._news_of(message)
         if message.num_computed:
             self._on_step(message.replica_id, sum(message.num_computed))
@@ -310,6 +316,7 @@ class WorkerClient:
                 del self._sent[sequence_id]
             new.index = sent.index
             sent.sink(new)
+        return len(message.token_ids)
 
     def _news_of(self, message: pb.StepOutput) -> dict[int, ChoiceTokens]:
         """The output of one step, by sequence; the choices' indices are still to be filled in."""

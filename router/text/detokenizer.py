@@ -44,6 +44,10 @@ class Detokenizer(Protocol):
         afterwards."""
         ...
 
+    def copy(self) -> Detokenizer:
+        """A detokenizer that goes on from here by itself."""
+        ...
+
 
 class TokenTable:
     """The text or the bytes that each token of one tokenizer stands for. Shared by all sequences of a model.
@@ -131,6 +135,11 @@ class _ByteLevelDetokenizer:
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
 
+    def copy(self) -> _ByteLevelDetokenizer:
+        made = _ByteLevelDetokenizer(self._table, self._skip_special_tokens)
+        made._utf8.setstate(self._utf8.getstate())
+        return made
+
 
 class _FallbackDetokenizer:
     """Shows text tokens as they come, and runs of byte tokens when the runs end."""
@@ -154,6 +163,11 @@ class _FallbackDetokenizer:
 
     def finish(self) -> str:
         return self._flush(self._run) if self._run else ""
+
+    def copy(self) -> _FallbackDetokenizer:
+        made = _FallbackDetokenizer(self._table, self._skip_special_tokens, self._at_start)
+        made._run = self._run.copy()
+        return made
 
     def _flush(self, tokens: list[str]) -> str:
         text = self._table.decode_run(tokens, at_start=self._at_start)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from engines.api import ChoiceTokens, FinishReason
 from mooring.errors import InternalError, MooringError
 from router.request.request import GenerationRequest, TokenStream
 from router.telemetry.metrics import RequestMetrics
-from router.text.detokenizer import TokenTable
+from router.text.detokenizer import Detokenizer, TokenTable
 from router.text.prompt_view import PromptView, TokenLogprob, spell_logprob
 from router.text.stop_strings import StopStrings
 
 __all__ = ["TextDelta", "TextGeneration", "TokenLogprob", "Usage", "WholeChoice", "by_step", "join_choices"]
+
+_SLICE = 256  # entries of one turn that become text, and go to the door, before others have theirs
+
+
+class _OfChoice(Protocol):
+    @property
+    def index(self) -> int: ...
+
+
+_Part = TypeVar("_Part", bound=_OfChoice)
 
 
 @dataclass(slots=True)
@@ -96,7 +108,7 @@ class TextGeneration:
         self._metrics = metrics
         self._on_close = on_close
         self._prompt = PromptView(request, table) if PromptView.is_wanted(request) else None
-        self._choices = [_ChoiceText(index, request, table, self._prompt) for index in range(request.n)]
+        self._choices = [_ChoiceText(index, request, table) for index in range(request.n)]
         self._failed = False
         self._cached_tokens = 0
 
@@ -112,19 +124,24 @@ class TextGeneration:
         return Usage(len(self.request.prompt_ids), num_tokens, self._cached_tokens)
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
-        """Yields the new parts of choices, a list for each turn of the stream.
+        """Yields the new parts of choices: a list for each turn of the stream, or several if it brings many.
 
         Raises:
             MooringError: the request failed; nothing follows.
         """
         prompt, shown = self._prompt, False
         try:
+            if prompt is not None:
+                await prompt.read()
             async for batch in self._stream if prompt is None else prompt.before(self._stream):
                 if prompt is not None and not shown:
                     shown = True
-                    yield self._show_prompt(prompt)
-                if deltas := self._read(batch):
-                    yield deltas
+                    yield await self._show_prompt(prompt)
+                for place, part in enumerate(_steps(batch, _SLICE)):
+                    if place:
+                        await asyncio.sleep(0)
+                    if deltas := self._read(part):
+                        yield deltas
                 if all(choice.finished for choice in self._choices):
                     return
             if not all(choice.finished for choice in self._choices):
@@ -152,11 +169,14 @@ class TextGeneration:
                 self._metrics.finished(reason, choice.num_tokens)
         self._metrics.end()
 
-    def _show_prompt(self, prompt: PromptView) -> list[TextDelta]:
-        entries = prompt.logprobs()
+    async def _show_prompt(self, prompt: PromptView) -> list[TextDelta]:
+        entries = await prompt.logprobs()
+        if self.request.echo:
+            for choice in self._choices:
+                choice.begin_after(prompt.text, prompt.detokenizer())
         shown = entries if self.request.echo and self.request.sampling.logprobs is not None else None
         return [
-            TextDelta(choice.index, choice.prompt_text, logprobs=shown, prompt_logprobs=entries)
+            TextDelta(choice.index, prompt.text, logprobs=shown, prompt_logprobs=entries)
             for choice in self._choices
         ]
 
@@ -189,25 +209,27 @@ class TextGeneration:
 
 
 class _ChoiceText:
-    """The text of one choice. If the prompt is echoed, the choice begins with ``prompt_text``."""
+    """The text of one choice."""
 
-    def __init__(
-        self, index: int, request: GenerationRequest, table: TokenTable, prompt: PromptView | None
-    ) -> None:
+    def __init__(self, index: int, request: GenerationRequest, table: TokenTable) -> None:
         self.index = index
         self.finished = False
         self.num_tokens = 0
-        self.prompt_text = ""
         self._table = table
-        if prompt is not None and request.echo:
-            self.prompt_text, self._detokenizer = prompt.detokenizer()
-        else:
-            self._detokenizer = table.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        self._detokenizer = table.detokenizer(skip_special_tokens=request.skip_special_tokens)
         self._include_stop = request.include_stop
         self._stops = StopStrings(request.stop, include=request.include_stop)
         self._min_tokens = request.sampling.min_tokens
         self._stop_token_ids = request.sampling.stop_token_ids
-        self._num_chars = len(self.prompt_text)  # decoded so far, held back or not
+        self._num_chars = 0  # decoded so far, held back or not
+
+    def begin_after(self, prompt_text: str, detokenizer: Detokenizer) -> None:
+        """Lets the choice begin with its prompt.
+
+        Args:
+            detokenizer: that of the tokens after the prompt.
+        """
+        self._num_chars, self._detokenizer = len(prompt_text), detokenizer
 
     def take(self, new: ChoiceTokens) -> TextDelta:
         """Turns new tokens into text; sets ``finished`` at the last ones."""
@@ -256,35 +278,60 @@ class _ChoiceText:
 def by_step(batch: Sequence[TextDelta]) -> Iterator[Sequence[TextDelta]]:
     """Divides the deltas of one turn into the steps that they came from: in order, with no choice twice in
     one step. For doors that send all choices in one message, and each token in a message of its own."""
+    return _steps(batch, 1)
+
+
+def _steps(batch: Sequence[_Part], least: int) -> Iterator[Sequence[_Part]]:
+    """Divides the parts of one turn into whole steps, several together until they have ``least`` parts."""
     start = 0
     seen: set[int] = set()
-    for place, delta in enumerate(batch):
-        if delta.index in seen:
-            yield batch[start:place]
-            start = place
+    for place, part in enumerate(batch):
+        if part.index in seen:
             seen.clear()
-        seen.add(delta.index)
+            if place - start >= least:
+                yield batch[start:place]
+                start = place
+        seen.add(part.index)
     if start < len(batch):
         yield batch[start:]
 
 
 async def join_choices(batches: AsyncIterable[Sequence[TextDelta]], num_choices: int) -> list[WholeChoice]:
     """All choices as a whole, once their deltas have ended."""
-    deltas: list[list[TextDelta]] = [[] for _ in range(num_choices)]
+    joined = [_Joined() for _ in range(num_choices)]
     async for batch in batches:
         for delta in batch:
-            deltas[delta.index].append(delta)
-    return [_join(index, parts) for index, parts in enumerate(deltas)]
+            joined[delta.index].take(delta)
+    return [each.whole(index) for index, each in enumerate(joined)]
 
 
-def _join(index: int, parts: Sequence[TextDelta]) -> WholeChoice:
-    logprobs = [entry for part in parts for entry in part.logprobs or ()]
-    asked = any(part.logprobs is not None for part in parts)
-    return WholeChoice(
-        index,
-        text="".join(part.text for part in parts),
-        logprobs=logprobs if asked else None,
-        finish_reason=parts[-1].finish_reason or "",
-        prompt_logprobs=parts[0].prompt_logprobs,
-        stop_reason=parts[-1].stop_reason,
-    )
+class _Joined:
+    """A choice as it is put together. Keeps what deltas say, and none of them."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = None
+        self._prompt_logprobs: list[TokenLogprob] | None = None
+        self._finish_reason = ""
+        self._stop_reason: str | int | None = None
+
+    def take(self, delta: TextDelta) -> None:
+        if delta.text:
+            self._texts.append(delta.text)
+        if delta.logprobs is not None:
+            self._logprobs = self._logprobs or []
+            self._logprobs += delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self._prompt_logprobs = delta.prompt_logprobs
+        if delta.finish_reason is not None:
+            self._finish_reason, self._stop_reason = delta.finish_reason, delta.stop_reason
+
+    def whole(self, index: int) -> WholeChoice:
+        return WholeChoice(
+            index,
+            text="".join(self._texts),
+            logprobs=self._logprobs,
+            finish_reason=self._finish_reason,
+            prompt_logprobs=self._prompt_logprobs,
+            stop_reason=self._stop_reason,
+        )

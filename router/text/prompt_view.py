@@ -3,7 +3,8 @@ tokens."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from router.text.detokenizer import Detokenizer, TokenTable, token_string
 __all__ = ["PromptView", "TokenLogprob", "logprobs_by_id", "spell_logprob"]
 
 _LOWEST_LOGPROB = -9999.0  # OpenAI's floor: JSON has no infinity
+_TOKENS_AT_ONCE = 2048  # that are read, or spelled with their likeliest tokens, before others have a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,12 @@ def logprobs_by_id(entry: TokenLogprob) -> dict[str, Any] | None:
 
 
 class PromptView:
-    """The prompt of one request, as its choices show it.
+    """The prompt of one request, as its choices show it. It is read and spelled once for all of them, and in slices
+    between which the event loop goes on.
+
+    Attributes:
+        text: the prompt's text, once ``read`` has returned; empty if it is not echoed. A prompt that was a text is
+            shown as it was sent.
 
     Args:
         request: the accepted request.
@@ -72,9 +79,12 @@ class PromptView:
     def __init__(self, request: GenerationRequest, table: TokenTable) -> None:
         self._request = request
         self._table = table
-        self._tops: list[TopLogprobs] | None = None
+        self._tops: Sequence[TopLogprobs] | None = None
         if request.sampling.prompt_logprobs is not None and len(request.prompt_ids) == 1:
             self._tops = []  # the first token has no log-probability
+        self.text = ""
+        self._after: Detokenizer | None = None  # that of the output behind an echo
+        self._offsets: list[int] = []  # characters of the text before each token
 
     @staticmethod
     def is_wanted(request: GenerationRequest) -> bool:
@@ -102,42 +112,64 @@ class PromptView:
         if held:
             raise InternalError("The engine did not send the prompt's log-probabilities.")
 
-    def detokenizer(self) -> tuple[str, Detokenizer]:
-        """The prompt's text, and a detokenizer for the tokens of a choice after it. A prompt that was a text
-        is shown as it was sent; if a prompt of token ids ends in an incomplete character, the output
-        continues it."""
-        request = self._request
-        skip = request.skip_special_tokens
-        if request.prompt_text is not None:
-            after = self._table.detokenizer(skip_special_tokens=skip, at_start=False)
-            return request.prompt_text, after
-        whole = self._table.detokenizer(skip_special_tokens=skip)
-        return "".join(map(whole.push, request.prompt_ids.tolist())), whole
+    async def read(self) -> None:
+        """Reads the prompt's tokens, if anything is to be known of them."""
+        request, table = self._request, self._table
+        is_spelled = request.sampling.prompt_logprobs is not None
+        whole = table.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        text = (
+            await self._read_tokens(whole)
+            if is_spelled or (request.echo and request.prompt_text is None)
+            else ""
+        )
+        if not request.echo:
+            return
+        if (
+            request.prompt_text is None
+        ):  # if the prompt ends in an incomplete character, the output continues it
+            self.text, self._after = text, whole
+        else:
+            self.text = request.prompt_text
+            self._after = table.detokenizer(skip_special_tokens=request.skip_special_tokens, at_start=False)
 
-    def logprobs(self) -> list[TokenLogprob] | None:
-        """Log-probabilities of every token of the prompt; None if they were not asked for."""
+    def detokenizer(self) -> Detokenizer:
+        """A detokenizer for the tokens of a choice after the echoed prompt; ``read`` has returned."""
+        assert self._after is not None, "there is no echo, or it was not read"
+        return self._after.copy()
+
+    async def logprobs(self) -> list[TokenLogprob] | None:
+        """Log-probabilities of every token of the prompt; None if they were not asked for. ``read`` has returned."""
         tops, ids = self._tops, self._request.prompt_ids.tolist()
         if tops is None:
             return None
         if len(tops) != len(ids) - 1:
             raise InternalError(f"The engine sent {len(tops)} log-probabilities of {len(ids)} prompt tokens.")
-        offsets = self._offsets()
-        first = TokenLogprob(ids[0], self._table.token_bytes(ids[0]), None, 0, ())
-        rest = zip(ids[1:], tops, offsets[1:], strict=True)
-        return [first, *(spell_logprob(self._table, *entry) for entry in rest)]
+        spelled = [TokenLogprob(ids[0], self._table.token_bytes(ids[0]), None, 0, ())]
+        num_at_once = max(1, _TOKENS_AT_ONCE // (1 + (self._request.sampling.prompt_logprobs or 0)))
+        for start in range(1, len(ids), num_at_once):
+            if start > 1:
+                await asyncio.sleep(0)
+            end = start + num_at_once
+            entries = zip(ids[start:end], tops[start - 1 : end - 1], self._offsets[start:end], strict=True)
+            spelled += [spell_logprob(self._table, *entry) for entry in entries]
+        return spelled
 
-    def _offsets(self) -> list[int]:
-        """Number of characters of the text before each token."""
-        request = self._request
-        read = self._table.detokenizer(skip_special_tokens=request.skip_special_tokens)
-        offsets, num_chars = [], 0
-        for token_id in request.prompt_ids.tolist():
-            offsets.append(num_chars)
-            num_chars += len(read.push(token_id))
-        if request.prompt_text is None:
-            return offsets
+    async def _read_tokens(self, read: Detokenizer) -> str:
+        """The text of the prompt's tokens; fills ``_offsets`` on the way."""
+        ids = self._request.prompt_ids.tolist()
+        sent = self._request.prompt_text
         # Tokenizers normalize: the text of the tokens may be longer than the prompt as it was sent.
-        return [min(offset, len(request.prompt_text)) for offset in offsets]
+        most = None if sent is None else len(sent)
+        pieces: list[str] = []
+        num_chars = 0
+        for start in range(0, len(ids), _TOKENS_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            for token_id in ids[start : start + _TOKENS_AT_ONCE]:
+                self._offsets.append(num_chars if most is None else min(num_chars, most))
+                pieces.append(read.push(token_id))
+                num_chars += len(pieces[-1])
+        return "".join(pieces)
 
 
 def _without_output(new: ChoiceTokens) -> ChoiceTokens:

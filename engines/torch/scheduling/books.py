@@ -57,7 +57,7 @@ class FirstTokens:
         for slot, top in zip(slots.tolist(), scored, strict=True):
             first = self._untold[slot].first
             assert first is not None
-            assert first.prompt_logprobs is not None, "only who asked is scored"
+            assert isinstance(first.prompt_logprobs, list), "only who asked is scored"
             first.prompt_logprobs.append(top)
 
     def take(self, slots: NDArray[np.int64]) -> dict[int, FirstToken]:

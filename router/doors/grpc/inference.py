@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mooring.errors import InternalError, InvalidRequestError, MooringError
@@ -16,6 +17,7 @@ from router.services import RouterServices
 from router.tenancy.keys import api_key_of
 from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
+from router.text.shaping import LARGE_CHARS, chars_of, shaped
 from router.text.tokenizers import ChatPrompt, Prompt
 
 __all__ = ["InferenceService", "create_grpc_service"]
@@ -61,9 +63,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             )
             async for batch in generation:
                 for step in by_step(batch):
-                    yield pb.GenerateTextResponse(
-                        request_id=request_id, model=request.model, choices=[_choice(delta) for delta in step]
-                    )
+                    for deltas in _messages(step):
+                        make = partial(_response, request_id, request.model, deltas)
+                        yield await shaped(make, chars_of(deltas))
             yield pb.GenerateTextResponse(
                 request_id=request_id, model=request.model, usage=_usage(generation)
             )
@@ -138,6 +140,17 @@ def _options(request: pb.GenerateTextRequest) -> SamplingOptions:
         logit_bias=tuple(sorted(request.logit_bias.items())),
         bad_words=tuple(request.bad_words),
         prompt_field=kind,
+    )
+
+
+def _messages(step: Sequence[TextDelta]) -> Iterable[Sequence[TextDelta]]:
+    """The deltas of a step as they go into messages: all in one; each in its own if they are large."""
+    return [step] if chars_of(step) <= LARGE_CHARS else [[delta] for delta in step]
+
+
+def _response(request_id: str, model: str, deltas: Sequence[TextDelta]) -> pb.GenerateTextResponse:
+    return pb.GenerateTextResponse(
+        request_id=request_id, model=model, choices=[_choice(delta) for delta in deltas]
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from router.doors.kserve.inputs import InferRequest
@@ -12,6 +13,7 @@ from router.doors.kserve.outputs import OUTPUTS
 from router.doors.kserve.tensors import Tensor
 from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
 from router.text.prompt_view import logprobs_by_id
+from router.text.shaping import chars_of_logprobs, shaped
 
 __all__ = ["Answer", "answers_of"]
 
@@ -33,14 +35,24 @@ class Answer:
 class _Choice:
     """The new part of one choice, and its sums so far."""
 
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     num_tokens: int = 0
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     cumulative_logprob: float = 0.0
 
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def num_chars(self) -> int:
+        """About how large the new part is."""
+        return sum(map(len, self.texts)) + chars_of_logprobs(self.logprobs)
+
     def take(self, delta: TextDelta) -> None:
-        self.text += delta.text
+        if delta.text:
+            self.texts.append(delta.text)
         self.num_tokens += len(delta.token_ids)
         self.finish_reason = delta.finish_reason or self.finish_reason
         if delta.logprobs is not None:
@@ -49,7 +61,7 @@ class _Choice:
 
     def told(self) -> None:
         """Starts the new part afresh: an answer has shown it."""
-        self.text, self.num_tokens, self.logprobs = "", 0, []
+        self.texts, self.num_tokens, self.logprobs = [], 0, []
 
 
 async def answers_of(
@@ -74,13 +86,19 @@ async def answers_of(
                 continue
             if whole and request.prepend_prompt:
                 for choice in choices:
-                    choice.text = request.prompt + choice.text
-            outputs = [_output(name, choices, num_prompt_tokens) for name in request.outputs]
+                    choice.texts.insert(0, request.prompt)
+            num_chars = sum(choice.num_chars for choice in choices)
+            make = partial(_outputs, request.outputs, choices, num_prompt_tokens)
+            outputs = await shaped(make, num_chars)
             yield Answer(outputs, final=num_running == 0 and not request.empty_final)
             for choice in choices:
                 choice.told()
     if request.empty_final:
         yield Answer((), final=True)
+
+
+def _outputs(names: Sequence[str], choices: Sequence[_Choice], num_prompt_tokens: int) -> list[Tensor]:
+    return [_output(name, choices, num_prompt_tokens) for name in names]
 
 
 def _output(name: str, choices: Sequence[_Choice], num_prompt_tokens: int) -> Tensor:

@@ -22,6 +22,7 @@ from router.doors.kserve.repository import (
     check_repository_name,
     check_unload_parameters,
 )
+from router.doors.kserve.tensors import size_of
 from router.doors.kserve.unsupported import (
     check_shared_memory_region,
     no_log_settings,
@@ -31,6 +32,7 @@ from router.doors.kserve.unsupported import (
 from router.intake import request_id_from
 from router.tenancy.keys import Tenancy, api_key_of, check_admin_key
 from router.tenancy.tenant import Tenant
+from router.text.shaping import shaped
 
 __all__ = ["KSERVE_SERVICE_NAME", "KServeService"]
 
@@ -156,7 +158,10 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         )
         async with aclosing(answers):
             outputs = [answer.outputs async for answer in answers]
-        return messages.infer_message(model.name, str(model.version), request.id, outputs[0])
+        make = functools.partial(
+            messages.infer_message, model.name, str(model.version), request.id, outputs[0]
+        )
+        return await shaped(make, sum(map(size_of, outputs[0])))
 
     @_guarded
     async def ModelStreamInfer(self, request: Any, context: Context) -> None:  # noqa: N802

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from mooring.errors import InternalError, InvalidRequestError, MooringError
 from router.doors.http.errors import error_response, valid_unicode
+from router.doors.http.large_answer import LargeAnswer
 from router.doors.http.sse import CLIENT_GONE, ClientGoneError, EventStream, until_disconnect
 from router.doors.kserve.answer import Answer
 from router.doors.kserve.core import KServe
@@ -29,7 +30,7 @@ from router.doors.kserve.rest_body import compressed, json_object, json_response
 from router.doors.kserve.rest_generate import answer_generate, generate_events, read_generate
 from router.doors.kserve.rest_infer import HEADER_LENGTH, answer_infer, read_infer
 from router.doors.kserve.rest_json import index_json, metadata_json, server_json, statistics_json
-from router.doors.kserve.tensors import Tensor
+from router.doors.kserve.tensors import Tensor, size_of
 from router.doors.kserve.unsupported import (
     check_shared_memory_region,
     no_log_settings,
@@ -39,6 +40,7 @@ from router.doors.kserve.unsupported import (
 from router.intake import request_id_from
 from router.request.served_model import ServedModel
 from router.tenancy.keys import Tenancy, api_key_of, check_admin_key
+from router.text.shaping import LARGE_CHARS, shaped
 
 __all__ = ["create_kserve_routes"]
 
@@ -212,13 +214,16 @@ class _RestDoor:
         body = await read_body(request, self._max_body_bytes)
         call = read_infer(body, request.headers.get(HEADER_LENGTH))
         outputs = await self._whole(request, model, call.request_id, call.request)
-        return compressed(answer_infer(model, call, outputs), request.headers.get("accept-encoding", ""))
+        accepted = request.headers.get("accept-encoding", "")
+        return await _answer(outputs, lambda: compressed(answer_infer(model, call, outputs), accepted))
 
     async def _generate(self, request: Request) -> Response:
         model = self._kserve.model(*_model(request))
         call = read_generate(await read_body(request, self._max_body_bytes))
         outputs = await self._whole(request, model, call.request_id, call.request)
-        return Response(answer_generate(model, call, outputs), media_type="application/json")
+        return await _answer(
+            outputs, lambda: Response(answer_generate(model, call, outputs), media_type="application/json")
+        )
 
     async def _generate_stream(self, request: Request) -> Response:
         """Waits for the first answer before it says 200: an error until then still has its own status."""
@@ -276,6 +281,13 @@ class _RestDoor:
 def _model(request: Request) -> tuple[str, str]:
     """Name and version in the path; each empty if the path has none."""
     return request.path_params.get("name", ""), request.path_params.get("version", "")
+
+
+async def _answer(outputs: Sequence[Tensor], make: Callable[[], Response]) -> Response:
+    """The answer with these outputs; a large one is made in a thread and sent in pieces."""
+    num_bytes = sum(map(size_of, outputs))
+    response = await shaped(make, num_bytes)
+    return response if num_bytes <= LARGE_CHARS else LargeAnswer.of(response)
 
 
 async def _all(answers: AsyncGenerator[Answer, None]) -> list[Answer]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mooring.errors import InvalidRequestError
 
-__all__ = ["DATATYPES", "Tensor", "check_tensor", "decode_tensor", "encode_values"]
+__all__ = ["DATATYPES", "Tensor", "check_tensor", "decode_tensor", "encode_values", "size_of"]
 
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 _FORMATS = {
@@ -102,6 +102,13 @@ def encode_values(datatype: str, values: Sequence[Any]) -> bytes:
     if datatype == "BF16":
         return struct.pack(f"<{len(values)}H", *(_narrowed(value) for value in values))
     return struct.pack(f"<{len(values)}{_FORMATS[datatype]}", *values)
+
+
+def size_of(tensor: Tensor) -> int:
+    """About how many bytes its values take in an answer."""
+    if tensor.datatype == "BYTES":
+        return sum(map(len, tensor.values))
+    return 8 * len(tensor.values)
 
 
 def _num_values(name: str, datatype: str, shape: Sequence[int]) -> int:

@@ -19,6 +19,7 @@ from router.text.prompt_view import logprobs_by_id
 __all__ = ["AnswerFormat", "AnswerStyle", "ChatFormat", "CompletionFormat", "model_card"]
 
 _PLACEHOLDER = "\0"
+_SLICE = 256  # entries that are encoded at once
 _Spell = Callable[[int, bytes], str]  # a token's id and bytes, as the answer prints it
 
 
@@ -88,17 +89,14 @@ class AnswerFormat(ABC):
         """The event after the last token's; empty if the caller did not ask for it."""
         return self._chunk([], usage) if self._style.include_usage else b""
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes:
-        """The body of an answer that is not streamed."""
-        return orjson.dumps(
-            {
-                **self._head,
-                "object": self._whole_object,
-                "choices": [self._whole_choice(choice) for choice in choices],
-                "usage": _usage(usage),
-                **self._of_prompt(choices),
-            }
-        )
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> list[bytes]:
+        """The body of an answer that is not streamed, in pieces: none of them has more than one choice."""
+        start = orjson.dumps({**self._head, "object": self._whole_object, "choices": []})
+        end = orjson.dumps({"usage": _usage(usage), **self._of_prompt(choices)})
+        pieces = [start.removesuffix(b"]}")]
+        for choice in choices:
+            pieces += (orjson.dumps(self._whole_choice(choice)), b",")
+        return [*pieces[:-1], b"]," + end.removeprefix(b"{")]
 
     def _event(self, delta: TextDelta, usage: Usage | None) -> bytes:
         is_plain = delta.text and delta.logprobs is None and delta.finish_reason is None and usage is None
@@ -128,7 +126,7 @@ class AnswerFormat(ABC):
         entries = choice.prompt_logprobs
         if entries is None or not self._style.prompt_logprobs:
             return {}
-        return {"prompt_logprobs": [logprobs_by_id(entry) for entry in entries]}
+        return {"prompt_logprobs": _listed(entries, logprobs_by_id)}
 
     @abstractmethod
     def _delta(self, delta: TextDelta) -> dict[str, Any]: ...
@@ -241,10 +239,10 @@ def _completion_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) 
     if entries is None:
         return None
     return {
-        "tokens": [spell(entry.token_id, entry.raw) for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [_by_string(entry, spell) for entry in entries],
-        "text_offset": [entry.text_offset for entry in entries],
+        "tokens": _listed(entries, lambda entry: spell(entry.token_id, entry.raw)),
+        "token_logprobs": _listed(entries, lambda entry: entry.logprob),
+        "top_logprobs": _listed(entries, lambda entry: _by_string(entry, spell)),
+        "text_offset": _listed(entries, lambda entry: entry.text_offset),
     }
 
 
@@ -262,17 +260,24 @@ def _by_string(entry: TokenLogprob, spell: _Spell) -> dict[str, float] | None:
 def _chat_logprobs(entries: Sequence[TokenLogprob] | None, spell: _Spell) -> dict[str, Any] | None:
     if entries is None:
         return None
-    content = [
-        {
-            **_chat_token(spell(entry.token_id, entry.raw), entry.raw, entry.logprob),
-            "top_logprobs": [
-                _chat_token(spell(token_id, raw), raw, logprob) for token_id, raw, logprob in entry.top
-            ],
-        }
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": _listed(entries, lambda entry: _chat_entry(entry, spell)), "refusal": None}
+
+
+def _chat_entry(entry: TokenLogprob, spell: _Spell) -> dict[str, Any]:
+    return {
+        **_chat_token(spell(entry.token_id, entry.raw), entry.raw, entry.logprob),
+        "top_logprobs": [
+            _chat_token(spell(token_id, raw), raw, logprob) for token_id, raw, logprob in entry.top
+        ],
+    }
 
 
 def _chat_token(token: str, raw: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(raw)}
+
+
+def _listed(entries: Sequence[TokenLogprob], shown: Callable[[TokenLogprob], Any]) -> orjson.Fragment:
+    """A JSON list of what is shown of each entry, made in slices: encoding holds the interpreter, for all threads."""
+    slices = (entries[start : start + _SLICE] for start in range(0, len(entries), _SLICE))
+    parts = [orjson.dumps([shown(entry) for entry in each])[1:-1] for each in slices]
+    return orjson.Fragment(b"[" + b",".join(parts) + b"]")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 
 from router.doors.http.errors import ERROR_RESPONSES
+from router.doors.http.large_answer import LargeAnswer
 from router.doors.http.sse import CLIENT_GONE, DONE, ClientGoneError, EventStream, until_disconnect
 from router.doors.openai.answers import AnswerFormat, ChatFormat, CompletionFormat, model_card
 from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
@@ -16,7 +18,8 @@ from router.intake import Intake
 from router.services import RouterServices
 from router.tenancy.keys import Tenancy, api_key_of
 from router.text.batch_generation import BatchGeneration
-from router.text.generation import TextDelta, TextGeneration
+from router.text.generation import TextDelta, TextGeneration, Usage
+from router.text.shaping import LARGE_CHARS, chars_of, shaped
 
 __all__ = ["OpenAiApi", "authenticate"]
 
@@ -115,9 +118,15 @@ class OpenAiApi:
 async def _whole(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
     try:
         choices = await until_disconnect(request.receive, generation.whole())
-        return _json(answer.whole(choices, generation.usage))
-    finally:
+        num_chars = chars_of(choices)
+        pieces = await shaped(lambda: answer.whole(choices, generation.usage), num_chars)
+        if num_chars > LARGE_CHARS:
+            return LargeAnswer(pieces, close=generation.aclose)
+    except BaseException:
         await generation.aclose()
+        raise
+    await generation.aclose()
+    return _json(b"".join(pieces))
 
 
 async def _stream(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
@@ -142,12 +151,27 @@ async def _frames(
     answer: AnswerFormat,
 ) -> AsyncIterator[bytes]:
     usage = generation.usage if answer.wants_usage_so_far else None
-    yield answer.opening(generation.num_choices, usage) + answer.events(first, usage)
+    opening = answer.opening(generation.num_choices, usage)
+    async for events in _events(first, answer, usage):
+        yield opening + events
+        opening = b""
     async for batch in rest:
         usage = generation.usage if answer.wants_usage_so_far else None
-        if events := answer.events(batch, usage):
-            yield events
+        async for events in _events(batch, answer, usage):
+            if events:
+                yield events
     yield answer.usage_event(generation.usage) + DONE
+
+
+async def _events(
+    batch: Sequence[TextDelta], answer: AnswerFormat, usage: Usage | None
+) -> AsyncIterator[bytes]:
+    """The events of one turn, together; if they are large, those of each choice by themselves."""
+    if chars_of(batch) <= LARGE_CHARS:
+        yield answer.events(batch, usage)
+        return
+    for delta in batch:
+        yield await shaped(partial(answer.events, [delta], usage), chars_of([delta]))
 
 
 def _json(body: bytes) -> Response:
