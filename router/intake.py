@@ -148,9 +148,8 @@ class Intake:
         Raises:
             RateLimitError: the tenant has too many in flight.
         """
-        num_choices = min(
-            max(1, options.n or 1), self._services.config.max_choices
-        )  # a larger ``n`` is refused later
+        # What ``n`` is out of range is refused later.
+        num_choices = min(max(1, options.n or 1), self._services.config.max_choices)
         return self._services.in_flight.take(tenant, requests=1, choices=num_prompts * num_choices)
 
     async def _prepare(
@@ -238,6 +237,7 @@ class Intake:
             tenant=tenant.name,
             arrival_s=arrival_s,
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
+            max_unread_tokens=self._services.config.max_unread_tokens // num_prompts,
         )
 
     async def _begin_all(

@@ -3,9 +3,9 @@
 A request acquires a replica, sends one sequence for each choice and gathers what comes back. If its
 worker dies, or its replica is put to sleep under it, it acquires another and goes on from the tokens that it
 has, prompt and output apart, so that what was sent already never changes. One task drives each request over
-its whole life; tokens pass through none: the worker client calls the stream's sink, which appends to lists
-that the reader takes whole. A slow reader holds back nobody, and what waits for it is bounded by its own
-``max_tokens``.
+its whole life; tokens pass through none: the worker client calls the stream's sink, which appends to a list that the
+reader takes whole. A slow reader holds back nobody else: when its backlog is full (``router.dispatch.unread``), the
+request leaves its worker, and goes on from where it was, as after a death, when the reader has caught up.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from mooring.errors import (
 )
 from router.dispatch.running_requests import RunningRequests
 from router.dispatch.suspects import Suspects
+from router.dispatch.unread import Unread
 from router.request.request import GenerationRequest
 
 __all__ = ["DispatchConfig", "Dispatcher", "ReplicaSource", "SequenceWorker", "Ticket"]
@@ -154,8 +155,10 @@ class RequestStream:
         self._sequence_ids = sequence_ids
         self._config = config
         self._choices = [_Choice(index) for index in range(request.n)]
-        self._pending: list[ChoiceTokens] = []  # one for each step of each choice, in order of arrival
+        self._unread = Unread(request.max_unread_tokens)  # one part for each step of each choice
         self._arrived = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        self._caught_up.set()
         self._has_to_move = asyncio.Event()
         self._runner: SequenceWorker | None = None
         self._error: MooringError | None = None
@@ -168,20 +171,22 @@ class RequestStream:
         return self
 
     async def __anext__(self) -> list[ChoiceTokens]:
-        while not self._pending:
+        while True:
+            parts = self._unread.take()
+            self._caught_up.set()
+            if parts:
+                return parts
             if self._error is not None:
                 raise self._error
             if self._task.done() or self._all_ended():
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        pending, self._pending = self._pending, []
-        return pending
 
     def stop(self, index: int) -> None:
         choice = self._choices[index]
         choice.ended = True
-        self._pending = [new for new in self._pending if new.index != index]
+        self._unread.drop(index)
         if choice.sequence_id is not None and self._runner is not None:
             self._runner.cancel([choice.sequence_id])
             choice.sequence_id = None
@@ -189,7 +194,7 @@ class RequestStream:
 
     async def aclose(self) -> None:
         self._finish()
-        self._pending.clear()
+        self._unread.take()
         await asyncio.wait([self._task])
 
     # The worker's side -----------------------------------------------------------------------------
@@ -247,8 +252,11 @@ class RequestStream:
         self._note_end()
 
     def _put(self, new: ChoiceTokens) -> None:
-        self._pending.append(new)
+        self._unread.put(new)
         self._arrived.set()
+        if self._unread.is_full:
+            self._caught_up.clear()
+            self._has_to_move.set()
 
     # The life of the request -----------------------------------------------------------------------
 
@@ -260,6 +268,7 @@ class RequestStream:
                 num_tokens = self._num_tokens()
                 await self._attempt(self._ticket)
                 num_fruitless = 0 if self._num_tokens() > num_tokens else num_fruitless + 1
+                await self._caught_up.wait()
                 await self._pause(num_fruitless)
                 self._ticket = await acquire(self._replicas, self._request, again=True)
         except MooringError as error:

@@ -30,6 +30,8 @@ class RouterConfig:
         max_bad_words: most strings of one request's ``bad_words``; each may be as long as a stop string.
         max_logprobs: most likeliest tokens that may be asked for at each position.
         max_messages: most messages of one chat.
+        max_unread_tokens: tokens of one request that may wait for a slow reader before the engine does, each
+            counted once more for each log-probability beside it.
         inline_text_chars: a prompt up to this many characters is tokenized on the event loop; a longer
             one in a thread, so that it delays nobody else.
         tokenizers_cached: tokenizers kept in memory; the least recently used one goes first.
@@ -72,6 +74,7 @@ class RouterConfig:
     max_bad_words: int = 256
     max_logprobs: int = 20
     max_messages: int = 4096
+    max_unread_tokens: int = 32_768
     inline_text_chars: int = 16_384
     tokenizers_cached: int = 64
     key_cache_entries: int = 4096

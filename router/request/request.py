@@ -40,6 +40,8 @@ class GenerationRequest:
         cache_scope: requests of one scope share computed KV; a request whose scope is None shares with none.
         artifact_key: key of the packed weights that ``prompt_ids`` are for: a deployment that serves others
             by now cannot finish the request. Empty if any weights will do.
+        max_unread_tokens: tokens that may wait for the reader before the engine does, counted as in
+            ``router.dispatch.unread``.
         metadata: pairs that the client noted beside the request; nothing here reads them.
     """
 
@@ -60,6 +62,7 @@ class GenerationRequest:
     priority: int = 0
     artifact_key: str = ""
     cache_scope: bytes | None = None
+    max_unread_tokens: int = 32_768
     metadata: tuple[tuple[str, str], ...] = ()
 
 

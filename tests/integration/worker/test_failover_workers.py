@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from support.null_worker import (
@@ -227,3 +228,36 @@ async def test_a_slow_reader_gets_everything_at_once_and_holds_back_nobody() -> 
         assert await read(quick) == {0: expected_tokens((2,), 2000)}
         await until(lambda: idle(fleet))
         assert await read(slow) == {0: expected_tokens((1,), 2000)}
+
+
+async def test_the_engine_waits_for_a_reader_whose_backlog_is_full_and_goes_on_with_the_same_text() -> None:
+    async with null_fleet(step_time_s=0.0) as fleet:
+        dispatch = dispatcher(fleet)
+        slow = await dispatch.generate(replace(request((1,), 2000, n=2), max_unread_tokens=200))
+        quick = await dispatch.generate(request((2,), 2000))
+        taken: dict[int, list[int]] = {0: [], 1: []}
+        for _ in range(3):  # it is gone from the worker each time, although it has not ended
+            await until(lambda: idle(fleet))
+            await until(lambda: asyncio.sleep(0, not fleet.tickets))
+            chunks = await anext(slow)
+            num_new = sum(len(chunk.token_ids) for chunk in chunks)
+            assert 200 <= num_new < 2000
+            for chunk in chunks:
+                taken[chunk.index] += chunk.token_ids
+        assert await read(quick) == {0: expected_tokens((2,), 2000)}
+        rest = await read(slow)
+        assert {index: taken[index] + rest[index] for index in taken} == dict.fromkeys(
+            range(2), expected_tokens((1,), 2000)
+        )
+        assert fleet.num_deaths == 0
+        assert not fleet.tickets
+
+
+async def test_closing_while_it_waits_for_its_reader_leaves_no_trace() -> None:
+    async with null_fleet(step_time_s=0.0) as fleet:
+        stream = await dispatcher(fleet).generate(replace(request((1,), 4000), max_unread_tokens=100))
+        await until(lambda: asyncio.sleep(0, not fleet.tickets))
+        async with asyncio.timeout(5):
+            await stream.aclose()
+        assert [chunks async for chunks in stream] == []
+        assert await idle(fleet)
