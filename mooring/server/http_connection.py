@@ -16,6 +16,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 from mooring.errors import InvalidRequestError
+from mooring.server.reader_timer import ReaderTimer
 from router.doors.http.errors import error_body
 
 __all__ = ["DoorConfig", "HttpConnection", "HttpLimits", "SocketConnection"]
@@ -34,6 +35,8 @@ class HttpLimits:
         keep_alive_s: seconds for which a connection may rest between requests. Longer than clients and
             proxies let theirs rest: otherwise they would send requests into a connection that is just being
             closed.
+        max_reader_stall_s: seconds without any progress after which a client is given up that does not read what is
+            sent to it. It needs to answer no ping of a WebSocket in time: a slow one finds that behind all else.
     """
 
     max_frame_bytes: int
@@ -41,6 +44,7 @@ class HttpLimits:
     request_timeout_s: float
     max_headers: int = 100
     keep_alive_s: int = 75
+    max_reader_stall_s: float = 60.0
 
 
 class DoorConfig(uvicorn.Config):
@@ -52,6 +56,7 @@ class DoorConfig(uvicorn.Config):
             http=HttpConnection,
             ws=SocketConnection,
             ws_max_size=limits.max_frame_bytes,
+            ws_ping_timeout=None,
             timeout_keep_alive=limits.keep_alive_s,
             **options,
         )
@@ -77,11 +82,21 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._reader = ReaderTimer(transport, self._limits.max_reader_stall_s)
         self._start_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._reader.stop()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader.start()
+
+    def resume_writing(self) -> None:
+        self._reader.stop()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -213,6 +228,24 @@ class HttpConnection(HttpToolsProtocol):
 
 class SocketConnection(WebSocketsSansIOProtocol):
     """A WebSocket whose client cannot make the server keep data that nobody will read."""
+
+    config: DoorConfig
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._reader = ReaderTimer(transport, self.config.limits.max_reader_stall_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reader.stop()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader.start()
+
+    def resume_writing(self) -> None:
+        self._reader.stop()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

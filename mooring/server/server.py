@@ -259,6 +259,7 @@ class Server:
             max_frame_bytes=settings.limits.max_body_bytes,
             max_head_bytes=settings.max_head_bytes,
             request_timeout_s=settings.request_timeout_s,
+            max_reader_stall_s=settings.limits.max_reader_stall_s,
         )
         http = http_door(app, settings.http_host, settings.http_port, limits, settings.tls)
         self.addresses["http"] = await stack.enter_async_context(http)

@@ -8,7 +8,7 @@ __all__ = ["Unread"]
 
 
 class Unread:
-    """What one reader is still to get, in order of arrival.
+    """The tokens that one reader is still to get, in order of arrival.
 
     Args:
         max_tokens: the backlog with which it is full; each token counts once, and once more for each log-probability
@@ -39,7 +39,7 @@ class Unread:
         self._dropped.add(index)
 
     def take(self) -> list[ChoiceTokens]:
-        """Everything that is there; the reader has caught up then."""
+        """Returns everything that is there; the reader has caught up then."""
         parts, self._parts = self._parts, []
         self._num_tokens, self.is_full = 0, False
         if self._dropped:

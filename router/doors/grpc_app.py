@@ -33,8 +33,7 @@ def add_grpc_services(
     """
     native = create_grpc_service(services, intake)
     inference_pb2_grpc.add_InferenceServicer_to_server(native, server)  # type: ignore[no-untyped-call]
-    max_requests = services.config.max_stream_requests
-    triton = KServeService(kserve, services.tenancy, admin_key, max_stream_requests=max_requests)
+    triton = KServeService(kserve, services.tenancy, admin_key, services.config)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
     names = (_NATIVE_NAME, KSERVE_SERVICE_NAME)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(services.is_ready, names), server)

@@ -63,6 +63,13 @@ class RouterConfig:
             "counted once more for each log-probability beside it."
         ),
     ] = 262_144
+    max_reader_stall_s: Annotated[
+        float,
+        Bounds(gt=0),
+        Setting(
+            "A client that reads nothing at all of its answer for so long is given up; a slow one is not."
+        ),
+    ] = 60.0
     max_socket_requests: int = 64
     max_stream_requests: int = 256
     max_choices: int = 128

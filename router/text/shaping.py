@@ -1,4 +1,4 @@
-"""Where answers are put into the form of their protocol: small ones on the event loop, large ones in a thread, so
+"""The place where answers take the form of their protocol: small ones on the event loop, large ones in a thread, so
 that they delay nobody else."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from router.text.prompt_view import TokenLogprob
 __all__ = ["LARGE_CHARS", "chars_of", "chars_of_logprobs", "shaped"]
 
 LARGE_CHARS = 16_384
-"""An answer with more than about so many characters is large."""
+"""Number of characters from which an answer is large."""
 
 _CHARS_OF_LOGPROB = 64
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class _Shown(Protocol):
 
 
 def chars_of(parts: Iterable[_Shown]) -> int:
-    """About how many characters these parts of an answer become."""
+    """Number of characters that these parts of an answer become, about."""
     num_chars = 0
     for part in parts:
         num_chars += len(part.text)
@@ -39,10 +39,10 @@ def chars_of(parts: Iterable[_Shown]) -> int:
 
 
 async def shaped(make: Callable[[], T], num_chars: int) -> T:
-    """What ``make`` returns; it is called in a thread if the answer is large."""
+    """Returns what ``make`` returns; it is called in a thread if the answer is large."""
     return make() if num_chars <= LARGE_CHARS else await asyncio.to_thread(make)
 
 
 def chars_of_logprobs(entries: Sequence[TokenLogprob]) -> int:
-    """About how many characters these log-probabilities become, likeliest tokens included."""
+    """Number of characters that these log-probabilities become, about, likeliest tokens included."""
     return len(entries) * (1 + len(entries[-1].top)) * _CHARS_OF_LOGPROB if entries else 0

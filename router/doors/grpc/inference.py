@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from mooring.errors import InternalError, InvalidRequestError, MooringError
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.doors.grpc.errors import Context, abort, metadata_of, refuse_unknown_fields
+from router.doors.grpc.writing import write
 from router.intake import Intake, request_id_from
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.services import RouterServices
@@ -46,10 +47,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(  # noqa: N802 (gRPC's name)
         self, request: pb.GenerateTextRequest, context: Context
-    ) -> AsyncIterator[pb.GenerateTextResponse]:
+    ) -> None:
         metadata = metadata_of(context)
         request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
         await context.send_initial_metadata((("x-request-id", request_id),))
+        max_stall_s = self._services.config.max_reader_stall_s
         generation: TextGeneration | None = None
         try:
             tenant = await self._services.tenancy.tenant_of(api_key_of(metadata))
@@ -65,11 +67,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 for step in by_step(batch):
                     for deltas in _messages(step):
                         make = partial(_response, request_id, request.model, deltas)
-                        yield await shaped(make, chars_of(deltas))
-            yield pb.GenerateTextResponse(
-                request_id=request_id, model=request.model, usage=_usage(generation)
-            )
+                        await write(context, await shaped(make, chars_of(deltas)), max_stall_s)
+            usage = _usage(generation)
+            last = pb.GenerateTextResponse(request_id=request_id, model=request.model, usage=usage)
+            await write(context, last, max_stall_s)
         except MooringError as error:
+            if generation is not None:
+                await generation.aclose()  # the status may have to wait for a client that does not read
             await abort(context, error)
         # The edge of the process: a bug must end this call and no other.
         except Exception:

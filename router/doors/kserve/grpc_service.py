@@ -30,6 +30,7 @@ from router.doors.kserve.unsupported import (
     no_trace,
 )
 from router.intake import request_id_from
+from router.request.bounds import RouterConfig
 from router.tenancy.keys import Tenancy, api_key_of, check_admin_key
 from router.tenancy.tenant import Tenant
 from router.text.shaping import shaped
@@ -69,14 +70,14 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
         kserve: gives the answers.
         tenancy: finds the tenant of a key; only ``ServerLive`` and ``ServerReady`` need no key.
         admin_key: the key to load and unload models.
-        max_stream_requests: most requests of one stream that run at a time; further ones wait unread.
+        config: bounds of a stream.
     """
 
-    def __init__(self, kserve: KServe, tenancy: Tenancy, admin_key: str, *, max_stream_requests: int) -> None:
+    def __init__(self, kserve: KServe, tenancy: Tenancy, admin_key: str, config: RouterConfig) -> None:
         self._kserve = kserve
         self._tenancy = tenancy
         self._admin_key = admin_key
-        self._max_stream_requests = max_stream_requests
+        self._config = config
 
     # The server --------------------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             self._kserve,
             context,
             tenant,
-            max_requests=self._max_stream_requests,
+            self._config,
             strict=metadata_of(context).get(_STRICT) == "true",
         )
         await stream.run(request)

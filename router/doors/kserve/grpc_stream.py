@@ -10,9 +10,12 @@ from typing import Any
 
 from mooring.errors import InternalError, MooringError
 from router.doors.grpc.errors import Context, refuse_unknown_fields
+from router.doors.grpc.writing import write
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_messages import StreamResponse, error_message, read_infer_request
 from router.intake import request_id_from
+from router.request.bounds import RouterConfig
+from router.request.reader_watch import SlowReaderError
 from router.tenancy.tenant import Tenant
 
 __all__ = ["InferStream"]
@@ -31,26 +34,28 @@ class InferStream:
         kserve: gives the answers.
         context: the context of the call.
         tenant: the tenant whose call it is.
-        max_requests: most requests that run at a time; further ones wait unread.
+        config: how many requests run at a time, while further ones wait unread, and when a client that reads nothing
+            is given up with all of its requests.
         strict: whether the first request that fails ends the call with its error, as Triton's clients ask for
             with the metadata ``triton_grpc_error``.
     """
 
     def __init__(
-        self, kserve: KServe, context: Context, tenant: Tenant, *, max_requests: int, strict: bool
+        self, kserve: KServe, context: Context, tenant: Tenant, config: RouterConfig, *, strict: bool
     ) -> None:
         self._kserve = kserve
+        self._max_stall_s = config.max_reader_stall_s
         self._context = context
         self._tenant = tenant
         self._strict = strict
-        self._slots = asyncio.Semaphore(max_requests)
+        self._slots = asyncio.Semaphore(config.max_stream_requests)
         self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
         """Returns when the client has sent its last request and all requests are answered.
 
         Raises:
-            MooringError: a request of a strict stream failed.
+            MooringError: a request of a strict stream failed, or the client did not read.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -67,6 +72,8 @@ class InferStream:
     async def _answer(self, request: Any) -> None:
         try:
             await self._infer(request)
+        except SlowReaderError:
+            raise  # nobody would read that either
         except MooringError as error:
             await self._refuse(request, error)
         except Exception:  # the edge of the process: a bug must end this request and no other
@@ -91,4 +98,4 @@ class InferStream:
 
     async def _send(self, message: Any) -> None:
         async with self._writing:
-            await self._context.write(message)
+            await write(self._context, message, self._max_stall_s)
