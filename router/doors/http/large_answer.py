@@ -41,7 +41,7 @@ class LargeAnswer(Response):
 
     @classmethod
     def of(cls, response: Response) -> LargeAnswer:
-        """The same answer, sent in pieces."""
+        """Makes an answer that is sent in pieces of a whole one."""
         return cls([bytes(response.body)], response.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
