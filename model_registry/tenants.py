@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 
 from sqlalchemy import select
@@ -15,13 +16,24 @@ from model_registry.schema import KeyRow, TenantRow
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError
 
-__all__ = ["TenantQueries"]
+__all__ = ["ANONYMOUS_NAME", "KEY_PREFIX", "TenantQueries", "hash_key", "is_key"]
 
 ANONYMOUS_NAME = "anonymous"
 KEY_PREFIX = "mk-"
 KEY_RANDOM_BYTES = 32
+KEY_FORM = re.compile(KEY_PREFIX + r"[A-Za-z0-9_-]{43}")  # the random bytes, in URL-safe base64
 KEY_NAME_CHARS = 128
 SHOWN_CHARS = 8
+
+
+def is_key(text: str) -> bool:
+    """Whether a text has the form of the keys that are made here."""
+    return KEY_FORM.fullmatch(text) is not None
+
+
+def hash_key(key: str) -> str:
+    """The form in which a key is kept: its SHA-256, in hexadecimal."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 class TenantQueries(Transactions):
@@ -91,7 +103,7 @@ class TenantQueries(Transactions):
                 tenant=owner,
                 name=name,
                 prefix=key[:SHOWN_CHARS],
-                key_hash=_hash_key(key),
+                key_hash=hash_key(key),
                 created_at_s=self._now(),
             )
             session.add(row)
@@ -104,9 +116,9 @@ class TenantQueries(Transactions):
             query = select(KeyRow).where(KeyRow.tenant_id == _tenant(session, tenant).id).order_by(KeyRow.id)
             return [key_record(row) for row in session.scalars(query)]
 
-    def authenticate(self, key: str) -> TenantRecord | None:
-        """The tenant of a key, or None if the key is unknown or revoked."""
-        query = select(KeyRow).where(KeyRow.key_hash == _hash_key(key), KeyRow.revoked_at_s.is_(None))
+    def authenticate(self, key_hash: str) -> TenantRecord | None:
+        """The tenant of the key with this hash (``hash_key``), or None if the key is unknown or revoked."""
+        query = select(KeyRow).where(KeyRow.key_hash == key_hash, KeyRow.revoked_at_s.is_(None))
         with self._reading() as session:
             row = session.scalar(query)
             return None if row is None else tenant_record(row.tenant)
@@ -130,7 +142,3 @@ def _tenant(session: Session, name: str) -> TenantRow:
 
 def _new_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(KEY_RANDOM_BYTES)
-
-
-def _hash_key(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -38,6 +38,7 @@ class RouterConfig:
         key_cache_entries: API keys whose check is remembered.
         key_cache_s: seconds for which a good key is not checked again; a revoked key lives so long.
         unknown_key_cache_s: seconds for which an unknown key is not checked again.
+        max_key_checks: most keys that are being looked up or wait for it; further ones are told to try again.
     """
 
     max_body_bytes: Annotated[int, _AT_LEAST_ONE, Setting("Largest request body or gRPC message.")] = 4 * MIB
@@ -87,6 +88,7 @@ class RouterConfig:
     key_cache_entries: int = 4096
     key_cache_s: float = 5.0
     unknown_key_cache_s: float = 1.0
+    max_key_checks: int = 64
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
-from model_registry.tenants import KEY_PREFIX
+from model_registry.tenants import KEY_PREFIX, hash_key, is_key
 from mooring.errors import AuthenticationError
 from router.request.bounds import RouterConfig
 from router.request.single_flight import SingleFlightCache
@@ -14,12 +15,17 @@ from router.tenancy.tenant import ANONYMOUS, KnownTenant, Tenant, tenant_from
 
 __all__ = ["Tenancy", "api_key_of", "check_admin_key"]
 
+_THREADS = 2
+
 
 class Tenancy:
     """Checks keys, and remembers the answers for a few seconds.
 
+    A text without the form of a key is never looked up, nor kept. Keys are looked up by their hash, in threads of
+    their own, so that neither unknown keys nor a slow registry take the threads that other work needs.
+
     Args:
-        authenticate: the registry's look-up of a key; blocking, and None for an unknown key.
+        authenticate: the registry's look-up of a key by its hash; blocking, and None for an unknown key.
         allow_anonymous: whether inference needs no key. A key that Mooring did not make then counts as none,
             since OpenAI's clients always send one; one of ours that was revoked is still refused.
         config: how long answers are remembered.
@@ -38,6 +44,8 @@ class Tenancy:
         self._tenants = SingleFlightCache[str, KnownTenant | None](
             authenticate,
             max_entries=config.key_cache_entries,
+            max_loading=config.max_key_checks,
+            executor=ThreadPoolExecutor(_THREADS, thread_name_prefix="keys"),
             ttl_s=lambda record: config.unknown_key_cache_s if record is None else config.key_cache_s,
             clock=clock,
         )
@@ -47,8 +55,9 @@ class Tenancy:
 
         Raises:
             AuthenticationError: a key is needed and there is none, or the key is unknown.
+            OverloadedError: too many keys are being looked up.
         """
-        record = await self._tenants.get(api_key) if api_key else None
+        record = await self._tenants.get(hash_key(api_key)) if api_key and is_key(api_key) else None
         if record is not None:
             return tenant_from(record)
         if self._allow_anonymous and not (api_key or "").startswith(KEY_PREFIX):

@@ -25,7 +25,7 @@ class HttpDoor:
     source: ScriptedSource
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
-        settings = {"base_url": f"{self.url}/v1", "api_key": "k1", "max_retries": 0, **options}
+        settings = {"base_url": f"{self.url}/v1", "api_key": "any", "max_retries": 0, **options}
         return openai.AsyncOpenAI(**settings)
 
     async def closed(self) -> None:

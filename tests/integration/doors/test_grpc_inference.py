@@ -12,15 +12,15 @@ from typing import Any
 import grpc
 import pytest
 from support.router_doors import (
+    KEY,
     ScriptedSource,
-    known_tenant,
+    authenticate,
     served_model,
     services,
     write_model_folder,
 )
 from support.scripted_answer import ANSWER, ANSWER_IDS, TOKENIZER, answer
 
-from model_registry.records import TenantRecord
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.doors.grpc.inference import create_grpc_service
@@ -206,11 +206,8 @@ async def test_models(server: Server) -> None:
 
 
 async def test_keys(folder: Path) -> None:
-    def authenticate(key: str) -> TenantRecord | None:
-        return known_tenant("acme") if key == "k1" else None
-
     async with running(folder, authenticate=authenticate, allow_anonymous=False) as server:
-        for metadata in ((("authorization", "Bearer k1"),), (("x-api-key", "k1"),)):
+        for metadata in ((("authorization", f"Bearer {KEY}"),), (("x-api-key", KEY),)):
             request = pb.GenerateTextRequest(model="tiny", prompt="hi")
             async for _ in server.stub.Generate(request, metadata=metadata, timeout=10):
                 pass

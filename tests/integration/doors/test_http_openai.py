@@ -14,15 +14,15 @@ import pytest
 import pytest_asyncio
 from support.http_door import HttpDoor, open_door
 from support.router_doors import (
+    KEY,
     ScriptedStream,
+    authenticate,
     byte_level_tokenizer,
-    known_tenant,
     one_token_a_step,
     write_model_folder,
 )
 
 from engines.api import ChoiceTokens
-from model_registry.records import TenantRecord
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
@@ -286,16 +286,15 @@ async def test_a_body_too_large_announced_or_counted(folder: Path) -> None:
 
 
 async def test_keys(folder: Path) -> None:
-    def authenticate(key: str) -> TenantRecord | None:
-        return known_tenant("acme") if key == "k1" else None
-
     async with open_door(folder, answer, authenticate=authenticate, allow_anonymous=False) as server:
-        await server.client().completions.create(model="org/tiny", prompt="hi")
+        await server.client(api_key=KEY).completions.create(model="org/tiny", prompt="hi")
         assert server.source.requests[0].tenant == "acme"
         for call in (
-            server.client(api_key="k2").models.list(),
+            server.client(api_key=KEY[:-1] + "2").models.list(),
             # The key is looked at before the body is.
-            server.client(api_key="k2").completions.create(model="org/tiny", prompt="hi", temperature=9),
+            server.client(api_key=KEY[:-1] + "2").completions.create(
+                model="org/tiny", prompt="hi", temperature=9
+            ),
         ):
             with pytest.raises(openai.AuthenticationError) as caught:
                 await call

@@ -14,14 +14,13 @@ import pytest_asyncio
 from support.http_door import HttpDoor, open_door
 from support.router_doors import (
     ScriptedStream,
+    authenticate,
     byte_level_tokenizer,
-    known_tenant,
     made_up_prompt_logprobs,
     one_token_a_step,
     write_model_folder,
 )
 
-from model_registry.records import TenantRecord
 from mooring.errors import OverloadedError
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
@@ -415,9 +414,6 @@ async def test_what_tokenize_refuses(door: HttpDoor) -> None:
 
 
 async def test_tokenize_is_behind_the_key(folder: Path) -> None:
-    def authenticate(key: str) -> TenantRecord | None:
-        return known_tenant("acme") if key == "k1" else None
-
     async with open_door(folder, answer, authenticate=authenticate, allow_anonymous=False) as door:
         for path in ("/tokenize", "/detokenize"):
             assert (await post(door, path, prompt="a")).status_code == 401

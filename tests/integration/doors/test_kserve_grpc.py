@@ -12,13 +12,11 @@ import pytest
 import tritonclient.grpc as triton
 from support.kserve_doors import ADMIN_KEY, tensor, text_inputs
 from support.kserve_grpc_script import running_grpc, stream
-from support.router_doors import known_tenant, write_model_folder
+from support.router_doors import KEY, authenticate, write_model_folder
 from support.scripted_answer import ANSWER, ANSWER_IDS, TOKENIZER
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
-
-from model_registry.records import TenantRecord
 
 pytestmark = pytest.mark.integration
 
@@ -219,10 +217,7 @@ async def test_a_field_of_a_newer_protocol_is_refused_in_every_message(folder: P
 
 
 async def test_keys_are_those_of_the_other_doors(folder: Path) -> None:
-    def authenticate(key: str) -> TenantRecord | None:
-        return known_tenant("acme") if key == "acme's" else None
-
-    acme = {"authorization": "Bearer acme's"}
+    acme = {"authorization": f"Bearer {KEY}"}
     async with running_grpc(folder, authenticate=authenticate, allow_anonymous=False) as (door, client):
         assert await client.is_server_live()
         assert await client.is_server_ready()

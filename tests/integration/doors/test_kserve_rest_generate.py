@@ -12,10 +12,8 @@ import pytest
 import pytest_asyncio
 from support.kserve_doors import ADMIN_KEY
 from support.kserve_rest_door import ANSWER, ANSWER_IDS, TOKENIZER, RestDoor, rest_door, text_input
-from support.router_doors import known_tenant, write_model_folder
+from support.router_doors import KEY, authenticate, write_model_folder
 from tritonclient.utils import InferenceServerException
-
-from model_registry.records import TenantRecord
 
 # One server, and one event loop, for all tests: to start one takes longer than most of them.
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -191,9 +189,6 @@ async def test_the_repository_needs_the_admin_key(server: RestDoor) -> None:
 
 
 async def test_keys(folder: Path) -> None:
-    def authenticate(key: str) -> TenantRecord | None:
-        return known_tenant("acme") if key == "k1" else None
-
     async with rest_door(folder, authenticate=authenticate, allow_anonymous=False) as server:
         async with server.http() as http:
             assert (await http.get("/v2/health/ready")).status_code == 200
@@ -203,6 +198,6 @@ async def test_keys(folder: Path) -> None:
         async with server.triton() as client:
             with pytest.raises(InferenceServerException, match="API key"):
                 await client.get_server_metadata()
-            headers = {"authorization": "Bearer k1"}
+            headers = {"authorization": f"Bearer {KEY}"}
             await client.infer("org/tiny", [text_input()], headers=headers)
     assert server.source.requests[0].tenant == "acme"

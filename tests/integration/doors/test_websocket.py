@@ -15,6 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from support.router_doors import (
+    KEY,
     ScriptedSource,
     ScriptedStream,
     byte_level_tokenizer,
@@ -29,6 +30,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from engines.api import ChoiceTokens
 from model_registry.records import TenantRecord
+from model_registry.tenants import hash_key
 from mooring.errors import WorkerLostError
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
@@ -324,20 +326,20 @@ async def test_limits(folder: Path) -> None:
 
 
 async def test_keys_are_looked_at_before_the_socket_opens_and_for_each_request(folder: Path) -> None:
-    def authenticate(key: str) -> TenantRecord | None:
-        return known_tenant("acme") if key in good else None
+    def authenticate(key_hash: str) -> TenantRecord | None:
+        return known_tenant("acme") if key_hash in good else None
 
-    good = {"k1"}
+    good = {hash_key(KEY)}
     config = RouterConfig(key_cache_s=0, unknown_key_cache_s=0)
     async with running(folder, authenticate=authenticate, allow_anonymous=False, config=config) as server:
-        for headers in ({}, {"authorization": "Bearer k2"}):
+        for headers in ({}, {"authorization": f"Bearer {KEY[:-1]}2"}):
             with pytest.raises(InvalidStatus) as caught:
                 await server.connect(additional_headers=headers)
             response = caught.value.response
             assert response.status_code == 401
             assert json.loads(response.body or b"")["error"]["code"] == "invalid_api_key"
             assert len(response.headers["x-request-id"]) == 32
-        async with server.connect(additional_headers={"authorization": "Bearer k1"}) as socket:
+        async with server.connect(additional_headers={"authorization": f"Bearer {KEY}"}) as socket:
             await socket.send(completion("a"))
             assert (await event(socket))["type"] == "completed"
             assert server.source.requests[0].tenant == "acme"

@@ -15,6 +15,7 @@ from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 from model_registry.database import open_database
 from model_registry.records import NewVersion
 from model_registry.registry import Registry
+from model_registry.tenants import hash_key
 from mooring.errors import ConfigurationError, RegistryUnavailableError
 
 pytestmark = pytest.mark.integration
@@ -81,7 +82,7 @@ def test_two_servers_that_share_a_registry_number_their_versions_in_one_row(
     assert first.register_version("m", VERSION) == second.register_version("m", VERSION)
     first.create_tenant("acme")
     key, _ = second.create_key("acme")
-    tenant = first.authenticate(key)
+    tenant = first.authenticate(hash_key(key))
     assert tenant is not None
     assert tenant.name == "acme"
     for engine in engines:

@@ -14,6 +14,7 @@ from support.databases import ENGINES
 from model_registry.database import open_database
 from model_registry.records import NewVersion
 from model_registry.registry import Registry
+from model_registry.tenants import hash_key, is_key
 from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
 from mooring.policy import DeploymentPolicy
 
@@ -191,10 +192,14 @@ def test_keys_are_shown_once_and_checked_by_hash(registry: Registry, database: E
     key, record = registry.create_key("acme", "laptop")
 
     assert re.fullmatch(r"mk-[A-Za-z0-9_-]{43}", key)
+    assert is_key(key)
+    assert not any(
+        is_key(text)
+        for text in (key[:-1], key + "x", key + "\n", key.upper(), key[3:], "mk-" + "\ud800" * 43)
+    )
     assert record.prefix == key[:8]
-    assert registry.authenticate(key) == tenant
-    assert registry.authenticate(key[:-1]) is None
-    assert registry.authenticate("\ud800") is None
+    assert registry.authenticate(hash_key(key)) == tenant
+    assert registry.authenticate(hash_key(key[:-1])) is None
     with database.connect() as connection:
         (row,) = connection.execute(text("SELECT * FROM api_keys"))
     assert key not in str(row)
@@ -206,8 +211,8 @@ def test_a_revoked_key_is_no_key(registry: Registry) -> None:
     second, _ = registry.create_key("acme")
     revoked = registry.revoke_key("acme", record.prefix)
 
-    assert registry.authenticate(first) is None
-    assert registry.authenticate(second) is not None
+    assert registry.authenticate(hash_key(first)) is None
+    assert registry.authenticate(hash_key(second)) is not None
     assert registry.revoke_key("acme", record.prefix) == revoked
     assert [key.revoked_at_s for key in registry.list_keys("acme")] == [revoked.revoked_at_s, None]
     with pytest.raises(NotFoundError):

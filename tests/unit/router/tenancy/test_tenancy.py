@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -10,8 +11,8 @@ from support.router_doors import known_tenant
 
 from memory_manager.policy.residency import Residency, ResidencyEvent
 from model_registry.records import TenantRecord
-from model_registry.tenants import KEY_PREFIX
-from mooring.errors import AuthenticationError
+from model_registry.tenants import KEY_PREFIX, hash_key
+from mooring.errors import AuthenticationError, OverloadedError
 from router.request.bounds import RouterConfig
 from router.request.single_flight import SingleFlightCache
 from router.telemetry.metrics import Gauges, Metrics, ModelGauges
@@ -24,14 +25,12 @@ class Registry:
     """Counts look-ups; knows the keys it is told of."""
 
     def __init__(self, **tenant_by_key: str) -> None:
-        self.tenant_by_key = tenant_by_key
+        self.tenant_by_hash = {hash_key(key_of(key)): name for key, name in tenant_by_key.items()}
         self.asked: list[str] = []
-        self.threads: set[int] = set()
 
-    def authenticate(self, key: str) -> TenantRecord | None:
-        self.asked.append(key)
-        self.threads.add(threading.get_ident())
-        name = self.tenant_by_key.get(key)
+    def authenticate(self, key_hash: str) -> TenantRecord | None:
+        self.asked.append(key_hash)
+        name = self.tenant_by_hash.get(key_hash)
         return None if name is None else known_tenant(name)
 
 
@@ -42,6 +41,11 @@ class Clock:
         return self.now_s
 
 
+def key_of(name: str) -> str:
+    """A key as the registry makes them."""
+    return KEY_PREFIX + name.ljust(43, "-")
+
+
 def tenancy(registry: Registry, clock: Clock, *, allow_anonymous: bool = False) -> Tenancy:
     return Tenancy(registry.authenticate, allow_anonymous=allow_anonymous, config=RouterConfig(), clock=clock)
 
@@ -49,21 +53,21 @@ def tenancy(registry: Registry, clock: Clock, *, allow_anonymous: bool = False) 
 async def test_good_keys_are_remembered_for_a_while_and_unknown_ones_briefly() -> None:
     registry, clock = Registry(k1="acme"), Clock()
     checked = tenancy(registry, clock)
+    k1, late = key_of("k1"), key_of("late")
     for _ in range(3):
-        assert (await checked.tenant_of("k1")).name == "acme"
+        assert (await checked.tenant_of(k1)).name == "acme"
     with pytest.raises(AuthenticationError):
-        await checked.tenant_of("nope")
-    assert registry.asked == ["k1", "nope"]
-    assert threading.get_ident() not in registry.threads
+        await checked.tenant_of(late)
+    assert registry.asked == [hash_key(k1), hash_key(late)]
     clock.now_s = 1.5
-    registry.tenant_by_key["nope"] = "late"
-    assert (await checked.tenant_of("nope")).name == "late"
-    assert (await checked.tenant_of("k1")).name == "acme"
-    assert registry.asked == ["k1", "nope", "nope"]
+    registry.tenant_by_hash[hash_key(late)] = "late"
+    assert (await checked.tenant_of(late)).name == "late"
+    assert (await checked.tenant_of(k1)).name == "acme"
+    assert registry.asked == [hash_key(k1), hash_key(late), hash_key(late)]
     clock.now_s = 5.5
-    del registry.tenant_by_key["k1"]
+    del registry.tenant_by_hash[hash_key(k1)]
     with pytest.raises(AuthenticationError):
-        await checked.tenant_of("k1")
+        await checked.tenant_of(k1)
 
 
 async def test_without_a_key() -> None:
@@ -73,9 +77,54 @@ async def test_without_a_key() -> None:
     relaxed = tenancy(registry, Clock(), allow_anonymous=True)
     assert await relaxed.tenant_of(None) == ANONYMOUS
     assert await relaxed.tenant_of("whatever") == ANONYMOUS
-    assert (await relaxed.tenant_of("k1")).name == "acme"
-    with pytest.raises(AuthenticationError):
-        await relaxed.tenant_of(f"{KEY_PREFIX}revoked")
+    assert (await relaxed.tenant_of(key_of("k1"))).name == "acme"
+    for refused in (key_of("revoked"), f"{KEY_PREFIX}short"):
+        with pytest.raises(AuthenticationError):
+            await relaxed.tenant_of(refused)
+
+
+@pytest.mark.parametrize("allow_anonymous", [True, False])
+async def test_what_has_not_the_form_of_a_key_is_never_looked_up(allow_anonymous: bool) -> None:
+    registry = Registry()
+    checked = tenancy(registry, Clock(), allow_anonymous=allow_anonymous)
+    for text in (
+        "x" * 60_000,
+        KEY_PREFIX + "x" * 60_000,
+        key_of("k1") + "\n",
+        key_of("\ud800"),
+        "sk-" + "a" * 43,
+    ):
+        with (
+            contextlib.nullcontext()
+            if allow_anonymous and text[0] != "m"
+            else pytest.raises(AuthenticationError)
+        ):
+            await checked.tenant_of(text)
+    assert registry.asked == []
+
+
+async def test_keys_wait_for_the_registry_in_few_threads_of_their_own_and_not_without_end() -> None:
+    may_answer = threading.Event()
+    threads = set()
+
+    def authenticate(key_hash: str) -> TenantRecord | None:
+        threads.add(threading.current_thread().name)
+        assert may_answer.wait(10)
+        return known_tenant("acme")
+
+    config = RouterConfig(max_key_checks=8)
+    checked = Tenancy(authenticate, allow_anonymous=False, config=config)
+    waiting = [asyncio.create_task(checked.tenant_of(key_of(str(number)))) for number in range(8)]
+    await asyncio.to_thread(int)  # other work has its threads
+    with pytest.raises(OverloadedError):
+        await checked.tenant_of(key_of("another"))
+    same = asyncio.create_task(checked.tenant_of(key_of("0")))  # waits with the first
+    await asyncio.sleep(0)
+    may_answer.set()
+    assert {tenant.name for tenant in await asyncio.gather(*waiting, same)} == {"acme"}
+    assert (await checked.tenant_of(key_of("another"))).name == "acme"
+    assert len(threads) <= 2
+    assert all(name.startswith("keys") for name in threads)
 
 
 @pytest.mark.parametrize(
