@@ -15,6 +15,7 @@ from router.request.sampling import (
     SamplingOptions,
     answer_size,
     check_answer_size,
+    check_bad_words,
     check_options,
     num_prompt_tokens_kept,
     prompt_too_long,
@@ -171,6 +172,7 @@ class Intake:
             max_tokens=served.max_model_len if num_kept is None else None,
         )
         bad_words_ids = await self._text_models.bad_words_ids(text_model, options.bad_words)
+        check_bad_words(bad_words_ids, options, len(prompts), services.config)
         requests = [
             self._request(
                 served,

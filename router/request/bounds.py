@@ -28,6 +28,7 @@ class RouterConfig:
         max_stop_token_ids: most stop token ids of one request.
         max_logit_biases: most token ids of one request's ``logit_bias``.
         max_bad_words: most strings of one request's ``bad_words``; each may be as long as a stop string.
+        max_bad_word_tokens: most tokens of all spellings of them, counted for each choice.
         max_logprobs: most likeliest tokens that may be asked for at each position.
         max_messages: most messages of one chat.
         max_unread_tokens: tokens of one request that may wait for a slow reader before the engine does, each
@@ -80,6 +81,7 @@ class RouterConfig:
     max_stop_token_ids: int = 256
     max_logit_biases: int = 1024
     max_bad_words: int = 256
+    max_bad_word_tokens: int = 262_144
     max_logprobs: int = 20
     max_messages: int = 4096
     max_unread_tokens: int = 32_768

@@ -3,7 +3,7 @@ doors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "SamplingOptions",
     "answer_size",
     "check_answer_size",
+    "check_bad_words",
     "check_options",
     "num_prompt_tokens_kept",
     "prompt_too_long",
@@ -267,6 +268,27 @@ def check_answer_size(options: SamplingOptions, sizes: Iterable[int], config: Ro
         param=named[0],
         code="answer_too_large",
     )
+
+
+def check_bad_words(
+    bad_words_ids: Sequence[Sequence[int]], options: SamplingOptions, num_prompts: int, config: RouterConfig
+) -> None:
+    """Refuses bad words that are too long together: each choice takes its own to the engine.
+
+    Args:
+        bad_words_ids: token ids of each spelling.
+        num_prompts: number of the request's prompts.
+
+    Raises:
+        InvalidRequestError: they are.
+    """
+    num_tokens = sum(map(len, bad_words_ids)) * num_prompts * (options.n or 1)
+    if num_tokens > config.max_bad_word_tokens:
+        raise InvalidRequestError(
+            f"Invalid 'bad_words': over all choices they are {num_tokens} tokens, and may be at most "
+            f"{config.max_bad_word_tokens}.",
+            param="bad_words",
+        )
 
 
 def _most_by_default(options: SamplingOptions, num_prompt_tokens: int, most: int) -> int:

@@ -13,6 +13,7 @@ from engines.api import SamplingParams, SequenceRequest
 
 __all__ = ["LogitChanges", "LogitEdits"]
 
+
 class _Sequence(Protocol):
     @property
     def request(self) -> SequenceRequest: ...
@@ -54,8 +55,8 @@ class _Fixed:
 
 
 class _Phrases:
-    """The bad words of one sequence that have several tokens, by the token before the last: a step looks only at those
-    whose turn it may be.
+    """The bad words of one sequence that have several tokens, by the token before the last: a step looks only at
+    those whose turn it may be.
 
     Args:
         words: the words, each with at least two tokens.

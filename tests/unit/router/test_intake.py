@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.router_doors import (
@@ -41,12 +42,12 @@ class Door:
         self.source = ScriptedSource(answer)
         self.intake = Intake(services(self.source, [served_model("m", folder)], config=config))
 
-    async def start(self, prompt: str = "a", tenant: Tenant = TENANT, **options: int) -> TextGeneration:
+    async def start(self, prompt: str = "a", tenant: Tenant = TENANT, **options: Any) -> TextGeneration:
         return await self.intake.start(
             model="m", prompt=prompt, options=SamplingOptions(**options), request_id="r", tenant=tenant
         )
 
-    async def start_batch(self, *prompts: str, **options: int) -> BatchGeneration:
+    async def start_batch(self, *prompts: str, **options: Any) -> BatchGeneration:
         return await self.intake.start_batch(
             model="m", prompts=prompts, options=SamplingOptions(**options), request_id="r", tenant=TENANT
         )
@@ -100,3 +101,15 @@ async def test_the_answers_to_all_prompts_count_together(tmp_path: Path) -> None
     assert len(door.source.requests) == 2
     for stream in door.source.streams:
         assert stream.closed.is_set()
+
+
+async def test_bad_words_count_for_each_choice(tmp_path: Path) -> None:
+    door = Door(tmp_path, RouterConfig(max_bad_word_tokens=8))
+    words = ("t",)  # spelled with one token, and with one after a space
+    await (await door.start(n=4, bad_words=words)).aclose()
+    with pytest.raises(InvalidRequestError, match="at most 8") as refused:
+        await door.start(n=5, bad_words=words)
+    assert refused.value.param == "bad_words"
+    await (await door.start_batch("a", "b", n=2, bad_words=words)).aclose()
+    with pytest.raises(InvalidRequestError):
+        await door.start_batch("a", "b", "c", n=2, bad_words=words)

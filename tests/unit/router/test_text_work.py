@@ -19,7 +19,10 @@ from mooring.errors import ContextLengthError, InvalidRequestError
 from router.intake import Intake
 from router.request.bounds import RouterConfig
 from router.request.sampling import SamplingOptions
+from router.tenancy.tenant import Tenant
 from router.text.tokenizers import ChatPrompt, Prompt, load_text_model
+
+TENANT = Tenant("t", b"1")
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def source() -> ScriptedSource:
 async def start(folder: Path, prompts: list[Prompt], options: SamplingOptions) -> ScriptedSource:
     given = source()
     intake = Intake(services(given, [served_model("m", folder)]))
-    batch = await intake.start_batch(model="m", prompts=prompts, options=options, request_id="r", tenant="t")
+    batch = await intake.start_batch(
+        model="m", prompts=prompts, options=options, request_id="r", tenant=TENANT
+    )
     await batch.aclose()
     return given
 
