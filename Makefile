@@ -41,6 +41,11 @@ check: $(STAMPS)/dev ## Formatting, lint, types, import directions and the unit 
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint-style lint-types
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/unit $(ARGS)
 
+# Each reader of strangers' files for ten minutes, unless ARGS say otherwise: make fuzz ARGS="gguf --seconds 60".
+.PHONY: fuzz
+fuzz: $(STAMPS)/dev ## Read mutated model files for a long time (ARGS="gguf --seconds 60")
+	@PYTHONPATH=tests $(BIN)/python tests/fuzz/strangers_files.py $(ARGS)
+
 .PHONY: lint
 lint: lint-style lint-types ## Formatting, lint, types and import directions
 

@@ -22,13 +22,14 @@ __all__ = ["FILE_PATTERNS", "INDEX_NAME", "check_folder", "read_license", "refus
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+TEMPLATE_NAME = "chat_template.jinja"
 NOTE_PATTERNS = ("LICENSE*", "README*")
 FILE_PATTERNS = (  # beside the weights
     "config.json",
     "generation_config.json",
     "tokenizer*.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE_NAME,
     *NOTE_PATTERNS,
 )
 REQUIRED_NAMES = ("config.json", "tokenizer.json")
@@ -39,7 +40,7 @@ MAX_TEXT_BYTES = {  # some times what the largest published ones have
     "tokenizer.json": 128 * MIB,
     "config.json": 1 * MIB,
     "generation_config.json": 64 * KIB,
-    "chat_template.jinja": 1 * MIB,
+    TEMPLATE_NAME: 1 * MIB,
 }
 MAX_NOTE_BYTES = 1 * MIB  # a larger README or LICENSE is left out
 
@@ -67,6 +68,8 @@ def check_folder(folder: Path) -> tuple[str, ...]:
             raise ArtifactError(f"{name} is too large: {format_bytes(sizes[name])}")
         if name.endswith(".json"):
             read_strangers_json(folder / name, max_bytes)
+        elif name == TEMPLATE_NAME:
+            _check_text(folder / name)
     weights = _check_index(folder, sizes) if INDEX_NAME in sizes else _check_single(folder, sizes)
     return tuple(sorted({*texts, *weights}))
 
@@ -124,6 +127,13 @@ def _is_wanted_text(name: str, num_bytes: int) -> bool:
     if any(fnmatchcase(name, pattern) for pattern in NOTE_PATTERNS):
         return num_bytes <= MAX_NOTE_BYTES
     return any(fnmatchcase(name, pattern) for pattern in FILE_PATTERNS)
+
+
+def _check_text(path: Path) -> None:
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path.name} is not readable text: {error}") from error
 
 
 def _check_single(folder: Path, sizes: Mapping[str, int]) -> Iterable[str]:

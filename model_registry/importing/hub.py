@@ -1,9 +1,11 @@
-"""Fetches models from the Hugging Face hub."""
+"""Fetches models from the Hugging Face hub, or from another that answers as it does and is not believed more than has
+to be: names, sizes and digests that it tells are checked before they are used."""
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,11 +14,14 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.hf_api import RepoSibling
 from tqdm import tqdm
 
 from model_registry.checkpoint import FILE_PATTERNS, INDEX_NAME, refuse_pickles
 from model_registry.progress import Progress
+from model_registry.store import check_room
 from mooring.errors import ArtifactError, InvalidRequestError
+from mooring.units import MIB
 
 __all__ = ["HUB_SCHEME", "Hub", "HubSource", "parse_hub_source"]
 
@@ -24,6 +29,11 @@ HUB_SCHEME = "hf://"
 SOURCE = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # The error of whichever HTTP library this release of the hub's client uses.
 HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+CHUNK_BYTES = 8 * MIB
+SLACK_BYTES = 64 * MIB  # what the downloader may count twice when it tries again
 WANTED_PATTERNS = (*FILE_PATTERNS, INDEX_NAME, "model*.safetensors")
 
 
@@ -68,37 +78,93 @@ class Hub:
             ArtifactError: as in ``fetch``.
         """
         with _explained(source):
-            return HubSource(
-                source.repo_id, self._api.model_info(source.repo_id, revision=source.revision).sha
-            )
+            commit = self._api.model_info(source.repo_id, revision=source.revision).sha
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):  # it becomes the name of a folder
+            raise ArtifactError(f"the hub names no commit for {source}: {str(commit)[:100]!r}")
+        return HubSource(source.repo_id, commit)
 
     def fetch(self, source: HubSource, folder: Path, progress: Progress) -> None:
         """Downloads the files of a repository that the store takes. Files that an earlier try left in the
         folder are kept and completed.
 
         Args:
-            progress: called with stage ``"download"``.
+            source: as ``resolve`` returned it.
+            progress: called with stages ``"download"`` and ``"verify"``.
 
         Raises:
-            ArtifactError: the hub cannot be reached, has no such repository or revision, or has only pickles.
+            ArtifactError: the hub cannot be reached, has no such repository or revision, has only pickles or more
+                than the disk holds, or sends other files than it announced.
         """
         with _explained(source):
             info = self._api.model_info(source.repo_id, revision=source.revision, files_metadata=True)
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-            top_level = [name for name in sizes if "/" not in name]
-            refuse_pickles(top_level)
-            wanted = [name for name in top_level if any(fnmatchcase(name, p) for p in WANTED_PATTERNS)]
-            total_bytes = sum(sizes[name] for name in wanted)
+            if info.sha != source.revision:
+                raise ArtifactError(f"the hub answers with another commit for {source}")
+            wanted = _wanted_files(info.siblings or ())
+            total_bytes = sum(file.size for file in wanted)
+            here = [folder / file.name for file in wanted]
+            present_bytes = sum(path.stat().st_size for path in here if path.is_file())
+            # What is fetched stays beside its copy in the store until that is complete.
+            missing_bytes = max(0, total_bytes - present_bytes)
+            check_room(folder, missing_bytes + total_bytes, f"{source} with its copy in the store")
             progress("download", 0, total_bytes)
             snapshot_download(
                 source.repo_id,
                 revision=info.sha,
                 local_dir=folder,
-                allow_patterns=wanted,
+                allow_patterns=[file.name for file in wanted],
                 endpoint=self._endpoint,
                 tqdm_class=_byte_counter(progress, total_bytes),
             )
             progress("download", total_bytes, total_bytes)
+        _verify(wanted, folder, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _HubFile:
+    """A file as the hub announced it; ``sha256`` is of files that the hub keeps by that digest."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+def _wanted_files(siblings: Iterable[RepoSibling]) -> list[_HubFile]:
+    """The files that the store takes, by their plain names: no path and no pattern is ever taken for one.
+
+    Raises:
+        ArtifactError: the weights are pickles, or a file's announced size or digest is none.
+    """
+    top_level = {each.rfilename: each for each in siblings if FILE_NAME.fullmatch(each.rfilename)}
+    refuse_pickles(top_level)
+    wanted = []
+    for name, each in top_level.items():
+        if not any(fnmatchcase(name, pattern) for pattern in WANTED_PATTERNS):
+            continue
+        size, digest = each.size or 0, each.lfs.sha256 if each.lfs is not None else None
+        if not isinstance(size, int) or size < 0 or (digest is not None and not SHA256.fullmatch(digest)):
+            raise ArtifactError(f"the hub announces no size or digest for {name} that could be one")
+        wanted.append(_HubFile(name, size, digest))
+    return wanted
+
+
+def _verify(files: Iterable[_HubFile], folder: Path, progress: Progress) -> None:
+    """Compares what came with what was announced; a file that differs is removed, so that a later try fetches it."""
+    announced = [file for file in files if file.sha256 is not None]
+    total_bytes = sum(file.size for file in announced)
+    done_bytes = 0
+    for file in announced:
+        progress("verify", done_bytes, total_bytes)
+        path, digest = folder / file.name, hashlib.sha256()
+        with path.open("rb", buffering=0) as reader:
+            while chunk := reader.read(CHUNK_BYTES):
+                digest.update(chunk)
+                done_bytes += len(chunk)
+                progress("verify", min(done_bytes, total_bytes), total_bytes)
+        if digest.hexdigest() != file.sha256:
+            path.unlink()
+            raise ArtifactError(
+                f"{file.name} is not the file that the hub announced: its sha-256 differs. Try again"
+            )
 
 
 @contextmanager
@@ -132,6 +198,8 @@ def _byte_counter(progress: Progress, total_bytes: int) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             self._done_bytes += int(n or 0)
+            if self._counts_bytes and self._done_bytes > total_bytes + SLACK_BYTES:
+                raise ArtifactError("the hub sends more bytes than it announced")
             if self._counts_bytes and self._done_bytes > 0:
                 progress("download", min(self._done_bytes, total_bytes), total_bytes)
             return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +15,25 @@ from mooring.errors import ConfigurationError
 
 __all__ = ["own_data_dir", "published", "published_http_url"]
 
+logger = logging.getLogger(__name__)
+
 _ADDRESSES = "server.json"
+_OTHERS = 0o077
 
 
 @contextmanager
 def own_data_dir(data_dir: Path) -> Iterator[None]:
-    """Makes the folder if it is missing, and holds it: two servers over one store and registry would each
-    take the memory for theirs. The kernel releases the folder when the process ends, however it ends.
+    """Makes the folder if it is missing, closes it to other users, and holds it: two servers over one store and
+    registry would each take the memory for theirs. The kernel releases the folder when the process ends, however it
+    ends. From then on all that this process makes, and what it starts, is for this user alone.
 
     Raises:
         ConfigurationError: another server holds the folder, or it cannot be used.
     """
     try:
+        os.umask(_OTHERS)
         data_dir.mkdir(parents=True, exist_ok=True)
+        _close_to_others(data_dir)
         lock_file = (data_dir / "server.lock").open("w")
     except OSError as error:
         raise ConfigurationError(f"the data folder cannot be used: {error}") from error
@@ -37,6 +45,21 @@ def own_data_dir(data_dir: Path) -> Iterator[None]:
                 f"another server uses the data folder {data_dir}: stop it, or give --data-dir"
             ) from error
         yield
+
+
+def _close_to_others(data_dir: Path) -> None:
+    """Takes from others what earlier releases, or whoever made the folder, left them of it and of what lies in it."""
+    status = data_dir.stat()
+    if status.st_mode & stat.S_ISVTX:  # a folder like /tmp is everybody's
+        return
+    if status.st_uid != os.geteuid():
+        if status.st_mode & _OTHERS:
+            logger.warning("others can enter the data folder %s, and it is not ours to close it", data_dir)
+        return
+    for path in (data_dir, *data_dir.iterdir()):
+        found = path.lstat()
+        if found.st_mode & _OTHERS and found.st_uid == os.geteuid() and not path.is_symlink():
+            path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
 
 
 @contextmanager

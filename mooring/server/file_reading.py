@@ -21,7 +21,7 @@ from mooring.errors import ArtifactError, InvalidRequestError, MooringError
 from mooring.job import JobProgress, add_job_arguments, do_job
 from router.text.tokenizers import ChatPrompt, TextModel, load_text_model
 
-__all__ = ["main"]
+__all__ = ["check_text", "main"]
 
 _SENTENCE = "Mooring reads this."
 _CONVERSATION = ChatPrompt(({"role": "user", "content": _SENTENCE},))
@@ -61,11 +61,11 @@ def _examine(args: argparse.Namespace, tell: JobProgress) -> dict[str, Any]:
     _, hard_limit_s = resource.getrlimit(resource.RLIMIT_CPU)
     limit_s = int(used.ru_utime + used.ru_stime) + 1 + args.max_text_cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (min(limit_s, hard_limit_s), hard_limit_s))
-    _check_text(load_text_model(args.folder))
+    check_text(load_text_model(args.folder))
     return found.to_json()
 
 
-def _check_text(model: TextModel) -> None:
+def check_text(model: TextModel) -> None:
     """Tokenizes a sentence and renders a conversation.
 
     Raises:

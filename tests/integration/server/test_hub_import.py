@@ -25,6 +25,7 @@ from mooring.server.file_reader import FileReader
 
 pytestmark = pytest.mark.integration
 
+FETCHED = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -35,6 +36,18 @@ class FakeHub:
     endpoint: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
+    commit: object = COMMIT
+    digests: dict[str, str] = field(default_factory=dict)  # of files that are announced with one
+    sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # of files that are announced with another size than theirs
+
+    def sibling(self, name: str, data: bytes) -> dict[str, object]:
+        found: dict[str, object] = {"rfilename": name, "size": self.sizes.get(name, len(data))}
+        if name in self.digests:
+            lfs = {"size": len(data), "sha256": self.digests[name], "pointerSize": 1}
+            found["lfs"] = lfs
+        return found
 
 
 @pytest.fixture
@@ -74,8 +87,14 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
             elif api and parts[-1] not in ("main", COMMIT) and "revision" in parts:
                 self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
             elif api:
-                siblings = [{"rfilename": name, "size": len(data)} for name, data in repository.items()]
-                info = {"id": "org/x", "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+                siblings = [state.sibling(name, data) for name, data in repository.items()]
+                info = {
+                    "id": "org/x",
+                    "sha": state.commit,
+                    "siblings": siblings,
+                    "tags": [],
+                    "private": False,
+                }
                 self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, with_body)
             else:
                 name = "/".join(parts[4:])
@@ -116,19 +135,78 @@ def test_a_repository_is_registered_at_its_commit(hub: FakeHub, tmp_path: Path) 
 
     assert version.source == f"hf://org/tiny@{COMMIT}"
     assert version.license == "apache-2.0"
-    assert sorted(hub.fetched) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    assert sorted(hub.fetched) == FETCHED
     downloads = [state for state in seen if state[0] == "download"]
     total_bytes = downloads[-1][2]
     assert downloads[0] == ("download", 0, total_bytes)
     assert downloads[-1] == ("download", total_bytes, total_bytes)
     assert {"download", "check", "copy"} <= {stage for stage, _, _ in seen}
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize("commit", ["../../store", "/etc", "", None, "main", COMMIT.upper(), COMMIT + "/x"])
+def test_a_commit_that_is_none_never_becomes_a_path(hub: FakeHub, tmp_path: Path, commit: object) -> None:
+    importer = make_importer(tmp_path, hub.endpoint)
+    hub.commit = commit
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ArtifactError, match="names no commit"):
+        importer.register("tiny", "hf://org/tiny@main")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert hub.fetched == []
+
+
+def test_a_hub_that_changes_its_mind_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    source = Hub(hub.endpoint).resolve(parse_hub_source("hf://org/tiny"))
+    hub.commit = "1" * 40
+    with pytest.raises(ArtifactError, match="another commit"):
+        Hub(hub.endpoint).fetch(source, tmp_path, lambda *report: None)
+    assert hub.fetched == []
+
+
+def test_only_plain_names_are_fetched(hub: FakeHub, tmp_path: Path) -> None:
+    for name in (
+        "tokenizer..\\..\\x.json",
+        "tokenizer*.json",
+        "model\n.safetensors",
+        "../config.json",
+        "/README.md",
+    ):
+        hub.repositories["org/tiny"][name] = b"{}"
+    make_importer(tmp_path, hub.endpoint).register("tiny", "hf://org/tiny")
+    assert sorted(set(hub.fetched)) == FETCHED
+
+
+def test_a_digest_is_compared_with_what_came(hub: FakeHub, tmp_path: Path) -> None:
+    weights = hub.repositories["org/tiny"]["model.safetensors"]
+    hub.digests["model.safetensors"] = "0" * 64
+    importer = make_importer(tmp_path, hub.endpoint)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that the hub announced"):
+        importer.register("tiny", "hf://org/tiny")
+    assert not list((tmp_path / "downloads").glob("*/model.safetensors"))
+    hub.digests["model.safetensors"] = hashlib.sha256(weights).hexdigest()
+    assert importer.register("tiny", "hf://org/tiny").number == 1
+
+
+def test_a_model_that_the_disk_cannot_hold_is_refused_before_it_is_fetched(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.sizes["model.safetensors"] = 1 << 60
+    with pytest.raises(ArtifactError, match="of disk"):
+        make_importer(tmp_path, hub.endpoint).register("tiny", "hf://org/tiny")
+    assert hub.fetched == []
+
+
+def test_bytes_beyond_the_announced_end_the_download(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_registry.importing.hub.SLACK_BYTES", 0)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    hub.repositories["org/tiny"]["model.safetensors"] += bytes(4 << 20)
+    hub.sizes["model.safetensors"] = 1000
+    with pytest.raises(ArtifactError, match="more bytes than it announced"):
+        make_importer(tmp_path, hub.endpoint).register("tiny", "hf://org/tiny")
+    partial = [path.stat().st_size for path in (tmp_path / "downloads").rglob("*") if path.is_file()]
+    assert max(partial, default=0) < 1 << 20
 
 
 def test_pickles_are_refused_before_anything_is_fetched(hub: FakeHub, tmp_path: Path) -> None:

@@ -287,6 +287,10 @@ REFUSALS: dict[str, tuple[Spoil, str]] = {
         lambda f: (f / "config.json").write_text('{"a": "' + "x" * (1 << 20) + '"}') and None,
         "config.json is too large",
     ),
+    "template that is no text": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xff") and None,
+        "chat_template.jinja is not readable text",
+    ),
     "large template": (
         lambda f: (f / "chat_template.jinja").write_text(" " * (1 << 20) + "x") and None,
         "chat_template.jinja is too large",
