@@ -15,6 +15,7 @@ from ops.samples.random_model import copy_tokenizer
 from ops.samples.random_weights import write_random_weights
 from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
 from router.text.detokenizer import TokenTable
+from router.text_process.vocabulary import write_vocabulary
 
 __all__ = ["NullModel", "make_null_model", "null_config"]
 
@@ -95,7 +96,7 @@ def null_config(vocab_size: int) -> dict[str, object]:
 
 def _longest_run(tokenizer: Tokenizer) -> tuple[int, int]:
     """First id and length of the longest run of ids whose tokens are whole characters, all different."""
-    table = TokenTable(tokenizer)
+    table = TokenTable.read(*write_vocabulary(tokenizer))
     best, start = (0, 0), 0
     seen: set[str] = set()
     for token_id in range(tokenizer.get_vocab_size()):

@@ -29,7 +29,8 @@ from router.tenancy.in_flight import Held
 from router.tenancy.tenant import Tenant
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
-from router.text.tokenizers import ChatPrompt, EncodedPrompt, Prompt, TextModel, TextModels
+from router.text.prompts import ChatPrompt, EncodedPrompt, Prompt
+from router.text.text_models import TextModel, TokenizedPrompt
 
 __all__ = ["Intake", "Tokens", "request_id_from"]
 
@@ -41,25 +42,22 @@ class Tokens:
     """A prompt as a model sees it.
 
     Attributes:
-        ids: ids of the tokens.
-        strings: each token as the vocabulary spells it (``Ġthe``).
+        prompt: its tokens.
         max_model_len: longest prompt plus output of the model, in tokens.
     """
 
-    ids: tuple[int, ...]
-    strings: tuple[str, ...]
+    prompt: TokenizedPrompt
     max_model_len: int
 
 
 class Intake:
     """Checks requests, gives them their defaults and hands them to the token source.
 
-    The doors of a server share one intake, and with it the tokenizers that it has read.
+    The doors of a server share one intake.
     """
 
     def __init__(self, services: RouterServices) -> None:
         self._services = services
-        self._text_models = TextModels(services.config)
 
     async def start(
         self,
@@ -114,25 +112,27 @@ class Intake:
             held.release()
             raise
 
-    async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool | None) -> Tokens:
+    async def tokenize(
+        self, model: str, prompt: str | ChatPrompt, add_special_tokens: bool | None, *, strings: bool
+    ) -> Tokens:
         """The tokens of a prompt.
 
         Args:
             add_special_tokens: as in ``SamplingOptions``.
+            strings: whether the tokens' spellings are wanted too.
 
         Raises:
             MooringError: there is no such model, or the model cannot take such a prompt.
         """
         served = self._services.models.get(model)
-        text_model = await self._text_models.get(served.folder)
-        param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
-        [encoded] = await self._text_models.encode(text_model, [prompt], add_special_tokens, param=param)
-        ids = encoded.ids
-        strings = (
-            text_model.tokens.text_token(token_id, skip_special_tokens=False) or ""
-            for token_id in ids.tolist()
+        text_model = await self._services.text_models.get(served.folder)
+        tokenized = await text_model.tokenize(
+            prompt,
+            add_special_tokens=add_special_tokens,
+            param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
+            strings=strings,
         )
-        return Tokens(tuple(ids.tolist()), tuple(strings), served.max_model_len)
+        return Tokens(tokenized, served.max_model_len)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included.
@@ -140,8 +140,8 @@ class Intake:
         Raises:
             MooringError: there is no such model, or no such token.
         """
-        text_model = await self._text_models.get(self._services.models.get(model).folder)
-        return await self._text_models.decode(text_model, token_ids)
+        text_model = await self._services.text_models.get(self._services.models.get(model).folder)
+        return await text_model.decode(token_ids)
 
     def _hold(self, options: SamplingOptions, tenant: Tenant, num_prompts: int) -> Held:
         """Counts the request among those that the tenant has in flight.
@@ -162,17 +162,17 @@ class Intake:
         served = services.models.get(model)
         check_options(options, services.config)
         num_kept = num_prompt_tokens_kept(options, served.max_model_len)
-        text_model = await self._text_models.get(served.folder)
-        text_model.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
-        encoded = await self._text_models.encode(
-            text_model,
+        text_model = await services.text_models.get(served.folder)
+        text_model.tokens.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
+        encoded = await text_model.encode(
             prompts,
-            options.add_special_tokens,
+            add_special_tokens=options.add_special_tokens,
             param=options.prompt_field,
-            max_tokens=served.max_model_len if num_kept is None else None,
+            max_tokens=served.max_model_len,
+            num_kept=num_kept,
+            bad_words=options.bad_words,
         )
-        bad_words_ids = await self._text_models.bad_words_ids(text_model, options.bad_words)
-        check_bad_words(bad_words_ids, options, len(prompts), services.config)
+        check_bad_words(encoded.bad_words_ids, options, len(prompts), services.config)
         requests = [
             self._request(
                 served,
@@ -180,13 +180,13 @@ class Intake:
                 each,
                 options,
                 num_kept=num_kept,
-                bad_words_ids=bad_words_ids,
+                bad_words_ids=encoded.bad_words_ids,
                 request_id=request_id if len(prompts) == 1 else f"{request_id}-{place}",
                 tenant=tenant,
                 arrival_s=arrival_s,
                 num_prompts=len(prompts),
             )
-            for place, (prompt, each) in enumerate(zip(prompts, encoded, strict=True))
+            for place, (prompt, each) in enumerate(zip(prompts, encoded.prompts, strict=True))
         ]
         sizes = (answer_size(options, len(each.prompt_ids), each.sampling.max_tokens) for each in requests)
         check_answer_size(options, sizes, services.config)
@@ -209,12 +209,11 @@ class Intake:
         if not encoded.is_exact:
             at_least = f"at least {encoded.num_tokens}"
             raise prompt_too_long(at_least, served.max_model_len, options.prompt_field)
-        all_ids = encoded.ids
-        prompt_ids = all_ids if num_kept is None else all_ids[-num_kept:]
+        num_tokens = encoded.num_tokens if num_kept is None else min(num_kept, encoded.num_tokens)
         sampling = resolve_sampling(
             options,
             served.defaults,
-            num_prompt_tokens=len(prompt_ids) if num_kept is not None else encoded.num_tokens,
+            num_prompt_tokens=num_tokens,
             max_model_len=served.max_model_len,
             new_seed=secrets.randbits(64),
             config=self._services.config,
@@ -222,12 +221,12 @@ class Intake:
         )
         if bad_words_ids:
             sampling = replace(sampling, bad_words_ids=bad_words_ids)
-        is_whole = len(prompt_ids) == encoded.num_tokens
+        is_whole = num_tokens == encoded.num_tokens
         return GenerationRequest(
             request_id=request_id,
             deployment=served.name,
             artifact_key=served.artifact_key,
-            prompt_ids=prompt_ids,
+            prompt_ids=encoded.ids,
             sampling=sampling,
             n=options.n or 1,
             stop=options.stop,

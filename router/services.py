@@ -12,6 +12,7 @@ from router.request.served_model import ModelDirectory
 from router.telemetry.metrics import Metrics
 from router.tenancy.in_flight import InFlight
 from router.tenancy.keys import Tenancy
+from router.text.text_models import TextModels
 
 __all__ = ["RouterServices"]
 
@@ -27,6 +28,7 @@ class RouterServices:
         metrics: takes the measurements.
         is_ready: whether the server can serve now; the answer of ``/health/ready``.
         config: the doors' limits.
+        text_models: tokenizers and chat templates.
         in_flight: counts what each tenant has in flight.
         exposure: who can reach the doors.
     """
@@ -37,5 +39,6 @@ class RouterServices:
     metrics: Metrics
     is_ready: Callable[[], bool]
     config: RouterConfig
+    text_models: TextModels
     in_flight: InFlight
     exposure: Exposure = field(default_factory=Exposure)

@@ -75,6 +75,8 @@ from router.telemetry.gauges import gauges_of
 from router.telemetry.metrics import Metrics
 from router.tenancy.in_flight import InFlight
 from router.tenancy.keys import Tenancy
+from router.text.starter import TextStarter
+from router.text.text_models import TextModels
 
 __all__ = ["run"]
 
@@ -167,6 +169,9 @@ class Server:
     async def start(cls, settings: Settings, stack: AsyncExitStack) -> Server:
         """Makes every part and opens the doors; ``stack`` ends them in the reverse order."""
         exposure = exposure_of(settings)
+        text_starter = TextStarter()
+        stack.callback(text_starter.close)
+        await asyncio.to_thread(text_starter.start)  # what it imports, it imports beside what follows
         admin_key = ensure_admin_key(settings.admin_key_path)
         registry = await asyncio.to_thread(_open_registry, settings, stack)
         await asyncio.to_thread(check_keys, settings, exposure, registry)
@@ -223,6 +228,8 @@ class Server:
         gate = Gate(Dispatcher(manager, supervisor.client))
         server = cls(settings, registrar, samples, manager, supervisor, gate, directory, journal)
         config = settings.limits
+        text_models = TextModels(config, text_starter)
+        stack.callback(text_models.close)
         services = RouterServices(
             tokens=gate,
             models=directory,
@@ -230,6 +237,7 @@ class Server:
             metrics=metrics,
             is_ready=server.is_ready,
             config=config,
+            text_models=text_models,
             in_flight=InFlight(config),
             exposure=exposure,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from mooring.declared import Bounds, Setting, check_bounds
-from mooring.units import MIB
+from mooring.units import GIB, MIB
 
 __all__ = ["RouterConfig"]
 
@@ -33,9 +33,11 @@ class RouterConfig:
         max_messages: most messages of one chat.
         max_unread_tokens: tokens of one request that may wait for a slow reader before the engine does, each
             counted once more for each log-probability beside it.
-        inline_text_chars: a prompt up to this many characters is tokenized on the event loop; a longer
-            one in a thread, so that it delays nobody else.
-        tokenizers_cached: tokenizers kept in memory; the least recently used one goes first.
+        inline_text_chars: texts up to this many characters are turned into tokens one after the other; a longer
+            one in a process of its own, so that it delays nobody else.
+        long_texts_at_once: most processes for longer texts of one model at a time; further texts wait.
+        text_load_timeout_s: longest time for reading a tokenizer, in seconds.
+        tokenizers_cached: processes of tokenizers that are kept; the least recently used one goes first.
         key_cache_entries: API keys whose check is remembered.
         key_cache_s: seconds for which a good key is not checked again; a revoked key lives so long.
         unknown_key_cache_s: seconds for which an unknown key is not checked again.
@@ -72,6 +74,18 @@ class RouterConfig:
             "A client that reads nothing at all of its answer for so long is given up; a slow one is not."
         ),
     ] = 60.0
+    text_timeout_s: Annotated[
+        float,
+        Bounds(gt=0),
+        Setting(
+            "Longest time that a model's tokenizer and chat template may take for a request, in seconds."
+        ),
+    ] = 10.0
+    text_memory_bytes: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting("Most memory of the process that runs a model's tokenizer and chat template."),
+    ] = 4 * GIB
     max_socket_requests: int = 64
     max_stream_requests: int = 256
     max_choices: int = 128
@@ -86,6 +100,8 @@ class RouterConfig:
     max_messages: int = 4096
     max_unread_tokens: int = 32_768
     inline_text_chars: int = 16_384
+    long_texts_at_once: int = 2
+    text_load_timeout_s: float = 60.0
     tokenizers_cached: int = 64
     key_cache_entries: int = 4096
     key_cache_s: float = 5.0

@@ -15,19 +15,18 @@ The models that we serve have two kinds of tokenizer, told apart by the decoder 
 from __future__ import annotations
 
 import codecs
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from tokenizers import Tokenizer
+import numpy as np
 
-from mooring.errors import ArtifactError
+from engines.api import TokenIds
+from mooring.errors import InternalError, InvalidRequestError
+from router.text.decoder import BYTE_TOKEN, TokenDecoder
 
 __all__ = ["Detokenizer", "TokenTable", "token_string"]
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_STREAMABLE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+_PLAIN = 1
 # A token that every decoder leaves alone: tokens after it are decoded as the middle of a text.
 _ANCHOR = "a"
 
@@ -55,22 +54,50 @@ class TokenTable:
     Special tokens are no text unless a caller wants them to be. Ids outside the vocabulary, which models with
     a padded embedding can sample, never are.
 
+    The vocabulary is one block of memory, as the process of the model's text wrote it: there is no object for each
+    token until the token is used.
+
+    Args:
+        flags: one byte for each id up to the largest: 0 if there is no such token, 1 if it is plain and 3 if it is
+            special.
+        ends: for each id, place in ``spellings`` where its spelling ends; unsigned, 32 bits, of this machine.
+        spellings: tokens as the vocabulary spells them, in UTF-8, one after the other.
+        steps: steps of the tokenizer's decoder, as ``router.text.decoder`` has them.
+
     Raises:
         ArtifactError: the tokenizer's decoder is of a kind whose output cannot be streamed.
+        ValueError: the parts do not fit together.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = tokenizer.decoder
-        decoder_steps = list(_steps(json.loads(tokenizer.to_str())["decoder"]))
-        kinds = [step["type"] for step in decoder_steps]
-        self.is_byte_level = kinds == ["ByteLevel"]
-        if not self.is_byte_level:
-            _check_streamable(decoder_steps)
-        self._has_byte_fallback = "ByteFallback" in kinds
-        self._specials = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
+    def __init__(self, flags: bytes, ends: bytes, spellings: bytes, steps: Sequence[dict[str, Any]]) -> None:
+        kinds = [step["type"] for step in steps]
+        self._decoder = None if kinds == ["ByteLevel"] else TokenDecoder(steps)
+        self._has_byte_tokens = "ByteFallback" in kinds
+        self._flags = flags
+        self._known = np.frombuffer(flags, np.uint8) != 0
+        self._ends = memoryview(ends).cast("I")
+        self._spellings = spellings
+        places = np.frombuffer(ends, np.uint32)
+        if (
+            len(places) != len(flags)
+            or not (places[1:] >= places[:-1]).all()
+            or len(spellings) != (places[-1] if len(places) else 0)
+        ):
+            raise ValueError("the parts of the vocabulary do not fit together")
         self._byte_of_char = _byte_of_char()
         self._cached_bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def read(cls, content: dict[str, Any], raw: bytes) -> TokenTable:
+        """Reads a table from a frame that ``router.text_process.vocabulary`` wrote.
+
+        Raises:
+            ArtifactError: as the class.
+            ValueError, LookupError, TypeError: this is no such frame.
+        """
+        num_ids = int(content["num_ids"])
+        flags, ends, spellings = raw[:num_ids], raw[num_ids : 5 * num_ids], raw[5 * num_ids :]
+        return cls(flags, ends, spellings, content["decoder"])
 
     def detokenizer(self, *, skip_special_tokens: bool = True, at_start: bool = True) -> Detokenizer:
         """Makes a fresh detokenizer for one sequence.
@@ -80,18 +107,52 @@ class TokenTable:
             at_start: whether the tokens begin a text, so that a SentencePiece-like tokenizer drops the space
                 that it put there itself; False if they continue a text.
         """
-        if self.is_byte_level:
+        if self._decoder is None:
             return _ByteLevelDetokenizer(self, skip_special_tokens)
         return _FallbackDetokenizer(self, skip_special_tokens, at_start)
 
-    def text_token(self, token_id: int, skip_special_tokens: bool) -> str | None:
-        """The token as the vocabulary spells it, or None if it is no text."""
-        token: str | None = self._tokenizer.id_to_token(token_id)
-        return None if token is None or (skip_special_tokens and token in self._specials) else token
+    def is_text(self, token_id: int, skip_special_tokens: bool) -> bool:
+        """Whether the token is text."""
+        if not 0 <= token_id < len(self._flags):
+            return False
+        return self._flags[token_id] == _PLAIN or (not skip_special_tokens and self._flags[token_id] != 0)
+
+    def spelling(self, token_id: int) -> str:
+        """A token as the vocabulary spells it."""
+        return self._spellings[self._end(token_id - 1) : self._ends[token_id]].decode(errors="replace")
+
+    def check_ids(self, token_ids: Sequence[int], *, param: str) -> TokenIds:
+        """Checks token ids, and returns them as an array.
+
+        Raises:
+            InvalidRequestError: an id is not one of this model's tokens.
+        """
+        try:
+            ids = np.array(token_ids, np.int64)
+            inside = (ids >= 0) & (ids < len(self._known))
+            if inside.all() and self._known[ids].all():
+                return ids.astype(np.int32)
+        except OverflowError:  # an id of more than 64 bits
+            pass
+        wrong = next(each for each in token_ids if not self.is_text(each, skip_special_tokens=False))
+        raise InvalidRequestError(f"Invalid '{param}': {wrong} is not a token id of this model.", param=param)
+
+    def check_known(self, ids: TokenIds) -> None:
+        """Checks ids that should be this model's tokens.
+
+        Raises:
+            InternalError: an id is not.
+        """
+        try:
+            if self._known[ids.view(np.uint32)].all():  # a negative id is then far too large
+                return
+        except IndexError:
+            pass
+        raise InternalError("The model's tokenizer gave a token that it does not have.")
 
     def is_byte(self, token: str) -> bool:
         """Whether the token's name says that it stands for one byte (``<0xE2>``)."""
-        return self._has_byte_fallback and _BYTE_TOKEN.fullmatch(token) is not None
+        return self._has_byte_tokens and BYTE_TOKEN.fullmatch(token) is not None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes that the token stands for in the middle of a text, special or not."""
@@ -101,16 +162,21 @@ class TokenTable:
         return known
 
     def decode_run(self, tokens: list[str], *, at_start: bool) -> str:
-        """Decodes tokens together, as the start of a text or as its middle."""
+        """Decodes tokens together, as the start of a text or as its middle; not of a byte-level tokenizer."""
+        assert self._decoder is not None
         if at_start:
-            return str(self._decoder.decode(tokens))
-        return str(self._decoder.decode([_ANCHOR, *tokens]))[len(_ANCHOR) :]
+            return self._decoder.decode(tokens)
+        return self._decoder.decode([_ANCHOR, *tokens])[len(_ANCHOR) :]
+
+    def _end(self, token_id: int) -> int:
+        """Place where the spelling of a token ends; of -1 that is where the first one begins."""
+        return self._ends[token_id] if token_id >= 0 else 0
 
     def _spell(self, token_id: int) -> bytes:
-        token: str | None = self._tokenizer.id_to_token(token_id)
-        if token is None:
+        if not self.is_text(token_id, skip_special_tokens=False):
             return b""
-        if self.is_byte_level:
+        token = self.spelling(token_id)
+        if self._decoder is None:
             chars = [self._byte_of_char.get(char) for char in token]
             # An added token with characters outside the byte alphabet is plain text.
             return token.encode() if None in chars else bytes(char for char in chars if char is not None)
@@ -128,7 +194,7 @@ class _ByteLevelDetokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        if self._table.text_token(token_id, self._skip_special_tokens) is None:
+        if not self._table.is_text(token_id, self._skip_special_tokens):
             return ""
         return self._utf8.decode(self._table.token_bytes(token_id))
 
@@ -151,9 +217,9 @@ class _FallbackDetokenizer:
         self._at_start = at_start  # the first token may lose its leading space
 
     def push(self, token_id: int) -> str:
-        token = self._table.text_token(token_id, self._skip_special_tokens)
-        if token is None:
+        if not self._table.is_text(token_id, self._skip_special_tokens):
             return ""
+        token = self._table.spelling(token_id)
         if self._table.is_byte(token):
             self._run.append(token)
             return ""
@@ -183,29 +249,6 @@ def token_string(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-
-def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The decoder's steps, with nested sequences flattened."""
-    if decoder is None:
-        yield {"type": "none"}
-    elif decoder["type"] == "Sequence":
-        for step in decoder["decoders"]:
-            yield from _steps(step)
-    else:
-        yield decoder
-
-
-def _check_streamable(steps: list[dict[str, Any]]) -> None:
-    for step in steps:
-        kind = step["type"]
-        # Strip may take the one leading space; a strip at the end cannot be known before the text ends.
-        strips_too_much = kind == "Strip" and (step["start"] > 1 or step["stop"] > 0)
-        if kind not in _STREAMABLE or strips_too_much:
-            raise ArtifactError(
-                f"the tokenizer's decoder has a step {json.dumps(step, ensure_ascii=False)}, whose text "
-                f"cannot be streamed: use a byte-level or a SentencePiece-like tokenizer"
-            )
 
 
 def _byte_of_char() -> dict[str, int]:

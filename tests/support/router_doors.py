@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -23,6 +24,10 @@ from router.telemetry.metrics import Gauges, Metrics, ModelGauges
 from router.tenancy.in_flight import InFlight
 from router.tenancy.keys import Tenancy
 from router.tenancy.tenant import KnownTenant
+from router.text.detokenizer import TokenTable
+from router.text.starter import TextStarter
+from router.text.text_models import TextModels
+from router.text_process.vocabulary import write_vocabulary
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse me' %}{{ raise_exception('I do not like this') }}"
@@ -74,6 +79,17 @@ def write_model_folder(folder: Path, tokenizer: Tokenizer, chat_template: str | 
         settings["chat_template"] = chat_template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def token_table(tokenizer: Tokenizer) -> TokenTable:
+    """The table as the server reads it from what a text's process writes."""
+    return TokenTable.read(*write_vocabulary(tokenizer))
+
+
+@cache
+def text_starter() -> TextStarter:
+    """One starter for all tests of a process; it ends with it."""
+    return TextStarter()
 
 
 class ScriptedStream:
@@ -214,6 +230,7 @@ def services(
         metrics=Metrics(lambda: gauges),
         is_ready=lambda: True,
         config=config,
+        text_models=TextModels(config, text_starter()),
         in_flight=InFlight(config),
     )
 

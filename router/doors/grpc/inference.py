@@ -18,8 +18,8 @@ from router.services import RouterServices
 from router.tenancy.keys import api_key_of
 from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
+from router.text.prompts import ChatPrompt, Prompt
 from router.text.shaping import LARGE_CHARS, chars_of, shaped
-from router.text.tokenizers import ChatPrompt, Prompt
 
 __all__ = ["InferenceService", "create_grpc_service"]
 

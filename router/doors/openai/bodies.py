@@ -18,7 +18,7 @@ from mooring.errors import InvalidRequestError, UnsupportedFieldError
 from router.doors.http.errors import UNSUPPORTED_VALUE
 from router.doors.openai.answers import AnswerStyle
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
-from router.text.tokenizers import ChatPrompt
+from router.text.prompts import ChatPrompt
 
 __all__ = [
     "ChatCompletionRequest",

@@ -14,7 +14,7 @@ from router.doors.openai.bodies import ChatLayout, ChatMessage, RequestBody
 from router.doors.openai.routes import authenticate
 from router.intake import Intake
 from router.services import RouterServices
-from router.text.tokenizers import Prompt
+from router.text.prompts import ChatPrompt
 
 __all__ = ["DetokenizeRequest", "TokenizeApi", "TokenizeRequest"]
 
@@ -35,7 +35,7 @@ class TokenizeRequest(ChatLayout):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
-    def either_prompt(self) -> Prompt:
+    def either_prompt(self) -> str | ChatPrompt:
         """The prompt or the messages, whichever was sent.
 
         Raises:
@@ -80,13 +80,16 @@ class TokenizeApi:
 
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """The tokens of a prompt."""
-        tokens = await self._intake.tokenize(body.model, body.either_prompt(), body.add_special_tokens)
+        wants_strings = bool(body.return_token_strs)
+        tokens = await self._intake.tokenize(
+            body.model, body.either_prompt(), body.add_special_tokens, strings=wants_strings
+        )
         return _json(
             {
-                "count": len(tokens.ids),
+                "count": len(tokens.prompt.ids),
                 "max_model_len": tokens.max_model_len,
-                "tokens": tokens.ids,
-                "token_strs": tokens.strings if body.return_token_strs else None,
+                "tokens": tokens.prompt.ids,
+                "token_strs": orjson.Fragment(tokens.prompt.strings_json) if wants_strings else None,
             }
         )
 
@@ -96,4 +99,4 @@ class TokenizeApi:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support.router_doors import byte_level_tokenizer, write_model_folder
 
 from mooring.errors import (
     ArtifactError,
@@ -26,8 +24,7 @@ from router.request.sampling import (
     check_options,
     resolve_sampling,
 )
-from router.text.chat_template import ChatTemplate
-from router.text.tokenizers import ChatPrompt, Prompt, load_text_model
+from router.text.prompts import ChatPrompt
 
 
 def resolved(
@@ -227,83 +224,6 @@ def test_messages_become_what_templates_read() -> None:
             )
         )
     ]
-
-
-def test_templates_have_the_names_they_expect() -> None:
-    source = (
-        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}"
-        "{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ strftime_now('%Y') | length }}"
-    )
-    rendered = ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "user", "content": "<é>"}])
-    assert rendered == '<s>{"role": "user", "content": "<é>"}4'
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ raise_exception('no') }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[9].content }}",
-        "{{ 1 / 0 }}",
-        "{{ 'a' + 1 }}",
-        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-    ],
-)
-def test_a_template_that_fails_is_the_request_refused(source: str) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        ChatTemplate(source, {}).render([{"role": "user", "content": "hi"}])
-    assert caught.value.param == "messages"
-
-
-@pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ 10**100000 }}", pytest.param("{{" + "(" * 5000 + "}}", id="nested")]
-)
-def test_a_text_that_is_no_template_is_a_broken_model(source: str) -> None:
-    with pytest.raises(ArtifactError, match="not a valid template"):
-        ChatTemplate(source, {})
-
-
-def test_text_models_are_read_from_their_folder(tmp_path: Path) -> None:
-    folder = write_model_folder(tmp_path / "m", byte_level_tokenizer())
-    model = load_text_model(folder)
-    hello = model.encode("hello").ids.tolist()
-    assert model.encode(tuple(hello)).ids.tolist() == hello
-    ids = model.encode(ChatPrompt(({"role": "user", "content": "hello"},))).ids
-    assert byte_level_tokenizer().decode(list(ids), skip_special_tokens=False) == (
-        "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    )
-    for bad in ((1 << 20,), (-1,), (1 << 40,)):
-        with pytest.raises(InvalidRequestError, match="not a token id"):
-            model.encode(bad)
-    with pytest.raises(InvalidRequestError, match="surrogate"):
-        model.encode("\ud800")
-    with pytest.raises(InvalidRequestError, match="at least one message"):
-        model.encode(ChatPrompt(()))
-
-
-def ids_of(folder: Path, prompt: Prompt) -> list[int]:
-    return load_text_model(folder).encode(prompt).ids.tolist()
-
-
-def test_the_template_may_be_a_file_or_one_of_several_or_missing(tmp_path: Path) -> None:
-    folder = write_model_folder(tmp_path, byte_level_tokenizer(), chat_template=None)
-    messages = ChatPrompt(({"role": "user", "content": "a"},))
-    with pytest.raises(InvalidRequestError, match="no chat template"):
-        load_text_model(folder).encode(messages)
-    settings = '{"chat_template": [{"name": "rag", "template": "b"}, {"name": "default", "template": "c"}]}'
-    (folder / "tokenizer_config.json").write_text(settings)
-    assert ids_of(folder, messages) == ids_of(folder, "c")
-    (folder / "chat_template.jinja").write_text("d")
-    assert ids_of(folder, messages) == ids_of(folder, "d")
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
-    folder = write_model_folder(tmp_path, byte_level_tokenizer())
-    (folder / name).write_text("{")
-    with pytest.raises(ArtifactError, match=name):
-        load_text_model(folder)
 
 
 def test_request_ids() -> None:

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.router_doors import ScriptedStream, byte_fallback_tokenizer, byte_level_tokenizer
+from support.router_doors import ScriptedStream, byte_fallback_tokenizer, byte_level_tokenizer, token_table
 from tokenizers import Tokenizer
 
 from engines.api import ChoiceTokens, Finished, FinishReason, FirstToken, SamplingParams, TopLogprobs
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
-from router.text.detokenizer import TokenTable
 from router.text.generation import TextDelta, TextGeneration
 
 TOKENIZERS = {"byte-level": byte_level_tokenizer(), "byte-fallback": byte_fallback_tokenizer()}
-TABLES = {name: TokenTable(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+TABLES = {name: token_table(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 METRICS = Metrics(Gauges)
 KINDS = pytest.mark.parametrize("kind", TOKENIZERS)
 IDS = st.lists(st.integers(0, 305), min_size=1, max_size=24)

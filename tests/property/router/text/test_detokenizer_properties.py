@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.router_doors import byte_fallback_tokenizer, byte_level_tokenizer, llama_decoder
+from support.router_doors import byte_fallback_tokenizer, byte_level_tokenizer, llama_decoder, token_table
 from tokenizers import Tokenizer, decoders
 
 from router.text.detokenizer import TokenTable
@@ -21,7 +21,7 @@ TOKENIZERS = {
         decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
     ),
 }
-TABLES = {name: TokenTable(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+TABLES = {name: token_table(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 # A few ids beyond the vocabulary: models pad their embeddings and can sample such.
 IDS = st.lists(st.integers(0, 305), max_size=40)
 TEXT_WITH_EMOJI = st.lists(

@@ -10,6 +10,7 @@ from support.router_doors import (
     byte_fallback_tokenizer,
     byte_level_tokenizer,
     one_token_a_step,
+    token_table,
 )
 from tokenizers import decoders
 
@@ -17,11 +18,11 @@ from engines.api import ChoiceTokens, Finished, FinishReason, SamplingParams, To
 from mooring.errors import ArtifactError, InternalError
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
-from router.text.detokenizer import TokenTable, token_string
+from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TextGeneration, Usage, by_step
 
 TOKENIZER = byte_level_tokenizer()
-TABLE = TokenTable(TOKENIZER)
+TABLE = token_table(TOKENIZER)
 END = TOKENIZER.token_to_id("<|im_end|>")
 AT_LENGTH, STOPPED = Finished(1, FinishReason.LENGTH), Finished(1, FinishReason.STOP)
 
@@ -179,7 +180,7 @@ async def test_what_the_client_cancelled_is_no_error() -> None:
 
 def test_a_run_of_byte_tokens_is_shown_when_it_ends_and_judged_as_one() -> None:
     tokenizer = byte_fallback_tokenizer()
-    detokenizer = TokenTable(tokenizer).detokenizer()
+    detokenizer = token_table(tokenizer).detokenizer()
     euro = [tokenizer.token_to_id(name) for name in ("<0xE2>", "<0x82>", "<0xAC>")]
     the = tokenizer.token_to_id("▁the")
     assert [detokenizer.push(i) for i in (the, *euro, the)] == ["the", "", "", "", "€ the"]
@@ -193,7 +194,7 @@ def test_a_run_of_byte_tokens_is_shown_when_it_ends_and_judged_as_one() -> None:
 )
 def test_decoders_that_cannot_be_streamed_are_refused(decoder: decoders.Decoder) -> None:
     with pytest.raises(ArtifactError, match="cannot be streamed"):
-        TokenTable(byte_fallback_tokenizer(decoder))
+        token_table(byte_fallback_tokenizer(decoder))
 
 
 def test_a_turn_falls_apart_into_steps_with_each_choice_once() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mooring.errors import InvalidRequestError
-from router.text.chat_template import ChatTemplate
+from mooring.errors import ArtifactError, InvalidRequestError
+from router.text_process.chat_template import ChatTemplate
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}"
@@ -84,3 +84,48 @@ def test_variables_reach_the_template_and_hide_none_of_its_own() -> None:
         with pytest.raises(InvalidRequestError) as caught:
             template.render([user("hi")], variables=hidden)
         assert caught.value.param == "chat_template_kwargs"
+
+
+def test_templates_have_the_names_they_expect() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}"
+        "{% if loop.first %}{% continue %}{% endif %}{% endfor %}{{ strftime_now('%Y') | length }}"
+    )
+    rendered = ChatTemplate(source, {"bos_token": "<s>"}).render([{"role": "user", "content": "<é>"}])
+    assert rendered == '<s>{"role": "user", "content": "<é>"}4'
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[9].content }}",
+        "{{ 1 / 0 }}",
+        "{{ 'a' + 1 }}",
+        "{{ 10 ** 100000 }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ (9 ** 999) * (9 ** 999) * (9 ** 999) }}",
+        "{{ 'a' * 1000000000 }}",
+        "{{ 1000000000 * ('ab', 'c') }}",
+        "{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}",
+        "{{ range(100000000) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    ],
+)
+def test_a_template_that_fails_is_the_request_refused(source: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        ChatTemplate(source, {}).render([{"role": "user", "content": "hi"}])
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("source", ["{% if %}", pytest.param("{{" + "(" * 5000 + "}}", id="nested")])
+def test_a_text_that_is_no_template_is_a_broken_model(source: str) -> None:
+    with pytest.raises(ArtifactError, match="not a valid template"):
+        ChatTemplate(source, {})
+
+
+def test_arithmetic_that_templates_need_is_served() -> None:
+    source = "{{ '=' * 3 }}{{ 2 ** 10 }}{{ 7 * 6 }}{{ 0.5 * 3 }}{{ 7 % 4 }}{{ '%03d' % 5 }}{{ 2 ** -1 }}"
+    assert ChatTemplate(source, {}).render([user("hi")]) == "===1024421.530050.5"

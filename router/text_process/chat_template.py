@@ -1,14 +1,16 @@
 """Turns chat messages into one prompt, by the template that the model brings.
 
-A template comes from whoever published the model, so it runs in Jinja's immutable sandbox. It finds the names
-that Hugging Face templates expect, and nothing else.
+A template comes from whoever published the model, so it runs in Jinja's immutable sandbox, in a process of its
+own. It finds the names that Hugging Face templates expect, and nothing else. An operation that would make something
+huge at once is refused; everything else that takes too long or too much is ended by the process's limits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -18,12 +20,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mooring.errors import ArtifactError, InvalidRequestError
+from mooring.units import MIB
 
 __all__ = ["ChatTemplate"]
 
 _PROBE = "mooring-probe"
 # Names that templates may find and that callers set by fields of their own, or not at all.
 _RESERVED = frozenset(("messages", "add_generation_prompt", "continue_final_message", "tools", "documents"))
+_MAX_CHARS = 16 * MIB  # of a rendered prompt, and of what one operation makes
+_MAX_BITS = 4096  # of a number that one operation makes
 
 
 class ChatTemplate:
@@ -33,16 +38,12 @@ class ChatTemplate:
         source: the template's text.
         special_tokens: ``bos_token``, ``eos_token`` and the like, by the names that templates use.
 
-    Attributes:
-        takes_parts: whether the template reads a message's content as a list of parts and shows nothing of a
-            content that is plain text (templates of models that also take images).
-
     Raises:
         ArtifactError: the text is not a Jinja template.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
@@ -55,7 +56,12 @@ class ChatTemplate:
         # deep.
         except Exception as error:
             raise ArtifactError(f"the model's chat template is not a valid template: {error}") from error
-        self.takes_parts = not self._shows(_PROBE) and self._shows(_parts(_PROBE))
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template reads a message's content as a list of parts and shows nothing of a content that is
+        plain text (templates of models that also take images)."""
+        return not self._shows(_PROBE) and self._shows(_parts(_PROBE))
 
     def render(
         self,
@@ -99,13 +105,58 @@ class ChatTemplate:
 
     def _render(self, variables: Mapping[str, Any]) -> str:
         try:
-            return self._template.render(variables)
+            return _bounded(self._template.generate(variables))
         # A template is somebody else's program: it may raise whatever an expression can, recurse without end
         # and ask for more memory than there is.
         except Exception as error:
             raise InvalidRequestError(
                 f"The model's chat template does not take these messages: {error}", param="messages"
             ) from error
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, without the operations that make much of little."""
+
+    intercepted_binops = frozenset(("**", "*"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Carries out an operation if its result is of bounded size.
+
+        Raises:
+            OverflowError: it is not.
+        """
+        if operator == "**":
+            _check_power(left, right)
+        else:
+            _check_product(left, right)
+        return super().call_binop(context, operator, left, right)
+
+
+def _check_power(base: Any, exponent: Any) -> None:
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _MAX_BITS:
+        raise OverflowError("the power is too large a number")
+
+
+def _check_product(left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        if left.bit_length() + right.bit_length() > _MAX_BITS:
+            raise OverflowError("the product is too large a number")
+        return
+    for items, times in ((left, right), (right, left)):
+        repeats = isinstance(items, str | bytes | list | tuple) and isinstance(times, int)
+        if repeats and len(items) * times > _MAX_CHARS:
+            raise OverflowError("the repetition is too long")
+
+
+def _bounded(pieces: Iterable[str]) -> str:
+    """The text of all pieces, as long as that is not too long."""
+    kept, num_chars = [], 0
+    for piece in pieces:
+        num_chars += len(piece)
+        if num_chars > _MAX_CHARS:
+            raise OverflowError(f"the prompt has more than {_MAX_CHARS} characters")
+        kept.append(piece)
+    return "".join(kept)
 
 
 def _parts(text: str) -> list[dict[str, str]]:

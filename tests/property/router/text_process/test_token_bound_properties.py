@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.router_doors import byte_fallback_tokenizer, byte_level_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from router.text.token_bound import token_bound
+from router.text_process.token_bound import token_bound
 
 
 def normalized(tokenizer: Tokenizer, *steps: normalizers.Normalizer) -> Tokenizer:

@@ -1,0 +1,284 @@
+"""Text in processes of its own: what a tokenizer or a chat template does there, nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from support.paths import ROOT
+from support.router_doors import byte_fallback_tokenizer, byte_level_tokenizer, write_model_folder
+from support.until import until
+
+from mooring.errors import ArtifactError, InvalidRequestError
+from mooring.units import MIB
+from router.request.bounds import RouterConfig
+from router.text.prompts import ChatPrompt
+from router.text.starter import TextStarter
+from router.text.text_models import TextModel, TextModels
+
+pytestmark = pytest.mark.integration
+
+# What a message says is what it does.
+TEMPLATE = """
+{%- set what = messages[0].content -%}
+{%- if what == 'spin' -%}
+  {%- for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}
+  {%- endfor %}{% endfor %}{% endfor -%}
+{%- elif what == 'slow' -%}{%- for i in range(40) %}{% for j in range(20000) %}{% endfor %}{% endfor -%}
+{%- elif what == 'swell' -%}
+  {%- set all = namespace(text='a' * 1000) -%}
+  {%- for i in range(40) %}{% set all.text = all.text ~ all.text %}{% endfor -%}
+{%- endif -%}
+{{ what }}
+"""
+
+
+class Texts:
+    """Text models of one starter, and the processes that there are."""
+
+    def __init__(self, starter: TextStarter, config: RouterConfig) -> None:
+        self._starter = starter
+        self.models = TextModels(config, starter)
+
+    @property
+    def starter(self) -> psutil.Process:
+        [found] = [
+            each for each in psutil.Process().children() if "router.text_process" in " ".join(each.cmdline())
+            and each.pid not in EARLIER
+        ]  # fmt: skip
+        return found
+
+    def processes(self) -> list[psutil.Process]:
+        return self.starter.children()
+
+    def copies(self) -> list[psutil.Process]:
+        return [copy for process in self.processes() for copy in process.children()]
+
+
+EARLIER: set[int] = set()
+
+
+@pytest.fixture
+async def texts() -> AsyncIterator[Callable[..., Texts]]:
+    EARLIER.update(each.pid for each in psutil.Process().children())
+    starter = TextStarter()
+    made: list[Texts] = []
+
+    def make(**config: object) -> Texts:
+        made.append(Texts(starter, RouterConfig(**config)))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.models.close()
+    starter.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_model_folder(tmp_path / "m", byte_level_tokenizer(), TEMPLATE)
+
+
+def chat(text: str) -> ChatPrompt:
+    return ChatPrompt(({"role": "user", "content": text},))
+
+
+async def said(model: TextModel, prompt: ChatPrompt | str) -> str:
+    [encoded] = (await model.encode([prompt])).prompts
+    return await model.decode(encoded.ids.tolist())
+
+
+async def test_a_template_without_end_costs_its_own_request(
+    texts: Callable[..., Texts], folder: Path, tmp_path: Path
+) -> None:
+    here = texts(text_timeout_s=1.0)
+    model = await here.models.get(folder)
+    other = await here.models.get(write_model_folder(tmp_path / "other", byte_fallback_tokenizer()))
+    before = {each.pid for each in here.processes()}
+    bad = asyncio.create_task(model.encode([chat("spin")], param="messages"))
+    await asyncio.sleep(0.05)
+    good = [asyncio.create_task(said(model, chat(f"hello {i}"))) for i in range(5)]
+    assert await said(other, "the") == "the"
+    with pytest.raises(InvalidRequestError, match="took longer than 1 s") as caught:
+        await bad
+    assert caught.value.param == "messages"
+    assert await asyncio.gather(*good) == [f"hello {i}" for i in range(5)]
+    after = {each.pid for each in here.processes()}
+    assert len(before & after) == 1  # the other model's
+    assert len(after) == 2
+
+
+async def test_a_kill_in_flight_costs_nobody_anything(texts: Callable[..., Texts], folder: Path) -> None:
+    here = texts(text_timeout_s=60.0)
+    model = await here.models.get(folder)
+    for _ in range(2):  # a request is refused for a second death at its own work, not at others'
+        waiting = [asyncio.create_task(said(model, chat(text))) for text in ("slow", "a", "b")]
+        long = asyncio.create_task(model.encode(["hello " * 50_000]))
+        await asyncio.sleep(0.1)
+        [process] = here.processes()
+        process.kill()
+        assert await asyncio.gather(*waiting) == ["slow", "a", "b"]
+        assert (await long).prompts[0].num_tokens > 50_000
+
+
+async def test_what_kills_its_process_twice_is_refused(texts: Callable[..., Texts], folder: Path) -> None:
+    here = texts(text_timeout_s=60.0)
+    model = await here.models.get(folder)
+    bad = asyncio.create_task(model.encode([chat("spin")], param="messages"))
+    good = asyncio.create_task(said(model, chat("hello")))
+    for _ in range(2):
+        await asyncio.to_thread(until, lambda: busy(here.processes()), "a process at work")
+        [process] = here.processes()
+        process.kill()
+        await asyncio.to_thread(process.wait, 20)
+    with pytest.raises(InvalidRequestError, match="twice"):
+        await bad
+    assert await good == "hello"
+
+
+def busy(processes: list[psutil.Process]) -> bool:
+    """Whether the one process has computed for longer than it takes to read the small tokenizer."""
+    return len(processes) == 1 and processes[0].cpu_times().user > 0.7
+
+
+async def test_memory_is_bounded(texts: Callable[..., Texts], folder: Path) -> None:
+    here = texts(text_memory_bytes=512 * MIB)
+    model = await here.models.get(folder)
+    [process] = here.processes()
+    assert process.rlimit(psutil.RLIMIT_AS) == (512 * MIB, 512 * MIB)
+    with pytest.raises(InvalidRequestError):
+        await model.encode([chat("swell")])
+    assert await said(model, chat("hello")) == "hello"
+
+
+async def test_a_tokenizer_too_large_for_its_memory_is_a_broken_model(
+    texts: Callable[..., Texts], tmp_path: Path
+) -> None:
+    here = texts(text_memory_bytes=160 * MIB)
+    with pytest.raises(ArtifactError):
+        await here.models.get(large_model(tmp_path))
+
+
+def large_model(tmp_path: Path) -> Path:
+    """A tokenizer of 18 MB."""
+    folder = write_model_folder(tmp_path / "large", byte_level_tokenizer())
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"Ġ{'token' * 10}{i}": 400 + i for i in range(265_000)}
+    path.write_text(json.dumps(content, ensure_ascii=False))
+    assert path.stat().st_size > 18 * 10**6
+    return folder
+
+
+async def test_reading_a_large_tokenizer_holds_nobody_up(
+    texts: Callable[..., Texts], folder: Path, tmp_path: Path
+) -> None:
+    here = texts()
+    model = await here.models.get(folder)
+    large = asyncio.create_task(here.models.get(large_model(tmp_path)))
+    await asyncio.sleep(0)
+    assert await said(model, "hello") == "hello"
+    assert not large.done()
+    assert await said(await large, "hello") == "hello"
+
+
+async def test_a_short_text_does_not_wait_for_a_long_one(texts: Callable[..., Texts], folder: Path) -> None:
+    model = await texts().models.get(folder)
+    long = asyncio.create_task(model.encode(["hello the " * 200_000]))
+    await asyncio.sleep(0.01)
+    assert await said(model, "hello") == "hello"
+    assert not long.done()
+    assert (await long).prompts[0].num_tokens > 200_000
+
+
+async def test_work_on_a_long_text_ends_when_nobody_wants_it(
+    texts: Callable[..., Texts], folder: Path
+) -> None:
+    here = texts()
+    model = await here.models.get(folder)
+    long = asyncio.create_task(model.encode(["hello the " * 400_000]))
+    await asyncio.to_thread(until, here.copies, "a copy for the long text")
+    long.cancel()
+    await asyncio.to_thread(until, lambda: not here.copies(), "the end of the copy")
+    assert await said(model, "hello") == "hello"
+
+
+async def test_a_copy_that_is_killed_twice_fails_its_own_text(
+    texts: Callable[..., Texts], folder: Path
+) -> None:
+    here = texts()
+    model = await here.models.get(folder)
+    long = asyncio.create_task(model.encode(["hello the " * 400_000]))
+    for _ in range(2):
+        await asyncio.to_thread(until, here.copies, "a copy for the long text")
+        [copy] = here.copies()
+        copy.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(copy.wait, 20)
+    with pytest.raises(InvalidRequestError, match="twice"):
+        await long
+    assert len(here.processes()) == 1
+
+
+async def test_the_least_recently_used_process_ends_beyond_the_bound(
+    texts: Callable[..., Texts], tmp_path: Path
+) -> None:
+    here = texts(tokenizers_cached=2)
+    folders = [write_model_folder(tmp_path / str(i), byte_level_tokenizer()) for i in range(3)]
+    first = await here.models.get(folders[0])
+    for each in folders[1:]:
+        await here.models.get(each)
+    await asyncio.to_thread(until, lambda: len(here.processes()) == 2, "two processes")
+    # Whoever still has the first one may go on with it, and leaves nothing behind.
+    assert await said(first, "hello") == "hello"
+    await asyncio.to_thread(until, lambda: len(here.processes()) == 2, "two processes again")
+
+
+async def test_a_starter_that_is_killed_is_started_again(texts: Callable[..., Texts], folder: Path) -> None:
+    here = texts()
+    model = await here.models.get(folder)
+    starter, [process] = here.starter, here.processes()
+    starter.kill()
+    await asyncio.to_thread(until, lambda: not process.is_running(), "the end of what it started")
+    assert await said(model, "hello") == "hello"
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from router.request.bounds import RouterConfig
+from router.text.starter import TextStarter
+from router.text.text_models import TextModels
+from router.text.prompts import ChatPrompt
+import mooring.server.server
+
+async def main():
+    models = TextModels(RouterConfig(), TextStarter())
+    model = await models.get(Path(sys.argv[1]))
+    await model.encode(["hello"])
+    print(*(name for name in ("jinja2", "router.text_process") if name in sys.modules), flush=True)
+    await model.encode([ChatPrompt(({"role": "user", "content": "spin"},))])
+
+asyncio.run(main())
+"""
+
+
+def test_all_end_with_the_server_which_never_imports_what_they_need(folder: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert server.stdout is not None
+    with server, server.stdout:
+        imported = server.stdout.readline()
+        started = psutil.Process(server.pid).children(recursive=True)
+        server.kill()
+    assert imported.split() == []
+    assert len(started) == 2
+    until(lambda: not any(each.is_running() for each in started), "the end of all")
