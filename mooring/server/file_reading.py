@@ -19,12 +19,19 @@ from engines.kinds import KINDS, engine_kind
 from model_registry.importing.examination import examine_folder
 from mooring.errors import ArtifactError, InvalidRequestError, MooringError
 from mooring.job import JobProgress, add_job_arguments, do_job
-from router.text.tokenizers import ChatPrompt, TextModel, load_text_model
+from router.text_process.model_folder import load_model_text
+from router.text_process.model_text import ModelText
+from router.text_process.vocabulary import write_vocabulary
 
 __all__ = ["check_text", "main"]
 
 _SENTENCE = "Mooring reads this."
-_CONVERSATION = ChatPrompt(({"role": "user", "content": _SENTENCE},))
+_CONVERSATION = {
+    "messages": [{"role": "user", "content": _SENTENCE}],
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "template_variables": {},
+}
 _MAX_PROMPT_TOKENS = 500_000  # of the conversation: templates have no more than some thousand of their own
 
 
@@ -61,20 +68,21 @@ def _examine(args: argparse.Namespace, tell: JobProgress) -> dict[str, Any]:
     _, hard_limit_s = resource.getrlimit(resource.RLIMIT_CPU)
     limit_s = int(used.ru_utime + used.ru_stime) + 1 + args.max_text_cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (min(limit_s, hard_limit_s), hard_limit_s))
-    check_text(load_text_model(args.folder))
+    check_text(load_model_text(args.folder))
     return found.to_json()
 
 
-def check_text(model: TextModel) -> None:
+def check_text(model: ModelText) -> None:
     """Tokenizes a sentence and renders a conversation.
 
     Raises:
-        ArtifactError: the tokenizer fails on it, or the chat template makes too much of it. A template may refuse the
-            conversation, as it may refuse any other.
+        ArtifactError: the vocabulary cannot be served, the tokenizer fails on it, or the chat template makes too much
+            of it. A template may refuse the conversation, as it may refuse any other.
     """
+    write_vocabulary(model.tokenizer)
     try:
-        model.encode(_SENTENCE)
-        prompt = model.encode(_CONVERSATION, max_tokens=_MAX_PROMPT_TOKENS)
+        _num_tokens(model, _SENTENCE)
+        num_tokens = _num_tokens(model, _CONVERSATION)
     except InvalidRequestError as error:
         if isinstance(error.__cause__, MemoryError):
             raise ArtifactError("the model's chat template takes too much memory for one sentence") from error
@@ -83,10 +91,22 @@ def check_text(model: TextModel) -> None:
         raise
     except Exception as error:  # the library raises a bare one
         raise ArtifactError(f"the model's tokenizer cannot tokenize a sentence: {error}") from error
-    if prompt.num_tokens > _MAX_PROMPT_TOKENS:
-        raise ArtifactError(
-            f"the model's chat template makes {prompt.num_tokens} tokens or more of one sentence"
-        )
+    if num_tokens > _MAX_PROMPT_TOKENS:
+        raise ArtifactError(f"the model's chat template makes {num_tokens} tokens or more of one sentence")
+
+
+def _num_tokens(model: ModelText, prompt: str | dict[str, Any]) -> int:
+    """Number of tokens of a prompt, or the least that it can be if that is too many."""
+    call = {
+        "prompts": [prompt],
+        "special_tokens": None,
+        "param": "messages",
+        "max_tokens": _MAX_PROMPT_TOKENS,
+        "num_kept": None,
+        "bad_words": (),
+    }
+    [(_, num_tokens, _)] = model.encode(call).content["prompts"]
+    return int(num_tokens)
 
 
 if __name__ == "__main__":

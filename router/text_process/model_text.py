@@ -13,7 +13,7 @@ from mooring.errors import InvalidRequestError
 from router.text_process.chat_template import ChatTemplate
 from router.text_process.token_bound import token_bound
 
-__all__ = ["ModelText", "CallResult"]
+__all__ = ["CallResult", "ModelText"]
 
 
 _MAX_ID = 1 << 32

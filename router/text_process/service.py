@@ -20,7 +20,7 @@ from mooring.parent import die_with_parent
 from mooring.units import MIB
 from router.text.frames import MAX_FRAME_BYTES, Frame, FrameKind, FrameReader, pack_frame
 from router.text_process.model_folder import load_model_text
-from router.text_process.model_text import ModelText, CallResult
+from router.text_process.model_text import CallResult, ModelText
 from router.text_process.vocabulary import write_vocabulary
 
 __all__ = ["serve"]
@@ -39,6 +39,10 @@ def serve(connection: socket.socket, folder: Path) -> None:
         return
     except MooringError as error:
         connection.sendall(_error_frame(0, error))
+        return
+    # Panics of the tokenizers library are no Exception.
+    except BaseException as fault:
+        connection.sendall(_error_frame(0, ArtifactError(f"the model's tokenizer cannot be read: {fault!r:.200}")))
         return
     connection.sendall(pack_frame(0, FrameKind.READY, content, raw))
     del content, raw

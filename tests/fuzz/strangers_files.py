@@ -35,7 +35,7 @@ from mooring.child import Limits, limit_this_process
 from mooring.errors import ArtifactError
 from mooring.server.file_reading import check_text
 from mooring.units import GIB
-from router.text.tokenizers import load_text_model
+from router.text_process.model_folder import load_model_text
 
 _LIMITS = Limits(2 * GIB, 3)
 _MAX_S = 60.0  # on a machine that does much else; processor time ends at 3 s
@@ -151,7 +151,7 @@ def make_targets(root: Path) -> dict[str, Target]:
 
 def _examine_text(folder: Path) -> None:
     check_folder(folder)
-    check_text(load_text_model(folder))
+    check_text(load_model_text(folder))
 
 
 def _convert(folder: Path) -> None:
