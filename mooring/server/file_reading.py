@@ -84,8 +84,10 @@ def check_text(model: ModelText) -> None:
         _num_tokens(model, _SENTENCE)
         num_tokens = _num_tokens(model, _CONVERSATION)
     except InvalidRequestError as error:
-        if isinstance(error.__cause__, MemoryError):
-            raise ArtifactError("the model's chat template takes too much memory for one sentence") from error
+        if isinstance(error.__cause__, MemoryError | OverflowError):
+            raise ArtifactError(
+                "the model's chat template takes too much memory for one sentence, or makes something too large of it"
+            ) from error
         return
     except (MooringError, MemoryError):
         raise

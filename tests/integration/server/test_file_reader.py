@@ -60,16 +60,13 @@ def test_the_child_finds_what_would_be_found_here(folder: Path, reader: FileRead
 
 
 HOSTILE_TEMPLATES = {
-    "a number without end": (
-        "{{ 9 ** (9 ** 9) }}",
-        f"all the processor time that it may .at stage '{TEXT_STAGE}'",
-    ),
+    "a number without end": ("{{ 9 ** (9 ** 9) }}", "too large"),
     "loops without end": (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
         "{% endfor %}",
         f"all the processor time that it may .at stage '{TEXT_STAGE}'",
     ),
-    "a text of gigabytes": ("{% set s = 'x' * 16000000000 %}", "too much memory"),
+    "a text of gigabytes": ("{% set s = 'x' * 16000000000 %}", "too large"),
     "lists of gigabytes": (
         "{% set s = namespace(l=[]) %}{% for a in range(99999) %}{% set s.l = s.l + [messages[0].content * 999999] %}"
         "{% endfor %}",
