@@ -42,7 +42,9 @@ def serve(connection: socket.socket, folder: Path) -> None:
         return
     # Panics of the tokenizers library are no Exception.
     except BaseException as fault:
-        connection.sendall(_error_frame(0, ArtifactError(f"the model's tokenizer cannot be read: {fault!r:.200}")))
+        connection.sendall(
+            _error_frame(0, ArtifactError(f"the model's tokenizer cannot be read: {fault!r:.200}"))
+        )
         return
     connection.sendall(pack_frame(0, FrameKind.READY, content, raw))
     del content, raw
