@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -14,8 +14,7 @@ import uvicorn
 from mooring.config import TlsFiles
 from mooring.errors import ConfigurationError
 from mooring.server.http_connection import DoorConfig, HttpLimits
-from mooring.server.tls import tls_context
-from router.doors.grpc.reading import MessageReader
+from mooring.server.tls import grpc_credentials, tls_context
 
 __all__ = ["grpc_door", "http_door"]
 
@@ -64,29 +63,27 @@ async def http_door(
 
 @asynccontextmanager
 async def grpc_door(
-    add_services: Callable[[grpc.aio.Server], None], host: str, port: int, max_message_bytes: int
+    server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None = None
 ) -> AsyncIterator[str]:
-    """Serves gRPC; yields its target.
+    """Runs a gRPC server; yields its target, and at the end lets open calls finish for a while.
 
     Args:
-        add_services: puts the services on the server, before it starts.
+        tls: files for TLS; None if the door speaks without.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address cannot be listened on, or the files cannot be used.
     """
-    options = [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.so_reuseport", 0),
-        ("grpc.keepalive_time_ms", _SILENCE_S * 1000),
-    ]
-    server = grpc.aio.server(interceptors=[MessageReader()], options=options)
-    add_services(server)
+    credentials = grpc_credentials(tls) if tls is not None else None
     if port:
         _listen("gRPC", host, port).close()  # gRPC itself does not say why it cannot listen
+    address = f"{_bracketed(host)}:{port}"
     try:
-        bound_port = server.add_insecure_port(f"{_bracketed(host)}:{port}")
+        if credentials is None:
+            bound_port = server.add_insecure_port(address)
+        else:
+            bound_port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise ConfigurationError(f"gRPC cannot listen on {host}:{port}: {error}") from error
+        raise ConfigurationError(f"gRPC cannot listen on {address}: {error}") from error
     await server.start()
     try:
         yield f"{_bracketed(host)}:{bound_port}"

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc.aio
 import uvloop
 
 from engines.kinds import KINDS, engine_kind
@@ -39,7 +38,7 @@ from model_registry.store import ArtifactStore
 from mooring.config import ModelEntry, Settings
 from mooring.errors import ConfigurationError, MooringError
 from mooring.server.admin_key import ensure_admin_key
-from mooring.server.connection_limits import raise_file_limit
+from mooring.server.connection_limits import connection_limits, raise_file_limit
 from mooring.server.data_dir import own_data_dir, published
 from mooring.server.devices import (
     device_budgets,
@@ -64,7 +63,8 @@ from router.control.registrar import Registrar
 from router.dispatch.dispatch import Dispatcher
 from router.dispatch.gate import Gate
 from router.doors.admin.routes import AdminServices, create_admin_router
-from router.doors.grpc_app import add_grpc_services
+from router.doors.grpc.limits import GrpcLimits
+from router.doors.grpc_app import create_grpc_server
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
@@ -272,10 +272,11 @@ class Server:
         http = http_door(app, settings.http_host, settings.http_port, limits, settings.tls)
         self.addresses["http"] = await stack.enter_async_context(http)
 
-        def add_services(to: grpc.aio.Server) -> None:
-            add_grpc_services(to, services, intake, kserve, admin.admin_key)
-
-        rpc = grpc_door(add_services, settings.grpc_host, settings.grpc_port, settings.limits.max_body_bytes)
+        connections = connection_limits(settings)
+        server = create_grpc_server(
+            services, intake, kserve, admin.admin_key, GrpcLimits(max_connections=connections.max_connections)
+        )
+        rpc = grpc_door(server, settings.grpc_host, settings.grpc_port, settings.tls)
         self.addresses["grpc"] = await stack.enter_async_context(rpc)
         stack.enter_context(published(settings.data_dir, self.addresses))
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ssl
 
+import grpc
+
 from mooring.config import TlsFiles
 from mooring.errors import ConfigurationError
 
-__all__ = ["tls_context"]
+__all__ = ["grpc_credentials", "tls_context"]
 
 
 def tls_context(files: TlsFiles) -> ssl.SSLContext:
@@ -28,3 +30,18 @@ def tls_context(files: TlsFiles) -> ssl.SSLContext:
             f"TLS files {files.certificate} and {files.key} cannot be used: {error}"
         ) from error
     return context
+
+
+def grpc_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials of a gRPC server for the same.
+
+    Raises:
+        ConfigurationError: as ``tls_context``.
+    """
+    tls_context(files)  # gRPC itself does not say which file is wrong
+    client_ca = files.client_ca
+    return grpc.ssl_server_credentials(
+        [(files.key.read_bytes(), files.certificate.read_bytes())],
+        root_certificates=None if client_ca is None else client_ca.read_bytes(),
+        require_client_auth=client_ca is not None,
+    )

@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import numpy as np
 import tritonclient.grpc as triton
 
 from mooring.errors import NotFoundError
-from router.doors.grpc_app import add_grpc_services
+from router.doors.grpc.limits import GrpcLimits
+from router.doors.grpc_app import create_grpc_server
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import IndexEntry
 from router.intake import Intake
 from router.request.served_model import ServedModel
+from router.services import RouterServices
 from support.router_doors import ScriptedSource, services
 
 ADMIN_KEY = "the admin's"
@@ -47,6 +48,7 @@ class MemoryRepository:
 @dataclass
 class KServeDoor:
     target: str
+    services: RouterServices
     source: ScriptedSource
     repository: MemoryRepository
     kserve: KServe
@@ -54,7 +56,7 @@ class KServeDoor:
 
 @contextlib.asynccontextmanager
 async def kserve_door(
-    script: Callable[..., Any], models: list[ServedModel], **options: Any
+    script: Callable[..., Any], models: list[ServedModel], limits: GrpcLimits | None = None, **options: Any
 ) -> AsyncIterator[KServeDoor]:
     """A running server; ``options`` are those of ``support.router_doors.services``."""
     source = ScriptedSource(script)
@@ -62,12 +64,11 @@ async def kserve_door(
     repository = MemoryRepository([IndexEntry(model.name, str(model.version), "READY") for model in models])
     intake = Intake(shared)
     kserve = KServe(shared, intake, repository)
-    server = grpc.aio.server()
-    add_grpc_services(server, shared, intake, kserve, ADMIN_KEY)
+    server = create_grpc_server(shared, intake, kserve, ADMIN_KEY, limits)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield KServeDoor(f"127.0.0.1:{port}", source, repository, kserve)
+        yield KServeDoor(f"127.0.0.1:{port}", shared, source, repository, kserve)
     finally:
         await server.stop(None)
 

@@ -6,12 +6,13 @@ import math
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
-from mooring.errors import MooringError, UnsupportedFieldError, status_of
+from mooring.errors import MooringError, status_of
 
-__all__ = ["Context", "abort", "metadata_of", "refuse_unknown_fields"]
+__all__ = ["Context", "abort", "metadata_of"]
+
+_MAX_MESSAGE_CHARS = 1000  # clients take about 8 KiB of metadata, and a character may need 12 bytes
+_MAX_PARAM_CHARS = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,41 +25,17 @@ def metadata_of(context: Context) -> dict[str, str]:
 
 async def abort(context: Context, error: MooringError) -> NoReturn:
     """Ends the call with the status of ``mooring.errors.STATUS``. Trailing metadata has the rest:
-    ``error-code``, ``error-param``, ``retry-after``."""
+    ``error-code``, ``error-param``, ``retry-after``. Long texts are cut: they quote what the client sent."""
     status = status_of(error)
     details = {
         "error-code": error.code,
-        "error-param": error.param,
+        "error-param": None if error.param is None else error.param[:_MAX_PARAM_CHARS],
         "retry-after": None if error.retry_after_s is None else str(math.ceil(error.retry_after_s)),
     }
     trailing = tuple((name, _printable(value)) for name, value in details.items() if value is not None)
-    message = error.message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair
+    message = error.message[:_MAX_MESSAGE_CHARS]
+    message = message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair
     await context.abort(grpc.StatusCode[status.grpc], message, trailing)
-
-
-def refuse_unknown_fields(request: Message) -> None:
-    """Refuses a field of a newer protocol, however deep it stands; the server knows only its number, not its
-    name.
-
-    Raises:
-        UnsupportedFieldError: the message has such a field.
-    """
-    unknown = UnknownFieldSet(request)
-    if len(unknown):
-        number = unknown[0].field_number
-        raise UnsupportedFieldError(
-            f"Field number {number} of {request.DESCRIPTOR.name} is not known to this server.",
-            param=str(number),
-        )
-    for field, value in request.ListFields():
-        if field.message_type is None:
-            continue
-        if not field.is_repeated:
-            refuse_unknown_fields(value)
-            continue
-        for each in value.values() if field.message_type.GetOptions().map_entry else value:
-            if isinstance(each, Message):  # values of a map may be plain
-                refuse_unknown_fields(each)
 
 
 def _printable(value: str) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mooring.errors import NotFoundError
-from router.doors.grpc.errors import Context, abort
+from mooring.errors import NotFoundError, OverloadedError
+from router.doors.grpc.errors import Context
+from router.doors.grpc.limits import GrpcLimits
 
 __all__ = ["HEALTH_SERVICE_NAME", "HealthService"]
 
 HEALTH_SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-_WATCH_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.5
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -24,26 +27,74 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     Args:
         is_ready: whether the server can serve; answers from memory.
         service_names: services that may be asked about, beside the server itself, which has the empty name.
+        limits: how many may watch.
+        behind_proxy: whether all clients have the proxy's address.
     """
 
-    def __init__(self, is_ready: Callable[[], bool], service_names: Collection[str]) -> None:
+    def __init__(
+        self,
+        is_ready: Callable[[], bool],
+        service_names: Collection[str],
+        limits: GrpcLimits,
+        *,
+        behind_proxy: bool,
+    ) -> None:
         self._is_ready = is_ready
         self._names = frozenset(("", *service_names))
+        self._max = limits.max_watches
+        self._max_of_address = limits.max_watches if behind_proxy else limits.max_address_watches
+        self._watches = Counter[str]()  # by the client's address
+        self._change = asyncio.Event()  # set at each change, and made anew
+        self._looking: asyncio.Task[None] | None = None
 
     async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802 (gRPC's names)
         if request.service not in self._names:
-            await abort(context, NotFoundError(f"There is no service '{request.service}'.", param="service"))
+            raise NotFoundError(f"There is no service '{request.service}'.", param="service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
         """Sends the status at once and at every change, until the client goes."""
-        told = None
+        with self._watching(context.peer()):
+            told = None
+            while True:
+                change = self._change
+                status = self._status(request.service)
+                if status != told:
+                    told = status
+                    yield health_pb2.HealthCheckResponse(status=status)
+                await change.wait()
+
+    @contextmanager
+    def _watching(self, peer: str) -> Iterator[None]:
+        """Looks for changes while anybody watches.
+
+        Raises:
+            OverloadedError: too many watch.
+        """
+        address = peer.rpartition(":")[0]  # without the port
+        if self._watches.total() >= self._max or self._watches[address] >= self._max_of_address:
+            raise OverloadedError("Too many watch the server's health: use Check.", retry_after_s=60)
+        self._watches[address] += 1
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            self._watches[address] -= 1
+            if not self._watches[address]:
+                del self._watches[address]
+            if not self._watches:
+                self._looking.cancel()
+                self._looking = None
+
+    async def _look(self) -> None:
+        was_ready = self._is_ready()
         while True:
-            status = self._status(request.service)
-            if status != told:
-                told = status
-                yield health_pb2.HealthCheckResponse(status=status)
-            await asyncio.sleep(_WATCH_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if self._is_ready() != was_ready:
+                was_ready = not was_ready
+                self._change.set()
+                self._change = asyncio.Event()
 
     def _status(self, service: str) -> int:
         statuses = health_pb2.HealthCheckResponse

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mooring.errors import InternalError, InvalidRequestError, MooringError
+from mooring.errors import InvalidRequestError
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
-from router.doors.grpc.errors import Context, abort, metadata_of, refuse_unknown_fields
-from router.doors.grpc.writing import write
+from router.doors.grpc.errors import Context, metadata_of
+from router.doors.grpc.guard import caller
 from router.intake import Intake, request_id_from
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.services import RouterServices
-from router.tenancy.keys import api_key_of
 from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
 from router.text.prompts import ChatPrompt, Prompt
 from router.text.shaping import LARGE_CHARS, chars_of, shaped
 
-__all__ = ["InferenceService", "create_grpc_service"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["InferenceService"]
 
 _OPTIONAL_FIELDS = (
     *PLAIN_OPTIONS,
@@ -33,11 +29,10 @@ _OPTIONAL_FIELDS = (
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """Serves ``Inference``. An error ends a call with the status of ``mooring.errors.STATUS``; trailing
-    metadata has the rest: ``error-code``, ``error-param``, ``retry-after``.
+    """Serves ``Inference``, behind ``CallGuard``.
 
     Args:
-        services: the models that are served, and the tenants.
+        services: the models that are served.
         intake: starts generations.
     """
 
@@ -47,54 +42,34 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(  # noqa: N802 (gRPC's name)
         self, request: pb.GenerateTextRequest, context: Context
-    ) -> None:
-        metadata = metadata_of(context)
-        request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
+    ) -> AsyncIterator[pb.GenerateTextResponse]:
+        request_id = request_id_from(request.request_id or metadata_of(context).get("x-request-id"))
         await context.send_initial_metadata((("x-request-id", request_id),))
-        max_stall_s = self._services.config.max_reader_stall_s
-        generation: TextGeneration | None = None
+        generation = await self._intake.start(
+            model=request.model,
+            prompt=_prompt(request),
+            options=_options(request),
+            request_id=request_id,
+            tenant=caller(),
+        )
         try:
-            tenant = await self._services.tenancy.tenant_of(api_key_of(metadata))
-            refuse_unknown_fields(request)
-            generation = await self._intake.start(
-                model=request.model,
-                prompt=_prompt(request),
-                options=_options(request),
-                request_id=request_id,
-                tenant=tenant,
-            )
             async for batch in generation:
                 for step in by_step(batch):
                     for deltas in _messages(step):
                         make = partial(_response, request_id, request.model, deltas)
-                        await write(context, await shaped(make, chars_of(deltas)), max_stall_s)
-            usage = _usage(generation)
-            last = pb.GenerateTextResponse(request_id=request_id, model=request.model, usage=usage)
-            await write(context, last, max_stall_s)
-        except MooringError as error:
-            if generation is not None:
-                await generation.aclose()  # the status may have to wait for a client that does not read
-            await abort(context, error)
-        # The edge of the process: a bug must end this call and no other.
-        except Exception:
-            _log.exception("a bug while answering Generate")
-            await abort(context, InternalError("An error of the server's own; it has been logged."))
+                        yield await shaped(make, chars_of(deltas))
+            yield pb.GenerateTextResponse(
+                request_id=request_id, model=request.model, usage=_usage(generation)
+            )
         finally:
             # Also when the client cancelled or went away: gRPC cancels this coroutine then.
-            if generation is not None:
-                await generation.aclose()
+            await generation.aclose()
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        metadata = metadata_of(context)
-        request_id = request_id_from(metadata.get("x-request-id"))
+        request_id = request_id_from(metadata_of(context).get("x-request-id"))
         await context.send_initial_metadata((("x-request-id", request_id),))
-        try:
-            await self._services.tenancy.tenant_of(api_key_of(metadata))
-            refuse_unknown_fields(request)
-        except MooringError as error:
-            await abort(context, error)
         return pb.ListModelsResponse(
             models=[
                 pb.Model(
@@ -106,16 +81,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 for model in self._services.models.list()
             ]
         )
-
-
-def create_grpc_service(services: RouterServices, intake: Intake | None = None) -> InferenceService:
-    """The service, to be added to a server with ``add_InferenceServicer_to_server``.
-
-    Args:
-        services: the models that are served, and the tenants.
-        intake: shared with the other doors, so that tokenizers are read once; by default one of its own.
-    """
-    return InferenceService(services, intake or Intake(services))
 
 
 def _prompt(request: pb.GenerateTextRequest) -> Prompt:

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
 from router.doors.kserve.answer import Answer
-from router.doors.kserve.inputs import InferRequest, parse_request
+from router.doors.kserve.inputs import InferRequest, check_counts, check_request_id, parse_request
 from router.doors.kserve.metadata import ModelMetadata, TensorMetadata
 from router.doors.kserve.repository import IndexEntry
 from router.doors.kserve.statistics import Duration, ModelStatistics
@@ -47,8 +47,10 @@ def read_infer_request(message: Any) -> InferRequest:
     """Reads a ``ModelInferRequest``.
 
     Raises:
-        InvalidRequestError: a tensor, a parameter or an output is wrong; the message names it.
+        InvalidRequestError: a tensor, a parameter, an output or the id is wrong; the message names it.
     """
+    check_request_id(message.id)
+    check_counts(len(message.inputs), len(message.outputs))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequestError(

@@ -9,13 +9,14 @@ from contextlib import aclosing
 from typing import Any
 
 from mooring.errors import InternalError, MooringError
-from router.doors.grpc.errors import Context, refuse_unknown_fields
+from router.doors.grpc.errors import Context
 from router.doors.grpc.writing import write
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_messages import StreamResponse, error_message, read_infer_request
 from router.intake import request_id_from
 from router.request.bounds import RouterConfig
 from router.request.reader_watch import SlowReaderError
+from router.tenancy.in_flight import InFlight
 from router.tenancy.tenant import Tenant
 
 __all__ = ["InferStream"]
@@ -33,6 +34,7 @@ class InferStream:
     Args:
         kserve: gives the answers.
         context: the context of the call.
+        in_flight: counts what the tenant has in flight; each request's bytes, until it is answered.
         tenant: the tenant whose call it is.
         config: how many requests run at a time, while further ones wait unread, and when a client that reads nothing
             is given up with all of its requests.
@@ -41,11 +43,19 @@ class InferStream:
     """
 
     def __init__(
-        self, kserve: KServe, context: Context, tenant: Tenant, config: RouterConfig, *, strict: bool
+        self,
+        kserve: KServe,
+        context: Context,
+        in_flight: InFlight,
+        tenant: Tenant,
+        config: RouterConfig,
+        *,
+        strict: bool,
     ) -> None:
         self._kserve = kserve
         self._max_stall_s = config.max_reader_stall_s
         self._context = context
+        self._in_flight = in_flight
         self._tenant = tenant
         self._strict = strict
         self._slots = asyncio.Semaphore(config.max_stream_requests)
@@ -55,7 +65,7 @@ class InferStream:
         """Returns when the client has sent its last request and all requests are answered.
 
         Raises:
-            MooringError: a request of a strict stream failed, or the client did not read.
+            MooringError: a request of a strict stream failed, a message is wrong, or the client did not read.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -63,7 +73,7 @@ class InferStream:
                     await self._slots.acquire()
                     task = tasks.create_task(self._answer(request))
                     task.add_done_callback(lambda _: self._slots.release())
-        except* MooringError as failed:
+        except* Exception as failed:  # the first ends the call; gRPC's own if the client is gone
             error: BaseException = failed
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
@@ -71,7 +81,8 @@ class InferStream:
 
     async def _answer(self, request: Any) -> None:
         try:
-            await self._infer(request)
+            with self._in_flight.take(self._tenant, body_bytes=request.ByteSize()):
+                await self._infer(request)
         except SlowReaderError:
             raise  # nobody would read that either
         except MooringError as error:
@@ -81,7 +92,6 @@ class InferStream:
             await self._refuse(request, InternalError("An error of the server's own; it has been logged."))
 
     async def _infer(self, request: Any) -> None:
-        refuse_unknown_fields(request)
         model = self._kserve.model(request.model_name, request.model_version)
         response = StreamResponse(model.name, str(model.version), request.id)
         answers = self._kserve.infer(

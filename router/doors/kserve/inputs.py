@@ -6,19 +6,19 @@ means the same in each place, and may come only once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
+from router.doors.http.json_body import read_json
 from router.doors.kserve.fields import FIELDS, Field, Kind
 from router.doors.kserve.outputs import OUTPUTS
-from router.doors.kserve.tensors import Tensor
+from router.doors.kserve.tensors import MAX_VALUES, Tensor
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, SamplingOptions
 
-__all__ = ["InferRequest", "parse_request"]
+__all__ = ["InferRequest", "check_counts", "check_request_id", "parse_request"]
 
 _RETURNS = {
     "return_finish_reason": ("finish_reason",),
@@ -30,6 +30,8 @@ _RETURNS = {
 }
 _NEEDS_LOGPROBS = {"cumulative_logprob", "logprobs", "cum_log_probs", "output_log_probs"}
 _MAX_TIMEOUT_US = 1 << 53
+_MAX_ID_CHARS = 1024  # each answer of a stream repeats the id
+_MAX_SPELLED_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,27 @@ def parse_request(
         for name, value in _json_object(sampling_parameters).items():
             given.put(name, value)
     return _request(given, tuple(requested_outputs), empty_final, timeout_s)
+
+
+def check_counts(num_inputs: int, num_outputs: int) -> None:
+    """Checks that a request has no more inputs and outputs than there are names for; to be asked before any is read.
+
+    Raises:
+        InvalidRequestError: it has.
+    """
+    for what, num, most in (("inputs", num_inputs, len(FIELDS)), ("outputs", num_outputs, len(OUTPUTS))):
+        if num > most:
+            raise InvalidRequestError(f"There are {num} {what}, and names for {most}.", param=what)
+
+
+def check_request_id(request_id: str) -> None:
+    """Checks the client's own id of a request.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
+    if len(request_id) > _MAX_ID_CHARS:
+        raise InvalidRequestError(f"Invalid 'id': it has more than {_MAX_ID_CHARS} characters.", param="id")
 
 
 class _Given:
@@ -211,6 +234,8 @@ def _text(name: str, raw: bytes) -> str:
 def _value(field: Field, raw: Any) -> Any:
     """Checks that a value is of the field's kind and returns it; parameters may spell it as text."""
     kind = field.kind
+    if isinstance(raw, list | tuple | Mapping) and len(raw) > MAX_VALUES:
+        raise _wrong(field.name, f"it has more than {MAX_VALUES} elements")
     if isinstance(raw, list) and len(raw) == 1 and not field.is_list:
         raw = raw[0]  # Triton makes the same tensor of JSON's 7 and [7]
     value = _spelled(kind, raw) if isinstance(raw, str) else raw
@@ -237,9 +262,11 @@ def _spelled(kind: Kind, text: str) -> Any:
     """The value that a parameter's text spells; the text itself if it spells none or the kind is text."""
     if kind in (Kind.TEXT, Kind.TEXTS):
         return text
+    if kind in (Kind.FLAG, Kind.WHOLE, Kind.NUMBER) and len(text) > _MAX_SPELLED_CHARS:
+        return text
     try:
-        return json.loads(text.lower() if kind is Kind.FLAG else text)
-    except (ValueError, RecursionError):
+        return read_json((text.lower() if kind is Kind.FLAG else text).encode())
+    except (InvalidRequestError, UnicodeEncodeError):
         return text
 
 
@@ -274,9 +301,11 @@ def _bias(name: str, value: Mapping[Any, Any]) -> tuple[tuple[int, float], ...]:
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _wrong("sampling_parameters", "it must be a JSON object") from error
+        value = read_json(text.encode())
+    except (InvalidRequestError, UnicodeEncodeError) as error:
+        raise _wrong(
+            "sampling_parameters", "it must be a JSON object, and not one of too many parts"
+        ) from error
     if not isinstance(value, dict):
         raise _wrong("sampling_parameters", "it must be a JSON object")
     for name in ("text_input", "sampling_parameters"):

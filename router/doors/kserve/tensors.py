@@ -10,7 +10,10 @@ from typing import Any
 
 from mooring.errors import InvalidRequestError
 
-__all__ = ["DATATYPES", "Tensor", "check_tensor", "decode_tensor", "encode_values", "size_of"]
+__all__ = ["DATATYPES", "MAX_VALUES", "Tensor", "check_tensor", "decode_tensor", "encode_values", "size_of"]
+
+MAX_VALUES = 1024
+"""Most values of one input, whatever it is; no list that is served may be as long."""
 
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 _FORMATS = {
@@ -57,11 +60,12 @@ def decode_tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) ->
     its length in four bytes.
 
     Raises:
-        InvalidRequestError: datatype, shape and bytes do not agree; the message has the tensor's name.
+        InvalidRequestError: datatype, shape and bytes do not agree, or there are more than ``MAX_VALUES`` values;
+            the message has the tensor's name.
     """
     num_values = _num_values(name, datatype, shape)
     if datatype == "BYTES":
-        values: Sequence[Any] = _split_bytes(name, raw)
+        values: Sequence[Any] = _split_bytes(name, raw, num_values + 1)
         _check_count(name, shape, num_values, len(values))
         return Tensor(name, datatype, tuple(shape), values)
     code = _FORMATS[datatype]
@@ -78,7 +82,7 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], values: Sequenc
     """Makes a tensor from values that came as such (typed contents, JSON). ``BYTES`` may come as text.
 
     Raises:
-        InvalidRequestError: datatype, shape and values do not agree; the message has the tensor's name.
+        InvalidRequestError: as ``decode_tensor``.
     """
     _check_count(name, shape, _num_values(name, datatype, shape), len(values))
     if datatype == "BYTES":
@@ -118,18 +122,22 @@ def _num_values(name: str, datatype: str, shape: Sequence[int]) -> int:
         raise _error(
             name, f"a shape has at most {_MAX_DIMS} dimensions, and each is at least 0 and at most {_MAX_DIM}"
         )
-    return math.prod(shape)
+    num_values = math.prod(shape)
+    if num_values > MAX_VALUES:
+        raise _error(name, f"no input here has more than {MAX_VALUES} elements")
+    return num_values
 
 
 def _check_count(name: str, shape: Sequence[int], num_values: int, num_sent: int) -> None:
     if num_sent != num_values:
-        raise _error(name, f"shape {list(shape)} has {num_values} elements, and {num_sent} were sent")
+        raise _error(name, f"shape {list(shape)} has {num_values} elements, and not as many were sent")
 
 
-def _split_bytes(name: str, raw: bytes) -> list[bytes]:
-    values = []
+def _split_bytes(name: str, raw: bytes, most: int) -> list[bytes]:
+    """The elements, up to so many."""
+    values: list[bytes] = []
     at = 0
-    while at < len(raw):
+    while at < len(raw) and len(values) < most:
         start = at + _LENGTH.size
         if start > len(raw):
             raise _error(name, "its last element's length is cut off")

@@ -11,19 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
-from support.router_doors import (
-    KEY,
-    ScriptedSource,
-    authenticate,
-    served_model,
-    services,
-    write_model_folder,
-)
+from support.kserve_doors import kserve_door
+from support.router_doors import KEY, ScriptedSource, authenticate, served_model, write_model_folder
 from support.scripted_answer import ANSWER, ANSWER_IDS, TOKENIZER, answer
 
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
-from router.doors.grpc.inference import create_grpc_service
 
 pytestmark = pytest.mark.integration
 
@@ -40,17 +33,12 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
-    source = ScriptedSource(answer)
-    server = grpc.aio.server()
-    service = create_grpc_service(
-        services(source, [served_model("tiny", folder, max_model_len=96)], **options)
-    )
-    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Server(inference_pb2_grpc.InferenceStub(channel), source)
-    await server.stop(None)
+    models = [served_model("tiny", folder, max_model_len=96)]
+    async with (
+        kserve_door(answer, models, **options) as door,
+        grpc.aio.insecure_channel(door.target) as channel,
+    ):
+        yield Server(inference_pb2_grpc.InferenceStub(channel), door.source)
 
 
 @pytest.fixture(scope="module")

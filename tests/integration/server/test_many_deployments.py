@@ -39,8 +39,11 @@ from router.control.directory import DeploymentDirectory
 from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
 from router.doors.admin.routes import AdminServices, create_admin_router
-from router.doors.grpc.inference import create_grpc_service
+from router.doors.grpc_app import create_grpc_server
 from router.doors.http_app import create_app
+from router.doors.kserve.core import KServe
+from router.doors.kserve.repository import DeploymentRepository
+from router.intake import Intake
 
 pytestmark = pytest.mark.integration
 
@@ -93,8 +96,9 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     journal = Journal(registry, JournalConfig(max_kept=1000))
     admin = AdminServices("admin", registry, registrar, manager, lambda: (), {}, journal)
     app.include_router(create_admin_router(admin))
-    server = grpc.aio.server()
-    inference_pb2_grpc.add_InferenceServicer_to_server(create_grpc_service(served), server)
+    intake = Intake(served)
+    kserve = KServe(served, intake, DeploymentRepository(registrar))
+    server = create_grpc_server(served, intake, kserve, "admin")
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     transport = httpx.ASGITransport(app)
