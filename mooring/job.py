@@ -37,6 +37,9 @@ JobProgress = Callable[[str, int, int], None]
 _MAX_LINE_BYTES = 4 * MIB
 _KEPT_STDERR_BYTES = 4096
 _MAX_MESSAGE_CHARS = 2000  # it may quote what it refuses
+# Each thread of these libraries reserves address space, and they make one for each core: on a large machine a limit
+# would be reached before anything is read.
+_FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _BEAT_S = 0.5
 _LOWEST_PRIORITY = 19
 
@@ -86,7 +89,7 @@ async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None
         stdout=PIPE,
         stderr=PIPE,
         limit=_MAX_LINE_BYTES,
-        env=child_environment(),
+        env=child_environment(_FEW_THREADS if job.limits is not None else None),
         start_new_session=True,
     )
     if job.idle:
