@@ -95,7 +95,7 @@ class RouterConfig:
     max_stop_token_ids: int = 256
     max_logit_biases: int = 1024
     max_bad_words: int = 256
-    max_bad_word_tokens: int = 262_144
+    max_bad_word_tokens: int = 131_072
     max_logprobs: int = 20
     max_messages: int = 4096
     max_unread_tokens: int = 32_768

@@ -236,6 +236,23 @@ async def test_what_is_wrong_with_one_prompt_or_with_their_number(folder: Path) 
         assert not door.source.requests
 
 
+async def test_a_tenant_with_too_many_requests_in_flight_is_told_which_limit_that_is(folder: Path) -> None:
+    async with open_door(folder, answer, config=RouterConfig(max_tenant_requests=1)) as door:
+        body = {"model": "org/tiny", "prompt": "hang", "max_tokens": 9}
+        async with httpx.AsyncClient() as http:
+            running = asyncio.create_task(http.post(f"{door.url}/v1/completions", json=body))
+            await door.source.started(1)
+            refused = await post(door, "/v1/completions", prompt="a")
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "tenant_requests_in_flight"
+            assert "max_tenant_requests" in refused.json()["error"]["message"]
+            assert refused.headers["retry-after"] == "1"
+            running.cancel()
+            await asyncio.wait([running])
+        await door.closed()
+        assert (await post(door, "/v1/completions", prompt="a")).status_code == 200
+
+
 # Sampling -----------------------------------------------------------------------------------------------
 
 

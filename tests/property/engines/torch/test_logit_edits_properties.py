@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +83,23 @@ def test_nobody_asked() -> None:
     edits.end(slot)
     assert edits.slots() == set()
     assert edits.changes(np.array([slot]), table.token_ids, table.num_tokens, table.num_prompt) is None
+
+
+def test_a_step_looks_only_at_words_whose_turn_it_may_be() -> None:
+    """Not at all tokens of all words of all sequences: those would be 8 million numbers."""
+    num_slots, num_words, num_tokens = 32, 256, 128
+    table, edits = SequenceTable(num_slots, 256), LogitEdits(num_slots)
+    words = [tuple(range(number, number + num_tokens)) for number in range(num_words)]
+    output = list(range(5, 5 + num_tokens - 1))
+    for number in range(num_slots):
+        insert(table, edits, Said([1], output, {}, words), number)
+    slots = np.arange(num_slots)
+    edits.changes(slots, table.token_ids, table.num_tokens, table.num_prompt)
+    tracemalloc.start()
+    changes = edits.changes(slots, table.token_ids, table.num_tokens, table.num_prompt)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert changes is not None
+    assert changes.rows.tolist() == list(range(num_slots))
+    assert set(changes.token_ids.tolist()) == {words[5][-1]}
+    assert peak_bytes < 100_000
