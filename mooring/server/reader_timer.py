@@ -55,5 +55,5 @@ class ReaderTimer:
         try:
             fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, in_system)
         except (OSError, ValueError):  # it has just been closed
-            return self._transport.get_write_buffer_size()
+            in_system[0] = 0
         return self._transport.get_write_buffer_size() + in_system[0]
