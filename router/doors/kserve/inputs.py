@@ -234,11 +234,11 @@ def _text(name: str, raw: bytes) -> str:
 def _value(field: Field, raw: Any) -> Any:
     """Checks that a value is of the field's kind and returns it; parameters may spell it as text."""
     kind = field.kind
-    if isinstance(raw, list | tuple | Mapping) and len(raw) > MAX_VALUES:
-        raise _wrong(field.name, f"it has more than {MAX_VALUES} elements")
     if isinstance(raw, list) and len(raw) == 1 and not field.is_list:
         raw = raw[0]  # Triton makes the same tensor of JSON's 7 and [7]
     value = _spelled(kind, raw) if isinstance(raw, str) else raw
+    if isinstance(value, list | tuple | Mapping) and len(value) > MAX_VALUES:
+        raise _wrong(field.name, f"it has more than {MAX_VALUES} elements")
     if kind is Kind.TEXT and isinstance(value, str):
         return value
     if kind is Kind.FLAG and isinstance(value, bool):

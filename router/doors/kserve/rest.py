@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -45,6 +47,8 @@ from router.text.shaping import LARGE_CHARS, shaped
 __all__ = ["create_kserve_routes"]
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+_INLINE_BYTES = 64 << 10  # a larger body is read in a thread
 _Call = Callable[[Request], Awaitable[Response]]
 _Key = Literal["none", "tenant", "admin"]
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -212,14 +216,15 @@ class _RestDoor:
     async def _infer(self, request: Request) -> Response:
         model = self._kserve.model(*_model(request))
         body = await read_body(request, self._max_body_bytes)
-        call = read_infer(body, request.headers.get(HEADER_LENGTH))
+        call = await _read(body, partial(read_infer, header_length=request.headers.get(HEADER_LENGTH)))
         outputs = await self._whole(request, model, call.request_id, call.request)
         accepted = request.headers.get("accept-encoding", "")
         return await _answer(outputs, lambda: compressed(answer_infer(model, call, outputs), accepted))
 
     async def _generate(self, request: Request) -> Response:
         model = self._kserve.model(*_model(request))
-        call = read_generate(await read_body(request, self._max_body_bytes))
+        body = await read_body(request, self._max_body_bytes)
+        call = await _read(body, read_generate)
         outputs = await self._whole(request, model, call.request_id, call.request)
         return await _answer(
             outputs, lambda: Response(answer_generate(model, call, outputs), media_type="application/json")
@@ -228,7 +233,8 @@ class _RestDoor:
     async def _generate_stream(self, request: Request) -> Response:
         """Waits for the first answer before it says 200: an error until then still has its own status."""
         model = self._kserve.model(*_model(request))
-        call = read_generate(await read_body(request, self._max_body_bytes))
+        body = await read_body(request, self._max_body_bytes)
+        call = await _read(body, read_generate)
         answers = self._answers(request, model, call.request_id, call.request)
         try:
             first = await until_disconnect(request.receive, _next(answers))
@@ -281,6 +287,11 @@ class _RestDoor:
 def _model(request: Request) -> tuple[str, str]:
     """Name and version in the path; each empty if the path has none."""
     return request.path_params.get("name", ""), request.path_params.get("version", "")
+
+
+async def _read(body: bytes, read: Callable[[bytes], T]) -> T:
+    """The body, understood; a large one in a thread."""
+    return read(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(read, body)
 
 
 async def _answer(outputs: Sequence[Tensor], make: Callable[[], Response]) -> Response:

@@ -10,7 +10,7 @@ import orjson
 from starlette.responses import Response
 
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
-from router.doors.kserve.inputs import InferRequest, parse_request
+from router.doors.kserve.inputs import InferRequest, check_counts, check_request_id, parse_request
 from router.doors.kserve.rest_body import json_object, refuse_others
 from router.doors.kserve.tensors import Tensor, check_tensor, decode_tensor, encode_values
 from router.request.served_model import ServedModel
@@ -54,12 +54,15 @@ def read_infer(body: bytes, header_length: str | None) -> InferCall:
     num_json_bytes = _num_json_bytes(body, header_length)
     call = json_object(body[:num_json_bytes])
     refuse_others(call, ("id", "parameters", "inputs", "outputs"), "the request")
+    request_id = request_id_of(call)
     parameters = dict(_optional(call, "parameters", dict, "the request"))
     default_is_binary = _flag(parameters, "binary_data_output", default=False)
-    inputs = _read_inputs(_optional(call, "inputs", list, "the request"), body[num_json_bytes:])
-    is_binary = _read_outputs(_optional(call, "outputs", list, "the request"), default_is_binary)
+    described, wanted = (_optional(call, name, list, "the request") for name in ("inputs", "outputs"))
+    check_counts(len(described), len(wanted))
+    inputs = _read_inputs(described, body[num_json_bytes:])
+    is_binary = _read_outputs(wanted, default_is_binary)
     request = parse_request(inputs, parameters, list(is_binary))
-    return InferCall(request_id_of(call), request, is_binary, default_is_binary)
+    return InferCall(request_id, request, is_binary, default_is_binary)
 
 
 def answer_infer(model: ServedModel, call: InferCall, outputs: Sequence[Tensor]) -> Response:
@@ -97,11 +100,12 @@ def request_id_of(call: Mapping[str, Any]) -> str:
     """The client's own id; empty if it sent none.
 
     Raises:
-        InvalidRequestError: the id is not a text of whole characters.
+        InvalidRequestError: the id is no text, or too long.
     """
     request_id = call.get("id", "")
-    if not isinstance(request_id, str) or any("\ud800" <= letter <= "\udfff" for letter in request_id):
+    if not isinstance(request_id, str):
         raise InvalidRequestError("Invalid 'id': it must be a text.", param="id")
+    check_request_id(request_id)
     return request_id
 
 

@@ -98,7 +98,7 @@ def events(text: str) -> list[dict[str, Any]]:
         ({"text_input": "hi", "max_tokens": 1, "parameters": {"max_tokens": 1}}, 400, "twice"),
         ({"text_input": "hi", "parameters": 7}, 400, "'parameters'"),
         ({"text_input": 7}, 400, "'text_input'"),
-        ({"text_input": "\ud800"}, 400, "'text_input'"),
+        ({"text_input": "\ud800"}, 400, "surrogate"),
         ({"text_input": "hi", "temperature": 9}, 400, "temperature"),
         ({"text_input": "fail at once", "stream": True}, 503, "queue"),
         ({"text_input": "bug", "stream": True}, 500, "logged"),
