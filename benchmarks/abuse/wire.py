@@ -183,9 +183,9 @@ def _frame_end(data: bytes) -> int:
 
 
 def _ends(event: bytes) -> list[str]:
-    """The type of an event if it is its request's last."""
-    if event[0] & 0x0F == 8:
-        return ["closed"]
+    """The type of an event if it is its request's last; nothing for a ping."""
+    if event[0] & 0x0F != 1:
+        return ["closed"] if event[0] & 0x0F == 8 else []
     found = json.loads(event[event.index(b"{") :])["type"]
     return [found] if found != "chunk" else []
 
