@@ -31,7 +31,7 @@ _FRAME_BYTES = 900_000
 _LIST_BYTES = 1_200_000
 _TEXT_BYTES = 4_000_000
 _NUM_MESSAGES = 100_000
-_NUM_PROMPT_TOKENS, _PROMPT_CHARS = 4_500, 12_000  # 24 KB of JSON, and as many tokens of text
+_NUM_PROMPT_TOKENS, _PROMPT_CHARS = 4_500, 5_000  # 24 KB of JSON, and about as many tokens
 _NUM_CHOICES, _NUM_LIKELIEST = 128, 20
 _NUM_PROMPTS, _NUM_BAD_WORDS, _BAD_WORD_CHARS = 16, 256, 1024
 # Numbers of fields that hold messages: of mooring.v1.GenerateTextRequest, and of inference.ModelInferRequest.
