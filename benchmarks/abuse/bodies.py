@@ -64,6 +64,7 @@ def wrong_items() -> dict[str, Bodies]:
     return {
         "completions": lambda: [
             _openai(prompt=_list({}, _LIST_BYTES)),
+            _openai(prompt=_list(None, _LIST_BYTES)),
             _openai(prompt="a", stop=_list(0, _LIST_BYTES)),
             _openai(prompt="a", stop_token_ids=_list([], _LIST_BYTES)),
         ],
