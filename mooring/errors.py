@@ -12,6 +12,8 @@
     │   ├── PermissionDeniedError
     │   ├── ModelNotFoundError
     │   ├── NotFoundError             anything else that has a name
+    │   ├── MisdirectedRequestError   meant for another server, or made to look so
+    │   ├── UnsupportedMediaTypeError a body of a type that is not read
     │   ├── UnsupportedCallError      a call of the protocol that is not served
     │   └── ConflictError             the name is taken, or the state forbids it
     ├── TransientError          will pass by itself: try again
@@ -54,6 +56,7 @@ __all__ = [
     "InsufficientMemoryError",
     "InternalError",
     "InvalidRequestError",
+    "MisdirectedRequestError",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "ModelUnavailableError",
@@ -71,6 +74,7 @@ __all__ = [
     "TransientError",
     "UnsupportedCallError",
     "UnsupportedFieldError",
+    "UnsupportedMediaTypeError",
     "WorkerLostError",
     "error_from_code",
     "status_of",
@@ -155,6 +159,18 @@ class NotFoundError(CallerError):
     """There is nothing of that name."""
 
     code = "not_found"
+
+
+class MisdirectedRequestError(CallerError):
+    """The request names another server than this one."""
+
+    code = "misdirected_request"
+
+
+class UnsupportedMediaTypeError(CallerError):
+    """The body is of a type that is not read."""
+
+    code = "unsupported_media_type"
 
 
 class UnsupportedCallError(CallerError):
@@ -284,6 +300,8 @@ STATUS: dict[type[MooringError], Status] = {
     PermissionDeniedError: Status(403, "PERMISSION_DENIED", "permission_error"),
     ModelNotFoundError: Status(404, "NOT_FOUND", "invalid_request_error"),
     NotFoundError: Status(404, "NOT_FOUND", "invalid_request_error"),
+    MisdirectedRequestError: Status(421, "INVALID_ARGUMENT", "invalid_request_error"),
+    UnsupportedMediaTypeError: Status(415, "INVALID_ARGUMENT", "invalid_request_error"),
     UnsupportedCallError: Status(501, "UNIMPLEMENTED", "invalid_request_error"),
     ConflictError: Status(409, "ALREADY_EXISTS", "invalid_request_error"),
     RateLimitError: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),

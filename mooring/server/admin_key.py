@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mooring.errors import ConfigurationError
 
-__all__ = ["ensure_admin_key", "read_admin_key"]
+__all__ = ["ensure_admin_key", "read_admin_key", "read_metrics_key"]
 
 
 def ensure_admin_key(path: Path) -> str:
@@ -49,4 +49,23 @@ def read_admin_key(path: Path) -> str:
         raise ConfigurationError(f"the admin key cannot be read: {error}") from error
     if not key:
         raise ConfigurationError(f"{path} is empty: delete it and start the server to get a new key")
+    return key
+
+
+def read_metrics_key(path: Path | None) -> str | None:
+    """The key that reads the metrics; None if there is no file for it.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is empty.
+    """
+    if path is None:
+        return None
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"the metrics key cannot be read: {error}", param="metrics_key_file"
+        ) from error
+    if not key:
+        raise ConfigurationError(f"{path} has no key in it", param="metrics_key_file")
     return key

@@ -37,7 +37,7 @@ from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
 from mooring.config import ModelEntry, Settings
 from mooring.errors import ConfigurationError, MooringError
-from mooring.server.admin_key import ensure_admin_key
+from mooring.server.admin_key import ensure_admin_key, read_metrics_key
 from mooring.server.connection_limits import connection_limits, raise_file_limit
 from mooring.server.data_dir import own_data_dir, published
 from mooring.server.devices import (
@@ -65,6 +65,7 @@ from router.dispatch.gate import Gate
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc.limits import GrpcLimits
 from router.doors.grpc_app import create_grpc_server
+from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
@@ -242,27 +243,27 @@ class Server:
             exposure=exposure,
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
-        admin = AdminServices(admin_key, registry, registrar, manager, supervisor.workers, readers, journal)
+        admin = AdminServices(registry, registrar, manager, supervisor.workers, readers, journal)
         for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)
-        await server.open_doors(services, admin, stack)
+        await server.open_doors(services, admin, admin_key, stack)
         return server
 
     def is_ready(self) -> bool:
         """Whether a request that comes now can be served."""
         return self.ready and any(each.state.value == "ready" for each in self.supervisor.workers())
 
-    async def open_doors(self, services: RouterServices, admin: AdminServices, stack: AsyncExitStack) -> None:
+    async def open_doors(
+        self, services: RouterServices, admin: AdminServices, admin_key: str, stack: AsyncExitStack
+    ) -> None:
         intake = Intake(services)
         kserve = KServe(services, intake, DeploymentRepository(self.registrar))
-        app = create_app(services, intake)
-        app.include_router(create_admin_router(admin))
         settings = self.settings
-        app.router.routes.extend(
-            create_kserve_routes(
-                kserve, services.tenancy, admin.admin_key, max_body_bytes=settings.limits.max_body_bytes
-            )
+        app = create_app(
+            services, OperatorKeys(admin_key, read_metrics_key(settings.metrics_key_file)), intake
         )
+        app.include_router(create_admin_router(admin))
+        app.router.routes.extend(create_kserve_routes(kserve, max_body_bytes=settings.limits.max_body_bytes))
         limits = HttpLimits(
             max_frame_bytes=settings.limits.max_body_bytes,
             max_head_bytes=settings.max_head_bytes,
@@ -274,7 +275,7 @@ class Server:
 
         connections = connection_limits(settings)
         server = create_grpc_server(
-            services, intake, kserve, admin.admin_key, GrpcLimits(max_connections=connections.max_connections)
+            services, intake, kserve, admin_key, GrpcLimits(max_connections=connections.max_connections)
         )
         rpc = grpc_door(server, settings.grpc_host, settings.grpc_port, settings.tls)
         self.addresses["grpc"] = await stack.enter_async_context(rpc)

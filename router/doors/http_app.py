@@ -8,8 +8,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import WebSocketRoute
 
 from mooring.errors import OverloadedError
+from router.doors.http.access import OperatorKeys
 from router.doors.http.errors import ERROR_RESPONSES, install_error_handlers
-from router.doors.http.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from router.doors.http.guard import Guard
+from router.doors.http.middleware import RequestIdMiddleware
 from router.doors.openai.routes import OpenAiApi
 from router.doors.openai.tokenize import TokenizeApi
 from router.doors.openai.websocket import SOCKET_PATH, OpenAiSocket
@@ -19,11 +21,12 @@ from router.services import RouterServices
 __all__ = ["create_app"]
 
 
-def create_app(services: RouterServices, intake: Intake | None = None) -> FastAPI:
-    """Builds the application; nothing runs yet.
+def create_app(services: RouterServices, keys: OperatorKeys, intake: Intake | None = None) -> FastAPI:
+    """Builds the application; nothing runs yet. Its guard is before the routes that are added later, too.
 
     Args:
         services: the models that are served, and the tenants.
+        keys: the keys that are no tenant's.
         intake: shared with the other doors, so that tokenizers are read once; by default one of its own.
     """
     app = FastAPI(
@@ -32,12 +35,12 @@ def create_app(services: RouterServices, intake: Intake | None = None) -> FastAP
         redoc_url=None,
     )
     install_error_handlers(app)
-    # The last one added is the outermost: refusals of the body limit have their x-request-id too.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=services.config.max_body_bytes)
+    # The last one added is the outermost: the guard's refusals have their x-request-id too.
+    app.add_middleware(Guard, services=services, keys=keys)
     app.add_middleware(RequestIdMiddleware)
     intake = intake or Intake(services)
     app.include_router(OpenAiApi(services, intake).routes())
-    app.include_router(TokenizeApi(services, intake).routes())
+    app.include_router(TokenizeApi(intake).routes())
     app.router.routes.append(WebSocketRoute(SOCKET_PATH, OpenAiSocket(services, app)))
 
     @app.get("/health/live", tags=["health"])

@@ -13,8 +13,11 @@ from typing import Any
 import openai
 import uvicorn
 
+from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app
 from support.router_doors import Script, ScriptedSource, served_model, services
+
+ADMIN_KEY = "the admin's"
 
 
 @dataclass
@@ -39,7 +42,7 @@ async def open_door(folder: Path, script: Script, **options: Any) -> AsyncIterat
     """Serves the model of that folder; ``options`` are those of ``support.router_doors.services``."""
     source = ScriptedSource(script)
     model = served_model("org/tiny", folder, max_model_len=96, temperature=0.5)
-    app = create_app(services(source, [model], **options))
+    app = create_app(services(source, [model], **options), OperatorKeys(ADMIN_KEY))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     task = asyncio.create_task(server.serve([listener]))

@@ -16,6 +16,7 @@ from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostErr
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
 from mooring.units import KIB
+from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import IndexEntry
@@ -83,12 +84,10 @@ async def rest_door(folder: Path, **options: Any) -> AsyncIterator[RestDoor]:
     )
     given = services(source, [served_model("org/tiny", folder, max_model_len=96)], **options)
     intake = Intake(given)
-    app = create_app(given, intake)
+    app = create_app(given, OperatorKeys(ADMIN_KEY), intake)
     max_body_bytes = given.config.max_body_bytes
     kserve = KServe(given, intake, repository)
-    app.router.routes.extend(
-        create_kserve_routes(kserve, given.tenancy, ADMIN_KEY, max_body_bytes=max_body_bytes)
-    )
+    app.router.routes.extend(create_kserve_routes(kserve, max_body_bytes=max_body_bytes))
     async with http_door(
         app,
         "127.0.0.1",

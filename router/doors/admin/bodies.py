@@ -11,6 +11,7 @@ from memory_manager.stats import ReplicaStats, WorkerStats
 from memory_manager.watch.devices import DeviceMemory
 from mooring.declared_models import with_fields_of
 from mooring.policy import DeploymentPolicy
+from router.doors.http.json_route import BoundedBody
 
 __all__ = [
     "DepartureBody",
@@ -47,7 +48,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
-class _Request(BaseModel):
+class _Request(BoundedBody):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 

@@ -1,6 +1,7 @@
 """The admin API: models, deployments, tenants, keys, and the bytes that each owner holds.
 
-The ``mooring`` command and the web UI speak to this API and to nothing else. Every call needs the admin key.
+The ``mooring`` command and the web UI speak to this API and to nothing else. Every call needs the admin key: the
+HTTP door's guard checks it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter
 
 from engines.supervise.supervisor import WorkerProcess
 from memory_manager.fleet.controller import MemoryManager
@@ -26,7 +27,7 @@ from router.doors.admin import bodies as types
 from router.doors.admin.events import create_event_routes
 from router.doors.admin.why import create_why_routes, replica_bodies
 from router.doors.http.errors import ERROR_RESPONSES
-from router.tenancy.keys import api_key_of, check_admin_key
+from router.doors.http.json_route import JsonRoute
 
 __all__ = ["AdminServices", "create_admin_router"]
 
@@ -36,13 +37,11 @@ class AdminServices:
     """The parts that the admin API is given.
 
     Attributes:
-        admin_key: every call must carry it.
         workers: the supervisor's view of its processes.
         readers: readers of the devices' own figures, by device.
         journal: the manager's events.
     """
 
-    admin_key: str
     registry: Registry
     registrar: Registrar
     manager: MemoryManager
@@ -53,11 +52,7 @@ class AdminServices:
 
 def create_admin_router(services: AdminServices) -> APIRouter:
     """The routes under ``/admin/v1``."""
-
-    def check_key(request: Request) -> None:
-        check_admin_key(api_key_of(request.headers), services.admin_key)
-
-    router = APIRouter(prefix="/admin/v1", dependencies=[Depends(check_key)], responses=dict(ERROR_RESPONSES))
+    router = APIRouter(prefix="/admin/v1", responses=dict(ERROR_RESPONSES))
     router.include_router(_model_routes(services))
     router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
     router.include_router(_deployment_routes(services))
@@ -68,7 +63,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
 
 
 def _model_routes(services: AdminServices) -> APIRouter:
-    router = APIRouter(tags=["models"])
+    router = APIRouter(tags=["models"], route_class=JsonRoute)
     registrar, registry = services.registrar, services.registry
 
     @router.post("/models", status_code=202)
@@ -130,7 +125,7 @@ def _model_routes(services: AdminServices) -> APIRouter:
 
 
 def _deployment_routes(services: AdminServices) -> APIRouter:
-    router = APIRouter(prefix="/deployments", tags=["deployments"])
+    router = APIRouter(prefix="/deployments", tags=["deployments"], route_class=JsonRoute)
     registrar, registry = services.registrar, services.registry
 
     def shown(record: DeploymentRecord) -> types.DeploymentBody:
@@ -177,7 +172,7 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
 
 
 def _tenant_routes(services: AdminServices) -> APIRouter:
-    router = APIRouter(prefix="/tenants", tags=["tenants"])
+    router = APIRouter(prefix="/tenants", tags=["tenants"], route_class=JsonRoute)
     registry = services.registry
 
     def tenant_body(record: TenantRecord) -> types.TenantBody:

@@ -13,19 +13,21 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from mooring.errors import (
     InternalError,
     InvalidRequestError,
     MooringError,
     NotFoundError,
-    RequestTooLargeError,
     UnsupportedFieldError,
     status_of,
 )
 
 __all__ = [
+    "CLIENT_GONE",
     "ERROR_RESPONSES",
+    "TOO_MANY_FIELDS",
     "UNSUPPORTED_VALUE",
     "ErrorAnswer",
     "ErrorDetail",
@@ -33,6 +35,7 @@ __all__ = [
     "error_from_validation",
     "error_response",
     "install_error_handlers",
+    "plain_error_body",
     "valid_unicode",
 ]
 
@@ -60,6 +63,12 @@ ERROR_RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
 UNSUPPORTED_VALUE = "unsupported_value"
 """The type of a validation error about a field (``ctx["field"]``) that we know and do not serve."""
 
+TOO_MANY_FIELDS = "too_many_fields"
+"""The type of a validation error about an object that has more fields than any of ours."""
+
+CLIENT_GONE = 499
+"""nginx's status for a client that went away; nobody reads it."""
+
 _log = logging.getLogger(__name__)
 # Steps of a validation path that name a type of a union, not a field.
 _TYPE_NAMES = {"str", "int", "float", "bool", "none"}
@@ -74,6 +83,11 @@ def error_body(error: MooringError) -> bytes:
         "code": error.code,
     }
     return orjson.dumps({"error": content})
+
+
+def plain_error_body(error: MooringError) -> bytes:
+    """The error as KServe's REST protocol has it: the sentence alone."""
+    return orjson.dumps({"error": valid_unicode(error.message)})
 
 
 def error_response(
@@ -113,8 +127,6 @@ def error_from_validation(errors: list[Any]) -> MooringError:
             f"Unsupported parameter: this server does not serve '{param}' with this value.", param=param
         )
     param = _param(worst["loc"], ends_in_field=kind in ("extra_forbidden", "missing"))
-    if kind == "json_invalid":
-        return InvalidRequestError(f"The body is not valid JSON: {worst['ctx']['error']}.")
     if kind == "extra_forbidden":
         return UnsupportedFieldError(f"Unsupported parameter: '{param}'. Leave it out.", param=param)
     if worst["loc"] == ("body",) and kind == "missing":
@@ -123,6 +135,8 @@ def error_from_validation(errors: list[Any]) -> MooringError:
         return InvalidRequestError(
             f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
         )
+    if kind == TOO_MANY_FIELDS:
+        return InvalidRequestError(f"Invalid '{param or 'body'}': {worst['msg']}.", param=param)
     if param is None:
         return InvalidRequestError(
             "The body must be a JSON object, sent with 'Content-Type: application/json'."
@@ -142,6 +156,9 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(error_from_validation(list(error.errors())))
 
+    def client_gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
     def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return error_response(_error_from_http(request, error), error.headers, status=error.status_code)
@@ -154,6 +171,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(MooringError, mooring_error)
     app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, bug)
 
@@ -170,10 +188,6 @@ def _error_from_http(request: Request, error: HTTPException) -> MooringError:
         return NotFoundError(f"Invalid URL ({where}).", code="unknown_url")
     if error.status_code == 405:
         return InvalidRequestError(f"Not allowed to {where}.", code="method_not_allowed")
-    if error.status_code == 413:
-        return RequestTooLargeError(error.detail)
-    if error.status_code == 400:
-        return InvalidRequestError("The body cannot be read: send valid JSON in UTF-8.")
     if error.status_code < 500:
         return InvalidRequestError(error.detail)
     return InternalError(error.detail)

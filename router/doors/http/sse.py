@@ -14,7 +14,6 @@ from mooring.errors import InternalError, MooringError
 from router.doors.http.errors import error_body
 
 __all__ = [
-    "CLIENT_GONE",
     "DONE",
     "DONE_PAYLOAD",
     "ClientGoneError",
@@ -27,7 +26,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLIENT_GONE = 499  # nginx's status for a client that went away; nobody reads it
 DONE_PAYLOAD = b"[DONE]"
 DONE = b"data: " + DONE_PAYLOAD + b"\n\n"
 

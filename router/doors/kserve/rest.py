@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -17,9 +17,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from mooring.errors import InternalError, InvalidRequestError, MooringError
-from router.doors.http.errors import error_response, valid_unicode
+from router.doors.http.errors import CLIENT_GONE, error_response, plain_error_body
 from router.doors.http.large_answer import LargeAnswer
-from router.doors.http.sse import CLIENT_GONE, ClientGoneError, EventStream, until_disconnect
+from router.doors.http.sse import ClientGoneError, EventStream, until_disconnect
 from router.doors.kserve.answer import Answer
 from router.doors.kserve.core import KServe
 from router.doors.kserve.inputs import InferRequest
@@ -41,7 +41,6 @@ from router.doors.kserve.unsupported import (
 )
 from router.intake import request_id_from
 from router.request.served_model import ServedModel
-from router.tenancy.keys import Tenancy, api_key_of, check_admin_key
 from router.text.shaping import LARGE_CHARS, shaped
 
 __all__ = ["create_kserve_routes"]
@@ -50,25 +49,20 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _INLINE_BYTES = 64 << 10  # a larger body is read in a thread
 _Call = Callable[[Request], Awaitable[Response]]
-_Key = Literal["none", "tenant", "admin"]
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 # Models' names may hold slashes, so the longer path comes first: the shorter one would match it too.
 _MODEL_PATHS = ("/v2/models/{name:path}/versions/{version}", "/v2/models/{name:path}")
 
 
-def create_kserve_routes(
-    kserve: KServe, tenancy: Tenancy, admin_key: str, *, max_body_bytes: int
-) -> list[BaseRoute]:
+def create_kserve_routes(kserve: KServe, *, max_body_bytes: int) -> list[BaseRoute]:
     """The routes of everything under ``/v2``, for an HTTP application. Their errors are KServe's, ``{"error":
     "..."}``, so the routes form an application of their own within it.
 
     Args:
         kserve: gives the answers.
-        tenancy: finds the tenant of a key; only the server's health needs no key.
-        admin_key: the key to load and unload models.
         max_body_bytes: most bytes of a body, once it is decompressed.
     """
-    door = _RestDoor(kserve, tenancy, admin_key, max_body_bytes)
+    door = _RestDoor(kserve, max_body_bytes)
     handlers: dict[Any, Callable[[Request, Exception], Response]] = {
         MooringError: _mooring_error,
         HTTPException: _http_error,
@@ -83,10 +77,8 @@ def create_kserve_routes(
 class _RestDoor:
     """The calls of the protocol."""
 
-    def __init__(self, kserve: KServe, tenancy: Tenancy, admin_key: str, max_body_bytes: int) -> None:
+    def __init__(self, kserve: KServe, max_body_bytes: int) -> None:
         self._kserve = kserve
-        self._tenancy = tenancy
-        self._admin_key = admin_key
         self._max_body_bytes = max_body_bytes
 
     def routes(self) -> list[Route]:
@@ -104,8 +96,8 @@ class _RestDoor:
         ]
         return [
             route("GET", "/v2", self._server_metadata),
-            route("GET", "/v2/health/live", self._live, key="none"),
-            route("GET", "/v2/health/ready", self._ready, key="none"),
+            route("GET", "/v2/health/live", self._live),
+            route("GET", "/v2/health/ready", self._ready),
             route("GET", "/v2/models/stats", self._statistics),
             *models,
             *self._repository_routes(),
@@ -113,15 +105,15 @@ class _RestDoor:
         ]
 
     def _repository_routes(self) -> list[Route]:
-        calls: tuple[tuple[str, _Call, _Key], ...] = (
-            ("index", self._index, "tenant"),
-            ("models/{name:path}/load", self._load, "admin"),
-            ("models/{name:path}/unload", self._unload, "admin"),
+        calls = (
+            ("index", self._index),
+            ("models/{name:path}/load", self._load),
+            ("models/{name:path}/unload", self._unload),
         )
         return [
-            self._route("POST", f"/v2/repository{repository}/{path}", call, key=key)
+            self._route("POST", f"/v2/repository{repository}/{path}", call)
             for repository in ("", "/{repository}")
-            for path, call, key in calls
+            for path, call in calls
         ]
 
     def _absent_routes(self) -> list[Route]:
@@ -138,19 +130,15 @@ class _RestDoor:
         routes.append(self._route("GET POST", "/v2/trace/setting", self._trace))
         return [*routes, self._route("GET POST", "/v2/logging", self._logging)]
 
-    def _route(self, methods: str, path: str, call: _Call, *, key: _Key = "tenant") -> Route:
-        async def guarded(request: Request) -> Response:
+    def _route(self, methods: str, path: str, call: _Call) -> Route:
+        async def answer(request: Request) -> Response:
             if request.method not in methods.split():
                 raise HTTPException(405, headers={"allow": methods.replace(" ", ", ")})
-            if key == "admin":
-                check_admin_key(api_key_of(request.headers), self._admin_key)
-            elif key == "tenant":
-                request.state.tenant = await self._tenancy.tenant_of(api_key_of(request.headers))
             return await call(request)
 
         # The route matches every method: for a method that it left out, a route that takes this path for a
         # model's name would answer instead.
-        return Route(path, guarded, methods=_METHODS)
+        return Route(path, answer, methods=_METHODS)
 
     # The server --------------------------------------------------------------------------------------
 
@@ -242,7 +230,7 @@ class _RestDoor:
             await answers.aclose()
             raise
         events = generate_events(model, call, first, answers)
-        return EventStream(events, answers.aclose, error_body=_error_body)
+        return EventStream(events, answers.aclose, error_body=plain_error_body)
 
     async def _whole(
         self, request: Request, model: ServedModel, request_id: str, wanted: InferRequest
@@ -313,13 +301,9 @@ async def _next(answers: AsyncGenerator[Answer, None]) -> Answer:
 # Errors -----------------------------------------------------------------------------------------------
 
 
-def _error_body(error: MooringError) -> bytes:
-    return orjson.dumps({"error": valid_unicode(error.message)})
-
-
 def _mooring_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, MooringError)
-    return error_response(error, body=_error_body(error))
+    return error_response(error, body=plain_error_body(error))
 
 
 def _http_error(_request: Request, error: Exception) -> Response:
@@ -340,4 +324,4 @@ def _client_gone(_request: Request, _error: Exception) -> Response:
 def _bug(request: Request, bug: Exception) -> Response:
     _log.error("a bug while answering %s %s", request.method, request.url.path, exc_info=bug)
     error = InternalError("An error of the server's own; it has been logged.")
-    return error_response(error, body=_error_body(error))
+    return error_response(error, body=plain_error_body(error))

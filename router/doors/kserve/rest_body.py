@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from mooring.errors import InvalidRequestError, RequestTooLargeError, UnsupportedFieldError
 from router.doors.http.json_body import read_json
+from router.doors.http.json_route import read_body as read_whole_body
 
 __all__ = ["compressed", "json_object", "json_response", "read_body", "refuse_others"]
 
@@ -32,7 +33,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         RequestTooLargeError: the body is larger than ``max_bytes`` once it is decompressed.
         UnsupportedFieldError: the body is compressed in another way than gzip and deflate.
     """
-    body = await request.body()
+    body = await read_whole_body(request.receive)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding == "identity":
         return body

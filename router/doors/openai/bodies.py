@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engines.sampling_params import SamplingParams
 from mooring.declared_models import with_fields_of
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
 from router.doors.http.errors import UNSUPPORTED_VALUE
+from router.doors.http.json_route import BoundedBody
 from router.doors.openai.answers import AnswerStyle
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.text.prompts import ChatPrompt
@@ -103,7 +104,7 @@ _Metadata = Annotated[
 _ROLES_OF_TOOLS = ("tool", "function")
 
 
-class RequestBody(BaseModel):
+class RequestBody(BoundedBody):
     """Base of all bodies: an unknown field is refused, and no value is converted. Fields in ``_neutral`` are
     not served; they are taken only with one of the values given there, which ask for nothing."""
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
-from router.doors.http.errors import ERROR_RESPONSES
+from router.doors.http.errors import CLIENT_GONE, ERROR_RESPONSES
+from router.doors.http.json_route import JsonRoute
 from router.doors.http.large_answer import LargeAnswer
-from router.doors.http.sse import CLIENT_GONE, DONE, ClientGoneError, EventStream, until_disconnect
+from router.doors.http.sse import DONE, ClientGoneError, EventStream, until_disconnect
 from router.doors.openai.answers import AnswerFormat, ChatFormat, CompletionFormat, model_card
 from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
 from router.intake import Intake
 from router.services import RouterServices
-from router.tenancy.keys import Tenancy, api_key_of
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextDelta, TextGeneration, Usage
 from router.text.shaping import LARGE_CHARS, chars_of, shaped
 
-__all__ = ["OpenAiApi", "authenticate"]
+__all__ = ["OpenAiApi"]
 
 _Generation = TextGeneration | BatchGeneration
-
-
-def authenticate(tenancy: Tenancy) -> Callable[[Request], Awaitable[None]]:
-    """A dependency of routes that checks the key and leaves the tenant in ``request.state``."""
-
-    async def check_key(request: Request) -> None:
-        request.state.tenant = await tenancy.tenant_of(api_key_of(request.headers))
-
-    return check_key
 
 
 class OpenAiApi:
@@ -48,12 +39,9 @@ class OpenAiApi:
         self._intake = intake
 
     def routes(self) -> APIRouter:
-        """The routes, each behind the key check."""
+        """The routes; the guard has found each request's tenant."""
         router = APIRouter(
-            prefix="/v1",
-            tags=["OpenAI"],
-            dependencies=[Depends(authenticate(self._services.tenancy))],
-            responses=dict(ERROR_RESPONSES),
+            prefix="/v1", tags=["OpenAI"], responses=dict(ERROR_RESPONSES), route_class=JsonRoute
         )
         router.add_api_route("/models", self.list_models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])

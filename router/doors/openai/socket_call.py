@@ -13,12 +13,13 @@ from starlette.types import ASGIApp, Message, Scope
 
 from mooring.errors import InternalError
 from router.doors.http.errors import error_body
+from router.doors.http.json_route import PARSED_BODY
 from router.doors.http.sse import DONE_PAYLOAD, payloads
+from router.tenancy.in_flight import Held
 
-__all__ = ["SocketCall", "socket_event"]
+__all__ = ["SocketCall", "http_scope", "socket_event"]
 
 _log = logging.getLogger(__name__)
-_CREDENTIALS = (b"authorization", b"x-api-key")
 _ERROR_START = b'{"error":'
 
 
@@ -42,9 +43,8 @@ class SocketCall:
 
     Args:
         request_id: the client's id.
-        socket: the socket's own scope, with the client's address and key.
-        path: path of the HTTP request.
-        body: JSON.
+        scope: the HTTP request's.
+        held: what the request holds of its tenant's limits, to be released at its end.
         emit: sends an event; waits if the client reads slowly.
         ended: called with the id, once, before the last event is sent: from then on the client may use the id
             again.
@@ -53,15 +53,14 @@ class SocketCall:
     def __init__(
         self,
         request_id: str,
-        socket: Scope,
-        path: str,
-        body: bytes,
+        scope: Scope,
+        held: Held,
         emit: Callable[[str], Awaitable[None]],
         ended: Callable[[str], object],
     ) -> None:
         self._id = request_id
-        self._scope = _http_scope(request_id, socket, path, body)
-        self._unread: bytes | None = body
+        self._scope = scope
+        self._held = held
         self._emit = emit
         self._ended = ended
         self._is_over = False
@@ -82,15 +81,14 @@ class SocketCall:
         # The edge of the process: a bug must end this request and leave the socket to the others.
         except Exception:
             _log.exception("a bug while answering a request of a socket")
+        finally:
+            self._held.release()
         if self._gone.is_set():
             await self._end("cancelled")
         else:
             await self._end("error", error_body(InternalError("The server gave no whole answer.")))
 
     async def _receive(self) -> Message:
-        body, self._unread = self._unread, None
-        if body is not None:
-            return {"type": "http.request", "body": body, "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
@@ -125,10 +123,18 @@ class SocketCall:
         await self._emit(socket_event(self._id, kind, data))
 
 
-def _http_scope(request_id: str, socket: Scope, path: str, body: bytes) -> dict[str, Any]:
+def http_scope(request_id: str, socket: Scope, path: str, body: Any, tenant: str) -> Scope:
+    """The scope of an HTTP request that a socket's request stands for.
+
+    Args:
+        request_id: the client's id.
+        socket: the socket's own scope, with the client's address.
+        path: path of the HTTP request.
+        body: the parsed body.
+        tenant: who is served.
+    """
     root_path = socket.get("root_path", "")
-    headers = [(name, value) for name, value in socket["headers"] if name in _CREDENTIALS]
-    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [(b"content-type", b"application/json")]
     headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
     return {
         "type": "http",
@@ -143,4 +149,5 @@ def _http_scope(request_id: str, socket: Scope, path: str, body: bytes) -> dict[
         "headers": headers,
         "client": socket.get("client"),
         "server": socket.get("server"),
+        "state": {"tenant": tenant, PARSED_BODY: body},
     }

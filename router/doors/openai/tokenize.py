@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import orjson
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from mooring.errors import InvalidRequestError
 from router.doors.http.errors import ERROR_RESPONSES
+from router.doors.http.json_route import JsonRoute
 from router.doors.openai.bodies import ChatLayout, ChatMessage, RequestBody
-from router.doors.openai.routes import authenticate
 from router.intake import Intake
-from router.services import RouterServices
 from router.text.prompts import ChatPrompt
 
 __all__ = ["DetokenizeRequest", "TokenizeApi", "TokenizeRequest"]
@@ -59,21 +58,15 @@ class TokenizeApi:
     """The two routes.
 
     Args:
-        services: the models that are served, and the tenants.
         intake: turns prompts into tokens, as it does for generations.
     """
 
-    def __init__(self, services: RouterServices, intake: Intake) -> None:
-        self._services = services
+    def __init__(self, intake: Intake) -> None:
         self._intake = intake
 
     def routes(self) -> APIRouter:
-        """The routes, each behind the key check."""
-        router = APIRouter(
-            tags=["tokens"],
-            dependencies=[Depends(authenticate(self._services.tenancy))],
-            responses=dict(ERROR_RESPONSES),
-        )
+        """The routes."""
+        router = APIRouter(tags=["tokens"], responses=dict(ERROR_RESPONSES), route_class=JsonRoute)
         router.add_api_route("/tokenize", self.tokenize, methods=["POST"])
         router.add_api_route("/detokenize", self.detokenize, methods=["POST"])
         return router

@@ -8,10 +8,8 @@ socket has no behaviour of its own: it accepts, refuses, streams and counts as H
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import Headers
@@ -21,14 +19,12 @@ from mooring.errors import (
     ConflictError,
     InvalidRequestError,
     MooringError,
-    PermissionDeniedError,
     RateLimitError,
     UnsupportedFieldError,
 )
-from router.doors.http.errors import error_body, error_from_validation, error_response
-from router.doors.openai.socket_call import SocketCall, socket_event
-from router.intake import request_id_from
-from router.request.bounds import RouterConfig
+from router.doors.http.errors import error_body, error_from_validation
+from router.doors.http.json_route import parse_json
+from router.doors.openai.socket_call import SocketCall, http_scope, socket_event
 from router.services import RouterServices
 from router.tenancy.keys import api_key_of
 
@@ -44,7 +40,8 @@ class OpenAiSocket:
     """The WebSocket endpoint, as plain ASGI.
 
     Args:
-        services: the tenants who may connect, and the limits.
+        services: the tenants, and the limits. The guard has let the socket in; its key is looked at again for each
+            request.
         app: the HTTP application that carries the requests out.
     """
 
@@ -54,16 +51,8 @@ class OpenAiSocket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # this message says only that the client is there
-        headers = Headers(scope=scope)
-        try:
-            _refuse_foreign_page(headers)
-            await self._services.tenancy.tenant_of(api_key_of(headers))
-        except MooringError as error:
-            named = {"x-request-id": request_id_from(headers.get("x-request-id"))}
-            await error_response(error, named)(scope, receive, send)
-            return
         await send({"type": "websocket.accept"})
-        await _Connection(self._app, scope, receive, send, self._services.config).serve()
+        await _Connection(self._app, scope, receive, send, self._services).serve()
 
 
 class _Frame(BaseModel):
@@ -84,13 +73,15 @@ class _Connection:
     """
 
     def __init__(
-        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, config: RouterConfig
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, services: RouterServices
     ) -> None:
         self._app = app
         self._scope = scope
+        self._key = api_key_of(Headers(scope=scope))
+        self._services = services
         self._receive = receive
         self._send = send
-        self._max_requests = config.max_socket_requests
+        self._max_requests = services.config.max_socket_requests
         self._calls: dict[str, SocketCall] = {}
 
     async def serve(self) -> None:
@@ -102,27 +93,31 @@ class _Connection:
                 call.cancel()
 
     async def _take(self, message: Message, tasks: asyncio.TaskGroup) -> None:
-        raw = _json(message)
+        raw = None
+        text = message.pop("text", None)
         try:
+            raw = await _json(text)
             frame = _frame(raw)
             if frame.type == "cancel":
                 self._cancel(frame)
                 return
-            call = self._start(frame)
+            call = await self._start(frame, len(text))
         except MooringError as error:
             await self._emit(socket_event(self._blamed(raw), "error", error_body(error)))
             return
         tasks.create_task(call.run(self._app), name=f"socket-{frame.id}")
 
-    def _start(self, frame: _Frame) -> SocketCall:
+    async def _start(self, frame: _Frame, num_bytes: int) -> SocketCall:
         if frame.id in self._calls:
             raise ConflictError(f"A request with the id '{frame.id}' is running on this socket.", param="id")
         if len(self._calls) >= self._max_requests:
             raise RateLimitError(
                 f"At most {self._max_requests} requests may run on one socket: wait until one has ended."
             )
-        path = _PATHS[frame.type]
-        call = SocketCall(frame.id, self._scope, path, _body(frame), self._emit, self._calls.pop)
+        tenant = await self._services.tenancy.tenant_of(self._key)
+        held = self._services.in_flight.take(tenant, body_bytes=num_bytes)
+        scope = http_scope(frame.id, self._scope, _PATHS[frame.type], frame.body, tenant)
+        call = SocketCall(frame.id, scope, held, self._emit, self._calls.pop)
         self._calls[frame.id] = call
         return call
 
@@ -149,45 +144,18 @@ class _Connection:
             _log.debug("an event found no reader: %r", error)
 
 
-def _refuse_foreign_page(headers: Headers) -> None:
-    """Refuses pages of other sites. Browsers let any page open a socket to any server, this machine's own
-    included. Pages cannot add a key, so if none came the page must be one of ours.
+async def _json(text: str | None) -> Any:
+    """The JSON of a frame.
 
     Raises:
-        PermissionDeniedError: another site's page wants to connect.
+        InvalidRequestError: it cannot be read.
     """
-    origin = headers.get("origin")
-    if origin is None or api_key_of(headers) is not None:
-        return
-    try:
-        site = urlsplit(origin).netloc
-    except ValueError:  # not an address at all
-        site = None
-    if site != headers.get("host"):
-        raise PermissionDeniedError("Pages of other sites may not connect without a key.")
-
-
-def _json(message: Message) -> Any:
-    """The JSON of a frame; if it cannot be read, the error itself."""
-    text = message.get("text")
     if text is None:
-        return InvalidRequestError("Send JSON in text frames.")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return InvalidRequestError(f"The frame is not valid JSON: {error}.")
-
-
-def _body(frame: _Frame) -> bytes:
-    try:
-        return json.dumps(frame.body).encode()
-    except RecursionError as error:  # it was just shallow enough to be read
-        raise InvalidRequestError("The 'body' is nested too deeply.", param="body") from error
+        raise InvalidRequestError("Send JSON in text frames.")
+    return await parse_json(text.encode())
 
 
 def _frame(raw: Any) -> _Frame:
-    if isinstance(raw, MooringError):
-        raise raw
     if not isinstance(raw, dict):
         raise InvalidRequestError("A frame must be a JSON object.")
     try:

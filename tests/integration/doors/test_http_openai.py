@@ -212,7 +212,8 @@ async def test_what_the_framework_refuses_looks_the_same(server: HttpDoor) -> No
             (await http.post("/v1/completions", content="{"), 400, None),
             (await http.post("/v1/completions", json=[1]), 400, None),
             (await http.post("/v1/completions"), 400, None),
-            (await http.post("/v1/completions", data={"a": "b"}), 400, None),
+            (await http.post("/v1/completions", content="{}"), 400, None),
+            (await http.post("/v1/completions", data={"a": "b"}), 415, "unsupported_media_type"),
         ]
     for result, status, code in answers:
         assert result.status_code == status, result.text
@@ -222,16 +223,12 @@ async def test_what_the_framework_refuses_looks_the_same(server: HttpDoor) -> No
     assert answers[1][0].headers["allow"] == "POST"
 
 
-async def test_half_a_surrogate_pair_is_quoted_without_harm(server: HttpDoor) -> None:
+async def test_half_a_surrogate_pair_is_no_json(server: HttpDoor) -> None:
     headers = {"content-type": "application/json"}
-    bodies = {
-        b'{"model": "\\ud800", "prompt": "hi"}': 404,
-        b'{"model": "org/tiny", "prompt": "\\ud800"}': 400,
-    }
+    body = b'{"model": "org/tiny", "prompt": "\\ud800"}'
     async with httpx.AsyncClient() as http:
-        for body, status in bodies.items():
-            result = await http.post(f"{server.url}/v1/completions", content=body, headers=headers)
-            assert (result.status_code, "error" in result.json()) == (status, True)
+        result = await http.post(f"{server.url}/v1/completions", content=body, headers=headers)
+    assert (result.status_code, result.json()["error"]["code"]) == (400, "invalid_value")
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server: HttpDoor) -> None:

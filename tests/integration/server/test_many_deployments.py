@@ -40,6 +40,7 @@ from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc_app import create_grpc_server
+from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
@@ -92,9 +93,9 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     fill(registry)
     await registrar.restore()
     served = replace(services(ScriptedSource(answer), []), models=directory)
-    app = create_app(served)
+    app = create_app(served, OperatorKeys("admin"))
     journal = Journal(registry, JournalConfig(max_kept=1000))
-    admin = AdminServices("admin", registry, registrar, manager, lambda: (), {}, journal)
+    admin = AdminServices(registry, registrar, manager, lambda: (), {}, journal)
     app.include_router(create_admin_router(admin))
     intake = Intake(served)
     kserve = KServe(served, intake, DeploymentRepository(registrar))
@@ -104,7 +105,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     transport = httpx.ASGITransport(app)
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-        httpx.AsyncClient(transport=transport, base_url="http://door") as http,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
     ):
         yield Doors(inference_pb2_grpc.InferenceStub(channel), http)
     await server.stop(None)

@@ -1,0 +1,59 @@
+"""Paths of the HTTP door, and the key that each needs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Access", "OperatorKeys", "access_of", "is_kserve"]
+
+
+class Access(Enum):
+    """The key that a path needs."""
+
+    OPEN = "none"
+    TENANT = "a tenant's key"
+    ADMIN = "the admin key"
+    METRICS = "none on loopback, else the metrics key or the admin key"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorKeys:
+    """Keys of whoever runs the server.
+
+    Attributes:
+        admin: the key to all of the admin API.
+        metrics: a key that reads the metrics and nothing else; None if there is none.
+    """
+
+    admin: str
+    metrics: str | None = None
+
+
+_OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+# The routers match a path with a newline at its end too, and so does "$" here.
+_KSERVE_ADMIN = re.compile(r"/v2/repository(/[^/]+)?/models/.*/(load|unload)$")
+# By the beginning of a path, so that a path that is spelled in an unforeseen way needs a key rather than none.
+_BY_PREFIX = (
+    ("/admin", Access.ADMIN),
+    ("/metrics", Access.METRICS),
+    ("/v1", Access.TENANT),
+    ("/v2", Access.TENANT),
+    ("/tokenize", Access.TENANT),
+    ("/detokenize", Access.TENANT),
+)
+
+
+def access_of(path: str) -> Access:
+    """The key that a path needs, whether or not anything is there."""
+    if path in _OPEN:
+        return Access.OPEN
+    if _KSERVE_ADMIN.match(path):
+        return Access.ADMIN
+    return next((access for prefix, access in _BY_PREFIX if path.startswith(prefix)), Access.OPEN)
+
+
+def is_kserve(path: str) -> bool:
+    """Whether a path is of KServe's protocol, whose errors have a form of their own."""
+    return path.startswith("/v2")
