@@ -230,7 +230,7 @@ def _raw_door(model: str) -> Callable[[random.Random], Request]:
     lengths += [b"Content-Length: -1", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, x"]
 
     def broken(dice: random.Random) -> Request:
-        lines = [b"POST /v1/completions HTTP/1.1", b"Host: x", b"Content-Type: application/json"]
+        lines = [b"POST /v1/completions HTTP/1.1", b"Host: localhost", b"Content-Type: application/json"]
         lines += dice.sample(lengths, dice.choice([1, 1, 2]))
         data = b"\r\n".join([*lines, b"", body])
         return RawRequest("http", break_bytes(data, dice) if dice.random() < 0.7 else data)

@@ -45,7 +45,7 @@ async def read_http(server: RunningServer) -> AsyncIterator[tuple[int, str]]:
     # Not httpx, which reads ahead.
     reader, writer = await asyncio.open_connection(sock=connection(server), limit=1 << 14)
     try:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         while b"[DONE]" not in (line := await reader.readline()):
             if line.startswith(b"data: "):

@@ -86,7 +86,7 @@ def request(body: dict[str, Any] | bytes, *headers: str, path: str = "/v1/comple
     if not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
         headers = (*headers, f"Content-Length: {len(content)}")
     if not any(header.lower().startswith("host") for header in headers):
-        headers = (*headers, "Host: x")
+        headers = (*headers, "Host: localhost")
     lines = (f"POST {path} HTTP/1.1", "Content-Type: application/json", *headers, "", "")
     return "\r\n".join(lines).encode("latin-1") + content
 
@@ -94,7 +94,7 @@ def request(body: dict[str, Any] | bytes, *headers: str, path: str = "/v1/comple
 def open_socket(client: RawClient) -> RawClient:
     """Makes the connection a WebSocket."""
     client.send(
-        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
