@@ -32,6 +32,8 @@ def create_app(services: RouterServices, keys: OperatorKeys, intake: Intake | No
     app = FastAPI(
         title="Mooring",
         summary="Many language models on few devices, each tenant's latency target kept.",
+        openapi_url=None if services.exposure.is_public else "/openapi.json",
+        docs_url=None,  # its page would load programs from elsewhere into the origin of the admin API
         redoc_url=None,
     )
     install_error_handlers(app)

@@ -16,6 +16,7 @@ from model_registry.records import TenantRecord
 from model_registry.tenants import KEY_PREFIX, hash_key
 from mooring.errors import ModelNotFoundError, MooringError
 from router.request.bounds import RouterConfig
+from router.request.exposure import Exposure
 from router.request.request import GenerationRequest
 from router.request.sampling import GenerationDefaults
 from router.request.served_model import ServedModel
@@ -216,6 +217,7 @@ def services(
     authenticate: Callable[[str], KnownTenant | None] = lambda key: None,
     allow_anonymous: bool = True,
     config: RouterConfig | None = None,
+    exposure: Exposure | None = None,
 ) -> RouterServices:
     """Real services around the scripted source."""
     config = config or RouterConfig()
@@ -232,6 +234,7 @@ def services(
         config=config,
         text_models=TextModels(config, text_starter()),
         in_flight=InFlight(config),
+        exposure=exposure or Exposure(allow_anonymous=allow_anonymous),
     )
 
 

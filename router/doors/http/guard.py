@@ -48,16 +48,19 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        path = scope["path"]
+        access = access_of(scope["path"])
         if self._services.exposure.behind_proxy:
             _believe_proxy(scope, headers)
         try:
-            tenant = state["tenant"] = await self._admit(headers, access_of(path))
-            body = self._body(headers, tenant, path, receive)
+            state["tenant"] = await self._admit(headers, access)
+            if scope["type"] == "websocket" or access in (Access.OPEN, Access.METRICS):
+                body = None  # nobody reads one
+            else:
+                body = self._body(headers, state["tenant"], receive)
         except MooringError as error:
             await _refuse(error, scope, receive, send)
             return
-        if scope["type"] == "websocket":
+        if body is None:
             await self._app(scope, receive, send)
             return
         try:
@@ -91,7 +94,7 @@ class Guard:
         ):
             check_admin_key(key, self._keys.admin)
 
-    def _body(self, headers: Headers, tenant: str | None, path: str, receive: Receive) -> _Body:
+    def _body(self, headers: Headers, tenant: str | None, receive: Receive) -> _Body:
         config = self._services.config
         most = (
             config.max_body_bytes if tenant is not None else min(config.max_body_bytes, _MAX_ADMIN_BODY_BYTES)
