@@ -17,11 +17,12 @@ from router.intake import request_id_from
 from router.services import RouterServices
 from router.tenancy.in_flight import Held
 from router.tenancy.keys import api_key_of, check_admin_key
+from router.tenancy.tenant import Tenant
 
 __all__ = ["Guard"]
 
 _MAX_ADMIN_BODY_BYTES = 1 * MIB
-_OPERATOR = ""  # whose bodies count apart from every tenant's
+_OPERATOR = Tenant("operator", b"operator")  # whose bodies count apart from every tenant's
 
 
 class Guard:
@@ -68,7 +69,7 @@ class Guard:
         finally:
             body.held.release()
 
-    async def _admit(self, headers: Headers, access: Access) -> str | None:
+    async def _admit(self, headers: Headers, access: Access) -> Tenant | None:
         """The tenant who may go on; None if the path is no tenant's.
 
         Raises:
@@ -94,7 +95,7 @@ class Guard:
         ):
             check_admin_key(key, self._keys.admin)
 
-    def _body(self, headers: Headers, tenant: str | None, receive: Receive) -> _Body:
+    def _body(self, headers: Headers, tenant: Tenant | None, receive: Receive) -> _Body:
         config = self._services.config
         most = (
             config.max_body_bytes if tenant is not None else min(config.max_body_bytes, _MAX_ADMIN_BODY_BYTES)
@@ -105,9 +106,7 @@ class Guard:
             raise _too_large(
                 most
             )  # the server reads and drops the rest, so that the client gets to see the answer
-        held = self._services.in_flight.take(
-            tenant if tenant is not None else _OPERATOR, body_bytes=num_bytes
-        )
+        held = self._services.in_flight.take(tenant or _OPERATOR, body_bytes=num_bytes)
         return _Body(receive, held, num_bytes, most)
 
 

@@ -16,6 +16,7 @@ from router.doors.http.errors import error_body
 from router.doors.http.json_route import PARSED_BODY
 from router.doors.http.sse import DONE_PAYLOAD, payloads
 from router.tenancy.in_flight import Held
+from router.tenancy.tenant import Tenant
 
 __all__ = ["SocketCall", "http_scope", "socket_event"]
 
@@ -123,7 +124,7 @@ class SocketCall:
         await self._emit(socket_event(self._id, kind, data))
 
 
-def http_scope(request_id: str, socket: Scope, path: str, body: Any, tenant: str) -> Scope:
+def http_scope(request_id: str, socket: Scope, path: str, body: Any, tenant: Tenant) -> Scope:
     """The scope of an HTTP request that a socket's request stands for.
 
     Args:

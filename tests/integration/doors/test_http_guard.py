@@ -16,14 +16,15 @@ import pytest
 from support.http_door import ADMIN_KEY, HttpDoor, guarded_door
 from support.router_doors import (
     ScriptedStream,
-    Tenant,
     byte_level_tokenizer,
+    known_tenant,
     one_token_a_step,
     write_model_folder,
 )
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from model_registry.records import TenantRecord
 from mooring.units import MIB
 from router.doors.http.access import OperatorKeys
 from router.doors.http.json_body import MAX_CONTAINERS
@@ -42,8 +43,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
     return ScriptedStream(one_token_a_step(request, TOKENIZER.encode("hello").ids))
 
 
-def authenticate(key: str) -> Tenant | None:
-    return Tenant("acme") if key == "k1" else None
+def authenticate(key: str) -> TenantRecord | None:
+    return known_tenant("acme") if key == "k1" else None
 
 
 @pytest.fixture(scope="module")
