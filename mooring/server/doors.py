@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -13,7 +16,9 @@ import uvicorn
 
 from mooring.config import TlsFiles
 from mooring.errors import ConfigurationError
-from mooring.server.http_connection import DoorConfig, HttpLimits
+from mooring.server.acceptor import Acceptor
+from mooring.server.connection_limits import ConnectionLimits
+from mooring.server.http_connection import DoorConfig, HttpConnection, HttpLimits
 from mooring.server.tls import grpc_credentials, tls_context
 
 __all__ = ["grpc_door", "http_door"]
@@ -24,12 +29,18 @@ _SILENCE_S = 60  # seconds of silence after which a client is asked whether it i
 
 @asynccontextmanager
 async def http_door(
-    app: Any, host: str, port: int, limits: HttpLimits, tls: TlsFiles | None = None
+    app: Any,
+    host: str,
+    port: int,
+    limits: HttpLimits,
+    connections: ConnectionLimits | None = None,
+    tls: TlsFiles | None = None,
 ) -> AsyncIterator[str]:
     """Serves an ASGI application; yields its address, and at the end lets open answers finish for a while.
 
     Args:
         limits: limits of each connection.
+        connections: limits of their number; None if there are none.
         tls: files for TLS; None if the door speaks plain HTTP.
 
     Raises:
@@ -48,10 +59,10 @@ async def http_door(
         ws_per_message_deflate=False,  # a chunk holds one token: compressing it costs more than it saves
     )
     config.load()
-    config.ssl = context
-    server = _HttpServer(config)
+    server = _HttpServer(config, connections or ConnectionLimits(sys.maxsize, None), context)
     # A bound socket queues connections from now on, so the address is good before uvicorn has started.
     listener.listen(config.backlog)
+    listener.setblocking(False)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     bound_host, bound_port = listener.getsockname()[:2]
     try:
@@ -92,7 +103,21 @@ async def grpc_door(
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the server's wiring decides when it ends."""
+    """uvicorn without its own signal handlers, since the server's wiring decides when it ends, and with limits of
+    connections."""
+
+    config: DoorConfig
+    servers: list[Any]
+
+    def __init__(self, config: DoorConfig, limits: ConnectionLimits, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._limits = limits
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        make = partial(HttpConnection, self.config, server_state=self.server_state, app_state={})
+        self.servers = [Acceptor(each, self._limits, self._tls, make) for each in sockets or ()]
+        self.started = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -4,22 +4,26 @@ for."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import uvicorn
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
-from mooring.errors import InvalidRequestError
+from mooring.errors import InvalidRequestError, MooringError, status_of
 from mooring.server.reader_timer import ReaderTimer
+from mooring.units import KIB, MIB
 from router.doors.http.errors import error_body
 
-__all__ = ["DoorConfig", "HttpConnection", "HttpLimits", "SocketConnection"]
+__all__ = ["DoorConfig", "HttpConnection", "HttpLimits", "SocketConnection", "answer_of"]
+
+_FED_BYTES = 8 * KIB  # of WebSocket frames, parsed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,11 @@ class HttpLimits:
         request_timeout_s: seconds within which a request must arrive, and a new connection must begin with
             one.
         max_headers: most headers of a request.
+        min_piece_bytes: least bytes that the pieces of a chunked body have on average, if they are more than
+            ``max_small_pieces``: each costs the parser as much as a kilobyte.
+        max_small_pieces: pieces of a body that may be as small as they like.
+        max_pipelined: most requests of a connection that wait for the answer to an earlier one.
+        max_unread_bytes: most bytes of half-sent WebSocket messages, of all connections together.
         keep_alive_s: seconds for which a connection may rest between requests. Longer than clients and
             proxies let theirs rest: otherwise they would send requests into a connection that is just being
             closed.
@@ -43,6 +52,10 @@ class HttpLimits:
     max_head_bytes: int
     request_timeout_s: float
     max_headers: int = 100
+    min_piece_bytes: int = 32
+    max_small_pieces: int = 4096
+    max_pipelined: int = 16
+    max_unread_bytes: int = 64 * MIB
     keep_alive_s: int = 75
     max_reader_stall_s: float = 60.0
 
@@ -61,6 +74,7 @@ class DoorConfig(uvicorn.Config):
             **options,
         )
         self.limits = limits
+        self.num_unread_bytes = 0  # of half-sent WebSocket messages
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -72,7 +86,11 @@ class HttpConnection(HttpToolsProtocol):
     def __init__(self, config: DoorConfig, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
         self._limits = config.limits
+        self.has_begun = False
+        self.on_lost: Callable[[], None] | None = None  # called once, when the connection is gone
         self._num_unread_bytes = 0  # bytes since the parser last understood something
+        self._num_pieces = 0  # of the present body
+        self._num_body_bytes = 0
         self._is_new = True
         self._is_head = False
         self._wrong: tuple[HTTPStatus, str] | None = None
@@ -83,12 +101,27 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._reader = ReaderTimer(transport, self._limits.max_reader_stall_s)
+        self.has_begun = True
         self._start_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         self._reader.stop()
         super().connection_lost(exc)
+        # Whoever still has the request in hand must not keep what came of its body.
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.body = bytearray()
+        self.pipeline.clear()
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        socket = self.transport.get_protocol()
+        assert isinstance(socket, SocketConnection)
+        socket.on_lost, self.on_lost = self.on_lost, None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -119,8 +152,13 @@ class HttpConnection(HttpToolsProtocol):
     # The parser's side -------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= self._limits.max_pipelined:
+            most = self._limits.max_pipelined
+            self._wrong = HTTPStatus.TOO_MANY_REQUESTS, f"At most {most} requests may wait on a connection."
+            raise ValueError(self._wrong[1])
         super().on_message_begin()
         self._num_unread_bytes = 0
+        self._num_pieces = self._num_body_bytes = 0
         self._is_new = False
         self._is_head = True
         self._start_waiting()
@@ -140,7 +178,23 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._num_unread_bytes = 0
+        self._num_pieces += 1
+        self._num_body_bytes += len(body)
+        if (
+            self._num_pieces > self._limits.max_small_pieces
+            and self._num_body_bytes < self._num_pieces * self._limits.min_piece_bytes
+        ):
+            self._wrong = (
+                HTTPStatus.BAD_REQUEST,
+                "The body comes in very many very small chunks: send larger ones.",
+            )
+            raise ValueError(self._wrong[1])
         super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        if self.cycle.response_complete:  # otherwise it is a later one, which waits
+            self.cycle.body = bytearray()  # what came of a body that nobody wanted
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         if self._is_refused_upgrade():
@@ -231,6 +285,14 @@ class SocketConnection(WebSocketsSansIOProtocol):
 
     config: DoorConfig
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_lost: Callable[[], None] | None = None  # called once, when the connection is gone
+        self._unfed = bytearray()  # bytes that have come and wait for the parser
+        self._feeding: asyncio.Handle | None = None
+        self._message = bytearray()  # pieces of a message
+        self._num_unread_bytes = 0
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._reader = ReaderTimer(transport, self.config.limits.max_reader_stall_s)
@@ -238,6 +300,12 @@ class SocketConnection(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._reader.stop()
         super().connection_lost(exc)
+        self._note_unread(0)
+        self.frames = []
+        self._message = self._unfed = bytearray()
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -248,7 +316,44 @@ class SocketConnection(WebSocketsSansIOProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        self._unfed += data
+        if self._feeding is None:
+            self._feed()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        if self._unfed and self._feeding is None and not self.read_paused:
+            self._feed_later()
+        return message
+
+    def _feed(self) -> None:
+        """Gives the parser a little of what has come: thousands of small frames come at a time, and others get their
+        turn between them."""
+        self._feeding = None
+        piece = bytes(self._unfed[:_FED_BYTES])
+        del self._unfed[:_FED_BYTES]
+        self._feed_piece(piece)
+        if not self._unfed or self.transport.is_closing():
+            if not self.read_paused:
+                self.transport.resume_reading()
+        elif self.read_paused:
+            pass  # goes on when the message that has come is taken
+        else:
+            self._feed_later()
+
+    def _feed_later(self) -> None:
+        self.transport.pause_reading()
+        self._feeding = self.loop.call_soon(self._feed)
+
+    def _feed_piece(self, data: bytes) -> None:
         super().data_received(data)
+        self._note_unread(len(self.conn.reader.buffer) + len(self._message) + sum(map(len, self.frames)))
+        is_too_much = self.config.num_unread_bytes > self.config.limits.max_unread_bytes
+        if is_too_much and self._num_unread_bytes and self.handshake_complete and not self.close_sent:
+            self.conn.fail(CloseCode.TRY_AGAIN_LATER, "too many messages are half sent")
+            self.handle_parser_exception()
+            self._note_unread(0)
+            return
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             # A head that HTTP lets through may be too much for the WebSocket's own parser, which does not
             # answer.
@@ -256,6 +361,10 @@ class SocketConnection(WebSocketsSansIOProtocol):
                 _answer(HTTPStatus.BAD_REQUEST, f"Not a WebSocket: {self.conn.handshake_exc}.")
             )
             self.transport.close()
+
+    def _note_unread(self, num_bytes: int) -> None:
+        self.config.num_unread_bytes += num_bytes - self._num_unread_bytes
+        self._num_unread_bytes = num_bytes
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
@@ -265,8 +374,14 @@ class SocketConnection(WebSocketsSansIOProtocol):
             )
 
     def handle_cont(self, event: Frame) -> None:
-        if event.data or event.fin:  # empty pieces are dropped, however many come
-            super().handle_cont(event)
+        # uvicorn would keep each piece by itself, however small they are.
+        self._message += b"".join(self.frames)
+        self._message += event.data
+        self.frames = []
+        if event.fin:
+            self.frames = [bytes(self._message)]
+            self._message = bytearray()
+            self.send_receive_event_to_app()
 
     def send_receive_event_to_app(self) -> None:
         if self.curr_msg_data_type == "text" and not _is_text(b"".join(self.frames)):
@@ -291,7 +406,16 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
+def answer_of(error: MooringError) -> bytes:
+    """A whole answer that says what is wrong and that the connection ends."""
+    return _answer_with(HTTPStatus(status_of(error).http), error)
+
+
 def _answer(status: HTTPStatus, message: str) -> bytes:
-    body = error_body(InvalidRequestError(message))
+    return _answer_with(status, InvalidRequestError(message))
+
+
+def _answer_with(status: HTTPStatus, error: MooringError) -> bytes:
+    body = error_body(error)
     lines = (b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close")
     return STATUS_LINE[status] + b"\r\n".join((*lines, b"", body))

@@ -270,7 +270,8 @@ class Server:
             request_timeout_s=settings.request_timeout_s,
             max_reader_stall_s=settings.limits.max_reader_stall_s,
         )
-        http = http_door(app, settings.http_host, settings.http_port, limits, settings.tls)
+        connections = connection_limits(settings)
+        http = http_door(app, settings.http_host, settings.http_port, limits, connections, settings.tls)
         self.addresses["http"] = await stack.enter_async_context(http)
 
         connections = connection_limits(settings)

@@ -13,9 +13,11 @@ from typing import Any
 import openai
 import uvicorn
 
+from mooring.config import TlsFiles
+from mooring.server.connection_limits import ConnectionLimits
 from mooring.server.doors import http_door
 from mooring.server.http_connection import HttpLimits
-from mooring.units import KIB
+from mooring.units import KIB, MIB
 from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
@@ -72,7 +74,14 @@ async def open_door(folder: Path, script: Script, **options: Any) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def guarded_door(
-    folder: Path, script: Script, *, keys: OperatorKeys | None = None, **options: Any
+    folder: Path,
+    script: Script,
+    *,
+    keys: OperatorKeys | None = None,
+    connections: ConnectionLimits | None = None,
+    tls: TlsFiles | None = None,
+    max_unread_bytes: int = 64 * MIB,
+    **options: Any,
 ) -> AsyncIterator[HttpDoor]:
     """As ``open_door``, with the server's own connections and KServe's routes too."""
     source = ScriptedSource(script)
@@ -82,6 +91,11 @@ async def guarded_door(
     app = create_app(given, keys or OperatorKeys(ADMIN_KEY), intake)
     kserve = KServe(given, intake, MemoryRepository([IndexEntry("org/tiny", "1", "READY")]))
     app.router.routes.extend(create_kserve_routes(kserve, max_body_bytes=given.config.max_body_bytes))
-    limits = HttpLimits(given.config.max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60)
-    async with http_door(app, "127.0.0.1", 0, limits) as url:
+    limits = HttpLimits(
+        given.config.max_body_bytes,
+        max_head_bytes=64 * KIB,
+        request_timeout_s=60,
+        max_unread_bytes=max_unread_bytes,
+    )
+    async with http_door(app, "127.0.0.1", 0, limits, connections, tls) as url:
         yield HttpDoor(url, source, given)
