@@ -13,7 +13,8 @@ from functools import partial
 
 from mooring.errors import MooringError, OverloadedError, RateLimitError
 from mooring.server.connection_limits import ConnectionLimits
-from mooring.server.http_connection import HttpConnection, answer_of
+from mooring.server.door_config import answer_of
+from mooring.server.http_connection import HttpConnection
 
 __all__ = ["Acceptor", "network_of"]
 

@@ -18,7 +18,9 @@ from mooring.config import TlsFiles
 from mooring.errors import ConfigurationError
 from mooring.server.acceptor import Acceptor
 from mooring.server.connection_limits import ConnectionLimits
-from mooring.server.http_connection import DoorConfig, HttpConnection, HttpLimits
+from mooring.server.door_config import DoorConfig, HttpLimits
+from mooring.server.http_connection import HttpConnection
+from mooring.server.socket_connection import SocketConnection
 from mooring.server.tls import grpc_credentials, tls_context
 
 __all__ = ["grpc_door", "http_door"]
@@ -51,6 +53,8 @@ async def http_door(
     config = DoorConfig(
         app,
         limits,
+        http=HttpConnection,
+        ws=SocketConnection,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -47,10 +47,10 @@ from mooring.server.devices import (
     is_cpu,
     watch_others,
 )
+from mooring.server.door_config import HttpLimits
 from mooring.server.doors import grpc_door, http_door
 from mooring.server.exposure import check_keys, exposure_of
 from mooring.server.file_reader import FileReader
-from mooring.server.http_connection import HttpLimits
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
 from mooring.server.samples import SampleMaker, model_entries, sample_of

@@ -15,8 +15,8 @@ import uvicorn
 
 from mooring.config import TlsFiles
 from mooring.server.connection_limits import ConnectionLimits
+from mooring.server.door_config import HttpLimits
 from mooring.server.doors import http_door
-from mooring.server.http_connection import HttpLimits
 from mooring.units import KIB, MIB
 from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app

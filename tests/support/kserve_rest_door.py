@@ -13,8 +13,8 @@ import numpy as np
 import tritonclient.http.aio as triton
 
 from mooring.errors import ModelUnavailableError, OverloadedError, WorkerLostError
+from mooring.server.door_config import HttpLimits
 from mooring.server.doors import http_door
-from mooring.server.http_connection import HttpLimits
 from mooring.units import KIB
 from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app

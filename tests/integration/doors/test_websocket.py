@@ -32,8 +32,8 @@ from engines.api import ChoiceTokens
 from model_registry.records import TenantRecord
 from model_registry.tenants import hash_key
 from mooring.errors import WorkerLostError
+from mooring.server.door_config import HttpLimits
 from mooring.server.doors import http_door
-from mooring.server.http_connection import HttpLimits
 from mooring.units import KIB
 from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app

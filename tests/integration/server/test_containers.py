@@ -121,7 +121,7 @@ def test_the_database_and_its_password_are_one_for_both_sides() -> None:
     assert (user, database) == (environment["POSTGRES_USER"], environment["POSTGRES_DB"])
     secret = server["environment"]["MOORING_DATABASE_PASSWORD_FILE"]
     assert secret == environment["POSTGRES_PASSWORD_FILE"] == "/run/secrets/database_password"
-    assert [each["source"] for each in server["secrets"]] == ["database_password"]
+    assert [each["source"] for each in server["secrets"]] == ["database_password", "metrics_key"]
     assert [each["source"] for each in postgres["secrets"]] == ["database_password"]
     assert server["depends_on"]["postgres"]["condition"] == "service_healthy"
 
@@ -135,3 +135,12 @@ def test_prometheus_scrapes_a_name_that_the_servers_have() -> None:
         assert host in services[name]["networks"]["default"]["aliases"]
     assert int(port) == Settings().http_port
     assert scraped["scrape_configs"][0].get("metrics_path", "/metrics") == "/metrics"
+
+
+def test_prometheus_has_the_key_that_the_server_wants_for_its_metrics() -> None:
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    key_file = scraped["scrape_configs"][0]["authorization"]["credentials_file"]
+    services = compose()["services"]
+    assert key_file == services["server"]["environment"]["MOORING_METRICS_KEY_FILE"]
+    for name in ("server", "server-gpu", "prometheus"):
+        assert Path(key_file).name in [each["source"] for each in services[name]["secrets"]]

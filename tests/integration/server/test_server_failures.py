@@ -50,7 +50,8 @@ def test_a_second_server_on_the_same_data_folder_is_refused(server: RunningServe
 
 
 def num_running(server: RunningServer) -> float:
-    for line in server.client.get(f"{server.http_url}/metrics").text.splitlines():
+    headers = {"x-api-key": server.admin_key}
+    for line in server.client.get(f"{server.http_url}/metrics", headers=headers).text.splitlines():
         if line.startswith('vllm:num_requests_running{engine="0",model_name="a"}'):
             return float(line.split()[-1])
     raise AssertionError("the metric is missing")
