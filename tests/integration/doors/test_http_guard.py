@@ -15,16 +15,16 @@ import httpx
 import pytest
 from support.http_door import ADMIN_KEY, HttpDoor, guarded_door
 from support.router_doors import (
+    KEY,
     ScriptedStream,
+    authenticate,
     byte_level_tokenizer,
-    known_tenant,
     one_token_a_step,
     write_model_folder,
 )
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from model_registry.records import TenantRecord
 from mooring.units import MIB
 from router.doors.http.access import OperatorKeys
 from router.doors.http.json_body import MAX_CONTAINERS
@@ -41,10 +41,6 @@ PUBLIC = Exposure(allow_anonymous=False, is_public=True, checks_hosts=False)
 
 def answer(request: GenerationRequest) -> ScriptedStream:
     return ScriptedStream(one_token_a_step(request, TOKENIZER.encode("hello").ids))
-
-
-def authenticate(key: str) -> TenantRecord | None:
-    return known_tenant("acme") if key == "k1" else None
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +108,7 @@ async def test_a_door_on_loopback_serves_its_own_names_only(folder: Path, host: 
 
 
 async def test_a_public_door_serves_every_name_unless_it_is_told_its_own(folder: Path) -> None:
-    key = {"host": "any.example", "x-api-key": "k1"}
+    key = {"host": "any.example", "x-api-key": KEY}
     async with closed_door(folder) as server:
         assert (await complete(server.url, key)).status_code == 200
     named = Exposure(False, is_public=True, checks_hosts=True, allowed_hosts=frozenset({"llm.example"}))
@@ -211,9 +207,9 @@ class HalfSent:
 
 @pytest.mark.parametrize(
     ("path", "key"),
-    [(path, key) for path in ("/v1/completions", "/v1/nothing", "/tokenize") for key in ("", "k2")]
-    + [("/admin/v1/models", "k1"), ("/v2/models/org/tiny/infer", "")]
-    + [("/v2/repository/models/org/tiny/load", "k1")],
+    [(path, key) for path in ("/v1/completions", "/v1/nothing", "/tokenize") for key in ("", KEY[:-1] + "2")]
+    + [("/admin/v1/models", KEY), ("/v2/models/org/tiny/infer", "")]
+    + [("/v2/repository/models/org/tiny/load", KEY)],
 )
 async def test_a_key_is_refused_before_the_body_comes(folder: Path, path: str, key: str) -> None:
     async with closed_door(folder) as server:
@@ -226,7 +222,7 @@ async def test_a_key_is_refused_before_the_body_comes(folder: Path, path: str, k
 
 @pytest.mark.parametrize(
     ("path", "key", "status"),
-    [("/nothing", "", 404), ("/v1/completions", "k1", 413), ("/admin/v1/models", ADMIN_KEY, 413)],
+    [("/nothing", "", 404), ("/v1/completions", KEY, 413), ("/admin/v1/models", ADMIN_KEY, 413)],
 )
 async def test_what_needs_no_body_is_answered_before_it_comes(
     folder: Path, path: str, key: str, status: int
@@ -241,7 +237,7 @@ async def test_what_needs_no_body_is_answered_before_it_comes(
 async def test_metrics_need_a_key_where_others_could_read_them(folder: Path) -> None:
     keys = OperatorKeys(ADMIN_KEY, "m1")
     async with closed_door(folder, keys=keys) as server, httpx.AsyncClient(base_url=server.url) as http:
-        for key, status in (("", 401), ("k1", 401), ("m1", 200), (ADMIN_KEY, 200)):
+        for key, status in (("", 401), (KEY, 401), ("m1", 200), (ADMIN_KEY, 200)):
             result = await http.get("/metrics", headers={"x-api-key": key})
             assert result.status_code == status
         assert (await http.get("/v1/models", headers={"x-api-key": "m1"})).status_code == 401
@@ -258,7 +254,7 @@ async def test_metrics_need_a_key_where_others_could_read_them(folder: Path) -> 
 async def test_bodies_in_flight_are_bounded_and_free_when_their_clients_go(folder: Path) -> None:
     config = RouterConfig(max_tenant_body_bytes=2 * MIB)
     async with closed_door(folder, config=config) as server:
-        key = "x-api-key: k1"
+        key = f"x-api-key: {KEY}"
         halves = [await HalfSent.begin(server.url, "/v1/completions", MIB, b"x" * 1000, key)]
         chunk = b"100000\r\n" + b"x" * MIB + b"\r\n"
         halves.append(await HalfSent.begin(server.url, "/v1/completions", 0, chunk, key))
@@ -269,22 +265,22 @@ async def test_bodies_in_flight_are_bounded_and_free_when_their_clients_go(folde
             assert status == 429
             assert "max_tenant_body_bytes" in json.dumps(body)
             await more.hang_up()
-        assert (await complete(server.url, {"x-api-key": "k1"})).status_code == 429
+        assert (await complete(server.url, {"x-api-key": KEY})).status_code == 429
         for each in halves:
             await each.hang_up()
         await server.in_flight(0)
-        assert (await complete(server.url, {"x-api-key": "k1"})).status_code == 200
+        assert (await complete(server.url, {"x-api-key": KEY})).status_code == 200
         await server.in_flight(0)
 
 
-@pytest.mark.parametrize("key", ["", "k1"])
+@pytest.mark.parametrize("key", ["", KEY])
 async def test_nothing_of_half_sent_bodies_is_kept(folder: Path, key: str) -> None:
     """Neither without a key, while they last, nor with one, once their clients are gone, though nothing is collected
     as garbage."""
     num_bodies, sent = 150, b"x" * MIB
     config = RouterConfig(max_tenant_body_bytes=1024 * MIB, max_total_body_bytes=1024 * MIB)
     async with closed_door(folder, config=config) as server:
-        assert (await complete(server.url, {"x-api-key": "k1"})).status_code == 200
+        assert (await complete(server.url, {"x-api-key": KEY})).status_code == 200
         gc.collect()
         gc.disable()
         tracemalloc.start()
