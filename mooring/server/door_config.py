@@ -71,7 +71,7 @@ def answer_of(error: MooringError) -> bytes:
 
 
 def refusal(status: HTTPStatus, message: str) -> bytes:
-    """The same, with a status and a sentence of one's own."""
+    """A whole answer with this status and sentence, at which the connection ends."""
     return _answer_with(status, InvalidRequestError(message))
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from engines.sampling_params import SamplingParams
 from mooring.declared_models import with_fields_of
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
 from router.doors.http.errors import UNSUPPORTED_VALUE
+from router.doors.http.json_body import MAX_ITEMS
 from router.doors.http.json_route import BoundedBody
 from router.doors.openai.answers import AnswerStyle
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
@@ -26,6 +27,7 @@ __all__ = [
     "ChatLayout",
     "ChatMessage",
     "CompletionRequest",
+    "Messages",
     "RequestBody",
     "StreamOptions",
     "TextPart",
@@ -100,6 +102,42 @@ _NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation":
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
+# Bounds on lists, far above what is served, so that no list is looked through that is refused in the end. The first
+# wrong item ends the look: each one after it would cost a complaint that nobody is shown.
+_MAX_BIASES = 2048
+_Strings = Annotated[list[str], Field(fail_fast=True, max_length=4096)]
+_TokenIds = Annotated[list[int], Field(fail_fast=True, max_length=MAX_ITEMS)]
+
+
+def _few(value: Any) -> Any:
+    """Refuses an object of very many fields before it is looked through."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise PydanticCustomError("too_long", "it has more than {most} entries", {"most": _MAX_BIASES})
+    return value
+
+
+def _kind(value: Any) -> str:
+    """The alternative of a union that a value is meant for, by its type and its first item's. Errors are then about
+    that one, and the others are not tried."""
+    if not isinstance(value, list):
+        return "str"
+    first = value[0] if value else 0
+    if isinstance(first, list):
+        return "list[list[int]]"
+    return "list[str]" if isinstance(first, str) else "list[int]"
+
+
+_Prompt = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[_TokenIds, Tag("list[int]")]
+    | Annotated[_Strings, Tag("list[str]")]
+    | Annotated[list[_TokenIds], Field(fail_fast=True, max_length=4096), Tag("list[list[int]]")],
+    Discriminator(_kind),
+]
+_Stop = Annotated[
+    Annotated[str, Tag("str")] | Annotated[_Strings, Tag("list[str]")],
+    Discriminator(lambda value: "list[str]" if isinstance(value, list) else "str"),
+]
 # Roles of messages in a conversation with tools.
 _ROLES_OF_TOOLS = ("tool", "function")
 
@@ -134,13 +172,20 @@ class TextPart(RequestBody):
     text: str
 
 
+_Content = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[list[TextPart], Field(fail_fast=True, max_length=8192), Tag("list[TextPart]")],
+    Discriminator(lambda value: "list[TextPart]" if isinstance(value, list) else "str"),
+]
+
+
 class ChatMessage(RequestBody):
     """One message. Parts are joined by newlines; ``developer`` is OpenAI's present name for ``system``."""
 
     _neutral: ClassVar[dict[str, tuple[Any, ...]]] = _NEUTRAL_IN_MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: _Content
     name: str | None = None
 
     @model_validator(mode="before")
@@ -160,6 +205,9 @@ class ChatMessage(RequestBody):
         return message if self.name is None else {**message, "name": self.name}
 
 
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=8192)]
+
+
 @with_fields_of(SamplingParams, may_be_none=True, bounded=False)
 class _SamplingBody(RequestBody):
     """Fields that completions and chat completions share, beside the sampling parameters that have one name
@@ -169,10 +217,10 @@ class _SamplingBody(RequestBody):
 
     model: str
     max_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = None
+    stop: _Stop | None = None
+    stop_token_ids: _TokenIds | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_few)] | None = None
+    bad_words: _Strings | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     truncate_prompt_tokens: int | None = None
@@ -233,7 +281,7 @@ _COMMON_OPTIONS = (
 class CompletionRequest(_SamplingBody):
     """The body of ``POST /v1/completions``."""
 
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(
+    prompt: _Prompt = Field(
         description="A text or its token ids, or a list of either: then choices are numbered prompt by prompt."
     )
     echo: bool | None = None
@@ -305,7 +353,7 @@ class ChatCompletionRequest(_SamplingBody, ChatLayout):
         "echo": (False,),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import orjson
 from fastapi import APIRouter, Response
@@ -10,8 +10,9 @@ from pydantic import Field
 
 from mooring.errors import InvalidRequestError
 from router.doors.http.errors import ERROR_RESPONSES
+from router.doors.http.json_body import MAX_ITEMS
 from router.doors.http.json_route import JsonRoute
-from router.doors.openai.bodies import ChatLayout, ChatMessage, RequestBody
+from router.doors.openai.bodies import ChatLayout, Messages, RequestBody
 from router.intake import Intake
 from router.text.prompts import ChatPrompt
 
@@ -30,7 +31,7 @@ class TokenizeRequest(ChatLayout):
 
     model: str
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -51,7 +52,7 @@ class DetokenizeRequest(RequestBody):
     """The body of ``POST /detokenize``."""
 
     model: str
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True, max_length=MAX_ITEMS)]
 
 
 class TokenizeApi:
