@@ -274,7 +274,6 @@ class Server:
         http = http_door(app, settings.http_host, settings.http_port, limits, connections, settings.tls)
         self.addresses["http"] = await stack.enter_async_context(http)
 
-        connections = connection_limits(settings)
         server = create_grpc_server(
             services, intake, kserve, admin_key, GrpcLimits(max_connections=connections.max_connections)
         )
