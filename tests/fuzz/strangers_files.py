@@ -10,6 +10,7 @@ ends neither way in time, and a reader of ours (``gguf``, ``safetensors``) that 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -98,6 +99,7 @@ def main() -> int:
         "readers", nargs="*", help="gguf, safetensors, tokenizer, template; all if none is given"
     )
     parser.add_argument("--seconds", type=float, default=600.0, help="for each reader")
+    parser.add_argument("--files", type=int, help="for each reader, in place of --seconds")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     failures = 0
@@ -105,7 +107,9 @@ def main() -> int:
         folder = Path(temporary)
         targets = make_targets(folder)
         for name in args.readers or targets:
-            failures += fuzz(name, targets[name], folder / name, args.seconds, random.Random(args.seed))
+            end_s = math.inf if args.files else time.monotonic() + args.seconds
+            rng = random.Random(args.seed)
+            failures += fuzz(name, targets[name], folder / name, end_s, args.files or sys.maxsize, rng)
     return 1 if failures else 0
 
 
@@ -159,13 +163,12 @@ def _convert(folder: Path) -> None:
         convert_gguf(folder / "m.gguf", Path(made, "converted"))
 
 
-def fuzz(name: str, target: Target, folder: Path, seconds: float, rng: random.Random) -> int:
-    """Reads mutated files for a while, prints what became of them, and returns the number of failures. Files that
-    failed are kept in the working directory."""
+def fuzz(name: str, target: Target, folder: Path, end_s: float, num_files: int, rng: random.Random) -> int:
+    """Reads mutated files until a time or a number of them is reached, prints what became of them, and returns the
+    number of failures. Files that failed are kept in the working directory."""
     endings: Counter[str] = Counter()
     num_failures = 0
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
+    while time.monotonic() < end_s and endings.total() < num_files:
         content = mutated(target.seeds, rng)
         (folder / target.file_name).write_bytes(content)
         ending = read_apart(target.read, folder)
@@ -175,7 +178,7 @@ def fuzz(name: str, target: Target, folder: Path, seconds: float, rng: random.Ra
             kept = Path(f"fuzz-{name}-{num_failures}")
             kept.write_bytes(content)
             print(f"{name}: {ending}: {kept}", flush=True)
-    print(f"{name}: {endings.total()} files in {seconds:g} s: {dict(endings.most_common())}", flush=True)
+    print(f"{name}: {endings.total()} files: {dict(endings.most_common())}", flush=True)
     return num_failures
 
 
