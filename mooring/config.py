@@ -54,7 +54,6 @@ __all__ = [
     "Settings",
     "TlsFiles",
     "admin_key_from_environment",
-    "default_server_url",
     "load_settings",
     "onednn_max_isa_from_environment",
     "section_of",
@@ -375,12 +374,6 @@ def load_settings(flags: Mapping[str, Any] | None = None, config_file: Path | No
         raise ConfigurationError(_explain(error)) from error
     except (SettingsError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"the configuration cannot be read: {error}") from error
-
-
-def default_server_url(settings: Settings) -> str:
-    """The HTTP door of the settings."""
-    host = f"[{settings.http_host}]" if ":" in settings.http_host else settings.http_host
-    return f"{'https' if settings.tls else 'http'}://{host}:{settings.http_port}"
 
 
 def server_from_environment() -> str | None:

@@ -64,7 +64,7 @@ class RunningServer:
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-        self.client = httpx.Client(timeout=60)  # for any thread; each new one costs 30 ms
+        self.client = httpx.Client(timeout=60, trust_env=False)  # for any thread; each new one costs 30 ms
         self.http_url = ""
         self.grpc_target = ""
 

@@ -49,11 +49,18 @@ def _root(
     data_dir: Annotated[
         Path | None, typer.Option(help="The server's data folder, where its admin key is.", file_okay=False)
     ] = None,
+    client_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file with a certificate and its key, if the server wants clients to have one.",
+            dir_okay=False,
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    context.obj = Connection(server, data_dir)
+    context.obj = Connection(server, data_dir, client_certificate)
 
 
 def main() -> None:

@@ -153,7 +153,9 @@ def abuse(
     runs: Annotated[int, typer.Option(min=1, help="Of each attack; the median counts.")] = 5,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="ATTACK[/DOOR[/CALLER]], or a pattern of it (repeatable); all if not given."),
+        typer.Option(
+            help="ATTACK, ATTACK/DOOR or ATTACK/DOOR/CALLER, or a pattern (repeatable); all if not given."
+        ),
     ] = None,
     quick: Quick = False,
 ) -> None:

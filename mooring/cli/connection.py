@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,17 @@ import httpx
 
 from mooring.config import (
     admin_key_from_environment,
-    default_server_url,
     load_settings,
     server_from_environment,
 )
 from mooring.errors import ConfigurationError, MooringError, TransientError, error_from_code
 from mooring.server.admin_key import read_admin_key
-from mooring.server.data_dir import published_http_url
+from mooring.server.data_dir import published_addresses
+from mooring.server.exposure import is_loopback
 
 __all__ = ["Connection"]
+
+_PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Connection:
@@ -27,12 +31,16 @@ class Connection:
 
     Args:
         server: base address; None takes ``MOORING_SERVER``, else the address that the server of the data
-            folder published, else the settings' address.
+            folder published.
         data_dir: folder with ``admin.key``; None takes the settings' folder.
+        client_certificate: PEM file with a certificate and its key, for a server that wants clients to have one.
     """
 
-    def __init__(self, server: str | None, data_dir: Path | None) -> None:
+    def __init__(
+        self, server: str | None, data_dir: Path | None, client_certificate: Path | None = None
+    ) -> None:
         self._server = server
+        self._client_certificate = client_certificate
         self.data_dir = data_dir
 
     def get(self, path: str) -> Any:
@@ -53,11 +61,9 @@ class Connection:
         Raises:
             MooringError: as the other calls; also if the stream breaks.
         """
-        server, headers = self._address()
+        server, client = self._client(read_timeout_s=60.0)
         try:
-            with httpx.stream(
-                "GET", f"{server}/admin/v1{path}", headers=headers, timeout=httpx.Timeout(30.0, read=60.0)
-            ) as response:
+            with client, client.stream("GET", f"{server}/admin/v1{path}") as response:
                 if response.is_error:
                     response.read()
                     raise _error_of(response)
@@ -73,17 +79,10 @@ class Connection:
         Raises:
             MooringError: the server answered with an error, or cannot be reached.
         """
-        server, headers = self._address()
+        server, client = self._client(read_timeout_s=600.0)
         try:
-            response = httpx.request(
-                method,
-                f"{server}/admin/v1{path}",
-                json=body,
-                headers=headers,
-                timeout=httpx.Timeout(30.0, read=600.0),
-            )
-        except httpx.InvalidURL as error:
-            raise ConfigurationError(f"{server} is not an address: {error}") from error
+            with client:
+                response = client.request(method, f"{server}/admin/v1{path}", json=body)
         except httpx.TransportError as error:
             raise TransientError(
                 f"no server answers at {server} ({error}): start one with `mooring serve`"
@@ -92,13 +91,71 @@ class Connection:
             raise _error_of(response)
         return response.json() if response.content else None
 
-    def _address(self) -> tuple[str, dict[str, str]]:
-        """The server's address, and the headers that it wants."""
+    def _client(self, read_timeout_s: float) -> tuple[str, httpx.Client]:
+        """The server's address, and a client that sends the admin key to it and to nobody else.
+
+        Raises:
+            MooringError: no server is known, or there is no key for it.
+        """
         settings = load_settings({"data_dir": self.data_dir})
-        server = self._server or server_from_environment()
-        server = server or published_http_url(settings.data_dir) or default_server_url(settings)
         key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
-        return server.rstrip("/"), {"authorization": f"Bearer {key}"}
+        server = self._server or server_from_environment()
+        context = None
+        if server is None:
+            published = published_addresses(settings.data_dir)
+            if published is None:
+                raise TransientError(
+                    f"no server uses the data folder {settings.data_dir}: start one with `mooring serve`, or name "
+                    "one with --server"
+                )
+            server = _within_reach(published["http"])
+            if "tls_certificate" in published:
+                context = _trusting(Path(published["tls_certificate"]))
+        if context is None:  # reading the authorities that the system trusts takes a while
+            is_secret = server.startswith("https:")
+            context = ssl.create_default_context() if is_secret else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self._client_certificate is not None:
+            try:
+                context.load_cert_chain(self._client_certificate)
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigurationError(f"{self._client_certificate} cannot be used: {error}") from error
+        client = httpx.Client(
+            headers={"authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(30.0, read=read_timeout_s),
+            verify=context,
+            trust_env=not _is_loopback(server),  # a proxy cannot reach it, and must not be shown the key
+        )
+        return server.rstrip("/"), client
+
+
+def _within_reach(url: str) -> str:
+    """An address at which this machine reaches a server that listens on all of its addresses."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
+def _trusting(certificate: Path) -> ssl.SSLContext:
+    """Trusts this certificate, whatever name it bears, and no other: not those of its issuer either, so of a chain
+    only its first certificate counts.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        first = _PEM_CERTIFICATE.search(certificate.read_text())
+        context.load_verify_locations(cadata=first[0] if first else "")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the server's certificate {certificate} cannot be read: {error}") from error
+    return context
+
+
+def _is_loopback(server: str) -> bool:
+    try:
+        return is_loopback(httpx.URL(server).host)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"{server} is not an address: {error}") from error
 
 
 def _event(text: str) -> Any:

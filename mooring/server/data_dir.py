@@ -7,17 +7,22 @@ import json
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from mooring.errors import ConfigurationError
 
-__all__ = ["own_data_dir", "published", "published_http_url"]
+__all__ = ["own_data_dir", "published", "published_addresses"]
 
 logger = logging.getLogger(__name__)
 
 _ADDRESSES = "server.json"
+_LOCK = "server.lock"
+_TRIES = 20
+_TRY_AGAIN_S = 0.01
 _OTHERS = 0o077
 
 
@@ -34,16 +39,15 @@ def own_data_dir(data_dir: Path) -> Iterator[None]:
         os.umask(_OTHERS)
         data_dir.mkdir(parents=True, exist_ok=True)
         _close_to_others(data_dir)
-        lock_file = (data_dir / "server.lock").open("w")
+        lock_file = (data_dir / _LOCK).open("w")
     except OSError as error:
         raise ConfigurationError(f"the data folder cannot be used: {error}") from error
     with lock_file as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _hold(lock):
             raise ConfigurationError(
                 f"another server uses the data folder {data_dir}: stop it, or give --data-dir"
-            ) from error
+            )
+        (data_dir / _ADDRESSES).unlink(missing_ok=True)  # of a server that was killed
         yield
 
 
@@ -64,8 +68,8 @@ def _close_to_others(data_dir: Path) -> None:
 
 @contextmanager
 def published(data_dir: Path, addresses: Mapping[str, str]) -> Iterator[None]:
-    """Publishes the addresses of the doors, for the command line and for whoever started the server with port
-    0."""
+    """Publishes the addresses of the doors, and the file of their certificate if they speak TLS, for the command line
+    and for whoever started the server with port 0."""
     path = data_dir / _ADDRESSES
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps({"pid": os.getpid(), **addresses}))
@@ -76,13 +80,37 @@ def published(data_dir: Path, addresses: Mapping[str, str]) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def published_http_url(data_dir: Path) -> str | None:
-    """The address of the HTTP door of the server that uses the folder; None if none was published.
+def published_addresses(data_dir: Path) -> Mapping[str, str] | None:
+    """What the server that uses the folder published; None if no server uses it, or none of its doors is open yet.
 
-    A server that was killed could not take its address back, so the address need not answer.
+    The lock decides: a server that was killed could not take its addresses back, and whoever has its port now would
+    be sent the admin key.
     """
+    try:
+        with (data_dir / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass
+    except OSError:
+        return None
+    else:
+        return None
     try:
         text = (data_dir / _ADDRESSES).read_text()
     except OSError:
         return None
-    return str(json.loads(text)["http"])
+    found: Mapping[str, str] = json.loads(text)
+    return found
+
+
+def _hold(lock: IO[str]) -> bool:
+    """Takes the lock; False if another server has it. A command that looks whether a server has it holds it for an
+    instant, so it is tried more than once."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TRY_AGAIN_S)
+        else:
+            return True
+    return False

@@ -279,6 +279,8 @@ class Server:
         )
         rpc = grpc_door(server, settings.grpc_host, settings.grpc_port, settings.tls)
         self.addresses["grpc"] = await stack.enter_async_context(rpc)
+        if settings.tls is not None:
+            self.addresses["tls_certificate"] = str(settings.tls.certificate.resolve())
         stack.enter_context(published(settings.data_dir, self.addresses))
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])
 

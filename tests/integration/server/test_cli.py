@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +17,14 @@ from unittest import mock
 
 import pytest
 import typer
+from support.certificates import make_certificates
 from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 
 import mooring.cli
 from mooring import __version__
+from mooring.cli.connection import Connection
+from mooring.errors import MooringError
 
 pytestmark = pytest.mark.integration
 
@@ -133,6 +137,7 @@ COMMANDS = [
     ["plan"],
     ["plan", "memory"],
     ["bench"],
+    ["bench", "abuse"],
     ["bench", "batching"],
     ["bench", "router"],
     ["bench", "sharing"],
@@ -293,6 +298,8 @@ def test_what_the_server_is_not_told_is_found_by_itself_and_what_is_wrong_is_nam
     server = shell.server
     elsewhere = {"MOORING_DATA_DIR": str(tmp_path)}
     assert "admin key cannot be read" in shell.complaint("status", environment=elsewhere)
+    no_server = shell.complaint("status", environment={**elsewhere, "MOORING_ADMIN_KEY": "k"})
+    assert "no server uses the data folder" in no_server
     remote = {**elsewhere, "MOORING_SERVER": server.http_url, "MOORING_ADMIN_KEY": server.admin_key}
     assert shell.run("status", "--json", environment=remote).stdout.startswith("{")
     wrong = {**remote, "MOORING_ADMIN_KEY": "wrong"}
@@ -302,6 +309,48 @@ def test_what_the_server_is_not_told_is_found_by_itself_and_what_is_wrong_is_nam
     unknown = shell.complaint("status", environment={"MOORING_HTTP_PROT": "1"})
     assert "did you mean MOORING_HTTP_PORT?" in unknown
     assert shell.run("--data-dir", str(server.data_dir), "status", environment=elsewhere).stdout
+
+
+def test_the_admin_key_goes_to_the_server_and_to_no_proxy(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        proxied = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), address)
+        for named in ((), ("--server", shell.server.http_url)):
+            assert shell.run(*named, "status", environment=proxied).stdout
+        proxy.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+def test_a_server_with_tls_is_known_by_its_certificate(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path / "tls")
+    client = tmp_path / "client.pem"
+    client.write_text(made.client.read_text() + made.client_key.read_text())
+    elsewhere = {"MOORING_DATA_DIR": str(tmp_path / "data")}
+    command = [
+        MOORING, "serve", "--engine", "null", "--memory-budget", "64MiB", "--http-port", "0", "--grpc-port", "0",
+        "--tls-certificate", made.server, "--tls-key", made.server_key, "--tls-client-ca", made.authority,
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        serving = subprocess.Popen(command, env={**os.environ, **elsewhere}, stdout=log, stderr=log)
+    try:
+        published = tmp_path / "data" / "server.json"
+        deadline = time.monotonic() + 60
+        while not published.exists():
+            assert serving.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with mock.patch.dict(os.environ, elsewhere):
+            assert Connection(None, None, client).get("/status")["devices"]
+            with pytest.raises(MooringError):  # no certificate of the client's
+                Connection(None, None).get("/status")
+            addresses = json.loads(published.read_text())
+            published.write_text(json.dumps({**addresses, "tls_certificate": str(made.client)}))
+            with pytest.raises(MooringError):  # the server's certificate is not the one that is expected
+                Connection(None, None, client).get("/status")
+    finally:
+        serving.terminate()
+        serving.wait(30)
 
 
 def test_a_command_that_is_none_is_a_usage_error(shell: Shell) -> None:

@@ -1,15 +1,71 @@
-"""The data folder is its owner's alone."""
+"""The data folder: it is its owner's alone, and what is published in it is believed while a server holds it."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mooring.server.data_dir import own_data_dir
+from mooring.errors import ConfigurationError
+from mooring.server.data_dir import own_data_dir, published, published_addresses
+
+ADDRESSES = {"http": "http://127.0.0.1:8000", "grpc": "127.0.0.1:8001"}
+KILLED = """
+import os, pathlib, signal, sys
+from mooring.server.data_dir import own_data_dir, published
+with own_data_dir(pathlib.Path(sys.argv[1])), published(pathlib.Path(sys.argv[1]), {"http": "http://127.0.0.1:8000"}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_addresses_are_believed_while_a_server_has_the_folder(tmp_path: Path) -> None:
+    assert published_addresses(tmp_path) is None
+    with own_data_dir(tmp_path):
+        assert published_addresses(tmp_path) is None
+        with published(tmp_path, ADDRESSES):
+            assert published_addresses(tmp_path) == {"pid": os.getpid(), **ADDRESSES}
+        assert published_addresses(tmp_path) is None
+
+
+def test_a_killed_server_s_addresses_are_not_believed_nor_kept(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / "server.json").read_text())["http"]
+    assert published_addresses(tmp_path) is None
+    with own_data_dir(tmp_path):  # the next server, whose doors are not open yet
+        assert published_addresses(tmp_path) is None
+
+
+def test_commands_that_look_keep_no_server_from_its_folder(tmp_path: Path) -> None:
+    with (
+        own_data_dir(tmp_path),
+        pytest.raises(ConfigurationError, match="another server"),
+        own_data_dir(tmp_path),
+    ):
+        pass
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            published_addresses(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(20):
+            with own_data_dir(tmp_path):
+                pass
+    finally:
+        ended.set()
+        looking.join()
 
 
 @pytest.fixture(autouse=True)
