@@ -89,6 +89,9 @@ def test_the_compose_file_is_valid_and_names_what_exists() -> None:
     for name, service in found["services"].items():
         assert service["read_only"] is True, name
         assert "no-new-privileges:true" in service["security_opt"]
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"] > 0, name
         if "build" in service:
             assert Path(service["build"]["context"], service["build"]["dockerfile"]).is_file()
             variables = {key for key in service["environment"] if key.startswith("MOORING_")}
@@ -144,3 +147,15 @@ def test_prometheus_has_the_key_that_the_server_wants_for_its_metrics() -> None:
     assert key_file == services["server"]["environment"]["MOORING_METRICS_KEY_FILE"]
     for name in ("server", "server-gpu", "prometheus"):
         assert Path(key_file).name in [each["source"] for each in services[name]["secrets"]]
+
+
+def test_workflows_may_read_and_no_more_and_run_actions_that_nobody_can_change() -> None:
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+    assert workflows
+    for workflow in workflows:
+        found = yaml.safe_load(workflow.read_text())
+        assert found["permissions"] == {"contents": "read"}, workflow
+        used = re.findall(r"uses: *(\S+)", workflow.read_text())
+        assert used
+        for action in used:
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), f"{action} is not pinned to a commit"
