@@ -81,7 +81,7 @@ def published(data_dir: Path, addresses: Mapping[str, str]) -> Iterator[None]:
 
 
 def published_addresses(data_dir: Path) -> Mapping[str, str] | None:
-    """What the server that uses the folder published; None if no server uses it, or none of its doors is open yet.
+    """Addresses that the server of the folder published; None if there is none, or its doors are not open yet.
 
     The lock decides: a server that was killed could not take its addresses back, and whoever has its port now would
     be sent the admin key.

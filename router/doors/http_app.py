@@ -9,6 +9,7 @@ from starlette.routing import WebSocketRoute
 
 from mooring.errors import OverloadedError
 from router.doors.http.access import OperatorKeys
+from router.doors.http.audit import AuditMiddleware
 from router.doors.http.errors import ERROR_RESPONSES, install_error_handlers
 from router.doors.http.guard import Guard
 from router.doors.http.middleware import RequestIdMiddleware
@@ -39,6 +40,7 @@ def create_app(services: RouterServices, keys: OperatorKeys, intake: Intake | No
     install_error_handlers(app)
     # The last one added is the outermost: the guard's refusals have their x-request-id too.
     app.add_middleware(Guard, services=services, keys=keys)
+    app.add_middleware(AuditMiddleware, audit=services.metrics.audit)
     app.add_middleware(RequestIdMiddleware)
     intake = intake or Intake(services)
     app.include_router(OpenAiApi(services, intake).routes())

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from memory_manager.policy.residency import ResidencyEvent
 from router.request.request import GenerationRequest
+from router.telemetry.audit import AuditTrail
 from router.telemetry.gauges import ENGINE, GaugeCollector, Gauges, ModelGauges
 
 __all__ = ["Gauges", "Metrics", "ModelGauges", "RequestMetrics"]
@@ -165,6 +166,7 @@ class Metrics:
             buckets=_TRANSITION_BUCKETS_S,
             registry=registry,
         )
+        self.audit = AuditTrail(registry)
         registry.register(GaugeCollector(read_gauges))
         registry.register(_SecondName(self._histograms["itl"], "vllm:time_per_output_token_seconds"))
         self._series: dict[tuple[str, str], _Series] = {}

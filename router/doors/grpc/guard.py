@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from mooring.errors import InternalError, MooringError
+from mooring.errors import AuthenticationError, InternalError, MooringError, status_of
 from router.doors.grpc.errors import Context, abort, metadata_of
 from router.doors.grpc.limits import GrpcLimits
 from router.doors.grpc.receiving import Receiver
@@ -102,8 +102,8 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
     @asynccontextmanager
     async def _admitted(self, path: str, handler: Any, context: Context) -> AsyncIterator[Any]:
         """The message of a call, or the iterator over its messages. What fails within ends the call."""
+        key = self._keys.get(path, Key.TENANT)
         try:
-            key = self._keys.get(path, Key.TENANT)
             tenant = await self._let_in(key, context)
             parse = handler.request_deserializer
             if handler.request_streaming:
@@ -112,13 +112,18 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
                 return
             data = await self._receiver.message(context, tenant or key)
             if tenant is None:
-                yield self._receiver.parsed(data, parse)
+                request = self._receiver.parsed(data, parse)
+                yield request
+                if key is Key.ADMIN:
+                    self._note(path, request, "OK", context)
                 return
             with self._services.in_flight.take(tenant, body_bytes=len(data)):
                 request = self._receiver.parsed(data, parse)
                 del data
                 yield request
         except MooringError as error:
+            if key is Key.ADMIN and not isinstance(error, AuthenticationError):
+                self._note(path, None, status_of(error).grpc, context)
             await abort(context, error)
         except grpc.aio.BaseError:  # gRPC's own, as when the client is gone
             raise
@@ -135,12 +140,21 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
         if key is Key.NONE:
             return None
         api_key = api_key_of(metadata_of(context))
-        if key is Key.ADMIN:
-            check_admin_key(api_key, self._admin_key)
-            return None
-        tenant = await self._services.tenancy.tenant_of(api_key)
+        try:
+            if key is Key.ADMIN:
+                check_admin_key(api_key, self._admin_key)
+                return None
+            tenant = await self._services.tenancy.tenant_of(api_key)
+        except AuthenticationError:
+            self._services.metrics.audit.key_refused("grpc", api_key, context.peer())
+            raise
         _CALLER.set(tenant)
         return tenant
+
+    def _note(self, path: str, request: Any, outcome: str, context: Context) -> None:
+        """Leaves a trace of an administrative act. ``request``: its message; None if it was not understood."""
+        target = str(getattr(request, "model_name", ""))
+        self._services.metrics.audit.act(f"grpc {path.rpartition('/')[2]}", target, outcome, context.peer())
 
 
 def _arity(is_stream: bool) -> str:
