@@ -58,5 +58,6 @@ def _act(scope: Scope, path: str) -> str | None:
         return f"kserve {found[1]}"
     if not path.startswith("/admin"):
         return None
-    route = getattr(scope.get("route"), "path_format", "")
+    # FastAPI's versions differ in whether a route knows what stands before it.
+    route = getattr(scope.get("route"), "path_format", "").removeprefix("/admin/v1")
     return f"{scope['method']} {route}"

@@ -448,3 +448,16 @@ def test_devices_tell_their_own_figures(server: RunningServer) -> None:
     resident_bytes = sum(process.memory_info().rss for process in processes)
     assert 0.3 * resident_bytes < memory["ours_bytes"] < 1.5 * resident_bytes
     assert memory["used_bytes"] >= memory["ours_bytes"]
+
+
+def test_acts_and_refused_keys_leave_a_trace(server: RunningServer) -> None:
+    call(server, "POST", "/tenants", {"name": "traced"}, 201)
+    call(server, "DELETE", "/tenants/traced", status=204)
+    refused = server.client.get(f"{server.http_url}/admin/v1/status", headers={"x-api-key": "mk-secret"})
+    assert refused.status_code == 401
+    metrics = server.client.get(f"{server.http_url}/metrics").text
+    for act, outcome in (("POST /tenants", 201), ("DELETE /tenants/{name}", 204)):
+        assert f'mooring_admin_requests_total{{act="{act}",outcome="{outcome}"}}' in metrics
+    assert 'mooring_refused_keys_total{door="admin",reason="wrong"}' in metrics
+    assert "admin: DELETE /tenants/{name} ('/admin/v1/tenants/traced') from 127.0.0.1: 204" in server.log()
+    assert "mk-secret" not in server.log()
