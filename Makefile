@@ -72,6 +72,10 @@ samples: $(STAMPS)/run ## Make all sample models now, and serve none
 proto: $(STAMPS)/dev ## Generate the gRPC stubs from proto/
 	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mooring/v1/*.proto
 
+.PHONY: lock
+lock: $(STAMPS)/dev ## Note versions and hashes of the container images' packages
+	@$(BIN)/python deploy/lock.py
+
 .PHONY: docs
 docs: $(STAMPS)/dev ## Generate the reference pages that come from the code
 	@$(BIN)/python -m mooring.reference > docs/configuration.md

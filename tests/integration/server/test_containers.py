@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mooring.config import Settings, setting_names, variable_name
 pytestmark = pytest.mark.integration
 
 DOCKERFILES = sorted((ROOT / "deploy").glob("Dockerfile.*"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VARIABLES = {variable_name(name) for name in setting_names()}
 
 
@@ -61,9 +63,6 @@ def test_a_dockerfile_names_what_exists(dockerfile: Path) -> None:
     ports = {int(port) for rest in arguments(dockerfile, "EXPOSE") for port in rest.split()}
     assert ports == {Settings().http_port, Settings().grpc_port}
     assert arguments(dockerfile, "USER") == ["mooring"], "not root"
-    extras = re.findall(r'"\.\[([\w,-]+)\]"', " ".join(arguments(dockerfile, "RUN")))
-    declared = re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert set(",".join(extras).split(",")) <= set(declared)
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -159,3 +158,21 @@ def test_workflows_may_read_and_no_more_and_run_actions_that_nobody_can_change()
         assert used
         for action in used:
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), f"{action} is not pinned to a commit"
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_every_package_but_torch_is_installed_by_its_hash(dockerfile: Path) -> None:
+    [commands] = [each for each in arguments(dockerfile, "RUN") if "pip install" in each]
+    installs = [each.split() for each in commands.split("&&") if "pip install" in each]
+    [lock] = [words[words.index("-r") + 1] for words in installs if "--require-hashes" in words]
+    assert all(
+        "--require-hashes" in words or "--no-deps" in words or any("torch==" in word for word in words)
+        for words in installs
+    )
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
+    locked = {line.split("==")[0] for line in lines}
+    assert all(re.fullmatch(r"[a-z0-9-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    needed = {
+        re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;]", each)[0]).lower() for each in PROJECT["dependencies"]
+    }
+    assert needed - {"torch"} <= locked
