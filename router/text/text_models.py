@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from engines.api import TokenIds
 from mooring.errors import ArtifactError, InvalidRequestError
@@ -239,6 +240,7 @@ class TextModel:
                 process = await self._start_once()
                 if process is not None:
                     self._process = process
+                    self._end_if_unused()  # whoever wanted it may have gone
                     return process
         finally:
             self._starting = None
@@ -330,7 +332,7 @@ class TextModels:
         self._config = config
         self._starter = starter
         self._models: OrderedDict[Path, TextModel] = OrderedDict()
-        self._loading: dict[Path, TextModel] = {}
+        self._loading: dict[Path, asyncio.Task[TextModel]] = {}
 
     async def get(self, folder: Path) -> TextModel:
         """The text model of a folder, whose process reads it first if it is not in use yet.
@@ -340,28 +342,32 @@ class TextModels:
         """
         model = self._models.get(folder)
         if model is None:
-            model = await self._load(folder)
+            loading = self._loading.get(folder)
+            if loading is None:
+                loading = self._loading[folder] = asyncio.create_task(self._load(folder))
+            # A caller that goes away must neither take the model from the others nor leave its process to nobody.
+            return await asyncio.shield(loading)
         self._models.move_to_end(folder)
         return model
 
     def close(self) -> None:
         """Ends all processes."""
-        for model in (*self._models.values(), *self._loading.values()):
+        for loading in self._loading.values():
+            loading.cancel()
+        for model in self._models.values():
             model.kill()
         self._models.clear()
 
     async def _load(self, folder: Path) -> TextModel:
-        loading = self._loading.get(folder)
-        if loading is None:
-            loading = self._loading[folder] = TextModel(folder, self._starter, self._config)
+        model = TextModel(folder, self._starter, self._config)
         try:
-            await loading.load()
+            await model.load()
+        except BaseException:
+            model.kill()
+            raise
         finally:
-            if self._loading.get(folder) is loading:
-                del self._loading[folder]
-        model = self._models.setdefault(folder, loading)
-        if model is not loading:
-            loading.close()
+            del self._loading[folder]
+        self._models[folder] = model
         while len(self._models) > self._config.tokenizers_cached:
             self._models.popitem(last=False)[1].close()
         return model
@@ -369,8 +375,17 @@ class TextModels:
 
 def _num_chars(prompt: Prompt) -> int:
     if isinstance(prompt, ChatPrompt):
-        return sum(len(message["content"]) + _MESSAGE_CHARS for message in prompt.messages)
+        messages = sum(sum(map(len, message.values())) + _MESSAGE_CHARS for message in prompt.messages)
+        return messages + _num_variable_chars(prompt.template_variables)
     return len(prompt) if isinstance(prompt, str) else 0
+
+
+def _num_variable_chars(variables: Mapping[str, Any]) -> int:
+    """Length of the template's variables as JSON: a template may write any of it into the prompt."""
+    try:
+        return len(orjson.dumps(variables)) if variables else 0
+    except TypeError:  # then it cannot be sent either
+        return 0
 
 
 def _unwritable(call: dict[str, Any], param: str) -> InvalidRequestError:

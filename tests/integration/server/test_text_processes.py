@@ -49,11 +49,14 @@ class Texts:
 
     @property
     def starter(self) -> psutil.Process:
-        [found] = [
+        [found] = self.starters()
+        return found
+
+    def starters(self) -> list[psutil.Process]:
+        return [
             each for each in psutil.Process().children() if "router.text_process" in " ".join(each.cmdline())
             and each.pid not in EARLIER
         ]  # fmt: skip
-        return found
 
     def processes(self) -> list[psutil.Process]:
         return self.starter.children()
@@ -156,6 +159,55 @@ async def test_memory_is_bounded(texts: Callable[..., Texts], folder: Path) -> N
     with pytest.raises(InvalidRequestError):
         await model.encode([chat("swell")])
     assert await said(model, chat("hello")) == "hello"
+
+
+async def test_who_gives_up_while_a_folder_is_read_leaves_no_process_behind(
+    texts: Callable[..., Texts], folder: Path
+) -> None:
+    here = texts()
+    for _ in range(3):
+        given_up = asyncio.create_task(here.models.get(folder))
+        await asyncio.to_thread(until, here.starters, "the starter")
+        await asyncio.sleep(0.02)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+    model = await here.models.get(folder)
+    assert await said(model, "hello") == "hello"
+    assert len(here.processes()) == 1
+
+
+async def test_who_gives_up_while_a_dropped_process_starts_again_leaves_none_behind(
+    texts: Callable[..., Texts], folder: Path, tmp_path: Path
+) -> None:
+    here = texts(tokenizers_cached=1)
+    dropped = await here.models.get(folder)
+    await here.models.get(write_model_folder(tmp_path / "other", byte_level_tokenizer()))
+    await asyncio.to_thread(until, lambda: len(here.processes()) == 1, "one process")
+    given_up = asyncio.create_task(dropped.encode(["hello"]))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    await asyncio.sleep(0.5)
+    await asyncio.to_thread(until, lambda: len(here.processes()) == 1, "one process again")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ChatPrompt(({"role": "user", "content": "hello"},), template_variables={"more": "the " * 5000}),
+        ChatPrompt(({"role": "user", "content": "hello", "name": "the " * 5000},)),
+    ],
+    ids=["variables", "name"],
+)
+async def test_all_of_a_chat_counts_for_its_length(
+    texts: Callable[..., Texts], tmp_path: Path, prompt: ChatPrompt
+) -> None:
+    template = "{% for i in range(40) %}{% for j in range(20000) %}{% endfor %}{% endfor %}{{ more }}"
+    here = texts()
+    model = await here.models.get(write_model_folder(tmp_path / "m", byte_level_tokenizer(), template))
+    long = asyncio.create_task(model.encode([prompt]))
+    await asyncio.to_thread(until, here.copies, "a copy for the long chat")
+    assert (await long).prompts
 
 
 async def test_a_tokenizer_too_large_for_its_memory_is_a_broken_model(
