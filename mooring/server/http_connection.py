@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mooring.server.door_config import DoorConfig, refusal
 from mooring.server.reader_timer import ReaderTimer
@@ -35,6 +35,7 @@ class HttpConnection(HttpToolsProtocol):
         self._is_new = True
         self._is_head = False
         self._wrong: tuple[HTTPStatus, str] | None = None
+        self._running: RequestResponseCycle | None = None  # the request that is being answered, or was last
         self._deadline: asyncio.TimerHandle | None = None
 
     # The transport's side ----------------------------------------------------------------------------
@@ -49,9 +50,12 @@ class HttpConnection(HttpToolsProtocol):
         self._stop_waiting()
         self._reader.stop()
         super().connection_lost(exc)
-        # Whoever still has the request in hand must not keep what came of its body.
-        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+        # uvicorn tells only the last of several requests. Whoever still has one in hand must not keep what came of
+        # its body.
+        for cycle in (self._running, *(waiting for waiting, _ in self.pipeline)):
             if cycle is not None:
+                cycle.disconnected = not cycle.response_complete
+                cycle.message_event.set()
                 cycle.body = bytearray()
         self.pipeline.clear()
         if self.on_lost is not None:
@@ -116,6 +120,8 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError(self._wrong[1])  # ends the parser; ``data_received`` answers
         if not self._is_refused_upgrade():
             super().on_headers_complete()
+            if self._running is None or self._running.response_complete:
+                self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
         self._num_unread_bytes = 0
@@ -133,8 +139,10 @@ class HttpConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_response_complete(self) -> None:
-        if self.cycle.response_complete:  # otherwise it is a later one, which waits
-            self.cycle.body = bytearray()  # what came of a body that nobody wanted
+        assert self._running is not None
+        self._running.body = bytearray()  # what came of a body that nobody wanted
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
 
     def on_message_complete(self) -> None:
@@ -151,6 +159,8 @@ class HttpConnection(HttpToolsProtocol):
         num_hosts = sum(name == b"host" for name, _ in self.headers)
         if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
             return HTTPStatus.BAD_REQUEST, f"A request needs one Host header, and this one has {num_hosts}."
+        if self._is_answering() and self.parser.should_upgrade() and self._should_upgrade():
+            return HTTPStatus.BAD_REQUEST, "A WebSocket begins when all earlier requests are answered."
         return None
 
     def _head_too_large(self) -> tuple[HTTPStatus, str]:

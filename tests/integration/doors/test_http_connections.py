@@ -15,7 +15,7 @@ import httpx
 import pytest
 from support.certificates import Certificates, make_certificates
 from support.http_door import HttpDoor, guarded_door
-from support.raw_http import frame
+from support.raw_http import frame, request
 from support.router_doors import (
     ScriptedStream,
     byte_level_tokenizer,
@@ -217,6 +217,22 @@ async def test_few_requests_wait_on_a_connection(folder: Path) -> None:
                 while data := await client.reader.read(1 << 16):
                     got += data
         assert 1 <= got.count(b"HTTP/1.1 200") < 20
+
+
+@pytest.mark.parametrize("further", [GET, UPGRADE], ids=["request", "websocket"])
+async def test_a_request_ends_with_its_client_whatever_came_after_it(folder: Path, further: bytes) -> None:
+    def endless(request: GenerationRequest) -> ScriptedStream:
+        return ScriptedStream(one_token_a_step(request, TOKENIZER.encode("hello").ids), pause_s=3600)
+
+    async with guarded_door(folder, endless) as server:
+        client = await Client.connect(server)
+        client.writer.write(request({"model": "org/tiny", "prompt": "hi"}))
+        await server.source.started(1)
+        client.writer.write(further)
+        await asyncio.sleep(0.1)
+        await client.close()
+        await server.closed()
+        await server.in_flight(0)
 
 
 async def test_a_body_in_very_small_chunks_is_cut_off(folder: Path) -> None:
