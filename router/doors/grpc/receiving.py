@@ -91,7 +91,9 @@ class Receiver:
 
     async def _messages(self, context: Context, parse: Parse) -> AsyncIterator[Any]:
         while isinstance(message := await context.read(), bytes):
-            yield self.parsed(message, parse)
+            request = [self.parsed(message, parse)]
+            del message
+            yield request.pop()  # only its reader keeps it while the next one is awaited
 
     def parsed(self, data: bytes, parse: Parse) -> Any:
         """The message that the bytes are.

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _FINAL = "triton_final_response"
+_MAX_QUOTED_CHARS = 1024  # an id that is accepted is no longer
 # The field with the typed contents of a datatype; FP16 and BF16 have none and come raw.
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -118,7 +119,9 @@ def infer_message(name: str, version: str, request_id: str, outputs: Sequence[Te
 
 
 def error_message(name: str, version: str, request_id: str, text: str) -> Any:
-    """The ``ModelStreamInferResponse`` that ends a failed request; its id tells which request failed."""
+    """The ``ModelStreamInferResponse`` that ends a failed request; its id tells which request failed. Long texts are
+    cut: they quote what the client sent."""
+    name, version, request_id, text = (each[:_MAX_QUOTED_CHARS] for each in (name, version, request_id, text))
     message = service_pb2.ModelStreamInferResponse(
         error_message=text.encode("utf-8", "replace").decode(),
         infer_response=infer_message(name, version, request_id, ()),

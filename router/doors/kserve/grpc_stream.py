@@ -73,6 +73,7 @@ class InferStream:
                     await self._slots.acquire()
                     task = tasks.create_task(self._answer(request))
                     task.add_done_callback(lambda _: self._slots.release())
+                    del request  # nothing else keeps it while the next one is awaited
         except* Exception as failed:  # the first ends the call; gRPC's own if the client is gone
             error: BaseException = failed
             while isinstance(error, BaseExceptionGroup):
@@ -80,16 +81,22 @@ class InferStream:
             raise error from None
 
     async def _answer(self, request: Any) -> None:
+        refusal = None
         try:
             with self._in_flight.take(self._tenant, body_bytes=request.ByteSize()):
                 await self._infer(request)
         except SlowReaderError:
             raise  # nobody would read that either
         except MooringError as error:
-            await self._refuse(request, error)
+            refusal = self._refusal(request, error)
         except Exception:  # the edge of the process: a bug must end this request and no other
             _log.exception("a bug while answering ModelStreamInfer")
-            await self._refuse(request, InternalError("An error of the server's own; it has been logged."))
+            refusal = self._refusal(
+                request, InternalError("An error of the server's own; it has been logged.")
+            )
+        if refusal is not None:
+            del request  # its bytes no longer count as in flight, and the client may not read for long
+            await self._send(refusal)
 
     async def _infer(self, request: Any) -> None:
         model = self._kserve.model(request.model_name, request.model_version)
@@ -101,10 +108,15 @@ class InferStream:
             async for answer in answers:
                 await self._send(response.of(answer))
 
-    async def _refuse(self, request: Any, error: MooringError) -> None:
+    def _refusal(self, request: Any, error: MooringError) -> Any:
+        """The answer to a request that failed.
+
+        Raises:
+            MooringError: the error itself, if the stream is strict.
+        """
         if self._strict:
             raise error
-        await self._send(error_message(request.model_name, request.model_version, request.id, error.message))
+        return error_message(request.model_name, request.model_version, request.id, error.message)
 
     async def _send(self, message: Any) -> None:
         async with self._writing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -213,6 +214,35 @@ async def test_the_bytes_of_each_request_of_a_stream_are_in_flight(folder: Path)
         call.cancel()
         await asyncio.wait_for(door.source.streams[0].closed.wait(), TIMEOUT_S)
         await until_none_in_flight(door)
+
+
+async def test_a_request_of_a_stream_that_was_refused_is_not_kept(folder: Path) -> None:
+    """However many answers wait for a client that does not read."""
+    raw = service_pb2.ModelInferRequest(model_name="tiny", id="x" * 4000).SerializeToString()
+    num_requests = RouterConfig().max_stream_requests
+    sent = asyncio.Event()
+
+    async def requests() -> AsyncIterator[bytes]:
+        for _ in range(num_requests):
+            yield raw
+        sent.set()
+        await asyncio.Event().wait()
+
+    async with running(folder) as (_, channel):
+        path = f"/{SERVICES[1].full_name}/ModelStreamInfer"
+        call = channel.stream_stream(path)(requests(), metadata=of("acme"), timeout=2 * TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await sent.wait()
+            await asyncio.sleep(0.5)
+            while num_kept():  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.1)
+        assert not num_kept()
+        call.cancel()
+
+
+def num_kept() -> int:
+    """Number of requests of KServe's that are in memory."""
+    return sum(isinstance(each, service_pb2.ModelInferRequest) for each in gc.get_objects())
 
 
 async def until_none_in_flight(door: KServeDoor) -> None:
