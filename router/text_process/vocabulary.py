@@ -15,9 +15,8 @@ from router.text.decoder import TokenDecoder, decoder_steps
 __all__ = ["write_vocabulary"]
 
 _PLAIN, _SPECIAL = 1, 3
-_MAX_IDS = (
-    1 << 22
-)  # the table has an entry for each id up to the largest one; the largest vocabularies have 2^18
+# The table has an entry for each id up to the largest one; the largest vocabularies have 2^18.
+_MAX_IDS = 1 << 22
 
 
 def write_vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
@@ -41,11 +40,9 @@ def write_vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
     for token, token_id in vocabulary.items():
         flags[token_id] = _PLAIN
         spellings[token_id] = token.encode()
-    for (
-        token_id,
-        added,
-    ) in tokenizer.get_added_tokens_decoder().items():  # an added token hides one of the model
+    for token_id, added in tokenizer.get_added_tokens_decoder().items():  # these hide the model's own
         flags[token_id] = _SPECIAL if added.special else _PLAIN
-        spellings[token_id] = added.content.encode()
+        # One that is looked for in normalized text is spelled as that: ``▁<tool>`` for ``<tool>``.
+        spellings[token_id] = tokenizer.id_to_token(token_id).encode()
     ends = array("I", accumulate(map(len, spellings)))
     return {"num_ids": num_ids, "decoder": steps}, b"".join((flags, ends.tobytes(), *spellings))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.router_doors import byte_fallback_tokenizer, byte_level_tokenizer, token_table
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from mooring.errors import ArtifactError, InternalError, InvalidRequestError
 from router.text.detokenizer import TokenTable
@@ -17,7 +17,18 @@ from router.text_process.vocabulary import write_vocabulary
 BYTE_LEVEL = [{"type": "ByteLevel"}]
 
 
-@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
+def normalizing_tokenizer() -> Tokenizer:
+    """SentencePiece-like with Llama 2's normalizer, and with tokens that are looked for in normalized text."""
+    tokenizer = byte_fallback_tokenizer()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_tokens([AddedToken("<call>", normalized=True)])
+    tokenizer.add_special_tokens([AddedToken("<pad>", normalized=True)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer(), normalizing_tokenizer()]
+)
 def test_every_token_is_spelled_as_the_tokenizer_spells_it(tokenizer: Tokenizer) -> None:
     table = token_table(tokenizer)
     special = {each for each, added in tokenizer.get_added_tokens_decoder().items() if added.special}
@@ -29,6 +40,13 @@ def test_every_token_is_spelled_as_the_tokenizer_spells_it(tokenizer: Tokenizer)
         )
         if token is not None:
             assert table.spelling(token_id) == token
+
+
+def test_a_token_looked_for_in_normalized_text_is_text_as_the_library_has_it() -> None:
+    tokenizer = normalizing_tokenizer()
+    ids = [tokenizer.token_to_id(token) for token in ("a", "<call>", "b", "<tool>")]
+    read = token_table(tokenizer).detokenizer()
+    assert "".join(map(read.push, ids)) + read.finish() == tokenizer.decode(ids) == "a <call>b<tool>"
 
 
 def test_ids_may_have_gaps() -> None:
