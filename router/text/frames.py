@@ -15,9 +15,10 @@ import orjson
 
 from mooring.units import MIB
 
-__all__ = ["MAX_FRAME_BYTES", "Frame", "FrameKind", "FrameReader", "pack_frame"]
+__all__ = ["MAX_FRAME_BYTES", "REFUSED", "STARTED", "Frame", "FrameKind", "FrameReader", "pack_frame"]
 
 MAX_FRAME_BYTES = 512 * MIB
+STARTED, REFUSED = b".", b"!"  # answers of the starter, one byte each
 _HEAD = struct.Struct("<QBII")
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import orjson
 
 from mooring.child import child_environment
 from mooring.errors import InternalError
+from router.text.frames import REFUSED, STARTED
 
 __all__ = ["StartedProcess", "TextStarter"]
 
@@ -47,7 +49,12 @@ class TextStarter:
     """Keeps the starter running and asks it for processes. Its methods block; any thread may call them.
 
     The starter ends when its socket does, so however this process ends.
+
+    Attributes:
+        command: command line of the starter, without its last word, the descriptor of its socket.
     """
+
+    command: Sequence[str] = (sys.executable, "-m", "router.text_process")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -66,7 +73,7 @@ class TextStarter:
             memory_bytes: most bytes of its address space.
 
         Raises:
-            InternalError: the starter does not work.
+            InternalError: the starter does not work, or the system starts no more processes.
         """
         job = orjson.dumps({"folder": str(folder), "memory_bytes": memory_bytes})
         ours, theirs = socket.socketpair()
@@ -78,8 +85,10 @@ class TextStarter:
                     answer, descriptors, _, _ = socket.recv_fds(control, 1, 1)
                 except OSError:
                     answer, descriptors = b"", []
-                if answer:
+                if answer == STARTED:
                     return StartedProcess(ours, next(iter(descriptors), None))
+                if answer == REFUSED:
+                    break
                 self._end()
         ours.close()
         raise InternalError("processes of texts cannot be started")
@@ -95,7 +104,7 @@ class TextStarter:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._starter = subprocess.Popen(
-                [sys.executable, "-m", "router.text_process", str(theirs.fileno())],
+                [*self.command, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in a terminal is for the server

@@ -19,12 +19,14 @@ from typing import Any
 import orjson
 
 from mooring.child import Limits, limit_this_process
+from router.text.frames import REFUSED, STARTED
 from router.text_process.service import serve
 
 
 def main(control: socket.socket) -> None:
     """Starts a process for each message: a folder and limits as JSON, and the socket that it is to serve on. The
-    answer carries a descriptor of the process (pidfd), or none if it has ended already."""
+    answer, ``STARTED``, carries a descriptor of the process (pidfd), or none if it has ended already; it is
+    ``REFUSED`` if the system starts no more processes."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system clears away what has ended
     gc.collect()
     gc.freeze()
@@ -34,7 +36,13 @@ def main(control: socket.socket) -> None:
             return
         [connection] = descriptors
         starter_pid = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no more processes, or no memory for one: those that there are go on
+            traceback.print_exc()
+            os.close(connection)
+            control.sendall(REFUSED)
+            continue
         if pid == 0:
             control.close()
             _run(socket.socket(fileno=connection), orjson.loads(message), starter_pid)
@@ -63,7 +71,7 @@ def _answer(control: socket.socket, pid: int) -> None:
     with suppress(ProcessLookupError):
         descriptors.append(os.pidfd_open(pid))
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    control.sendmsg([b"."], rights)
+    control.sendmsg([STARTED], rights)
     for descriptor in descriptors:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mooring.errors import ArtifactError, InternalError, InvalidRequestError, MooringError
+from mooring.errors import ArtifactError, InternalError, InvalidRequestError, MooringError, OverloadedError
 from mooring.parent import die_with_parent
 from mooring.units import MIB
 from router.text.frames import MAX_FRAME_BYTES, Frame, FrameKind, FrameReader, pack_frame
@@ -123,7 +123,14 @@ class _Service:
     def _begin_long(self, frame: Frame) -> None:
         ours, theirs = os.pipe()
         parent_pid = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no more processes, or no memory for one
+            os.close(ours)
+            os.close(theirs)
+            refused = OverloadedError(f"The server cannot start a process for a long text: {error.strerror}.")
+            self._connection.sendall(_error_frame(frame.request_id, refused))
+            return
         if pid == 0:
             try:
                 die_with_parent(parent_pid)

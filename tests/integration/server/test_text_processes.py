@@ -16,7 +16,7 @@ from support.paths import ROOT
 from support.router_doors import byte_fallback_tokenizer, byte_level_tokenizer, write_model_folder
 from support.until import until
 
-from mooring.errors import ArtifactError, InvalidRequestError
+from mooring.errors import ArtifactError, InternalError, InvalidRequestError, OverloadedError
 from mooring.units import MIB
 from router.request.bounds import RouterConfig
 from router.text.prompts import ChatPrompt
@@ -300,6 +300,44 @@ async def test_a_starter_that_is_killed_is_started_again(texts: Callable[..., Te
     starter.kill()
     await asyncio.to_thread(until, lambda: not process.is_running(), "the end of what it started")
     assert await said(model, "hello") == "hello"
+
+
+NO_SECOND_PROCESS = """
+import os, socket, sys
+from router.text_process.__main__ import main
+
+fork, num_forks = os.fork, 0
+def fork_at_first():
+    global num_forks
+    num_forks += 1
+    if num_forks != 1:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = fork_at_first
+main(socket.socket(fileno=int(sys.argv[1])))
+"""
+
+
+class StarterWithoutProcesses(TextStarter):
+    """A starter on a system that has no more than one process for it, and none for long texts."""
+
+    command = (sys.executable, "-c", NO_SECOND_PROCESS)
+
+
+async def test_where_no_more_processes_can_be_started_the_others_go_on(folder: Path, tmp_path: Path) -> None:
+    starter = StarterWithoutProcesses()
+    models = TextModels(RouterConfig(), starter)
+    try:
+        model = await models.get(folder)
+        with pytest.raises(InternalError, match="cannot be started"):
+            await models.get(write_model_folder(tmp_path / "other", byte_level_tokenizer()))
+        with pytest.raises(OverloadedError, match="long text"):
+            await model.encode(["hello " * 10_000])
+        assert await said(model, "hello") == "hello"
+    finally:
+        models.close()
+        starter.close()
 
 
 CHILD = """
