@@ -41,7 +41,8 @@ class RouterConfig:
         key_cache_entries: API keys whose check is remembered.
         key_cache_s: seconds for which a good key is not checked again; a revoked key lives so long.
         unknown_key_cache_s: seconds for which an unknown key is not checked again.
-        max_key_checks: most keys that are being looked up or wait for it; further ones are told to try again.
+        max_key_checks: most keys, beside those that were good before, that are being looked up or wait for it;
+            further ones are told to try again.
     """
 
     max_body_bytes: Annotated[int, _AT_LEAST_ONE, Setting("Largest request body or gRPC message.")] = 4 * MIB

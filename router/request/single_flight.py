@@ -68,13 +68,17 @@ class SingleFlightCache(Generic[K, V]):
         # A caller that goes away must not take the value from the others.
         return await asyncio.shield(task)
 
+    def put(self, key: K, value: V) -> None:
+        """Keeps a value as if it had been loaded now."""
+        self._values[key] = (value, self._clock() + self._ttl_s(value))
+        self._values.move_to_end(key)
+        while len(self._values) > self._max_entries:
+            self._values.popitem(last=False)
+
     async def _fill(self, key: K) -> V:
         try:
             value = await asyncio.get_running_loop().run_in_executor(self._executor, self._load, key)
         finally:
             del self._loading[key]
-        self._values[key] = (value, self._clock() + self._ttl_s(value))
-        self._values.move_to_end(key)
-        while len(self._values) > self._max_entries:
-            self._values.popitem(last=False)
+        self.put(key, value)
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,8 @@ class Tenancy:
     """Checks keys, and remembers the answers for a few seconds.
 
     A text without the form of a key is never looked up, nor kept. Keys are looked up by their hash, in threads of
-    their own, so that neither unknown keys nor a slow registry take the threads that other work needs.
+    their own, so that neither unknown keys nor a slow registry take the threads that other work needs. Keys that
+    were good before have a cache and threads apart, so that whoever sends made-up ones stands in nobody's way.
 
     Args:
         authenticate: the registry's look-up of a key by its hash; blocking, and None for an unknown key.
@@ -41,14 +43,23 @@ class Tenancy:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._allow_anonymous = allow_anonymous
-        self._tenants = SingleFlightCache[str, KnownTenant | None](
-            authenticate,
-            max_entries=config.key_cache_entries,
-            max_loading=config.max_key_checks,
-            executor=ThreadPoolExecutor(_THREADS, thread_name_prefix="keys"),
-            ttl_s=lambda record: config.unknown_key_cache_s if record is None else config.key_cache_s,
-            clock=clock,
-        )
+        self._max_known = config.key_cache_entries
+        self._known: OrderedDict[str, None] = (
+            OrderedDict()
+        )  # hashes of keys that were good when last looked up
+
+        def cache(max_loading: int | None, good_key_s: float) -> SingleFlightCache[str, KnownTenant | None]:
+            return SingleFlightCache(
+                authenticate,
+                max_entries=config.key_cache_entries,
+                max_loading=max_loading,
+                executor=ThreadPoolExecutor(_THREADS, thread_name_prefix="keys"),
+                ttl_s=lambda record: config.unknown_key_cache_s if record is None else good_key_s,
+                clock=clock,
+            )
+
+        self._of_known = cache(None, config.key_cache_s)  # there are no more of them than are remembered
+        self._of_others = cache(config.max_key_checks, 0.0)  # a good one is known from then on
 
     async def tenant_of(self, api_key: str | None) -> Tenant:
         """The tenant whose key was sent.
@@ -57,7 +68,7 @@ class Tenancy:
             AuthenticationError: a key is needed and there is none, or the key is unknown.
             OverloadedError: too many keys are being looked up.
         """
-        record = await self._tenants.get(hash_key(api_key)) if api_key and is_key(api_key) else None
+        record = await self._look_up(hash_key(api_key)) if api_key and is_key(api_key) else None
         if record is not None:
             return tenant_from(record)
         if self._allow_anonymous and not (api_key or "").startswith(KEY_PREFIX):
@@ -67,6 +78,21 @@ class Tenancy:
                 "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'."
             )
         raise AuthenticationError("Incorrect API key provided. Ask the operator of this server for one.")
+
+    async def _look_up(self, key_hash: str) -> KnownTenant | None:
+        if key_hash in self._known:
+            self._known.move_to_end(key_hash)
+            record = await self._of_known.get(key_hash)
+            if record is None:
+                self._known.pop(key_hash, None)
+            return record
+        record = await self._of_others.get(key_hash)
+        if record is not None:
+            self._known[key_hash] = None
+            self._of_known.put(key_hash, record)
+            if len(self._known) > self._max_known:
+                self._known.popitem(last=False)
+        return record
 
 
 def api_key_of(headers: Mapping[str, str]) -> str | None:

@@ -127,6 +127,33 @@ async def test_keys_wait_for_the_registry_in_few_threads_of_their_own_and_not_wi
     assert all(name.startswith("keys") for name in threads)
 
 
+async def test_made_up_keys_stand_in_no_known_key_s_way() -> None:
+    may_answer = threading.Event()
+    good, clock = hash_key(key_of("good")), Clock()
+
+    def authenticate(key_hash: str) -> TenantRecord | None:
+        assert key_hash == good or may_answer.wait(10)
+        return known_tenant("acme") if key_hash == good else None
+
+    config = RouterConfig(max_key_checks=8, key_cache_entries=8)
+    checked = Tenancy(authenticate, allow_anonymous=False, config=config, clock=clock)
+    assert (await checked.tenant_of(key_of("good"))).name == "acme"
+    made_up = [asyncio.create_task(checked.tenant_of(key_of(str(number)))) for number in range(8)]
+    await asyncio.sleep(0)
+    clock.now_s = config.key_cache_s + 1
+    assert (await checked.tenant_of(key_of("good"))).name == "acme"  # looked up again meanwhile
+    may_answer.set()
+    for task in made_up:
+        with pytest.raises(AuthenticationError):
+            await task
+    good = ""  # revoked
+    assert (await checked.tenant_of(key_of("good"))).name == "acme"  # it has not been dropped for theirs
+    clock.now_s += config.key_cache_s
+    for _ in range(2):
+        with pytest.raises(AuthenticationError):
+            await checked.tenant_of(key_of("good"))
+
+
 @pytest.mark.parametrize(
     "other",
     [
