@@ -43,6 +43,6 @@ def write_vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
     for token_id, added in tokenizer.get_added_tokens_decoder().items():  # these hide the model's own
         flags[token_id] = _SPECIAL if added.special else _PLAIN
         # One that is looked for in normalized text is spelled as that: ``▁<tool>`` for ``<tool>``.
-        spellings[token_id] = tokenizer.id_to_token(token_id).encode()
+        spellings[token_id] = (tokenizer.id_to_token(token_id) or added.content).encode()
     ends = array("I", accumulate(map(len, spellings)))
     return {"num_ids": num_ids, "decoder": steps}, b"".join((flags, ends.tobytes(), *spellings))
