@@ -14,7 +14,7 @@ from mooring.parent import die_with_parent
 __all__ = ["Limits", "child_environment", "limit_this_process"]
 
 _SECRET = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH|DATABASE_URL|PGPASS"
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|_PASS$|_PWD$|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH|DATABASE_URL|PGPASS"
 )
 
 

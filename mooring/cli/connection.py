@@ -100,6 +100,7 @@ class Connection:
         settings = load_settings({"data_dir": self.data_dir})
         key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
         server = self._server or server_from_environment()
+        is_named = server is not None
         context = None
         if server is None:
             published = published_addresses(settings.data_dir)
@@ -123,7 +124,8 @@ class Connection:
             headers={"authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(30.0, read=read_timeout_s),
             verify=context,
-            trust_env=not _is_loopback(server),  # a proxy cannot reach it, and must not be shown the key
+            # A server of this machine needs no proxy, which must not be shown the key.
+            trust_env=is_named and not _is_loopback(server),
         )
         return server.rstrip("/"), client
 

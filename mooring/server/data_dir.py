@@ -53,6 +53,7 @@ def own_data_dir(data_dir: Path) -> Iterator[None]:
 
 def _close_to_others(data_dir: Path) -> None:
     """Takes from others what earlier releases, or whoever made the folder, left them of it and of what lies in it."""
+    data_dir = data_dir.resolve()  # the folder itself may be named by a link; links in it are not followed
     status = data_dir.stat()
     if status.st_mode & stat.S_ISVTX:  # a folder like /tmp is everybody's
         return

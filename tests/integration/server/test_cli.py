@@ -9,8 +9,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +28,7 @@ import mooring.cli
 from mooring import __version__
 from mooring.cli.connection import Connection
 from mooring.errors import MooringError
+from mooring.server.data_dir import own_data_dir, published
 
 pytestmark = pytest.mark.integration
 
@@ -320,6 +324,41 @@ def test_the_admin_key_goes_to_the_server_and_to_no_proxy(shell: Shell) -> None:
         proxy.settimeout(0)
         with pytest.raises(BlockingIOError):
             proxy.accept()
+
+
+def test_the_folder_s_own_server_is_reached_without_a_proxy_at_any_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    umask = os.umask(0o077)
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.server.server_address[1])  # type: ignore[index]
+            self.send_response(HTTPStatus.NO_CONTENT)
+            self.end_headers()
+
+    (tmp_path / "admin.key").touch(0o600)
+    (tmp_path / "admin.key").write_text("key")
+    name = socket.gethostname()
+    with (
+        ThreadingHTTPServer((socket.gethostbyname(name), 0), Answer) as server,
+        ThreadingHTTPServer(("127.0.0.1", 0), Answer) as proxy,
+        own_data_dir(tmp_path),
+        published(tmp_path, {"http": f"http://{name}:{server.server_port}"}),
+    ):
+        monkeypatch.delenv("MOORING_SERVER", raising=False)
+        for variable in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+        for each in (server, proxy):
+            threading.Thread(target=each.serve_forever, args=(0.05,)).start()
+        try:
+            Connection(None, tmp_path).get("/status")
+        finally:
+            server.shutdown()
+            proxy.shutdown()
+            os.umask(umask)
+        assert asked == [server.server_port]
 
 
 def test_a_server_with_tls_is_known_by_its_certificate(tmp_path: Path) -> None:

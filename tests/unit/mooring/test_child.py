@@ -40,6 +40,8 @@ def test_no_core_is_dumped() -> None:
 def test_secrets_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "MOORING_DATABASE_URL", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "a secret")
+    for name in ("DB_PASS", "MYSQL_PWD", "SSH_PASSPHRASE"):
+        monkeypatch.setenv(name, "a secret")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     environment = child_environment({"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1"})
     assert "a secret" not in environment.values()

@@ -105,6 +105,15 @@ def test_a_folder_of_an_earlier_release_is_closed(tmp_path: Path) -> None:
     assert mode(elsewhere) == 0o644
 
 
+def test_a_folder_on_another_disk_is_closed(tmp_path: Path) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "data"
+    disk.mkdir()
+    folder.symlink_to(disk)
+    with own_data_dir(folder):
+        pass
+    assert mode(disk) == 0o700
+
+
 def test_a_folder_that_is_everybodys_stays_so(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     with own_data_dir(tmp_path):
