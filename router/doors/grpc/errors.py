@@ -1,4 +1,4 @@
-"""Parts that the gRPC doors share: a call's metadata, and errors as its status."""
+"""Parts that the gRPC doors share: a call's client and metadata, and errors as its status."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import grpc
 
 from mooring.errors import MooringError, status_of
 
-__all__ = ["Context", "abort", "metadata_of"]
+__all__ = ["Context", "abort", "address_of", "metadata_of"]
 
 _MAX_MESSAGE_CHARS = 1000  # clients take about 8 KiB of metadata, and a character may need 12 bytes
 _MAX_PARAM_CHARS = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def address_of(context: Context) -> str:
+    """The client's address, without the port."""
+    return str(context.peer()).rpartition(":")[0]
 
 
 def metadata_of(context: Context) -> dict[str, str]:

@@ -110,7 +110,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
                 with self._receiver.stream(context, tenant or key, parse) as messages:
                     yield messages
                 return
-            data = await self._receiver.message(context, tenant or key)
+            data = await self._receiver.message(context, tenant if key is not Key.ADMIN else key)
             if tenant is None:
                 request = self._receiver.parsed(data, parse)
                 yield request

@@ -11,7 +11,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mooring.errors import NotFoundError, OverloadedError
-from router.doors.grpc.errors import Context
+from router.doors.grpc.errors import Context, address_of
 from router.doors.grpc.limits import GrpcLimits
 
 __all__ = ["HEALTH_SERVICE_NAME", "HealthService"]
@@ -54,7 +54,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
         """Sends the status at once and at every change, until the client goes."""
-        with self._watching(context.peer()):
+        with self._watching(address_of(context)):
             told = None
             while True:
                 change = self._change
@@ -65,13 +65,12 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 await change.wait()
 
     @contextmanager
-    def _watching(self, peer: str) -> Iterator[None]:
+    def _watching(self, address: str) -> Iterator[None]:
         """Looks for changes while anybody watches.
 
         Raises:
             OverloadedError: too many watch.
         """
-        address = peer.rpartition(":")[0]  # without the port
         if self._watches.total() >= self._max or self._watches[address] >= self._max_of_address:
             raise OverloadedError("Too many watch the server's health: use Check.", retry_after_s=60)
         self._watches[address] += 1

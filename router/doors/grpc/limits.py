@@ -22,6 +22,9 @@ class GrpcLimits:
         max_metadata_bytes: most bytes of a call's metadata.
         message_s: seconds within which the message of a call must have arrived.
         message_hurried_s: the same while further messages wait for their turn to arrive.
+        stranger_hurried_s: as ``message_hurried_s``, for calls that need no key. Their messages are small, and come
+            together with the call.
+        max_waiting_strangers: most calls of one address, of those that need no key, that wait for their turn.
         max_fields: most fields of a message, those of its parts included.
         max_numbers: most numbers in a message's packed lists, such as token ids.
         max_tenant_streams: most calls of a tenant that send several messages. Nobody can tell whether the next
@@ -39,6 +42,8 @@ class GrpcLimits:
     max_metadata_bytes: int = 16 << 10
     message_s: float = 60.0
     message_hurried_s: float = 2.0
+    stranger_hurried_s: float = 0.25
+    max_waiting_strangers: int = 64
     max_fields: int = 16_384
     max_numbers: int = 1 << 18
     max_tenant_streams: int = 64

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from mooring.errors import DeadlineExceededError, InvalidRequestError, RateLimitError
-from router.doors.grpc.errors import Context
+from mooring.errors import DeadlineExceededError, InvalidRequestError, OverloadedError, RateLimitError
+from router.doors.grpc.errors import Context, address_of
 from router.doors.grpc.limits import GrpcLimits
 from router.doors.grpc.turns import Turns
 from router.doors.grpc.wire import check_wire
@@ -31,32 +32,45 @@ class Receiver:
 
     Args:
         config: at a time, a caller's messages that arrive may be so many that ``max_tenant_body_bytes`` holds
-            them at their largest, and those of all callers so many that ``max_total_body_bytes`` does.
+            them at their largest, and those of all callers so many that ``max_total_body_bytes`` does. Calls
+            that need no key are together one caller, in which no address can take the turns of all others.
         limits: the further bounds.
     """
 
     def __init__(self, config: RouterConfig, limits: GrpcLimits) -> None:
         self._limits = limits
         self._max_turns = max(1, config.max_tenant_body_bytes // config.max_body_bytes)
-        self._all_turns = self._new_turns(max(1, config.max_total_body_bytes // config.max_body_bytes))
+        num_turns = max(1, config.max_total_body_bytes // config.max_body_bytes)
+        self._all_turns = self._new_turns(num_turns, limits.message_hurried_s)
+        self._stranger_turns = self._new_turns(self._max_turns, limits.stranger_hurried_s)
         self._turns: dict[Hashable, Turns] = {}
         self._num_streams = Counter[Hashable]()
 
-    async def message(self, context: Context, caller: Hashable) -> bytes:
+    async def message(self, context: Context, caller: Hashable | None) -> bytes:
         """The bytes of a call's only message.
 
         Args:
-            caller: whoever shares turns to send a message.
+            caller: whoever shares turns to send a message; None if the call needs no key.
 
         Raises:
             DeadlineExceededError: it did not arrive in time.
             InvalidRequestError: the client sent none.
+            OverloadedError: too many calls wait that need no key.
         """
+        receive = partial(self._all_turns.receive, context.read)
+        hurried_s = self._limits.message_hurried_s
+        if is_stranger := caller is None:
+            caller, hurried_s = address_of(context), self._limits.stranger_hurried_s
+            receive = partial(self._stranger_turns.receive, receive)
         turns = self._turns.get(caller)
         if turns is None:
-            turns = self._turns[caller] = self._new_turns(self._max_turns)
+            turns = self._turns[caller] = self._new_turns(self._max_turns, hurried_s)
+        elif is_stranger and turns.num_waiting >= self._limits.max_waiting_strangers:
+            raise OverloadedError(
+                "Too many calls from your address wait for their messages.", retry_after_s=1
+            )
         try:
-            message = await turns.receive(lambda: self._all_turns.receive(context.read))
+            message = await turns.receive(receive)
         except TimeoutError as error:
             raise DeadlineExceededError("The message did not arrive in time.") from error
         finally:
@@ -113,6 +127,5 @@ class Receiver:
         except DecodeError as error:  # text that is not UTF-8, say
             raise InvalidRequestError(f"The message cannot be read: {error}.") from error
 
-    def _new_turns(self, num_turns: int) -> Turns:
-        limits = self._limits
-        return Turns(num_turns, patient_s=limits.message_s, hurried_s=limits.message_hurried_s)
+    def _new_turns(self, num_turns: int, hurried_s: float) -> Turns:
+        return Turns(num_turns, patient_s=self._limits.message_s, hurried_s=hurried_s)

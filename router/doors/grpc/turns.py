@@ -29,6 +29,11 @@ class Turns:
         self._running: dict[asyncio.Timeout, float] = {}  # with the loop's time at which each began
 
     @property
+    def num_waiting(self) -> int:
+        """How many wait for a turn."""
+        return self._num_waiting
+
+    @property
     def is_unused(self) -> bool:
         """Whether nobody has a turn, or waits for one."""
         return not self._running and not self._num_waiting

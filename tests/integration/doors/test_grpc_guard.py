@@ -268,6 +268,57 @@ async def test_messages_that_do_not_come_stand_in_nobodys_way(folder: Path) -> N
         assert await answered(generate(channel, "acme")) > 1
 
 
+async def test_silent_strangers_keep_nobody_from_asking_after_health(folder: Path) -> None:
+    """Four of their messages may be arriving, and eight of an address wait."""
+    config = RouterConfig(max_body_bytes=1000, max_tenant_body_bytes=4000, max_total_body_bytes=8000)
+    slow = {"message_s": 3600.0, "message_hurried_s": 3600.0}
+    limits = GrpcLimits(**slow, stranger_hurried_s=0.5, max_waiting_strangers=8)
+    check = "/grpc.health.v1.Health/Check"
+    async with (
+        running(folder, limits, config=config) as (door, channel),
+        from_another_address(door.target) as target,
+        grpc.aio.insecure_channel(target) as stranger,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def is_serving() -> bool:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        def silent(channel: grpc.aio.Channel, num_calls: int) -> list[asyncio.Task[grpc.aio.AioRpcError]]:
+            calls = (channel.stream_stream(check)(nothing(), timeout=TIMEOUT_S) for _ in range(num_calls))
+            return [asyncio.create_task(refusal(call)) for call in calls]
+
+        own = silent(channel, 4)
+        await asyncio.sleep(0.2)
+        assert await is_serving()
+        assert {(await each).code() for each in own} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        strangers = silent(stranger, 12)
+        await asyncio.sleep(0.2)
+        assert await is_serving()
+        assert not all(each.done() for each in strangers), "it was not behind all of them"
+        codes = [error.code() for error in await asyncio.gather(*silent(stranger, 16))]
+        assert grpc.StatusCode.UNAVAILABLE in codes
+
+
+@contextlib.asynccontextmanager
+async def from_another_address(target: str) -> AsyncIterator[str]:
+    """An address from which connections go on to a door as if their client were elsewhere."""
+    host, _, port = target.rpartition(":")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+
+    async def go_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, port, local_addr=("127.0.0.2", 0))
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+    async with await asyncio.start_server(go_on, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 async def test_a_message_that_does_not_come_is_not_waited_for_for_ever(folder: Path) -> None:
     async with running(folder, GrpcLimits(message_s=0.2)) as (_, channel):
         error = await refusal(begun(channel, GENERATE, "acme"))
