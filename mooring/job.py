@@ -103,7 +103,8 @@ async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None
             while (line := await _next_line(process.stdout, on_wait)) and not answers.complete:
                 answers.take(line)
             await process.wait()
-    except (TimeoutError, ValueError) as error:  # a line that is too long or no JSON is no answer either
+    # A line that is too long, too deep or no JSON is no answer either.
+    except (TimeoutError, ValueError, RecursionError) as error:
         is_late = isinstance(error, TimeoutError)
         fault = f"did not end within {job.max_s:g} s" if is_late else "answered nonsense"
         raise job.lost(f"{job.name} {fault}{answers.where}") from error

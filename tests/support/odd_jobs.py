@@ -48,4 +48,6 @@ def main() -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "nonsense":
         print("{]", flush=True)
+    if sys.argv[1] == "deep nonsense":
+        print("[" * 100_000, flush=True)
     sys.exit(main())

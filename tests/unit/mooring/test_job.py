@@ -60,6 +60,7 @@ async def test_a_refusal_keeps_its_class_and_message() -> None:
         ("die", "was ended by SIGSEGV"),
         ("eat", r"needs more memory than its reader may take \(1 GiB\)"),
         ("nonsense", "answered nonsense"),
+        ("deep nonsense", "answered nonsense"),
     ],
 )
 async def test_a_death_is_told_by_its_cause(what: str, how: str, caplog: pytest.LogCaptureFixture) -> None:
