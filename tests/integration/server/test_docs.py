@@ -121,6 +121,8 @@ def test_the_page_of_metrics_has_each_with_its_kind_and_labels(server: RunningSe
     server.client.post(
         f"{server.http_url}/v1/completions", json={"model": "smollm2", "prompt": "a", "max_tokens": 2}
     )
+    assert server.client.get(f"{server.http_url}/admin/v1/tenants").status_code == 401
+    server.admin("POST", "/tenants", {"name": "metrics"})
     families = {
         family.name + ("_total" if family.type == "counter" else ""): family
         for family in text_string_to_metric_families(server.client.get(f"{server.http_url}/metrics").text)
