@@ -70,6 +70,9 @@ CLIENT_GONE = 499
 """nginx's status for a client that went away; nobody reads it."""
 
 _log = logging.getLogger(__name__)
+# Errors quote what the client sent, which may be megabytes; they are sent at once, whether or not anybody reads.
+_MAX_MESSAGE_CHARS = 2000
+_MAX_PARAM_CHARS = 200
 # Steps of a validation path that name a type of a union, not a field.
 _TYPE_NAMES = {"str", "int", "float", "bool", "none"}
 
@@ -77,9 +80,9 @@ _TYPE_NAMES = {"str", "int", "float", "bool", "none"}
 def error_body(error: MooringError) -> bytes:
     """The error object, as JSON."""
     content = {
-        "message": valid_unicode(error.message),
+        "message": _message(error),
         "type": status_of(error).openai_type,
-        "param": None if error.param is None else valid_unicode(error.param),
+        "param": None if error.param is None else valid_unicode(error.param[:_MAX_PARAM_CHARS]),
         "code": error.code,
     }
     return orjson.dumps({"error": content})
@@ -87,7 +90,11 @@ def error_body(error: MooringError) -> bytes:
 
 def plain_error_body(error: MooringError) -> bytes:
     """The error as KServe's REST protocol has it: the sentence alone."""
-    return orjson.dumps({"error": valid_unicode(error.message)})
+    return orjson.dumps({"error": _message(error)})
+
+
+def _message(error: MooringError) -> str:
+    return valid_unicode(error.message[:_MAX_MESSAGE_CHARS])
 
 
 def error_response(

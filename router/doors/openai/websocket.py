@@ -33,6 +33,7 @@ __all__ = ["SOCKET_PATH", "OpenAiSocket"]
 _log = logging.getLogger(__name__)
 
 SOCKET_PATH = "/v1/stream"
+_MAX_ID_CHARS = 128
 _PATHS = {"chat.completions": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
@@ -60,7 +61,7 @@ class _Frame(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    id: str = Field(min_length=1, max_length=128)
+    id: str = Field(min_length=1, max_length=_MAX_ID_CHARS)
     type: Literal["chat.completions", "completions", "cancel"]
     body: Any = None
 
@@ -93,19 +94,24 @@ class _Connection:
                 call.cancel()
 
     async def _take(self, message: Message, tasks: asyncio.TaskGroup) -> None:
+        refusal = await self._refusal(message.pop("text", None), tasks)
+        if refusal is not None:  # nothing of the frame is left, since the client may not read for long
+            await self._emit(refusal)
+
+    async def _refusal(self, text: str | None, tasks: asyncio.TaskGroup) -> str | None:
+        """Does what a frame asks for; returns the event that refuses it, if it is refused."""
         raw = None
-        text = message.pop("text", None)
         try:
             raw = await _json(text)
             frame = _frame(raw)
             if frame.type == "cancel":
                 self._cancel(frame)
-                return
-            call = await self._start(frame, len(text))
+                return None
+            call = await self._start(frame, len(text or ""))
         except MooringError as error:
-            await self._emit(socket_event(self._blamed(raw), "error", error_body(error)))
-            return
+            return socket_event(self._blamed(raw), "error", error_body(error))
         tasks.create_task(call.run(self._app), name=f"socket-{frame.id}")
+        return None
 
     async def _start(self, frame: _Frame, num_bytes: int) -> SocketCall:
         if frame.id in self._calls:
@@ -133,7 +139,8 @@ class _Connection:
         """The id under which to send an error. An error under an id says that its request has ended, so an
         error about a bad frame must not have the id of a running request."""
         sent = raw.get("id") if isinstance(raw, dict) else None
-        return sent if isinstance(sent, str) and sent not in self._calls else None
+        is_id = isinstance(sent, str) and len(sent) <= _MAX_ID_CHARS
+        return sent if is_id and sent not in self._calls else None
 
     async def _emit(self, event: str) -> None:
         try:

@@ -307,6 +307,22 @@ async def test_nothing_of_half_sent_bodies_is_kept(folder: Path, key: str) -> No
             gc.enable()
 
 
+async def test_what_a_refusal_quotes_is_cut(folder: Path) -> None:
+    """Refusals are sent at once, whether or not anybody reads."""
+    long = "é" * 200_000
+    async with door(folder) as server, httpx.AsyncClient(base_url=server.url) as http:
+        for path, fields in (
+            ("/v1/completions", {"model": long, "prompt": "hi"}),
+            ("/v1/completions", {"model": "org/tiny", "prompt": "hi", long: 1}),
+            ("/v1/chat/completions", {"model": "org/tiny", "messages": [{"role": "user", long: "hi"}]}),
+            ("/v2/models/org/tiny/generate", {"text_input": "hi", long: 1}),
+        ):
+            result = await http.post(path, json=fields)
+            assert 400 <= result.status_code < 500, path
+            assert "ééé" in result.text
+            assert len(result.content) < 10_000, path
+
+
 # Work.
 
 

@@ -269,6 +269,7 @@ DEEP = '{"id": "x", "type": "completions", "body": ' + "[" * 100_000
         ('{"id": 7, "type": "cancel"}', None, "invalid_type", "id"),
         ('{"id": "", "type": "cancel"}', "", "invalid_value", "id"),
         ('{"id": "\\ud800", "type": "cancel", "x": 1}', None, "invalid_value", None),
+        (completion("x" * 129), None, "invalid_value", "id"),
         ('{"id": "x", "type": "embeddings"}', "x", "invalid_value", "type"),
         ('{"id": "x", "type": "completions"}', "x", "invalid_value", None),
         ('{"id": "x", "type": "completions", "body": [1]}', "x", "invalid_value", None),
