@@ -12,9 +12,11 @@ from mooring.errors import InvalidRequestError
 from router.doors.http.errors import ERROR_RESPONSES
 from router.doors.http.json_body import MAX_ITEMS
 from router.doors.http.json_route import JsonRoute
+from router.doors.http.large_answer import LargeAnswer
 from router.doors.openai.bodies import ChatLayout, Messages, RequestBody
 from router.intake import Intake
 from router.text.prompts import ChatPrompt
+from router.text.shaping import LARGE_CHARS
 
 __all__ = ["DetokenizeRequest", "TokenizeApi", "TokenizeRequest"]
 
@@ -93,4 +95,7 @@ class TokenizeApi:
 
 
 def _json(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    if len(body) > LARGE_CHARS:
+        return LargeAnswer([body])
+    return Response(body, media_type="application/json")

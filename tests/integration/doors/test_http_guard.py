@@ -273,6 +273,22 @@ async def test_bodies_in_flight_are_bounded_and_free_when_their_clients_go(folde
         await server.in_flight(0)
 
 
+async def test_a_body_is_in_flight_until_its_large_answer_is_read(folder: Path) -> None:
+    """Nobody reads the tokens of two million characters, more than the system's own buffers take."""
+    body = json.dumps({"model": "org/tiny", "prompt": "ab" * MIB, "return_token_strs": True}).encode()
+    async with door(folder, config=RouterConfig(max_tenant_body_bytes=3 * MIB)) as server:
+        host, port = server.url.rpartition("/")[2].split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1000)
+        head = f"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        async with asyncio.timeout(60):
+            assert b" 200 " in await reader.readline()
+        await asyncio.sleep(0.2)
+        assert server.services.in_flight.body_bytes == len(body)
+        writer.transport.abort()
+        await server.in_flight(0)
+
+
 @pytest.mark.parametrize("key", ["", KEY])
 async def test_nothing_of_half_sent_bodies_is_kept(folder: Path, key: str) -> None:
     """Neither without a key, while they last, nor with one, once their clients are gone, though nothing is collected
