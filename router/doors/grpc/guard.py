@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import grpc
@@ -22,10 +23,11 @@ from router.services import RouterServices
 from router.tenancy.keys import api_key_of, check_admin_key
 from router.tenancy.tenant import Tenant
 
-__all__ = ["CallGuard", "Key", "caller"]
+__all__ = ["CallGuard", "Key", "caller", "caller_now"]
 
 _log = logging.getLogger(__name__)
 _CALLER: ContextVar[Tenant] = ContextVar("caller")
+_CALLER_NOW: ContextVar[Callable[[], Awaitable[Tenant]]] = ContextVar("caller_now")
 
 
 class Key(enum.Enum):
@@ -39,6 +41,15 @@ class Key(enum.Enum):
 def caller() -> Tenant:
     """The tenant whose call runs, if the call needs a tenant's key."""
     return _CALLER.get()
+
+
+async def caller_now() -> Tenant:
+    """The tenant whose call runs, whose key is looked at again: a call of many messages may outlive it.
+
+    Raises:
+        AuthenticationError: the key was revoked meanwhile.
+    """
+    return await _CALLER_NOW.get()()
 
 
 class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -149,6 +160,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
             self._services.metrics.audit.key_refused("grpc", api_key, context.peer())
             raise
         _CALLER.set(tenant)
+        _CALLER_NOW.set(partial(self._services.tenancy.tenant_of, api_key))
         return tenant
 
     def _note(self, path: str, request: Any, outcome: str, context: Context) -> None:

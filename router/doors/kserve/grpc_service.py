@@ -9,7 +9,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from router.doors.grpc.errors import Context, metadata_of
-from router.doors.grpc.guard import caller
+from router.doors.grpc.guard import caller, caller_now
 from router.doors.kserve import grpc_messages as messages
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_stream import InferStream
@@ -120,7 +120,7 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             self._kserve,
             context,
             self._in_flight,
-            caller(),
+            caller_now,
             self._config,
             strict=metadata_of(context).get(_STRICT) == "true",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -35,7 +35,7 @@ class InferStream:
         kserve: gives the answers.
         context: the context of the call.
         in_flight: counts what the tenant has in flight; each request's bytes, until it is answered.
-        tenant: the tenant whose call it is.
+        tenant_now: the tenant whose call it is, asked anew for each request; raises if the key is good no longer.
         config: how many requests run at a time, while further ones wait unread, and when a client that reads nothing
             is given up with all of its requests.
         strict: whether the first request that fails ends the call with its error, as Triton's clients ask for
@@ -47,7 +47,7 @@ class InferStream:
         kserve: KServe,
         context: Context,
         in_flight: InFlight,
-        tenant: Tenant,
+        tenant_now: Callable[[], Awaitable[Tenant]],
         config: RouterConfig,
         *,
         strict: bool,
@@ -56,7 +56,7 @@ class InferStream:
         self._max_stall_s = config.max_reader_stall_s
         self._context = context
         self._in_flight = in_flight
-        self._tenant = tenant
+        self._tenant_now = tenant_now
         self._strict = strict
         self._slots = asyncio.Semaphore(config.max_stream_requests)
         self._writing = asyncio.Lock()  # gRPC takes one message of a call at a time
@@ -83,8 +83,9 @@ class InferStream:
     async def _answer(self, request: Any) -> None:
         refusal = None
         try:
-            with self._in_flight.take(self._tenant, body_bytes=request.ByteSize()):
-                await self._infer(request)
+            tenant = await self._tenant_now()
+            with self._in_flight.take(tenant, body_bytes=request.ByteSize()):
+                await self._infer(request, tenant)
         except SlowReaderError:
             raise  # nobody would read that either
         except MooringError as error:
@@ -98,11 +99,11 @@ class InferStream:
             del request  # its bytes no longer count as in flight, and the client may not read for long
             await self._send(refusal)
 
-    async def _infer(self, request: Any) -> None:
+    async def _infer(self, request: Any, tenant: Tenant) -> None:
         model = self._kserve.model(request.model_name, request.model_version)
         response = StreamResponse(model.name, str(model.version), request.id)
         answers = self._kserve.infer(
-            model, read_infer_request(request), request_id=request_id_from(request.id), tenant=self._tenant
+            model, read_infer_request(request), request_id=request_id_from(request.id), tenant=tenant
         )
         async with aclosing(answers):
             async for answer in answers:

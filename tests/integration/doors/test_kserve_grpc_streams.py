@@ -12,10 +12,14 @@ import pytest
 import tritonclient.grpc as triton
 from support.kserve_doors import text_inputs
 from support.kserve_grpc_script import running_grpc, stream
-from support.router_doors import write_model_folder
+from support.router_doors import KEY, known_tenant, write_model_folder
 from support.scripted_answer import ANSWER, ANSWER_IDS, TOKENIZER
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+
+from model_registry.records import TenantRecord
+from model_registry.tenants import hash_key
+from router.request.bounds import RouterConfig
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +92,29 @@ async def test_requests_of_a_stream_interleave_and_one_that_fails_leaves_the_oth
         order = [result.get_response().id for result, error in results if error is None]
         assert order.index("2") < len(order) - 1 - order[::-1].index("1"), "they interleave"
         assert all(opened.closed.is_set() for opened in door.source.streams)
+
+
+async def test_the_key_is_looked_at_for_each_request_of_a_stream(folder: Path) -> None:
+    def authenticate(key_hash: str) -> TenantRecord | None:
+        return known_tenant("acme") if key_hash in good else None
+
+    good = {hash_key(KEY)}
+    config = RouterConfig(key_cache_s=0, unknown_key_cache_s=0)
+    options = {"authenticate": authenticate, "allow_anonymous": False, "config": config}
+    async with (
+        running_grpc(folder, **options) as (door, _),
+        grpc.aio.insecure_channel(door.target) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call = stub.ModelStreamInfer(metadata=[("authorization", f"Bearer {KEY}")])
+        request = pb.ModelInferRequest(model_name="none", id="mine")
+        await call.write(request)
+        assert "none" in (await call.read()).error_message
+        good.clear()
+        await call.write(request)
+        refused = await call.read()
+        assert (refused.infer_response.id, "API key" in refused.error_message) == ("mine", True)
+        await call.done_writing()
 
 
 async def test_an_error_in_a_stream_names_its_request(folder: Path) -> None:
