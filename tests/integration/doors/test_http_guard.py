@@ -115,6 +115,9 @@ async def test_a_public_door_serves_every_name_unless_it_is_told_its_own(folder:
     async with door(folder, allow_anonymous=False, exposure=named) as server:
         assert (await complete(server.url, key)).status_code == 421
         assert (await complete(server.url, {**key, "host": "llm.example:443"})).status_code == 200
+        async with httpx.AsyncClient(base_url=server.url, headers={"host": "10.1.2.3:8000"}) as probe:
+            for path in ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"):
+                assert (await probe.get(path)).status_code == 200, path
 
 
 # Pages of other sites.
