@@ -25,6 +25,8 @@ class HttpLimits:
         max_head_bytes: most bytes of a request's line and headers together; also of trailers.
         request_timeout_s: seconds within which a request must arrive, and a new connection must begin with
             one.
+        max_reader_stall_s: seconds without any progress after which a client is given up that does not read what is
+            sent to it. It needs to answer no ping of a WebSocket in time: a slow one finds that behind all else.
         max_headers: most headers of a request.
         min_piece_bytes: least bytes that the pieces of a chunked body have on average, if they are more than
             ``max_small_pieces``: each costs the parser as much as a kilobyte.
@@ -34,20 +36,18 @@ class HttpLimits:
         keep_alive_s: seconds for which a connection may rest between requests. Longer than clients and
             proxies let theirs rest: otherwise they would send requests into a connection that is just being
             closed.
-        max_reader_stall_s: seconds without any progress after which a client is given up that does not read what is
-            sent to it. It needs to answer no ping of a WebSocket in time: a slow one finds that behind all else.
     """
 
     max_frame_bytes: int
     max_head_bytes: int
     request_timeout_s: float
+    max_reader_stall_s: float
     max_headers: int = 100
     min_piece_bytes: int = 32
     max_small_pieces: int = 4096
     max_pipelined: int = 16
     max_unread_bytes: int = 64 * MIB
     keep_alive_s: int = 75
-    max_reader_stall_s: float = 60.0
 
 
 class DoorConfig(uvicorn.Config):

@@ -95,6 +95,7 @@ async def guarded_door(
         given.config.max_body_bytes,
         max_head_bytes=64 * KIB,
         request_timeout_s=60,
+        max_reader_stall_s=60,
         max_unread_bytes=max_unread_bytes,
     )
     async with http_door(app, "127.0.0.1", 0, limits, connections, tls) as url:

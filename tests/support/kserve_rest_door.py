@@ -92,7 +92,7 @@ async def rest_door(folder: Path, **options: Any) -> AsyncIterator[RestDoor]:
         app,
         "127.0.0.1",
         0,
-        HttpLimits(max_frame_bytes=max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60),
+        HttpLimits(max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60, max_reader_stall_s=60),
     ) as url:
         yield RestDoor(url, source, repository)
 

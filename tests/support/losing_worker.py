@@ -22,7 +22,7 @@ from engines.torch.model.model import TransformerModel
 from engines.worker.__main__ import main
 
 LOST_AT = 40
-LOST_MARK = "MOORING_TEST_LOST_MARK"
+LOST_MARK = "TEST_LOST_MARK"  # workers inherit no variable that begins with MOORING_
 
 
 def losing(options: WorkerOptions, recorder: FlightRecorder) -> TorchEngine:

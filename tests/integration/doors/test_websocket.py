@@ -107,7 +107,9 @@ async def running(folder: Path, **options: Any) -> AsyncIterator[Server]:
     source = ScriptedSource(answer)
     model = served_model("org/tiny", folder, max_model_len=96)
     given = services(source, [model], **options)
-    limits = HttpLimits(given.config.max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60)
+    limits = HttpLimits(
+        given.config.max_body_bytes, max_head_bytes=64 * KIB, request_timeout_s=60, max_reader_stall_s=60
+    )
     async with http_door(create_app(given, OperatorKeys("admin")), "127.0.0.1", 0, limits) as url:
         yield Server(url, source)
 
