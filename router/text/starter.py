@@ -79,8 +79,8 @@ class TextStarter:
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             for _ in range(2):  # it may have been killed since the last time
-                control = self._ensure_running()
                 try:
+                    control = self._ensure_running()
                     socket.send_fds(control, [job], [theirs.fileno()])
                     answer, descriptors, _, _ = socket.recv_fds(control, 1, 1)
                 except OSError:

@@ -340,6 +340,13 @@ async def test_where_no_more_processes_can_be_started_the_others_go_on(folder: P
         starter.close()
 
 
+async def test_a_starter_that_cannot_be_started_is_an_error_of_ours(folder: Path) -> None:
+    starter = TextStarter()
+    starter.command = ("/no/such/program",)
+    with pytest.raises(InternalError, match="cannot be started"):
+        await TextModels(RouterConfig(), starter).get(folder)
+
+
 CHILD = """
 import asyncio, sys
 from pathlib import Path
