@@ -120,6 +120,10 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError(self._wrong[1])  # ends the parser; ``data_received`` answers
         if not self._is_refused_upgrade():
             super().on_headers_complete()
+            if self.pipeline:
+                # uvicorn ceases to read while a request waits, and would not notice that the client leaves; few may
+                # wait (``max_pipelined``).
+                self.flow.resume_reading()
             if self._running is None or self._running.response_complete:
                 self._running = self.cycle
 

@@ -268,6 +268,7 @@ async def test_messages_that_do_not_come_stand_in_nobodys_way(folder: Path) -> N
         assert await answered(generate(channel, "acme")) > 1
 
 
+@pytest.mark.slow
 async def test_silent_strangers_keep_nobody_from_asking_after_health(folder: Path) -> None:
     """Four of their messages may be arriving, and eight of an address wait."""
     config = RouterConfig(max_body_bytes=1000, max_tenant_body_bytes=4000, max_total_body_bytes=8000)

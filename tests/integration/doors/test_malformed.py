@@ -217,6 +217,7 @@ async def storm(server: RunningServer, num: int, seed: int) -> tuple[Sender, int
         return sender, good.num_answers
 
 
+@pytest.mark.slow
 async def test_a_thousand_broken_requests_harm_nobody(server: RunningServer) -> None:
     await storm(server, 150, SEED + 1)  # warm: every path has been taken, every pool filled
     check_idle(server)

@@ -89,6 +89,7 @@ async def test_one_that_stands_still_is_given_up_and_all_that_it_held_is_free(
     check_no_fault(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", READERS)
 async def test_one_that_reads_slowly_gets_all_of_it(server: RunningServer, door: str) -> None:
     before = num_aborted(server)

@@ -45,6 +45,7 @@ def attack(strike: Callable[[Target], None]) -> Callable[[Target], Strike]:
     return make
 
 
+@pytest.mark.slow
 def test_cells_are_measured_and_reported(tmp_path: Path) -> None:
     lines: list[str] = []
     only = ("empty-messages/tokenize/stranger", "idle-connections/http/open")
@@ -59,6 +60,7 @@ def test_cells_are_measured_and_reported(tmp_path: Path) -> None:
     assert "| idle-connections | http |" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_stall_is_noticed_and_nothing_else(victims: Victims, target: Target) -> None:
     def stop(target: Target) -> None:
         os.kill(target.server.process.pid, signal.SIGSTOP)

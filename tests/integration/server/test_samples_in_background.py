@@ -83,6 +83,7 @@ def is_training(server: RunningServer) -> bool:
     return bool(re.search(r"train, \d+% done", ask(server).json().get("error", {}).get("message", "")))
 
 
+@pytest.mark.slow
 def test_a_sample_is_refused_with_its_progress_until_it_is_there_and_found_at_the_next_start(
     tmp_path: Path, checkpoint: Path
 ) -> None:
