@@ -50,6 +50,10 @@ class SingleFlightCache(Generic[K, V]):
         self._values: OrderedDict[K, tuple[V, float]] = OrderedDict()
         self._loading: dict[K, asyncio.Task[V]] = {}
 
+    def __contains__(self, key: K) -> bool:
+        """Whether there is a value of the key, however old."""
+        return key in self._values
+
     async def get(self, key: K) -> V:
         """The value of the key, loaded if there is none or it is too old.
 
@@ -74,6 +78,10 @@ class SingleFlightCache(Generic[K, V]):
         self._values.move_to_end(key)
         while len(self._values) > self._max_entries:
             self._values.popitem(last=False)
+
+    def discard(self, key: K) -> None:
+        """Drops the value of the key, if there is one."""
+        self._values.pop(key, None)
 
     async def _fill(self, key: K) -> V:
         try:

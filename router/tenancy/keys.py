@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,10 +42,6 @@ class Tenancy:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._allow_anonymous = allow_anonymous
-        self._max_known = config.key_cache_entries
-        self._known: OrderedDict[str, None] = (
-            OrderedDict()
-        )  # hashes of keys that were good when last looked up
 
         def cache(max_loading: int | None, good_key_s: float) -> SingleFlightCache[str, KnownTenant | None]:
             return SingleFlightCache(
@@ -58,7 +53,8 @@ class Tenancy:
                 clock=clock,
             )
 
-        self._of_known = cache(None, config.key_cache_s)  # there are no more of them than are remembered
+        # A known key is one that is in here, however old: there are no more of them than are remembered.
+        self._of_known = cache(None, config.key_cache_s)
         self._of_others = cache(config.max_key_checks, 0.0)  # a good one is known from then on
 
     async def tenant_of(self, api_key: str | None) -> Tenant:
@@ -80,18 +76,14 @@ class Tenancy:
         raise AuthenticationError("Incorrect API key provided. Ask the operator of this server for one.")
 
     async def _look_up(self, key_hash: str) -> KnownTenant | None:
-        if key_hash in self._known:
-            self._known.move_to_end(key_hash)
+        if key_hash in self._of_known:
             record = await self._of_known.get(key_hash)
             if record is None:
-                self._known.pop(key_hash, None)
+                self._of_known.discard(key_hash)
             return record
         record = await self._of_others.get(key_hash)
         if record is not None:
-            self._known[key_hash] = None
             self._of_known.put(key_hash, record)
-            if len(self._known) > self._max_known:
-                self._known.popitem(last=False)
         return record
 
 

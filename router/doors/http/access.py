@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Access", "OperatorKeys", "access_of", "is_kserve"]
+__all__ = ["Access", "OperatorKeys", "access_of", "is_kserve", "kserve_act"]
 
 
 class Access(Enum):
@@ -33,7 +33,7 @@ class OperatorKeys:
 
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 # The routers match a path with a newline at its end too, and so does "$" here.
-_KSERVE_ADMIN = re.compile(r"/v2/repository(/[^/]+)?/models/.*/(load|unload)$")
+_KSERVE_ACT = re.compile(r"/v2/repository(?:/[^/]+)?/models/.*/(load|unload)$")
 # By the beginning of a path, so that a path that is spelled in an unforeseen way needs a key rather than none.
 _BY_PREFIX = (
     ("/admin", Access.ADMIN),
@@ -49,7 +49,7 @@ def access_of(path: str) -> Access:
     """The key that a path needs, whether or not anything is there."""
     if path in _OPEN:
         return Access.OPEN
-    if _KSERVE_ADMIN.match(path):
+    if kserve_act(path):
         return Access.ADMIN
     return next((access for prefix, access in _BY_PREFIX if path.startswith(prefix)), Access.OPEN)
 
@@ -57,3 +57,9 @@ def access_of(path: str) -> Access:
 def is_kserve(path: str) -> bool:
     """Whether a path is of KServe's protocol, whose errors have a form of their own."""
     return path.startswith("/v2")
+
+
+def kserve_act(path: str) -> str | None:
+    """``load`` or ``unload`` if the path asks for that over KServe's protocol; None if it does not."""
+    found = _KSERVE_ACT.match(path)
+    return None if found is None else found[1]

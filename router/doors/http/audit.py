@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.doors.http.access import kserve_act
 from router.telemetry.audit import AuditTrail
 from router.tenancy.keys import api_key_of
 
 __all__ = ["AuditMiddleware"]
-
-_KSERVE_ACT = re.compile(r"/v2/repository(?:/[^/]+)?/models/.*/(load|unload)$")
 
 
 class AuditMiddleware:
@@ -54,8 +51,8 @@ def _door(path: str) -> str:
 
 def _act(scope: Scope, path: str) -> str | None:
     """The administrative act that is asked for, one of few; None if it is none."""
-    if found := _KSERVE_ACT.match(path):
-        return f"kserve {found[1]}"
+    if act := kserve_act(path):
+        return f"kserve {act}"
     if not path.startswith("/admin"):
         return None
     # FastAPI's versions differ in whether a route knows what stands before it.

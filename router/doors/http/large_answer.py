@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
-from router.doors.http.sse import ClientGoneError, until_disconnect
+from router.doors.http.sse import StreamedAnswer
 
 __all__ = ["LargeAnswer"]
 
@@ -18,7 +18,7 @@ async def _nothing_to_close() -> None:
     pass
 
 
-class LargeAnswer(Response):
+class LargeAnswer(StreamedAnswer):
     """An answer whose body is in memory, and that a connection gets a little at a time.
 
     Args:
@@ -35,22 +35,13 @@ class LargeAnswer(Response):
         headers: Mapping[str, str] | None = None,
         close: Callable[[], Awaitable[None]] = _nothing_to_close,
     ) -> None:
-        super().__init__(headers={**(headers or {}), "content-length": str(sum(map(len, pieces)))})
+        super().__init__({**(headers or {}), "content-length": str(sum(map(len, pieces)))}, close)
         self._pieces = pieces
-        self._close = close
 
     @classmethod
     def of(cls, response: Response) -> LargeAnswer:
         """Makes an answer that is sent in pieces of a whole one."""
         return cls([bytes(response.body)], response.headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await until_disconnect(receive, self._send(send))
-        except (ClientGoneError, OSError):
-            return
-        finally:
-            await self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

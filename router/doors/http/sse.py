@@ -1,10 +1,11 @@
-"""Server-sent events, and what happens when the client goes away."""
+"""Answers that are sent in pieces, server-sent events above all, and what happens when the client goes away."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -18,6 +19,7 @@ __all__ = [
     "DONE_PAYLOAD",
     "ClientGoneError",
     "EventStream",
+    "StreamedAnswer",
     "event",
     "payloads",
     "until_disconnect",
@@ -65,7 +67,31 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-class EventStream(Response):
+class StreamedAnswer(Response):
+    """An answer that is sent in pieces, while its client is there. Subclasses send it in ``_send``.
+
+    Args:
+        headers: headers to send.
+        close: called at the end, whatever ended the sending.
+    """
+
+    def __init__(self, headers: Mapping[str, str], close: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(headers=headers)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self._send(send))
+        except (ClientGoneError, OSError):
+            return
+        finally:
+            await self._close()
+
+    @abstractmethod
+    async def _send(self, send: Send) -> None: ...
+
+
+class EventStream(StreamedAnswer):
     """An answer of server-sent events.
 
     Args:
@@ -84,19 +110,10 @@ class EventStream(Response):
         *,
         error_body: Callable[[MooringError], bytes] = error_body,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__({"cache-control": "no-cache", "x-accel-buffering": "no"}, close)
         del self.headers["content-length"]
         self._frames = frames
-        self._close = close
         self._error_body = error_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await until_disconnect(receive, self._send(send))
-        except (ClientGoneError, OSError):
-            return
-        finally:
-            await self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
