@@ -48,6 +48,8 @@ async def read_http(server: RunningServer) -> AsyncIterator[tuple[int, str]]:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         while b"[DONE]" not in (line := await reader.readline()):
+            if not line:
+                raise EOFError("the server ended the connection in the middle of its answer")
             if line.startswith(b"data: "):
                 for choice in json.loads(line.removeprefix(b"data: "))["choices"]:
                     yield choice["index"], choice["text"]
