@@ -18,7 +18,7 @@ from mooring.errors import AuthenticationError, InternalError, MooringError, sta
 from router.doors.grpc.errors import Context, abort, metadata_of
 from router.doors.grpc.limits import GrpcLimits
 from router.doors.grpc.receiving import Receiver
-from router.doors.grpc.writing import write
+from router.doors.grpc.writing import MessageWriter
 from router.services import RouterServices
 from router.tenancy.keys import api_key_of, check_admin_key
 from router.tenancy.tenant import Tenant
@@ -102,9 +102,10 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
                 if not inspect.isasyncgenfunction(call):
                     await call(request, context)
                     return
-                async with aclosing(call(request, context)) as answers:
-                    async for answer in answers:
-                        await write(context, answer, self._services.config.max_reader_stall_s)
+                with MessageWriter(context, self._services.config.max_reader_stall_s) as writer:
+                    async with aclosing(call(request, context)) as answers:
+                        async for answer in answers:
+                            await writer.write(answer)
 
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(many, None, handler.response_serializer)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mooring.errors import InternalError, MooringError
 from router.doors.grpc.errors import Context
-from router.doors.grpc.writing import write
+from router.doors.grpc.writing import MessageWriter
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_messages import StreamResponse, error_message, read_infer_request
 from router.intake import request_id_from
@@ -53,8 +53,7 @@ class InferStream:
         strict: bool,
     ) -> None:
         self._kserve = kserve
-        self._max_stall_s = config.max_reader_stall_s
-        self._context = context
+        self._writer = MessageWriter(context, config.max_reader_stall_s)
         self._in_flight = in_flight
         self._tenant_now = tenant_now
         self._strict = strict
@@ -68,17 +67,21 @@ class InferStream:
             MooringError: a request of a strict stream failed, a message is wrong, or the client did not read.
         """
         try:
-            async with asyncio.TaskGroup() as tasks:
-                async for request in requests:
-                    await self._slots.acquire()
-                    task = tasks.create_task(self._answer(request))
-                    task.add_done_callback(lambda _: self._slots.release())
-                    del request  # nothing else keeps it while the next one is awaited
+            with self._writer:
+                await self._answer_all(requests)
         except* Exception as failed:  # the first ends the call; gRPC's own if the client is gone
             error: BaseException = failed
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
+
+    async def _answer_all(self, requests: AsyncIterator[Any]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            async for request in requests:
+                await self._slots.acquire()
+                task = tasks.create_task(self._answer(request))
+                task.add_done_callback(lambda _: self._slots.release())
+                del request  # nothing else keeps it while the next one is awaited
 
     async def _answer(self, request: Any) -> None:
         refusal = None
@@ -121,4 +124,4 @@ class InferStream:
 
     async def _send(self, message: Any) -> None:
         async with self._writing:
-            await write(self._context, message, self._max_stall_s)
+            await self._writer.write(message)
