@@ -122,13 +122,19 @@ class ManagerConfig(PlannerConfig):
     """
 
     max_waiting_requests: Annotated[
-        int, _AT_LEAST_ONE, Setting("Requests that may wait for one deployment before more are refused.")
+        int,
+        _AT_LEAST_ONE,
+        Setting(
+            "Requests that may wait for one deployment before more are refused; a tenant "
+            "that has as many as are still free gets no more."
+        ),
     ] = 1024
     max_requests_per_replica: Annotated[
         int,
         _AT_LEAST_ONE,
         Setting(
-            "Requests that a resident replica may have, running or in its queue, before more are refused."
+            "Requests that a resident replica may have, running or in its queue, before more are refused; a "
+            "tenant that has as many as are still free gets no more."
         ),
     ] = 4096
     lease_poll_s: Annotated[float, _POSITIVE] = 0.01

@@ -227,7 +227,13 @@ class MemoryManager:
     # Requests.
 
     async def acquire(
-        self, name: str, *, deadline_s: float = math.inf, priority: int = 0, again: bool = False
+        self,
+        name: str,
+        *,
+        deadline_s: float = math.inf,
+        priority: int = 0,
+        tenant: str | None = None,
+        again: bool = False,
     ) -> ReplicaTicket:
         """Waits until a replica is resident and takes requests; the ticket counts as activity until released.
 
@@ -235,6 +241,7 @@ class MemoryManager:
             deadline_s: on the manager's clock. It orders who waits; it does not end the wait, which is for
                 the caller to cancel.
             priority: higher first.
+            tenant: whose request it is, which may not fill the queue alone; None if it is no tenant's.
             again: the request had a ticket before and is tried again or moves, so it is no new arrival.
 
         Raises:
@@ -242,11 +249,12 @@ class MemoryManager:
             ModelUnavailableError: it is disabled, or its load failed a moment ago.
             InsufficientMemoryError: it can never fit.
             OverloadedError: too many wait for it already.
+            RateLimitError: too many of this tenant's do.
             ShuttingDownError: ``stop`` was called.
         """
         if self._stopping:
             raise shutting_down()
-        return await self._admission.acquire(self._deployment(name), deadline_s, priority, again)
+        return await self._admission.acquire(self._deployment(name), deadline_s, priority, tenant, again)
 
     # What an operator asks for.
 

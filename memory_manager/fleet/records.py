@@ -187,12 +187,16 @@ class ReplicaTicket:
     Attributes:
         replica_id, worker_id: where to send the request.
         artifact_key: of the weights that the replica runs.
+        tenant: whose request it is; None if it is no tenant's.
     """
 
-    def __init__(self, replica: Replica, worker_id: str, on_release: Callable[[Replica], None]) -> None:
+    def __init__(
+        self, replica: Replica, worker_id: str, tenant: str | None, on_release: Callable[[Replica], None]
+    ) -> None:
         self.replica_id = replica.replica_id
         self.worker_id = worker_id
         self.artifact_key = replica.spec.artifact.key
+        self.tenant = tenant
         self._replica = replica
         self._on_release = on_release
         replica.tickets.add(self)
@@ -219,6 +223,7 @@ class Waiter:
     arrival_s: float
     deadline_s: float
     priority: int
+    tenant: str | None
     ticket: asyncio.Future[ReplicaTicket]
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Literal
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.records import Deployment, Replica, ReplicaTicket, Waiter, unavailable
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import Residency
-from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError
+from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError, RateLimitError
 
 __all__ = ["Admission"]
 
 _RETRY_AFTER_S = 1.0  # a queue is refused to newcomers while it is full: any end of a request makes room
+
+_QueueBound = Literal["max_waiting_requests", "max_requests_per_replica"]
+
+_PLACE: dict[_QueueBound, str] = {
+    "max_waiting_requests": "wait for",
+    "max_requests_per_replica": "are with a replica of",
+}
 
 
 class Admission:
@@ -38,7 +46,7 @@ class Admission:
         self._replan_soon = replan_soon
 
     async def acquire(
-        self, deployment: Deployment, deadline_s: float, priority: int, again: bool
+        self, deployment: Deployment, deadline_s: float, priority: int, tenant: str | None, again: bool
     ) -> ReplicaTicket:
         """See ``MemoryManager.acquire``."""
         now_s = self._clock()
@@ -53,15 +61,12 @@ class Admission:
         if best.residency is Residency.RESIDENT:
             if deployment.spec.policy.max_replicas > 1:
                 self._replan_soon()  # it may be one too many for those that are up
-            if not again and len(best.tickets) >= self._config.max_requests_per_replica:
-                raise self._refused(
-                    deployment, _queue_full(deployment, len(best.tickets), "are with a replica of")
-                )
-            return self._admit(best)
-        num_waiting = len(deployment.waiters)
-        if not again and num_waiting >= self._config.max_waiting_requests:
-            raise self._refused(deployment, _queue_full(deployment, num_waiting, "wait for"))
-        waiter = Waiter(now_s, deadline_s, priority, asyncio.get_running_loop().create_future())
+            if not again:
+                self._check_room(deployment, best.tickets, tenant, "max_requests_per_replica")
+            return self._admit(best, tenant)
+        if not again:
+            self._check_room(deployment, deployment.waiters, tenant, "max_waiting_requests")
+        waiter = Waiter(now_s, deadline_s, priority, tenant, asyncio.get_running_loop().create_future())
         deployment.waiters[waiter] = None
         self._replan_soon()
         try:
@@ -81,7 +86,7 @@ class Admission:
                 waiter = next(iter(deployment.waiters))
                 del deployment.waiters[waiter]
                 if not waiter.ticket.done():
-                    waiter.ticket.set_result(self._admit(best))
+                    waiter.ticket.set_result(self._admit(best, waiter.tenant))
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
@@ -127,18 +132,45 @@ class Admission:
         told: Figures = {"code": error.code, "num_refused": num_refused, **figures}
         self._reporter.of_deployment(EventKind.REFUSE, deployment.spec.name, error.message, told)
 
-    def _admit(self, replica: Replica) -> ReplicaTicket:
+    def _check_room(
+        self,
+        deployment: Deployment,
+        queue: Collection[Waiter | ReplicaTicket],
+        tenant: str | None,
+        bound: _QueueBound,
+    ) -> None:
+        """Refuses a newcomer to a full queue, and one whose tenant has as many places in it as are free: so alone
+        a tenant has half of them, and however many tenants want more, there is a place for the next.
+
+        Raises:
+            OverloadedError: the queue is full.
+            RateLimitError: the tenant has its share of it.
+        """
+        most: int = getattr(self._config, bound)
+        num_free = most - len(queue)
+        if num_free <= 0:
+            message = (
+                f"{len(queue)} requests already {_PLACE[bound]} model {deployment.spec.name!r}: try again"
+            )
+            raise self._refused(deployment, OverloadedError(message, retry_after_s=_RETRY_AFTER_S))
+        if tenant is None or len(queue) < num_free:
+            return
+        num_held = sum(each.tenant == tenant for each in queue)
+        if num_held >= num_free:
+            message = (
+                f"{num_held} of this tenant's requests {_PLACE[bound]} model {deployment.spec.name!r}, which has "
+                f"room for {num_free} more of all tenants (planner.{bound}): wait until some have ended"
+            )
+            error = RateLimitError(message, code="tenant_queue_share", retry_after_s=_RETRY_AFTER_S)
+            raise self._refused(deployment, error)
+
+    def _admit(self, replica: Replica, tenant: str | None) -> ReplicaTicket:
         assert replica.worker_id is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
-        return ReplicaTicket(replica, replica.worker_id, self._released)
+        return ReplicaTicket(replica, replica.worker_id, tenant, self._released)
 
     def _released(self, replica: Replica) -> None:
         replica.last_used_s = self._clock()
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
         if not replica.tickets or replica.spec.policy.max_replicas > 1:
             self._replan_soon()
-
-
-def _queue_full(deployment: Deployment, num_requests: int, where: str) -> OverloadedError:
-    message = f"{num_requests} requests already {where} model {deployment.spec.name!r}: try again"
-    return OverloadedError(message, retry_after_s=_RETRY_AFTER_S)

@@ -64,7 +64,9 @@ class Ticket(Protocol):
 class ReplicaSource(Protocol):
     """Gives out replicas (``memory_manager.fleet.controller.MemoryManager``)."""
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> Ticket:
+    async def acquire(
+        self, name: str, *, deadline_s: float, priority: int, tenant: str | None, again: bool
+    ) -> Ticket:
         """Waits until a replica of this deployment is resident and returns a ticket for it. ``again``: the request
         had a ticket before, so it is no new arrival."""
         ...
@@ -94,7 +96,11 @@ async def acquire(replicas: ReplicaSource, request: GenerationRequest, *, again:
             has come to serve other weights, which would go on with ids of another tokenizer.
     """
     ticket = await replicas.acquire(
-        request.deployment, deadline_s=request.deadline_s, priority=request.priority, again=again
+        request.deployment,
+        deadline_s=request.deadline_s,
+        priority=request.priority,
+        tenant=request.tenant,
+        again=again,
     )
     if request.artifact_key and ticket.artifact_key != request.artifact_key:
         ticket.release()

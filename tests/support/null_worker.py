@@ -120,7 +120,9 @@ class NullFleet:
     def pid(self) -> int:
         return self.client.capabilities().pid
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> _Ticket:
+    async def acquire(
+        self, name: str, *, deadline_s: float, priority: int, tenant: str | None, again: bool
+    ) -> _Ticket:
         await self.resident.wait()
         return _Ticket("m/0", "cpu-0", self.tickets)
 

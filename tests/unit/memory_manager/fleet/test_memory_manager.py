@@ -17,6 +17,7 @@ from mooring.errors import (
     ModelNotFoundError,
     ModelUnavailableError,
     OverloadedError,
+    RateLimitError,
     ShuttingDownError,
 )
 from mooring.policy import DeploymentPolicy
@@ -169,6 +170,42 @@ async def test_a_replica_with_a_full_queue_refuses_the_next_and_lets_those_go_on
         moved.release()
         (await h.manager.acquire("a")).release()
         held[1].release()
+
+
+@virtually
+async def test_one_tenant_does_not_fill_the_queue_of_a_resident_replica_for_all() -> None:
+    async with house(replace(CONFIG, max_requests_per_replica=8)) as h:
+        h.add_worker()
+        await h.bring_in("a")
+        held = [await h.manager.acquire("a", tenant="greedy") for _ in range(4)]
+        with pytest.raises(RateLimitError, match=r"planner\.max_requests_per_replica") as refused:
+            await h.manager.acquire("a", tenant="greedy")
+        assert (refused.value.code, refused.value.retry_after_s) == ("tenant_queue_share", 1)
+        moved = await h.manager.acquire("a", tenant="greedy", again=True)  # no newcomer
+        held += [await h.manager.acquire("a", tenant="other") for _ in range(2)]
+        with pytest.raises(RateLimitError):  # each takes part of what is left, and a third one finds a place
+            await h.manager.acquire("a", tenant="other")
+        held.append(await h.manager.acquire("a", tenant="third"))
+        with pytest.raises(OverloadedError):
+            await h.manager.acquire("a", tenant="fourth")
+        for ticket in (moved, *held):
+            ticket.release()
+        (await h.manager.acquire("a", tenant="greedy")).release()
+
+
+@virtually
+async def test_one_tenant_does_not_fill_the_queue_of_a_model_that_others_wait_for() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=4)) as h:
+        h.manager.upsert_deployment(deployment("a"))
+        waits = [asyncio.ensure_future(h.manager.acquire("a", tenant="greedy")) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(RateLimitError, match=r"planner\.max_waiting_requests"):
+            await h.manager.acquire("a", tenant="greedy")
+        waits.append(asyncio.ensure_future(h.manager.acquire("a", tenant="other")))
+        await asyncio.sleep(0)
+        h.add_worker()
+        for wait in waits:
+            (await wait).release()
 
 
 @virtually

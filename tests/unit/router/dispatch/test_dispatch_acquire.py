@@ -26,7 +26,9 @@ class Source:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
 
-    async def acquire(self, name: str, *, deadline_s: float, priority: int, again: bool) -> Ticket:
+    async def acquire(
+        self, name: str, *, deadline_s: float, priority: int, tenant: str | None, again: bool
+    ) -> Ticket:
         return self.lease
 
 
