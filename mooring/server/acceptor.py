@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import ssl
@@ -15,8 +14,9 @@ from mooring.errors import MooringError, OverloadedError, RateLimitError
 from mooring.server.connection_limits import ConnectionLimits
 from mooring.server.door_config import answer_of
 from mooring.server.http_connection import HttpConnection
+from router.request.network import network_of
 
-__all__ = ["Acceptor", "network_of"]
+__all__ = ["Acceptor"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ _AT_A_TIME = 64  # connections taken before others get their turn
 _PAUSE_S = 0.5  # after the kernel had no descriptor for a connection
 _HANDSHAKE_S = 10.0
 _SHUTDOWN_S = 5.0  # for the client's part of the end of TLS
-_IPV6_PREFIX = 64  # who has one address of a network of IPv6 has them all
 
 
 class Acceptor:
@@ -144,13 +143,3 @@ class Acceptor:
         self._by_network[network] -= 1
         if not self._by_network[network]:
             del self._by_network[network]
-
-
-def network_of(address: str) -> str:
-    """The address itself, or the /64 network of one of IPv6."""
-    host = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(host, ipaddress.IPv4Address):
-        return str(host)
-    if host.ipv4_mapped is not None:
-        return str(host.ipv4_mapped)
-    return str(ipaddress.ip_network((host, _IPV6_PREFIX), strict=False))

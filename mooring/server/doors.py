@@ -19,6 +19,7 @@ from mooring.errors import ConfigurationError
 from mooring.server.acceptor import Acceptor
 from mooring.server.connection_limits import ConnectionLimits
 from mooring.server.door_config import DoorConfig, HttpLimits
+from mooring.server.grpc_connections import GrpcConnections
 from mooring.server.http_connection import HttpConnection
 from mooring.server.socket_connection import SocketConnection
 from mooring.server.tls import grpc_credentials, tls_context
@@ -78,11 +79,16 @@ async def http_door(
 
 @asynccontextmanager
 async def grpc_door(
-    server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None = None
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    tls: TlsFiles | None = None,
+    max_per_address: int | None = None,
 ) -> AsyncIterator[str]:
     """Runs a gRPC server; yields its target, and at the end lets open calls finish for a while.
 
     Args:
+        max_per_address: most connections of one address at a time; None if there is no such limit.
         tls: files for TLS; None if the door speaks without.
 
     Raises:
@@ -100,9 +106,16 @@ async def grpc_door(
     except RuntimeError as error:
         raise ConfigurationError(f"gRPC cannot listen on {address}: {error}") from error
     await server.start()
+    watch = None
+    if max_per_address is not None:
+        watch = asyncio.create_task(
+            GrpcConnections(bound_port, max_per_address).run(), name="grpc-connections"
+        )
     try:
         yield f"{_bracketed(host)}:{bound_port}"
     finally:
+        if watch is not None:
+            watch.cancel()
         await server.stop(_STOP_S)
 
 

@@ -277,7 +277,9 @@ class Server:
         server = create_grpc_server(
             services, intake, kserve, admin_key, GrpcLimits(max_connections=connections.max_connections)
         )
-        rpc = grpc_door(server, settings.grpc_host, settings.grpc_port, settings.tls)
+        rpc = grpc_door(
+            server, settings.grpc_host, settings.grpc_port, settings.tls, connections.max_per_address
+        )
         self.addresses["grpc"] = await stack.enter_async_context(rpc)
         if settings.tls is not None:
             self.addresses["tls_certificate"] = str(settings.tls.certificate.resolve())

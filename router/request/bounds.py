@@ -60,6 +60,14 @@ class RouterConfig:
     max_tenant_choices: Annotated[
         int, _AT_LEAST_ONE, Setting("Most choices (`n`) of one tenant's requests at a time.")
     ] = 16_384
+    max_tenant_streams: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting(
+            "Most gRPC calls of one tenant that send several messages (`ModelStreamInfer`) at a time. Up to a "
+            "message of each, at its largest, may be in memory and not counted."
+        ),
+    ] = 64
     max_answer_tokens: Annotated[
         int,
         _AT_LEAST_ONE,

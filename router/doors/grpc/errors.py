@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
 from mooring.errors import MooringError, status_of
+from router.request.network import network_of
 
-__all__ = ["Context", "abort", "address_of", "metadata_of"]
+__all__ = ["Context", "abort", "client_network_of", "metadata_of"]
 
 _MAX_MESSAGE_CHARS = 1000  # clients take about 8 KiB of metadata, and a character may need 12 bytes
 _MAX_PARAM_CHARS = 200
@@ -17,9 +19,12 @@ _MAX_PARAM_CHARS = 200
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def address_of(context: Context) -> str:
-    """The client's address, without the port."""
-    return str(context.peer()).rpartition(":")[0]
+def client_network_of(context: Context) -> str:
+    """The network that the client comes from."""
+    kind, _, address = unquote(context.peer()).partition(":")
+    if kind not in ("ipv4", "ipv6"):  # a Unix socket
+        return kind
+    return network_of(address.rpartition(":")[0].strip("[]"))
 
 
 def metadata_of(context: Context) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mooring.errors import NotFoundError, OverloadedError
-from router.doors.grpc.errors import Context, address_of
+from router.doors.grpc.errors import Context, client_network_of
 from router.doors.grpc.limits import GrpcLimits
 
 __all__ = ["HEALTH_SERVICE_NAME", "HealthService"]
@@ -42,8 +42,8 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._is_ready = is_ready
         self._names = frozenset(("", *service_names))
         self._max = limits.max_watches
-        self._max_of_address = limits.max_watches if behind_proxy else limits.max_address_watches
-        self._watches = Counter[str]()  # by the client's address
+        self._max_of_network = limits.max_watches if behind_proxy else limits.max_address_watches
+        self._watches = Counter[str]()  # by the client's network
         self._change = asyncio.Event()  # set at each change, and made anew
         self._looking: asyncio.Task[None] | None = None
 
@@ -54,7 +54,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
         """Sends the status at once and at every change, until the client goes."""
-        with self._watching(address_of(context)):
+        with self._watching(client_network_of(context)):
             told = None
             while True:
                 change = self._change
@@ -65,23 +65,23 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 await change.wait()
 
     @contextmanager
-    def _watching(self, address: str) -> Iterator[None]:
+    def _watching(self, network: str) -> Iterator[None]:
         """Looks for changes while anybody watches.
 
         Raises:
             OverloadedError: too many watch.
         """
-        if self._watches.total() >= self._max or self._watches[address] >= self._max_of_address:
+        if self._watches.total() >= self._max or self._watches[network] >= self._max_of_network:
             raise OverloadedError("Too many watch the server's health: use Check.", retry_after_s=60)
-        self._watches[address] += 1
+        self._watches[network] += 1
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         try:
             yield
         finally:
-            self._watches[address] -= 1
-            if not self._watches[address]:
-                del self._watches[address]
+            self._watches[network] -= 1
+            if not self._watches[network]:
+                del self._watches[network]
             if not self._watches:
                 self._looking.cancel()
                 self._looking = None

@@ -9,7 +9,7 @@ __all__ = ["GrpcLimits"]
 
 @dataclass(frozen=True, slots=True)
 class GrpcLimits:
-    """Bounds on what clients of the gRPC port can make the server keep and wait for.
+    """Bounds on what clients of the gRPC port can make it keep and wait for. A /64 network counts as one address.
 
     Attributes:
         max_connections: most connections at a time, for each address that is listened on; a further one is closed
@@ -27,8 +27,6 @@ class GrpcLimits:
         max_waiting_strangers: most calls of one address, of those that need no key, that wait for their turn.
         max_fields: most fields of a message, those of its parts included.
         max_numbers: most numbers in a message's packed lists, such as token ids.
-        max_tenant_streams: most calls of a tenant that send several messages. Nobody can tell whether the next
-            one is on its way, and up to the largest message of it is in memory then.
         max_watches: most calls of ``Watch`` of the health service.
         max_address_watches: most calls of ``Watch`` from one address, unless a proxy stands before the server.
     """
@@ -46,7 +44,6 @@ class GrpcLimits:
     max_waiting_strangers: int = 64
     max_fields: int = 16_384
     max_numbers: int = 1 << 18
-    max_tenant_streams: int = 64
     max_watches: int = 256
     max_address_watches: int = 16
 

@@ -15,7 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from mooring.errors import DeadlineExceededError, InvalidRequestError, OverloadedError, RateLimitError
-from router.doors.grpc.errors import Context, address_of
+from router.doors.grpc.errors import Context, client_network_of
 from router.doors.grpc.limits import GrpcLimits
 from router.doors.grpc.turns import Turns
 from router.doors.grpc.wire import check_wire
@@ -33,12 +33,14 @@ class Receiver:
     Args:
         config: at a time, a caller's messages that arrive may be so many that ``max_tenant_body_bytes`` holds
             them at their largest, and those of all callers so many that ``max_total_body_bytes`` does. Calls
-            that need no key are together one caller, in which no address can take the turns of all others.
+            that need no key are together one caller, in which no address can take the turns of all others. A
+            caller's calls of several messages are bounded by ``max_tenant_streams``.
         limits: the further bounds.
     """
 
     def __init__(self, config: RouterConfig, limits: GrpcLimits) -> None:
         self._limits = limits
+        self._max_streams = config.max_tenant_streams
         self._max_turns = max(1, config.max_tenant_body_bytes // config.max_body_bytes)
         num_turns = max(1, config.max_total_body_bytes // config.max_body_bytes)
         self._all_turns = self._new_turns(num_turns, limits.message_hurried_s)
@@ -60,7 +62,7 @@ class Receiver:
         receive = partial(self._all_turns.receive, context.read)
         hurried_s = self._limits.message_hurried_s
         if is_stranger := caller is None:
-            caller, hurried_s = address_of(context), self._limits.stranger_hurried_s
+            caller, hurried_s = client_network_of(context), self._limits.stranger_hurried_s
             receive = partial(self._stranger_turns.receive, receive)
         turns = self._turns.get(caller)
         if turns is None:
@@ -88,10 +90,11 @@ class Receiver:
         Raises:
             RateLimitError: the caller has too many such calls.
         """
-        most = self._limits.max_tenant_streams
+        most = self._max_streams
         if self._num_streams[caller] >= most:
             raise RateLimitError(
-                f"A tenant may have at most {most} streams at a time: send further requests in those.",
+                f"A tenant may have at most {most} streams at a time (max_tenant_streams): send further requests in "
+                "those.",
                 code="tenant_streams_in_flight",
                 retry_after_s=1,
             )

@@ -332,7 +332,7 @@ async def test_a_message_that_does_not_come_is_not_waited_for_for_ever(folder: P
 
 async def test_streams_of_a_tenant_are_bounded(folder: Path) -> None:
     path = f"/{SERVICES[1].full_name}/ModelStreamInfer"
-    async with running(folder, GrpcLimits(max_tenant_streams=3)) as (_, channel):
+    async with running(folder, config=RouterConfig(max_tenant_streams=3)) as (_, channel):
         opened = [asyncio.create_task(refusal(begun(channel, path, "acme"))) for _ in range(3)]
         error = await refusal(whole(channel, SERVICES[1].methods_by_name["ModelStreamInfer"], of("other")))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -25,7 +25,6 @@ from support.router_doors import (
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from mooring.config import TlsFiles
-from mooring.server.acceptor import network_of
 from mooring.server.connection_limits import ConnectionLimits
 from mooring.units import KIB, MIB
 from router.request.request import GenerationRequest
@@ -134,19 +133,6 @@ async def test_a_websocket_is_a_connection_too(folder: Path) -> None:
         assert await (await Client.connect(server)).ask() == 503
         await sockets[0].close()
         await served(server)
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-    ],
-)
-def test_a_network_of_ipv6_counts_as_one_address(address: str, network: str) -> None:
-    assert network_of(address) == network
 
 
 # TLS.
