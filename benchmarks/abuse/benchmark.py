@@ -131,7 +131,8 @@ def _report(out: Path, load: AbuseLoad, results: Sequence[Result]) -> dict[str, 
         "A client asks `/health/live` every 10 ms, each time over a new connection, and reads a stream of the null "
         "engine, while another attacks. In each cell: the longest time from when an answer was due to when it "
         f"came, median of {load.num_runs} runs, less the same without an attack, the two taking turns; the "
-        "memory that the server's processes hold more than before, once it has stopped falling. Bold cells miss "
+        "memory that the server's processes hold more than before, once it has stopped falling; models that an "
+        "attack registered are deleted by then, and theirs is not counted. Bold cells miss "
         f"the bar: {MAX_STALL_MS:.0f} ms, {MAX_KEPT_BYTES // MIB} MiB, and the stream's text unaltered. The "
         "doors of an attack share a server, until one misses the bar."
     )

@@ -40,7 +40,8 @@ class Run:
         pause_ms: longest time without a token of the good stream during the attack.
         seconds: length of the attack.
         peak_bytes: most memory during the attack beyond that before the first one.
-        kept_bytes: memory beyond that before the first one, once all has settled.
+        kept_bytes: memory beyond that before the first one, once all has settled and models that the attack
+            registered are deleted: what a model needs while it exists is its own.
         is_altered: whether the good stream broke off or said anything else.
         died: whether the server ended, or had to be ended.
         answers: number of the attacker's requests by what became of them.

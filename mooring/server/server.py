@@ -190,7 +190,9 @@ class Server:
         )
         stack.push_async_callback(cache.close)
 
-        directory = DeploymentDirectory()
+        text_models = TextModels(settings.limits, text_starter)
+        stack.callback(text_models.close)
+        directory = DeploymentDirectory(text_models.drop)
         metrics = Metrics(lambda: gauges_of(manager.snapshot()))
         journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
         journal.start()
@@ -229,8 +231,6 @@ class Server:
         gate = Gate(Dispatcher(manager, supervisor.client))
         server = cls(settings, registrar, samples, manager, supervisor, gate, directory, journal)
         config = settings.limits
-        text_models = TextModels(config, text_starter)
-        stack.callback(text_models.close)
         services = RouterServices(
             tokens=gate,
             models=directory,

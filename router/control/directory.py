@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mooring.errors import ModelNotFoundError, ModelNotReadyError, ModelUnavailableError
 from router.request.served_model import ServedModel
@@ -38,9 +39,13 @@ class DeploymentDirectory:
     being made, and deployments that are not served, with the reason.
 
     The registrar and the maker of samples write it, on the event loop.
+
+    Args:
+        on_unserved: called with the folder of a version when the last deployment that served it is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_unserved: Callable[[Path], None] = lambda _: None) -> None:
+        self._on_unserved = on_unserved
         self._served: dict[str, ServedModel] = {}
         self._preparing: dict[str, Preparation] = {}
         self._unavailable: dict[str, str] = {}
@@ -92,7 +97,9 @@ class DeploymentDirectory:
     def serve(self, model: ServedModel) -> None:
         self._preparing.pop(model.name, None)
         self._unavailable.pop(model.name, None)
+        earlier = self._served.get(model.name)
         self._served[model.name] = model
+        self._look_at_folder_of(earlier)
 
     def withhold(self, name: str, reason: str) -> None:
         """Notes that a deployment exists and is not served, for this reason."""
@@ -100,5 +107,10 @@ class DeploymentDirectory:
         self._unavailable[name] = reason
 
     def forget(self, name: str) -> None:
-        for table in (self._served, self._preparing, self._unavailable):
-            table.pop(name, None)
+        self._preparing.pop(name, None)
+        self._unavailable.pop(name, None)
+        self._look_at_folder_of(self._served.pop(name, None))
+
+    def _look_at_folder_of(self, earlier: ServedModel | None) -> None:
+        if earlier is not None and all(each.folder != earlier.folder for each in self._served.values()):
+            self._on_unserved(earlier.folder)

@@ -350,6 +350,14 @@ class TextModels:
         self._models.move_to_end(folder)
         return model
 
+    def drop(self, folder: Path) -> None:
+        """Ends the process of a folder that nobody serves any more, once nobody waits for it."""
+        loading = self._loading.get(folder)
+        if loading is not None and not loading.done():
+            loading.add_done_callback(lambda _: self.drop(folder))
+        elif (model := self._models.pop(folder, None)) is not None:
+            model.close()
+
     def close(self) -> None:
         """Ends all processes."""
         for loading in self._loading.values():

@@ -119,6 +119,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("**", "*"))
 
+    def _generate(self, *args: Any, **kwargs: Any) -> str:  # the name is Jinja's
+        code = super()._generate(*args, **kwargs)
+        if len(code) > _MAX_CHARS:  # Jinja has computed its constants, which the process would hold for ever
+            raise OverflowError("what it computes beforehand is too long")
+        return code
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Carries out an operation if its result is of bounded size.
 

@@ -19,6 +19,7 @@ from mooring.errors import ArtifactError, InternalError, InvalidRequestError, Mo
 from mooring.parent import die_with_parent
 from mooring.units import MIB
 from router.text.frames import MAX_FRAME_BYTES, Frame, FrameKind, FrameReader, pack_frame
+from router.text_process.memory import SpareMemory
 from router.text_process.model_folder import load_model_text
 from router.text_process.model_text import CallResult, ModelText
 from router.text_process.vocabulary import write_vocabulary
@@ -80,16 +81,22 @@ class _Service:
         self._poll.register(connection, select.POLLIN)
 
     def run(self) -> None:
-        while True:
-            for descriptor, _ in self._poll.poll():
-                if descriptor in self._long_calls:
-                    self._read_answer(descriptor)
-                elif descriptor == self._connection.fileno():
-                    data = self._connection.recv(_READ_BYTES)
-                    if not data:
-                        return
-                    for frame in self._reader.feed(data):
-                        self._take(frame)
+        memory = SpareMemory()
+        while self._work():
+            memory.give_back()
+
+    def _work(self) -> bool:
+        """Waits for what there is to do and does it; returns whether the server is still there."""
+        for descriptor, _ in self._poll.poll():
+            if descriptor in self._long_calls:
+                self._read_answer(descriptor)
+            elif descriptor == self._connection.fileno():
+                data = self._connection.recv(_READ_BYTES)
+                if not data:
+                    return False
+                for frame in self._reader.feed(data):
+                    self._take(frame)
+        return True
 
     def _take(self, frame: Frame) -> None:
         if frame.kind is FrameKind.CALL:
@@ -110,7 +117,8 @@ class _Service:
                 return packed
             error: MooringError = InvalidRequestError("The answer would have too many tokens.")
         except MooringError as refused:
-            error = refused
+            # Kept in a variable of this frame it would keep itself, and all that the call had made.
+            return _error_frame(frame.request_id, refused)
         except MemoryError:
             error = InvalidRequestError(
                 "The model's tokenizer and chat template need more memory for this request than they may have."

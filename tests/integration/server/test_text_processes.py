@@ -35,6 +35,11 @@ TEMPLATE = """
 {%- elif what == 'swell' -%}
   {%- set all = namespace(text='a' * 1000) -%}
   {%- for i in range(40) %}{% set all.text = all.text ~ all.text %}{% endfor -%}
+{%- elif what in ('hoard', 'overflow') -%}
+  {%- set all = namespace(text='a' * 1000) -%}
+  {%- set all.itself = all -%}
+  {%- for i in range(17) %}{% set all.text = all.text ~ all.text %}{% endfor -%}
+  {%- if what == 'overflow' %}{{ all.text }}{% endif -%}
 {%- endif -%}
 {{ what }}
 """
@@ -159,6 +164,37 @@ async def test_memory_is_bounded(texts: Callable[..., Texts], folder: Path) -> N
     with pytest.raises(InvalidRequestError):
         await model.encode([chat("swell")])
     assert await said(model, chat("hello")) == "hello"
+
+
+async def test_memory_that_a_template_filled_is_given_back(texts: Callable[..., Texts], folder: Path) -> None:
+    here = texts()
+    model = await here.models.get(folder)
+    [process] = here.processes()
+    before_bytes = process.memory_info().rss
+    assert await said(model, chat("hoard")) == "hoard"
+    with pytest.raises(InvalidRequestError, match="more than"):
+        await model.encode([chat("overflow")])
+    assert here.processes() == [process]
+    assert await asyncio.to_thread(most_resident_bytes, process) > before_bytes + 128 * MIB
+    await asyncio.to_thread(until, lambda: process.memory_info().rss < before_bytes + 32 * MIB, "less memory")
+
+
+def most_resident_bytes(process: psutil.Process) -> int:
+    """The most that a process has ever held."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+async def test_a_process_keeps_nothing_of_the_file_that_it_has_read(
+    texts: Callable[..., Texts], tmp_path: Path
+) -> None:
+    here = texts()
+    await here.models.get(large_model(tmp_path))
+    [process] = here.processes()
+    await asyncio.to_thread(
+        until, lambda: process.memory_info().rss < 0.6 * most_resident_bytes(process), "less memory"
+    )
 
 
 async def test_who_gives_up_while_a_folder_is_read_leaves_no_process_behind(
@@ -291,6 +327,23 @@ async def test_the_least_recently_used_process_ends_beyond_the_bound(
     # Whoever still has the first one may go on with it, and leaves nothing behind.
     assert await said(first, "hello") == "hello"
     await asyncio.to_thread(until, lambda: len(here.processes()) == 2, "two processes again")
+
+
+async def test_the_process_of_a_folder_that_is_dropped_ends(
+    texts: Callable[..., Texts], folder: Path, tmp_path: Path
+) -> None:
+    here = texts()
+    model = await here.models.get(folder)
+    waiting = asyncio.create_task(said(model, chat("slow")))
+    await asyncio.sleep(0)
+    here.models.drop(folder)
+    assert await waiting == "slow"
+    await asyncio.to_thread(until, lambda: not here.processes(), "the end of the process")
+    loading = asyncio.create_task(here.models.get(write_model_folder(tmp_path / "n", byte_level_tokenizer())))
+    await asyncio.sleep(0)
+    here.models.drop(tmp_path / "n")
+    await loading
+    await asyncio.to_thread(until, lambda: not here.processes(), "the end of the other process")
 
 
 async def test_a_starter_that_is_killed_is_started_again(texts: Callable[..., Texts], folder: Path) -> None:

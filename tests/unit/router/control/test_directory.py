@@ -59,3 +59,19 @@ def test_an_older_version_is_served_while_a_newer_one_is_made() -> None:
     assert not directory.preparing()
     directory.serve(newer)
     assert directory.get("a") is newer
+
+
+def test_the_folder_of_a_version_that_nobody_serves_any_more_is_told() -> None:
+    unserved: list[Path] = []
+    directory = DeploymentDirectory(unserved.append)
+    older = served_model("a", Path("/one"))
+    directory.serve(older)
+    directory.serve(older)
+    directory.serve(replace(older, name="b"))
+    directory.serve(replace(older, folder=Path("/two")))
+    assert unserved == []  # another deployment has it
+    directory.withhold("b", "it is disabled")
+    assert unserved == [Path("/one")]
+    directory.forget("a")
+    directory.forget("a")
+    assert unserved == [Path("/one"), Path("/two")]

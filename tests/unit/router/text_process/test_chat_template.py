@@ -120,7 +120,14 @@ def test_a_template_that_fails_is_the_request_refused(source: str) -> None:
     assert caught.value.param == "messages"
 
 
-@pytest.mark.parametrize("source", ["{% if %}", pytest.param("{{" + "(" * 5000 + "}}", id="nested")])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if %}",
+        pytest.param("{{" + "(" * 5000 + "}}", id="nested"),
+        pytest.param("{{ 'a' | center(100000000) }}", id="long constant"),
+    ],
+)
 def test_a_text_that_is_no_template_is_a_broken_model(source: str) -> None:
     with pytest.raises(ArtifactError, match="not a valid template"):
         ChatTemplate(source, {})
