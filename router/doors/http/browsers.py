@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from mooring.errors import MisdirectedRequestError, PermissionDeniedError, UnsupportedMediaTypeError
 from router.request.exposure import Exposure
 
-__all__ = ["check_content_type", "check_host", "check_origin"]
+__all__ = ["check_content_type", "check_host", "check_origin", "is_visit"]
 
 # Pages may send these to any server, without its leave. Nothing that we serve is sent so.
 _SENT_UNASKED = frozenset({"text/plain", "application/x-www-form-urlencoded", "multipart/form-data"})
@@ -44,6 +44,13 @@ def check_origin(headers: Headers, exposure: Exposure) -> None:
     is_foreign = headers.get("sec-fetch-site") in _OTHER_SITES
     if is_foreign or (origin is not None and not _is_own_page(origin, headers.get("host", ""), exposure)):
         raise PermissionDeniedError("Pages of other sites may not send requests without a key.")
+
+
+def is_visit(headers: Headers, method: str) -> bool:
+    """Whether the browser's user goes to a page of ours, as by a link on another site: the page is then shown alone,
+    and the other site learns nothing of it."""
+    goes = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return goes and method in ("GET", "HEAD")
 
 
 def check_content_type(headers: Headers) -> None:

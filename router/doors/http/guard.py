@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mooring.errors import MooringError, RequestTooLargeError
 from mooring.units import MIB
 from router.doors.http.access import Access, OperatorKeys, access_of, is_kserve
-from router.doors.http.browsers import check_content_type, check_host, check_origin
+from router.doors.http.browsers import check_content_type, check_host, check_origin, is_visit
 from router.doors.http.errors import error_body, error_response, plain_error_body
 from router.intake import request_id_from
 from router.services import RouterServices
@@ -53,7 +53,7 @@ class Guard:
         if self._services.exposure.behind_proxy:
             _believe_proxy(scope, headers)
         try:
-            state["tenant"] = await self._admit(headers, access)
+            state["tenant"] = await self._admit(headers, access, scope.get("method", ""))
             if scope["type"] == "websocket" or access in (Access.OPEN, Access.METRICS):
                 body = None  # nobody reads one
             else:
@@ -69,8 +69,11 @@ class Guard:
         finally:
             body.held.release()
 
-    async def _admit(self, headers: Headers, access: Access) -> Tenant | None:
+    async def _admit(self, headers: Headers, access: Access, method: str) -> Tenant | None:
         """The tenant who may go on; None if the path is no tenant's.
+
+        Args:
+            method: of HTTP; empty for a WebSocket.
 
         Raises:
             MooringError: the request may not go on.
@@ -79,7 +82,7 @@ class Guard:
         if not (exposure.is_public and access is Access.OPEN):  # probes of health ask by address
             check_host(headers, exposure)
         key = api_key_of(headers)
-        if key is None:
+        if key is None and not (access is Access.OPEN and is_visit(headers, method)):
             check_origin(headers, exposure)
         check_content_type(headers)
         if access is Access.TENANT:

@@ -149,6 +149,22 @@ async def test_pages_of_other_sites_need_a_key(folder: Path, headers: dict[str, 
         assert await socket_status(server.url, host, **origin, authorization="Bearer any") == 101
 
 
+async def test_who_follows_a_link_of_another_site_sees_a_page_that_needs_no_key(folder: Path) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    async with door(folder) as server, httpx.AsyncClient(base_url=server.url) as http:
+        assert (await http.get("/openapi.json", headers=link)).status_code == 200
+        assert (await http.head("/openapi.json", headers=link)).status_code == 200
+        assert (await http.post("/openapi.json", headers=link)).status_code == 403
+        for other in (
+            {"sec-fetch-dest": "iframe"},
+            {"sec-fetch-dest": "object"},
+            {"sec-fetch-mode": "no-cors"},
+        ):
+            assert (await http.get("/openapi.json", headers=link | other)).status_code == 403, other
+        for path in ("/v1/models", "/v2", "/admin/v1/status", "/metrics"):
+            assert (await http.get(path, headers=link)).status_code == 403, path
+
+
 async def test_our_own_pages_need_none(folder: Path) -> None:
     async with door(folder) as server:
         own = {"origin": server.url, "sec-fetch-site": "same-origin"}
