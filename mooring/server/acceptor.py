@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mooring.errors import MooringError, OverloadedError, RateLimitError
+from mooring.server.bounded_reads import BoundedReads
 from mooring.server.connection_limits import ConnectionLimits
 from mooring.server.door_config import answer_of
 from mooring.server.http_connection import HttpConnection
@@ -20,7 +21,7 @@ __all__ = ["Acceptor"]
 
 _log = logging.getLogger(__name__)
 
-_AT_A_TIME = 64  # connections taken before others get their turn
+_AT_A_TIME = 16  # connections taken before others get their turn
 _PAUSE_S = 0.5  # after the kernel had no descriptor for a connection
 _HANDSHAKE_S = 10.0
 _SHUTDOWN_S = 5.0  # for the client's part of the end of TLS
@@ -130,7 +131,9 @@ class Acceptor:
             else {"ssl_handshake_timeout": _HANDSHAKE_S, "ssl_shutdown_timeout": _SHUTDOWN_S}
         )
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self._tls, **timeouts)
+            await self._loop.connect_accepted_socket(
+                lambda: BoundedReads(protocol), client, ssl=self._tls, **timeouts
+            )
         except OSError as error:  # as those of TLS are, too
             _log.debug("a connection did not open: %r", error)
         finally:

@@ -76,7 +76,7 @@ class HttpConnection(HttpToolsProtocol):
         self._reader.stop()
         super().resume_writing()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         self._unset_keepalive_if_required()
         self._num_unread_bytes += len(data)
         try:
@@ -183,7 +183,7 @@ class HttpConnection(HttpToolsProtocol):
             and not self._should_upgrade()
         )
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
+    def _go_on_without_upgrade(self, rest: bytes | memoryview) -> None:
         """Reads the same request again, without the header that asks for another protocol."""
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]

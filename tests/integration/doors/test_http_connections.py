@@ -25,7 +25,9 @@ from support.router_doors import (
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from mooring.config import TlsFiles
+from mooring.server.bounded_reads import MAX_READ_BYTES
 from mooring.server.connection_limits import ConnectionLimits
+from mooring.server.http_connection import HttpConnection
 from mooring.units import KIB, MIB
 from router.request.request import GenerationRequest
 
@@ -219,6 +221,23 @@ async def test_a_request_ends_with_its_client_whatever_came_after_it(folder: Pat
         await client.close()
         await server.closed()
         await server.in_flight(0)
+
+
+async def test_little_is_read_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    read = HttpConnection.data_received
+
+    def noting(connection: HttpConnection, data: bytes | memoryview) -> None:
+        lengths.append(len(data))
+        read(connection, data)
+
+    monkeypatch.setattr(HttpConnection, "data_received", noting)
+    body = {"model": "org/tiny", "prompt": "hi", "max_tokens": 2, "user": "x" * MIB}
+    async with door(folder) as server:
+        client = await Client.connect(server)
+        assert await client.ask(request(body)) == 200
+    assert sum(lengths) > MIB
+    assert max(lengths) <= MAX_READ_BYTES
 
 
 async def test_a_body_in_very_small_chunks_is_cut_off(folder: Path) -> None:
