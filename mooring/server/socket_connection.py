@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode, Frame
+from websockets.exceptions import InvalidState
+from websockets.frames import CloseCode, Frame, Opcode
 
 from mooring.server.door_config import DoorConfig, refusal
 from mooring.server.reader_timer import ReaderTimer
@@ -18,10 +20,14 @@ from mooring.units import KIB
 __all__ = ["SocketConnection"]
 
 _FED_BYTES = 8 * KIB  # of frames, parsed at a time
+_MAX_FRAME_BYTES = 256 * KIB  # that are sent; others get their turn after each
 
 
 class SocketConnection(WebSocketsSansIOProtocol):
-    """A WebSocket whose client cannot make the server keep data that nobody will read."""
+    """A WebSocket whose client cannot make the server keep data that nobody will read.
+
+    Beside ASGI's own messages it sends ``{"type": "websocket.send", "pieces": [...]}``: text in UTF-8, of any size.
+    """
 
     config: DoorConfig
 
@@ -32,6 +38,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self._feeding: asyncio.Handle | None = None
         self._message = bytearray()  # pieces of a message
         self._num_unread_bytes = 0
+        self._sending = asyncio.Lock()  # no message may begin within another
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -107,11 +114,40 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self._num_unread_bytes = num_bytes
 
     async def send(self, message: ASGISendEvent) -> None:
+        pieces: Sequence[bytes] | None = message.get("pieces")  # type: ignore[assignment]
+        if pieces is not None:
+            async with self._sending:
+                await self._send_text(pieces)
+            return
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = (
                 True  # refused with an answer of its own: uvicorn would log that as a fault
             )
+
+    async def _send_text(self, pieces: Sequence[bytes]) -> None:
+        if sum(map(len, pieces)) <= _MAX_FRAME_BYTES:
+            await self._send_frame(Opcode.TEXT, b"".join(pieces), is_last=True)
+            return
+        opcode = Opcode.TEXT
+        for piece in pieces:
+            for start in range(0, len(piece), _MAX_FRAME_BYTES):
+                part = memoryview(piece)[start : start + _MAX_FRAME_BYTES]
+                await self._send_frame(opcode, part, is_last=False)
+                await asyncio.sleep(0)
+                opcode = Opcode.CONT
+        await self._send_frame(opcode, b"", is_last=True)
+
+    async def _send_frame(self, opcode: Opcode, data: bytes | memoryview, *, is_last: bool) -> None:
+        await self.writable.wait()
+        if self.disconnected or self.close_sent:
+            raise ClientDisconnected
+        send = self.conn.send_text if opcode is Opcode.TEXT else self.conn.send_continuation
+        try:
+            send(data, is_last)
+        except InvalidState:  # the client has said goodbye
+            raise ClientDisconnected from None
+        self.transport.write(b"".join(self.conn.data_to_send()))
 
     def handle_cont(self, event: Frame) -> None:
         # uvicorn would keep each piece by itself, however small they are.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from starlette.datastructures import Headers
@@ -27,16 +27,17 @@ _ERROR_START = b'{"error":'
 def socket_event(
     request_id: str | None,
     kind: Literal["chunk", "completed", "cancelled", "error"],
-    data: bytes = b"null",
-) -> str:
-    """An event as the client reads it.
+    *data: bytes,
+) -> list[bytes]:
+    """An event as the client reads it, in pieces.
 
     Args:
         request_id: the client's id; None if the event belongs to no request.
         kind: the kind of the event.
-        data: JSON: OpenAI's chunk, whole answer or error object.
+        data: JSON, in pieces: OpenAI's chunk, whole answer or error object; nothing at all stands for null.
     """
-    return f'{{"id":{json.dumps(request_id)},"type":"{kind}","data":{data.decode()}}}'
+    head = f'{{"id":{json.dumps(request_id)},"type":"{kind}","data":'.encode()
+    return [head, *(data or (b"null",)), b"}"]
 
 
 class SocketCall:
@@ -46,7 +47,7 @@ class SocketCall:
         request_id: the client's id.
         scope: the HTTP request's.
         held: what the request holds of its tenant's limits, to be released at its end.
-        emit: sends an event; waits if the client reads slowly.
+        emit: sends an event's pieces; waits if the client reads slowly.
         ended: called with the id, once, before the last event is sent: from then on the client may use the id
             again.
     """
@@ -56,7 +57,7 @@ class SocketCall:
         request_id: str,
         scope: Scope,
         held: Held,
-        emit: Callable[[str], Awaitable[None]],
+        emit: Callable[[Sequence[bytes]], Awaitable[None]],
         ended: Callable[[str], object],
     ) -> None:
         self._id = request_id
@@ -68,7 +69,7 @@ class SocketCall:
         self._gone = asyncio.Event()
         self._status = 0
         self._is_stream = False
-        self._answer = bytearray()
+        self._answer: list[bytes] = []
 
     def cancel(self) -> None:
         """Makes the application see that the client has hung up; ``run`` returns when the request's resources
@@ -103,9 +104,9 @@ class SocketCall:
         elif self._is_stream:
             await self._send_events(message["body"])
         else:
-            self._answer += message["body"]
+            self._answer.append(message["body"])
             if not message.get("more_body", False):
-                await self._end("completed" if self._status == 200 else "error", bytes(self._answer))
+                await self._end("completed" if self._status == 200 else "error", *self._answer)
 
     async def _send_events(self, frame: bytes) -> None:
         for payload in payloads(frame):
@@ -116,12 +117,12 @@ class SocketCall:
             else:
                 await self._emit(socket_event(self._id, "chunk", payload))
 
-    async def _end(self, kind: Literal["completed", "cancelled", "error"], data: bytes = b"null") -> None:
+    async def _end(self, kind: Literal["completed", "cancelled", "error"], *data: bytes) -> None:
         if self._is_over:
             return
         self._is_over = True
         self._ended(self._id)
-        await self._emit(socket_event(self._id, kind, data))
+        await self._emit(socket_event(self._id, kind, *data))
 
 
 def http_scope(request_id: str, socket: Scope, path: str, body: Any, tenant: Tenant) -> Scope:

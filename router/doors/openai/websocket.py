@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,7 +39,7 @@ _PATHS = {"chat.completions": "/v1/chat/completions", "completions": "/v1/comple
 
 
 class OpenAiSocket:
-    """The WebSocket endpoint, as plain ASGI.
+    """The WebSocket endpoint, as plain ASGI, except that it sends text in pieces, as ``SocketConnection`` takes it.
 
     Args:
         services: the tenants, and the limits. The guard has let the socket in; its key is looked at again for each
@@ -98,16 +99,19 @@ class _Connection:
         if refusal is not None:  # nothing of the frame is left, since the client may not read for long
             await self._emit(refusal)
 
-    async def _refusal(self, text: str | None, tasks: asyncio.TaskGroup) -> str | None:
+    async def _refusal(self, text: str | None, tasks: asyncio.TaskGroup) -> list[bytes] | None:
         """Does what a frame asks for; returns the event that refuses it, if it is refused."""
         raw = None
         try:
-            raw = await _json(text)
+            data = _data(text)
+            num_bytes = len(data)
+            raw = await parse_json(data)
+            del data
             frame = _frame(raw)
             if frame.type == "cancel":
                 self._cancel(frame)
                 return None
-            call = await self._start(frame, len(text or ""))
+            call = await self._start(frame, num_bytes)
         except MooringError as error:
             return socket_event(self._blamed(raw), "error", error_body(error))
         tasks.create_task(call.run(self._app), name=f"socket-{frame.id}")
@@ -142,24 +146,24 @@ class _Connection:
         is_id = isinstance(sent, str) and len(sent) <= _MAX_ID_CHARS
         return sent if is_id and sent not in self._calls else None
 
-    async def _emit(self, event: str) -> None:
+    async def _emit(self, event: Sequence[bytes]) -> None:
         try:
-            await self._send({"type": "websocket.send", "text": event})
+            await self._send({"type": "websocket.send", "pieces": event})
         # The client is gone, or about to be: uvicorn raises RuntimeError for a socket that it is closing
         # itself because no pong came. ``serve`` learns of it by its next message.
         except (OSError, RuntimeError) as error:
             _log.debug("an event found no reader: %r", error)
 
 
-async def _json(text: str | None) -> Any:
-    """The JSON of a frame.
+def _data(text: str | None) -> bytes:
+    """A frame's bytes.
 
     Raises:
-        InvalidRequestError: it cannot be read.
+        InvalidRequestError: it is no text.
     """
     if text is None:
         raise InvalidRequestError("Send JSON in text frames.")
-    return await parse_json(text.encode())
+    return text.encode()
 
 
 def _frame(raw: Any) -> _Frame:

@@ -329,6 +329,28 @@ async def test_limits(folder: Path) -> None:
         await server.all_closed(3)
 
 
+async def test_a_frame_counts_by_its_bytes(folder: Path) -> None:
+    config = RouterConfig(max_tenant_body_bytes=2000)
+    async with running(folder, config=config) as server, server.connect() as socket:
+        frame = json.dumps(json.loads(completion("a", "€" * 700)), ensure_ascii=False)
+        assert len(frame) < 2000 < len(frame.encode())
+        await socket.send(frame)
+        [refused] = (await until_ended(socket, "a"))["a"]
+        assert refused["data"]["error"]["code"] == "tenant_body_bytes_in_flight"
+
+
+async def test_a_large_answer_is_that_of_http(server: Server) -> None:
+    frame = completion("a", n=60, logprobs=1)
+    async with server.connect() as socket:
+        await socket.send(frame)
+        [got] = (await until_ended(socket, "a"))["a"]
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1", headers={"x-request-id": "a"}) as http:
+        result = await http.post("/completions", json=json.loads(frame)["body"])
+    assert got["type"] == "completed"
+    assert result.num_bytes_downloaded > 16 * KIB  # so it came in pieces
+    assert without_time(got["data"]) == without_time(result.json())
+
+
 async def test_keys_are_looked_at_before_the_socket_opens_and_for_each_request(folder: Path) -> None:
     def authenticate(key_hash: str) -> TenantRecord | None:
         return known_tenant("acme") if key_hash in good else None
