@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -70,9 +71,9 @@ def test_a_container_starts_and_checks_a_program_that_exists(dockerfile: Path) -
     (entry,), (command,) = arguments(dockerfile, "ENTRYPOINT"), arguments(dockerfile, "CMD")
     assert [*json.loads(entry), *json.loads(command)] == ["mooring", "serve"]
     (check,) = arguments(dockerfile, "HEALTHCHECK")
-    program = json.loads(check[check.index("[") :])
-    compile(program[-1], "healthcheck", "exec")
-    assert f"127.0.0.1:{Settings().http_port}/health/ready" in program[-1]
+    _, flag, module, folder = json.loads(check[check.index("[") :])
+    assert (flag, importlib.util.find_spec(module) is not None) == ("-m", True)
+    assert f"MOORING_DATA_DIR={folder} " in " ".join(arguments(dockerfile, "ENV"))
 
 
 def test_what_is_secret_or_large_stays_out_of_images_and_commits() -> None:
