@@ -113,7 +113,13 @@ class Intake:
             raise
 
     async def tokenize(
-        self, model: str, prompt: str | ChatPrompt, add_special_tokens: bool | None, *, strings: bool
+        self,
+        model: str,
+        prompt: str | ChatPrompt,
+        add_special_tokens: bool | None,
+        tenant: Tenant,
+        *,
+        strings: bool,
     ) -> Tokens:
         """The tokens of a prompt.
 
@@ -128,20 +134,21 @@ class Intake:
         text_model = await self._services.text_models.get(served.folder)
         tokenized = await text_model.tokenize(
             prompt,
+            tenant=tenant,
             add_special_tokens=add_special_tokens,
             param="messages" if isinstance(prompt, ChatPrompt) else "prompt",
             strings=strings,
         )
         return Tokens(tokenized, served.max_model_len)
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int], tenant: Tenant) -> str:
         """The text of tokens, special ones included.
 
         Raises:
             MooringError: there is no such model, or no such token.
         """
         text_model = await self._services.text_models.get(self._services.models.get(model).folder)
-        return await text_model.decode(token_ids)
+        return await text_model.decode(token_ids, tenant=tenant)
 
     def _hold(self, options: SamplingOptions, tenant: Tenant, num_prompts: int) -> Held:
         """Counts the request among those that the tenant has in flight.
@@ -166,6 +173,7 @@ class Intake:
         text_model.tokens.check_ids([token_id for token_id, _ in options.logit_bias], param="logit_bias")
         encoded = await text_model.encode(
             prompts,
+            tenant=tenant,
             add_special_tokens=options.add_special_tokens,
             param=options.prompt_field,
             max_tokens=served.max_model_len,

@@ -35,7 +35,9 @@ class RouterConfig:
             counted once more for each log-probability beside it.
         inline_text_chars: texts up to this many characters are turned into tokens one after the other; a longer
             one in a process of its own, so that it delays nobody else.
-        long_texts_at_once: most processes for longer texts of one model at a time; further texts wait.
+        inline_texts_at_once: most texts of such length that a model's process is given at a time; further ones wait,
+            and tenants take turns.
+        long_texts_at_once: most processes for longer texts of one model at a time; further texts wait likewise.
         text_load_timeout_s: longest time for reading a tokenizer, in seconds.
         tokenizers_cached: processes of tokenizers that are kept; the least recently used one goes first.
         key_cache_entries: API keys whose check is remembered.
@@ -109,6 +111,7 @@ class RouterConfig:
     max_messages: int = 4096
     max_unread_tokens: int = 32_768
     inline_text_chars: int = 16_384
+    inline_texts_at_once: int = 32
     long_texts_at_once: int = 2
     text_load_timeout_s: float = 60.0
     tokenizers_cached: int = 64

@@ -17,7 +17,9 @@ import orjson
 from engines.api import TokenIds
 from mooring.errors import ArtifactError, InvalidRequestError
 from router.request.bounds import RouterConfig
+from router.tenancy.tenant import Tenant
 from router.text.detokenizer import TokenTable
+from router.text.fair_turns import FairTurns
 from router.text.frames import Frame
 from router.text.process import ProcessLostError, TextProcess, TookTooLongError
 from router.text.prompts import ChatPrompt, EncodedPrompt, Prompt
@@ -77,7 +79,8 @@ class TextModel:
         self._config = config
         self._process: TextProcess | None = None
         self._starting: asyncio.Task[TextProcess] | None = None
-        self._long_turns = asyncio.Semaphore(config.long_texts_at_once)
+        self._short_turns = FairTurns(config.inline_texts_at_once)
+        self._long_turns = FairTurns(config.long_texts_at_once)
         self._num_callers = 0
         self._is_closed = False
 
@@ -106,6 +109,7 @@ class TextModel:
         self,
         prompts: Sequence[Prompt],
         *,
+        tenant: Tenant,
         add_special_tokens: bool | None = None,
         param: str = "prompt",
         max_tokens: int | None = None,
@@ -118,6 +122,7 @@ class TextModel:
         goes through the chat template, which writes the special tokens itself; token ids stay as they are.
 
         Args:
+            tenant: who asks; tenants take turns.
             add_special_tokens: True: a chat prompt gets the tokenizer's special tokens too. False: a plain
                 text gets none. None: as described.
             param: the door's name for the prompts, for errors.
@@ -143,7 +148,7 @@ class TextModel:
                 "bad_words": bad_words,
             }
             num_chars = sum(map(_num_chars, prompts)) + sum(map(len, bad_words))
-            encoded, spellings = self._read_encoded(await self._call(call, num_chars, param))
+            encoded, spellings = self._read_encoded(await self._call(call, tenant, num_chars, param))
         in_turn = iter(encoded)
         return EncodedPrompts(
             [
@@ -156,11 +161,18 @@ class TextModel:
         )
 
     async def tokenize(
-        self, prompt: str | ChatPrompt, *, add_special_tokens: bool | None, param: str, strings: bool
+        self,
+        prompt: str | ChatPrompt,
+        *,
+        tenant: Tenant,
+        add_special_tokens: bool | None,
+        param: str,
+        strings: bool,
     ) -> TokenizedPrompt:
         """All tokens of a prompt.
 
         Args:
+            tenant: as for ``encode``.
             add_special_tokens: as for ``encode``.
             param: as for ``encode``.
             strings: whether the tokens' spellings are wanted.
@@ -175,26 +187,27 @@ class TextModel:
             "param": param,
             "strings": strings,
         }
-        frame = await self._call(call, _num_chars(prompt), param)
+        frame = await self._call(call, tenant, _num_chars(prompt), param)
         num_bytes = 4 * int(frame.content["num_ids"])
         return TokenizedPrompt(np.frombuffer(frame.raw[:num_bytes], np.int32), frame.raw[num_bytes:])
 
-    async def decode(self, token_ids: Sequence[int]) -> str:
+    async def decode(self, token_ids: Sequence[int], *, tenant: Tenant) -> str:
         """The text of tokens, special ones included.
+
+        Args:
+            tenant: as for ``encode``.
 
         Raises:
             InvalidRequestError: an id is not one of this model's tokens.
         """
-        frame = await self._call({"do": "decode", "ids": token_ids}, len(token_ids), "tokens")
+        frame = await self._call({"do": "decode", "ids": token_ids}, tenant, len(token_ids), "tokens")
         return frame.raw.decode(errors="replace")
 
-    async def _call(self, call: dict[str, Any], num_chars: int, param: str) -> Frame:
+    async def _call(self, call: dict[str, Any], tenant: Tenant, num_chars: int, param: str) -> Frame:
         is_long = num_chars > self._config.inline_text_chars
         self._num_callers += 1
         try:
-            if not is_long:
-                return await self._until_answered(call, param, is_long)
-            async with self._long_turns:
+            async with (self._long_turns if is_long else self._short_turns).turn(tenant):
                 return await self._until_answered(call, param, is_long)
         except TypeError as error:  # it cannot be written as JSON
             raise _unwritable(call, param) from error

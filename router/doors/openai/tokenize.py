@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 import orjson
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from mooring.errors import InvalidRequestError
@@ -74,11 +74,15 @@ class TokenizeApi:
         router.add_api_route("/detokenize", self.detokenize, methods=["POST"])
         return router
 
-    async def tokenize(self, body: TokenizeRequest) -> Response:
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """The tokens of a prompt."""
         wants_strings = bool(body.return_token_strs)
         tokens = await self._intake.tokenize(
-            body.model, body.either_prompt(), body.add_special_tokens, strings=wants_strings
+            body.model,
+            body.either_prompt(),
+            body.add_special_tokens,
+            request.state.tenant,
+            strings=wants_strings,
         )
         return _json(
             {
@@ -89,9 +93,10 @@ class TokenizeApi:
             }
         )
 
-    async def detokenize(self, body: DetokenizeRequest) -> Response:
+    async def detokenize(self, body: DetokenizeRequest, request: Request) -> Response:
         """The text of tokens, special ones included."""
-        return _json({"prompt": await self._intake.detokenize(body.model, body.tokens)})
+        text = await self._intake.detokenize(body.model, body.tokens, request.state.tenant)
+        return _json({"prompt": text})
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -19,6 +19,7 @@ from support.until import until
 from mooring.errors import ArtifactError, InternalError, InvalidRequestError, OverloadedError
 from mooring.units import MIB
 from router.request.bounds import RouterConfig
+from router.tenancy.tenant import ANONYMOUS, Tenant
 from router.text.prompts import ChatPrompt
 from router.text.starter import TextStarter
 from router.text.text_models import TextModel, TextModels
@@ -99,8 +100,8 @@ def chat(text: str) -> ChatPrompt:
 
 
 async def said(model: TextModel, prompt: ChatPrompt | str) -> str:
-    [encoded] = (await model.encode([prompt])).prompts
-    return await model.decode(encoded.ids.tolist())
+    [encoded] = (await model.encode([prompt], tenant=ANONYMOUS)).prompts
+    return await model.decode(encoded.ids.tolist(), tenant=ANONYMOUS)
 
 
 async def test_a_template_without_end_costs_its_own_request(
@@ -110,7 +111,7 @@ async def test_a_template_without_end_costs_its_own_request(
     model = await here.models.get(folder)
     other = await here.models.get(write_model_folder(tmp_path / "other", byte_fallback_tokenizer()))
     before = {each.pid for each in here.processes()}
-    bad = asyncio.create_task(model.encode([chat("spin")], param="messages"))
+    bad = asyncio.create_task(model.encode([chat("spin")], tenant=ANONYMOUS, param="messages"))
     await asyncio.sleep(0.05)
     good = [asyncio.create_task(said(model, chat(f"hello {i}"))) for i in range(5)]
     assert await said(other, "the") == "the"
@@ -128,7 +129,7 @@ async def test_a_kill_in_flight_costs_nobody_anything(texts: Callable[..., Texts
     model = await here.models.get(folder)
     for _ in range(2):  # a request is refused for a second death at its own work, not at others'
         waiting = [asyncio.create_task(said(model, chat(text))) for text in ("slow", "a", "b")]
-        long = asyncio.create_task(model.encode(["hello " * 50_000]))
+        long = asyncio.create_task(model.encode(["hello " * 50_000], tenant=ANONYMOUS))
         await asyncio.sleep(0.1)
         [process] = here.processes()
         process.kill()
@@ -139,7 +140,7 @@ async def test_a_kill_in_flight_costs_nobody_anything(texts: Callable[..., Texts
 async def test_what_kills_its_process_twice_is_refused(texts: Callable[..., Texts], folder: Path) -> None:
     here = texts(text_timeout_s=60.0)
     model = await here.models.get(folder)
-    bad = asyncio.create_task(model.encode([chat("spin")], param="messages"))
+    bad = asyncio.create_task(model.encode([chat("spin")], tenant=ANONYMOUS, param="messages"))
     good = asyncio.create_task(said(model, chat("hello")))
     for _ in range(2):
         await asyncio.to_thread(until, lambda: busy(here.processes()), "a process at work")
@@ -162,7 +163,7 @@ async def test_memory_is_bounded(texts: Callable[..., Texts], folder: Path) -> N
     [process] = here.processes()
     assert process.rlimit(psutil.RLIMIT_AS) == (512 * MIB, 512 * MIB)
     with pytest.raises(InvalidRequestError):
-        await model.encode([chat("swell")])
+        await model.encode([chat("swell")], tenant=ANONYMOUS)
     assert await said(model, chat("hello")) == "hello"
 
 
@@ -173,7 +174,7 @@ async def test_memory_that_a_template_filled_is_given_back(texts: Callable[..., 
     before_bytes = process.memory_info().rss
     assert await said(model, chat("hoard")) == "hoard"
     with pytest.raises(InvalidRequestError, match="more than"):
-        await model.encode([chat("overflow")])
+        await model.encode([chat("overflow")], tenant=ANONYMOUS)
     assert here.processes() == [process]
     assert await asyncio.to_thread(most_resident_bytes, process) > before_bytes + 128 * MIB
     await asyncio.to_thread(until, lambda: process.memory_info().rss < before_bytes + 32 * MIB, "less memory")
@@ -219,7 +220,7 @@ async def test_who_gives_up_while_a_dropped_process_starts_again_leaves_none_beh
     dropped = await here.models.get(folder)
     await here.models.get(write_model_folder(tmp_path / "other", byte_level_tokenizer()))
     await asyncio.to_thread(until, lambda: len(here.processes()) == 1, "one process")
-    given_up = asyncio.create_task(dropped.encode(["hello"]))
+    given_up = asyncio.create_task(dropped.encode(["hello"], tenant=ANONYMOUS))
     await asyncio.sleep(0)
     given_up.cancel()
     await asyncio.wait([given_up])
@@ -241,7 +242,7 @@ async def test_all_of_a_chat_counts_for_its_length(
     template = "{% for i in range(40) %}{% for j in range(20000) %}{% endfor %}{% endfor %}{{ more }}"
     here = texts()
     model = await here.models.get(write_model_folder(tmp_path / "m", byte_level_tokenizer(), template))
-    long = asyncio.create_task(model.encode([prompt]))
+    long = asyncio.create_task(model.encode([prompt], tenant=ANONYMOUS))
     await asyncio.to_thread(until, here.copies, "a copy for the long chat")
     assert (await long).prompts
 
@@ -280,11 +281,24 @@ async def test_reading_a_large_tokenizer_holds_nobody_up(
 
 async def test_a_short_text_does_not_wait_for_a_long_one(texts: Callable[..., Texts], folder: Path) -> None:
     model = await texts().models.get(folder)
-    long = asyncio.create_task(model.encode(["hello the " * 200_000]))
+    long = asyncio.create_task(model.encode(["hello the " * 200_000], tenant=ANONYMOUS))
     await asyncio.sleep(0.01)
     assert await said(model, "hello") == "hello"
     assert not long.done()
     assert (await long).prompts[0].num_tokens > 200_000
+
+
+@pytest.mark.parametrize("text", ["hello the " * 20_000, "hello the " * 1000], ids=["long", "short"])
+async def test_another_tenants_text_does_not_wait_for_all_of_one_tenants(
+    texts: Callable[..., Texts], folder: Path, text: str
+) -> None:
+    model = await texts(long_texts_at_once=1, inline_texts_at_once=1).models.get(folder)
+    greedy, other = Tenant("greedy", b"1"), Tenant("other", b"2")
+    many = [asyncio.create_task(model.encode([text], tenant=greedy)) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert (await model.encode([text], tenant=other)).prompts
+    assert sum(each.done() for each in many) <= 2
+    await asyncio.gather(*many)
 
 
 async def test_work_on_a_long_text_ends_when_nobody_wants_it(
@@ -292,7 +306,7 @@ async def test_work_on_a_long_text_ends_when_nobody_wants_it(
 ) -> None:
     here = texts()
     model = await here.models.get(folder)
-    long = asyncio.create_task(model.encode(["hello the " * 400_000]))
+    long = asyncio.create_task(model.encode(["hello the " * 400_000], tenant=ANONYMOUS))
     await asyncio.to_thread(until, here.copies, "a copy for the long text")
     long.cancel()
     await asyncio.to_thread(until, lambda: not here.copies(), "the end of the copy")
@@ -304,7 +318,7 @@ async def test_a_copy_that_is_killed_twice_fails_its_own_text(
 ) -> None:
     here = texts()
     model = await here.models.get(folder)
-    long = asyncio.create_task(model.encode(["hello the " * 400_000]))
+    long = asyncio.create_task(model.encode(["hello the " * 400_000], tenant=ANONYMOUS))
     for _ in range(2):
         await asyncio.to_thread(until, here.copies, "a copy for the long text")
         [copy] = here.copies()
@@ -386,7 +400,7 @@ async def test_where_no_more_processes_can_be_started_the_others_go_on(folder: P
         with pytest.raises(InternalError, match="cannot be started"):
             await models.get(write_model_folder(tmp_path / "other", byte_level_tokenizer()))
         with pytest.raises(OverloadedError, match="long text"):
-            await model.encode(["hello " * 10_000])
+            await model.encode(["hello " * 10_000], tenant=ANONYMOUS)
         assert await said(model, "hello") == "hello"
     finally:
         models.close()
@@ -404,6 +418,7 @@ CHILD = """
 import asyncio, sys
 from pathlib import Path
 from router.request.bounds import RouterConfig
+from router.tenancy.tenant import ANONYMOUS
 from router.text.starter import TextStarter
 from router.text.text_models import TextModels
 from router.text.prompts import ChatPrompt
@@ -412,9 +427,9 @@ import mooring.server.server
 async def main():
     models = TextModels(RouterConfig(), TextStarter())
     model = await models.get(Path(sys.argv[1]))
-    await model.encode(["hello"])
+    await model.encode(["hello"], tenant=ANONYMOUS)
     print(*(name for name in ("jinja2", "router.text_process") if name in sys.modules), flush=True)
-    await model.encode([ChatPrompt(({"role": "user", "content": "spin"},))])
+    await model.encode([ChatPrompt(({"role": "user", "content": "spin"},))], tenant=ANONYMOUS)
 
 asyncio.run(main())
 """
