@@ -31,7 +31,7 @@ from model_registry.progress import Progress, no_progress
 from mooring.errors import ArtifactError, NotFoundError
 from mooring.units import MIB, format_bytes
 
-__all__ = ["ArtifactStore", "StoredArtifact", "check_room"]
+__all__ = ["ArtifactStore", "StoredArtifact", "check_room", "room_bytes"]
 
 SUMS_NAME = "SHA256SUMS"
 CHUNK_BYTES = 8 * MIB
@@ -201,11 +201,16 @@ def check_room(folder: Path, num_bytes: int, what: str) -> None:
     Raises:
         ArtifactError: they do not.
     """
-    free_bytes = shutil.disk_usage(folder).free
-    if num_bytes + FREE_BYTES > free_bytes:
+    most_bytes = room_bytes(folder)
+    if num_bytes > most_bytes:
         raise ArtifactError(
-            f"{what} needs {format_bytes(num_bytes)} of disk, {format_bytes(free_bytes)} are free"
+            f"{what} needs {format_bytes(num_bytes)} of disk, and may take {format_bytes(max(0, most_bytes))}"
         )
+
+
+def room_bytes(folder: Path) -> int:
+    """Bytes that may be written to a folder's disk; below 0 if it is too full already."""
+    return shutil.disk_usage(folder).free - FREE_BYTES
 
 
 def _copy_hashed(reader: IO[bytes], target: Path, copied: _Copied) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from model_registry.checkpoint import FILE_PATTERNS, INDEX_NAME, refuse_pickles
 from model_registry.progress import Progress
-from model_registry.store import check_room
+from model_registry.store import check_room, room_bytes
 from mooring.errors import ArtifactError, InvalidRequestError
 from mooring.units import MIB
 
@@ -100,12 +100,15 @@ class Hub:
             if info.sha != source.revision:
                 raise ArtifactError(f"the hub answers with another commit for {source}")
             wanted = _wanted_files(info.siblings or ())
-            total_bytes = sum(file.size for file in wanted)
+            total_bytes = sum(file.size or 0 for file in wanted)
+            max_bytes = total_bytes + SLACK_BYTES
             here = [folder / file.name for file in wanted]
             present_bytes = sum(path.stat().st_size for path in here if path.is_file())
             # What is fetched stays beside its copy in the store until that is complete.
             missing_bytes = max(0, total_bytes - present_bytes)
             check_room(folder, missing_bytes + total_bytes, f"{source} with its copy in the store")
+            if any(file.size is None for file in wanted):  # as some mirrors announce none
+                total_bytes, max_bytes = 0, room_bytes(folder) // 2
             progress("download", 0, total_bytes)
             snapshot_download(
                 source.repo_id,
@@ -113,7 +116,7 @@ class Hub:
                 local_dir=folder,
                 allow_patterns=[file.name for file in wanted],
                 endpoint=self._endpoint,
-                tqdm_class=_byte_counter(progress, total_bytes),
+                tqdm_class=_byte_counter(progress, total_bytes, max_bytes),
             )
             progress("download", total_bytes, total_bytes)
         _verify(wanted, folder, progress)
@@ -121,10 +124,11 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class _HubFile:
-    """A file as the hub announced it; ``sha256`` is of files that the hub keeps by that digest."""
+    """A file as the hub announced it; ``sha256`` is of files that the hub keeps by that digest. ``size`` is in bytes,
+    None if the hub announced none."""
 
     name: str
-    size: int
+    size: int | None
     sha256: str | None
 
 
@@ -140,8 +144,9 @@ def _wanted_files(siblings: Iterable[RepoSibling]) -> list[_HubFile]:
     for name, each in top_level.items():
         if not any(fnmatchcase(name, pattern) for pattern in WANTED_PATTERNS):
             continue
-        size, digest = each.size or 0, each.lfs.sha256 if each.lfs is not None else None
-        if not isinstance(size, int) or size < 0 or (digest is not None and not SHA256.fullmatch(digest)):
+        size, digest = each.size, each.lfs.sha256 if each.lfs is not None else None
+        is_size = size is None or (isinstance(size, int) and size >= 0)
+        if not is_size or (digest is not None and not SHA256.fullmatch(digest)):
             raise ArtifactError(f"the hub announces no size or digest for {name} that could be one")
         wanted.append(_HubFile(name, size, digest))
     return wanted
@@ -150,7 +155,7 @@ def _wanted_files(siblings: Iterable[RepoSibling]) -> list[_HubFile]:
 def _verify(files: Iterable[_HubFile], folder: Path, progress: Progress) -> None:
     """Compares what came with what was announced; a file that differs is removed, so that a later try fetches it."""
     announced = [file for file in files if file.sha256 is not None]
-    total_bytes = sum(file.size for file in announced)
+    total_bytes = sum(file.size or 0 for file in announced)
     done_bytes = 0
     for file in announced:
         progress("verify", done_bytes, total_bytes)
@@ -186,8 +191,13 @@ def _explained(source: HubSource) -> Iterator[None]:
         ) from error
 
 
-def _byte_counter(progress: Progress, total_bytes: int) -> type[tqdm]:
-    """A progress bar that draws nothing and reports the bytes that the hub's downloader counts on it."""
+def _byte_counter(progress: Progress, total_bytes: int, max_bytes: int) -> type[tqdm]:
+    """A progress bar that draws nothing and reports the bytes that the hub's downloader counts on it.
+
+    Args:
+        total_bytes: what is to come; 0 if the hub did not say.
+        max_bytes: beyond so many the download ends.
+    """
 
     class ByteCounter(tqdm):  # type: ignore[misc]  # tqdm has no types
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -198,10 +208,12 @@ def _byte_counter(progress: Progress, total_bytes: int) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             self._done_bytes += int(n or 0)
-            if self._counts_bytes and self._done_bytes > total_bytes + SLACK_BYTES:
-                raise ArtifactError("the hub sends more bytes than it announced")
+            if self._counts_bytes and self._done_bytes > max_bytes:
+                more = "it announced" if total_bytes else "the disk holds with a copy in the store"
+                raise ArtifactError(f"the hub sends more bytes than {more}")
             if self._counts_bytes and self._done_bytes > 0:
-                progress("download", min(self._done_bytes, total_bytes), total_bytes)
+                done_bytes = min(self._done_bytes, total_bytes) if total_bytes else self._done_bytes
+                progress("download", done_bytes, total_bytes)
             return None
 
     return ByteCounter

@@ -38,7 +38,7 @@ class FakeHub:
     fetched: list[str] = field(default_factory=list)
     commit: object = COMMIT
     digests: dict[str, str] = field(default_factory=dict)  # of files that are announced with one
-    sizes: dict[str, int] = field(
+    sizes: dict[str, int | None] = field(
         default_factory=dict
     )  # of files that are announced with another size than theirs
 
@@ -207,6 +207,21 @@ def test_bytes_beyond_the_announced_end_the_download(
         make_importer(tmp_path, hub.endpoint).register("tiny", "hf://org/tiny")
     partial = [path.stat().st_size for path in (tmp_path / "downloads").rglob("*") if path.is_file()]
     assert max(partial, default=0) < 1 << 20
+
+
+def test_a_mirror_that_announces_no_sizes_is_bounded_by_the_disk(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_registry.importing.hub.SLACK_BYTES", 0)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 12)
+    hub.sizes = dict.fromkeys(hub.repositories["org/tiny"])
+    num_bytes = sum(map(len, hub.repositories["org/tiny"].values()))
+    with monkeypatch.context() as patch:
+        patch.setattr("model_registry.importing.hub.room_bytes", lambda _: num_bytes)
+        with pytest.raises(ArtifactError, match="more bytes than the disk holds"):
+            make_importer(tmp_path, hub.endpoint).register("tiny", "hf://org/tiny")
+    (tmp_path / "other").mkdir()
+    assert make_importer(tmp_path / "other", hub.endpoint).register("tiny", "hf://org/tiny").number == 1
 
 
 def test_pickles_are_refused_before_anything_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
