@@ -41,6 +41,7 @@ _MAX_MESSAGE_CHARS = 2000  # it may quote what it refuses
 # would be reached before anything is read.
 _FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _BEAT_S = 0.5
+_GRACE_S = 2.0  # from its last line to its end, and from its end to that of its pipes
 _LOWEST_PRIORITY = 19
 
 
@@ -95,25 +96,22 @@ async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None
     if job.idle:
         _make_idle(process.pid)
     assert process.stdout is not None
-    assert process.stderr is not None
-    stderr = asyncio.create_task(_read_tail(process.stderr))
+    said = bytearray()
+    ended = asyncio.create_task(_follow(process, said))
     answers = _Answers(on_progress)
     try:
         async with asyncio.timeout(job.max_s):
-            while (line := await _next_line(process.stdout, on_wait)) and not answers.complete:
+            while not answers.complete and (line := await _next_line(process.stdout, on_wait)):
                 answers.take(line)
-            await process.wait()
+        await asyncio.wait([ended], timeout=_GRACE_S)
     # A line that is too long, too deep or no JSON is no answer either.
     except (TimeoutError, ValueError, RecursionError) as error:
         is_late = isinstance(error, TimeoutError)
         fault = f"did not end within {job.max_s:g} s" if is_late else "answered nonsense"
         raise job.lost(f"{job.name} {fault}{answers.where}") from error
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-        said = await stderr
+        if not ended.done():
+            await _kill(process, ended)
         _log(job.name, said)
     if not answers.complete:
         pointer = "; the server's log has what it said" if said else ""
@@ -158,14 +156,29 @@ async def _next_line(stdout: asyncio.StreamReader, on_wait: Callable[[], None]) 
             on_wait()
 
 
-async def _read_tail(stream: asyncio.StreamReader) -> bytes:
-    tail = b""
-    while chunk := await stream.read(_KEPT_STDERR_BYTES):
-        tail = (tail + chunk)[-_KEPT_STDERR_BYTES:]
-    return tail
+async def _follow(process: asyncio.subprocess.Process, said: bytearray) -> None:
+    """Keeps the last of what a child prints on its standard error; returns when it has ended and that is closed."""
+    assert process.stderr is not None
+    while chunk := await process.stderr.read(_KEPT_STDERR_BYTES):
+        said += chunk
+        del said[:-_KEPT_STDERR_BYTES]
+    await process.wait()
 
 
-def _log(name: str, stderr: bytes) -> None:
+async def _kill(process: asyncio.subprocess.Process, ended: asyncio.Task[None]) -> None:
+    """Kills a child and what it has started. If a process that has left its group still holds its pipes, they are not
+    waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    while not ended.done():
+        await asyncio.wait([ended], timeout=_GRACE_S)
+        if process.returncode is not None and not ended.done():
+            ended.cancel()
+            process._transport.close()  # type: ignore[attr-defined]  # nothing public closes the pipes
+            return
+
+
+def _log(name: str, stderr: bytearray) -> None:
     """Logs what a child printed, line by line; what could pass for another line of the log cannot be printed."""
     for line in stderr.decode(errors="replace").splitlines():
         logger.warning("%s: %s", name, "".join(each if each.isprintable() else "?" for each in line))

@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -19,6 +20,11 @@ def _work(what: str, tell: JobProgress) -> object:
     tell("begin", 1, 2)
     print("a library's chatter")
     print("a secret path\x1b[2J", file=sys.stderr, flush=True)
+    if what.startswith("heir"):  # which holds the standard error for longer than the child lives
+        heir = subprocess.Popen(["sleep", "600"], start_new_session="in a session of its own" in what)
+        tell("heir", heir.pid, 0)
+        if "hold" in what:
+            ctypes.PyDLL(None).sleep(600)
     match what:
         case "result":
             return {"environment": dict(os.environ), "pid": os.getpid()}

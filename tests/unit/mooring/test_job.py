@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 
 import psutil
 import pytest
@@ -34,6 +35,13 @@ def num_children() -> int:
     return len(
         [each for each in psutil.Process().children() if "support.odd_jobs" in " ".join(each.cmdline())]
     )
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def test_a_result_comes_with_progress_and_without_chatter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +90,36 @@ async def test_a_child_that_nothing_in_it_could_end_is_killed() -> None:
     with pytest.raises(ArtifactError, match="did not end within 2 s"):
         await run_job(job("hold", max_s=2), ignore)
     assert num_children() == 0
+
+
+@pytest.mark.parametrize("where", ["", " in a session of its own"])
+@pytest.mark.parametrize("then", ["", " hold"])
+async def test_what_the_child_started_holds_nobody_up(
+    where: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mooring.job._GRACE_S", 0.5)
+    heirs: list[int] = []
+    num_files = len(os.listdir("/proc/self/fd"))
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage == "heir":
+            heirs.append(done)
+
+    async with asyncio.timeout(20):
+        call = run_job(job(f"heir{where}{then}", max_s=3), note)
+        if then:
+            with pytest.raises(ArtifactError, match="did not end within 3 s"):
+                await call
+        else:
+            assert await call is None
+    assert num_children() == 0
+    [heir] = heirs
+    if where:
+        os.kill(heir, signal.SIGKILL)  # nobody else could
+    else:
+        assert has_ended(heir)
+    await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) <= num_files
 
 
 async def test_an_error_of_ours_ends_a_silent_child() -> None:
