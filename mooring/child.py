@@ -16,6 +16,7 @@ __all__ = ["Limits", "child_environment", "limit_this_process"]
 _SECRET = re.compile(
     r"TOKEN|SECRET|PASSW|PASSPHRASE|_PASS$|_PWD$|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH|DATABASE_URL|PGPASS"
 )
+_URL_OF_USER = re.compile("://[^/@]+@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,19 @@ def limit_this_process(limits: Limits, parent_pid: int | None = None) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
 
 
-def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment(extra: Mapping[str, str] | None = None, *, downloads: bool = False) -> dict[str, str]:
     """The environment for a process that we start: ours, without the settings of the server and without what looks
     like a secret by its name (``HF_TOKEN``, ``PGPASSWORD``).
 
     Args:
         extra: variables to set, unless ours sets them already.
+        downloads: whether the process fetches something, and so needs proxies and addresses with a password in them.
     """
     ours = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("MOORING_") and not _SECRET.search(name.upper())
+        if not name.startswith("MOORING_")
+        and not _SECRET.search(name.upper())
+        and (downloads or not (name.upper().endswith("_PROXY") or _URL_OF_USER.search(value)))
     }
     return {**(extra or {}), **ours}

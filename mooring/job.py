@@ -56,6 +56,7 @@ class Job:
         lost: raised if the child ends without an answer.
         limits: memory and processor time that it may take; None means any.
         max_s: seconds after which it is killed; None means never.
+        downloads: as for ``child_environment``.
         idle: whether it takes only processor time that no other process wants.
     """
 
@@ -65,6 +66,7 @@ class Job:
     lost: type[MooringError] = InternalError
     limits: Limits | None = None
     max_s: float | None = None
+    downloads: bool = False
     idle: bool = False
 
 
@@ -90,7 +92,7 @@ async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None
         stdout=PIPE,
         stderr=PIPE,
         limit=_MAX_LINE_BYTES,
-        env=child_environment(_FEW_THREADS if job.limits is not None else None),
+        env=child_environment(_FEW_THREADS if job.limits is not None else None, downloads=job.downloads),
         start_new_session=True,
     )
     if job.idle:

@@ -130,7 +130,8 @@ class SampleMaker:
         Raises:
             MooringError: the sample cannot be made; the message says why.
         """
-        job = Job("the maker of samples", "ops.samples.maker", (sample, "--out", str(self.root)), idle=idle)
+        arguments = (sample, "--out", str(self.root))
+        job = Job("the maker of samples", "ops.samples.maker", arguments, downloads=True, idle=idle)
         stages = _Stages(model, self.directory, self.clock)
         folder = Path(await run_job(job, stages.report))
         self.directory.prepare(model, Preparation("it is being registered"))

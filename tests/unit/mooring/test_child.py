@@ -42,8 +42,14 @@ def test_secrets_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "a secret")
     for name in ("DB_PASS", "MYSQL_PWD", "SSH_PASSPHRASE"):
         monkeypatch.setenv(name, "a secret")
+    for name in ("https_proxy", "ALL_PROXY", "PIP_INDEX_URL"):
+        monkeypatch.setenv(name, "http://user:a-password@example.test:3128")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     environment = child_environment({"CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1"})
     assert "a secret" not in environment.values()
+    assert not any("a-password" in value for value in environment.values())
+    downloading = child_environment(downloads=True)
+    assert "a-password" in downloading["https_proxy"]
+    assert "a secret" not in downloading.values()
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert environment["PATH"] == os.environ["PATH"]
