@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import WebSocketRoute
 
 from mooring.errors import OverloadedError
-from router.doors.http.access import OperatorKeys
+from router.doors.http.access import OperatorKeys, describe_keys
 from router.doors.http.audit import AuditMiddleware
 from router.doors.http.errors import ERROR_RESPONSES, install_error_handlers
 from router.doors.http.guard import Guard
@@ -22,6 +24,17 @@ from router.services import RouterServices
 __all__ = ["create_app"]
 
 
+class _App(FastAPI):
+    """FastAPI, whose page tells the keys too."""
+
+    def openapi(self) -> dict[str, Any]:
+        is_new = self.openapi_schema is None
+        page = super().openapi()
+        if is_new:
+            describe_keys(page)
+        return page
+
+
 def create_app(services: RouterServices, keys: OperatorKeys, intake: Intake | None = None) -> FastAPI:
     """Builds the application; nothing runs yet. Its guard is before the routes that are added later, too.
 
@@ -30,7 +43,7 @@ def create_app(services: RouterServices, keys: OperatorKeys, intake: Intake | No
         keys: the keys that are no tenant's.
         intake: shared with the other doors, so that tokenizers are read once; by default one of its own.
     """
-    app = FastAPI(
+    app = _App(
         title="Mooring",
         summary="Many language models on few devices, each tenant's latency target kept.",
         openapi_url=None if services.exposure.is_public else "/openapi.json",

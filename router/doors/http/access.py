@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-__all__ = ["Access", "OperatorKeys", "access_of", "is_kserve", "kserve_act"]
+__all__ = ["Access", "OperatorKeys", "access_of", "describe_keys", "is_kserve", "kserve_act"]
 
 
 class Access(Enum):
@@ -31,6 +32,7 @@ class OperatorKeys:
     metrics: str | None = None
 
 
+_TENANT_KEY, _ADMIN_KEY = "tenant_key", "admin_key"
 _OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 # The routers match a path with a newline at its end too, and so does "$" here.
 _KSERVE_ACT = re.compile(r"/v2/repository(?:/[^/]+)?/models/.*/(load|unload)$")
@@ -52,6 +54,25 @@ def access_of(path: str) -> Access:
     if kserve_act(path):
         return Access.ADMIN
     return next((access for prefix, access in _BY_PREFIX if path.startswith(prefix)), Access.OPEN)
+
+
+def describe_keys(page: dict[str, Any]) -> None:
+    """Adds the keys, and which route needs which, to an OpenAPI page. A tenant's is optional, since only doors that
+    serve without one have a page."""
+    page.setdefault("components", {})["securitySchemes"] = {
+        scheme: {"type": "http", "scheme": "bearer", "description": description}
+        for scheme, description in (
+            (_TENANT_KEY, "A tenant's API key."),
+            (_ADMIN_KEY, "The admin key, as the server's data folder has it."),
+        )
+    }
+    for path, operations in page["paths"].items():
+        access = access_of(path)
+        for operation in operations.values():
+            if access is Access.TENANT:
+                operation["security"] = [{_TENANT_KEY: []}, {}]
+            elif access is Access.ADMIN:
+                operation["security"] = [{_ADMIN_KEY: []}]
 
 
 def is_kserve(path: str) -> bool:

@@ -6,6 +6,7 @@ import re
 from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 from starlette.routing import BaseRoute
 from support.router_doors import ScriptedSource, ScriptedStream, services
 
@@ -30,11 +31,16 @@ def expected(template: str) -> Access:
     return Access.METRICS if template == "/metrics" else Access.TENANT
 
 
-def templates() -> set[str]:
-    """Paths of all routes, those of the admin and KServe doors included, with their parameters in braces."""
+def application() -> FastAPI:
     app = create_app(services(ScriptedSource(lambda _: ScriptedStream([])), []), OperatorKeys("admin"))
     parts: Any = [None] * 6  # only answers need them
     app.include_router(create_admin_router(AdminServices(*parts)))
+    return app
+
+
+def templates() -> set[str]:
+    """Paths of all routes, those of the admin and KServe doors included, with their parameters in braces."""
+    app = application()
     (kserve, _) = create_kserve_routes(cast(Any, None), max_body_bytes=1)
     others: list[BaseRoute] = [*app.routes, *cast(Any, kserve).app.routes]
     found = {*app.openapi()["paths"], *(path for each in others if (path := getattr(each, "path", None)))}
@@ -49,6 +55,19 @@ def test_each_route_needs_its_key_whatever_stands_in_its_path(template: str) -> 
         # The routers let a path end with a newline.
         if expected(template) is not Access.OPEN:
             assert access_of(f"{path}\n") is expected(template)
+
+
+def test_the_page_tells_each_route_s_key() -> None:
+    app = application()
+    page = app.openapi()
+    assert app.openapi() is page
+    schemes = page["components"]["securitySchemes"]
+    assert {(scheme["type"], scheme["scheme"]) for scheme in schemes.values()} == {("http", "bearer")}
+    keys = {Access.TENANT: [{"tenant_key": []}, {}], Access.ADMIN: [{"admin_key": []}]}
+    assert set(schemes) == {"tenant_key", "admin_key"}
+    for path, operations in page["paths"].items():
+        for operation in operations.values():
+            assert operation.get("security") == keys.get(expected(path)), path
 
 
 def test_all_doors_are_looked_at() -> None:
