@@ -208,7 +208,21 @@ async def test_few_requests_wait_on_a_connection(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("further", [GET, UPGRADE], ids=["request", "websocket"])
-async def test_a_request_ends_with_its_client_whatever_came_after_it(folder: Path, further: bytes) -> None:
+async def test_a_request_ends_with_its_client_whatever_came_after_it(
+    folder: Path, further: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = bytearray()
+    has_come = asyncio.Event()
+    read = HttpConnection.data_received
+
+    def noting(connection: HttpConnection, data: bytes | memoryview) -> None:
+        received.extend(data)
+        read(connection, data)
+        if received.endswith(further):
+            has_come.set()
+
+    monkeypatch.setattr(HttpConnection, "data_received", noting)
+
     def endless(request: GenerationRequest) -> ScriptedStream:
         return ScriptedStream(one_token_a_step(request, TOKENIZER.encode("hello").ids), pause_s=3600)
 
@@ -217,7 +231,8 @@ async def test_a_request_ends_with_its_client_whatever_came_after_it(folder: Pat
         client.writer.write(request({"model": "org/tiny", "prompt": "hi"}))
         await server.source.started(1)
         client.writer.write(further)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            await has_come.wait()
         await client.close()
         await server.closed()
         await server.in_flight(0)
