@@ -13,6 +13,8 @@ DEBIAN_PACKAGES := postgresql docker-compose zsh fish chromium
 ARGS ?=
 # Tests wait for processes of their own as much as they compute; a file's tests share what they set up.
 TEST_PROCESSES ?= 2
+# The server and the tests start many processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 DATA_DIR := $(or $(MOORING_DATA_DIR),$(HOME)/.local/share/mooring)
 SAMPLES := $(DATA_DIR)/samples
 

@@ -1,15 +1,13 @@
-"""Jobs: work that a child process does, because it computes much or reads what a stranger wrote.
+"""Jobs: work that a child process does, because it computes much or reads what a stranger wrote. This is the parent's
+half; ``mooring.child_job`` is the child's.
 
 A child prints one JSON object a line on its standard output: ``{"stage": ..., "done": ..., "total": ...}`` as it
 goes, and at its end ``{"result": ...}``, or ``{"error": ..., "code": ...}`` before it exits with 1. What it prints on
 its standard error goes to the log and to nobody else, since it may tell of files and paths. It ends with its parent.
-
-``run_job`` is the parent's half, ``add_job_arguments`` and ``do_job`` are the child's.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,21 +20,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mooring.child import Limits, child_environment, limit_this_process
-from mooring.errors import ArtifactError, InternalError, MooringError, error_from_code
-from mooring.parent import die_with_parent
-from mooring.units import MIB, format_bytes
+from mooring.child import Limits, child_environment
+from mooring.child_job import JobProgress
+from mooring.errors import InternalError, MooringError, error_from_code
+from mooring.units import MIB
 
-__all__ = ["Job", "JobProgress", "add_job_arguments", "do_job", "run_job"]
+__all__ = ["Job", "run_job"]
 
 logger = logging.getLogger(__name__)
 
-JobProgress = Callable[[str, int, int], None]
-"""Called with the stage, what is done of it and how much there is in all; 0 in all is not known yet."""
-
 _MAX_LINE_BYTES = 4 * MIB
 _KEPT_STDERR_BYTES = 4096
-_MAX_MESSAGE_CHARS = 2000  # it may quote what it refuses
 # Each thread of these libraries reserves address space, and they make one for each core: on a large machine a limit
 # would be reached before anything is read.
 _FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
@@ -201,45 +195,3 @@ def _make_idle(pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, _LOWEST_PRIORITY)
         with contextlib.suppress(PermissionError):  # some sandboxes have no such class; then niceness must do
             os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-
-
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that ``run_job`` gives to every child."""
-    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
-    parser.add_argument("--max-memory", type=int, metavar="BYTES", help="address space that it may take")
-    parser.add_argument("--max-cpu-s", type=int, metavar="SECONDS", help="processor time that it may take")
-
-
-def do_job(args: argparse.Namespace, work: Callable[[JobProgress], Any]) -> int:
-    """Does the work of this process within its limits and tells the parent how it goes.
-
-    Args:
-        args: has the arguments of ``add_job_arguments``.
-        work: is given the function that reports progress, and returns the result, as JSON types.
-
-    Returns:
-        The exit status of the process.
-    """
-    die_with_parent(args.parent)
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not an answer
-
-        def say(**message: Any) -> None:
-            print(json.dumps(message), file=answers, flush=True)
-
-        try:
-            if args.max_memory is not None:
-                limit_this_process(Limits(args.max_memory, args.max_cpu_s))
-            say(result=work(lambda stage, done, total: say(stage=stage, done=done, total=total)))
-        except MemoryError:
-            if args.max_memory is None:
-                raise
-            error = ArtifactError(
-                f"it needs more memory than its reader may take ({format_bytes(args.max_memory)})"
-            )
-            say(error=error.message, code=error.code)
-            return 1
-        except MooringError as named:
-            say(error=named.message[:_MAX_MESSAGE_CHARS], code=named.code)
-            return 1
-    return 0

@@ -27,8 +27,8 @@ from engines.artifact import PLAIN_LAYOUT, Manifest
 from engines.checkpoint.hf_files import StoredTensor, read_headers
 from engines.checkpoint.layout import packed_layout, packed_tensors
 from engines.checkpoint.model_config import ModelConfig, describe
+from mooring.child_job import JobProgress, add_job_arguments, do_job
 from mooring.errors import ArtifactError
-from mooring.job import JobProgress, add_job_arguments, do_job
 
 __all__ = ["ENGINE", "MANIFEST_NAME", "PACKER_VERSION", "WEIGHTS_NAME", "pack", "packed_manifest"]
 

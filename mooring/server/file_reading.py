@@ -17,8 +17,8 @@ from typing import Any
 
 from engines.kinds import KINDS, engine_kind
 from model_registry.importing.examination import examine_folder
+from mooring.child_job import JobProgress, add_job_arguments, do_job
 from mooring.errors import ArtifactError, InvalidRequestError, MooringError
-from mooring.job import JobProgress, add_job_arguments, do_job
 from router.text_process.model_folder import load_model_text
 from router.text_process.model_text import ModelText
 from router.text_process.vocabulary import write_vocabulary

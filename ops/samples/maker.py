@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mooring.job import add_job_arguments, do_job
+from mooring.child_job import add_job_arguments, do_job
 from ops.samples.catalog import SAMPLE_NAMES, make_sample
 
 __all__ = ["main"]

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
+from mooring.child_job import JobProgress, add_job_arguments, do_job
 from mooring.errors import ArtifactError
-from mooring.job import JobProgress, add_job_arguments, do_job
 
 _KEPT = []
 

@@ -59,6 +59,13 @@ def test_the_child_finds_what_would_be_found_here(folder: Path, reader: FileRead
     assert children() == []
 
 
+def test_the_child_imports_nothing_that_only_the_server_needs() -> None:
+    """Each registration starts two of them; what they import is most of what they cost."""
+    source = "import sys, mooring.server.file_reading as _; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert not {"asyncio", "numpy", "importlib.metadata"} & set(run.stdout.split())
+
+
 HOSTILE_TEMPLATES = {
     "a number without end": ("{{ 9 ** (9 ** 9) }}", "too large"),
     "loops without end": (
