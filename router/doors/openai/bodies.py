@@ -7,7 +7,7 @@ an error, as it is at OpenAI.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -293,11 +293,9 @@ class CompletionRequest(_SamplingBody):
         prompt = self.prompt
         if isinstance(prompt, str):
             return [prompt]
-        token_ids = tuple(each for each in prompt if isinstance(each, int))
-        several = [
-            each if isinstance(each, str) else tuple(each) for each in prompt if not isinstance(each, int)
-        ]
-        return [*several] or [token_ids]
+        if not prompt or isinstance(prompt[0], int):  # and so are all others: there may be very many
+            return [tuple(cast("list[int]", prompt))]
+        return [each if isinstance(each, str) else tuple(each) for each in prompt]
 
     def options(self) -> SamplingOptions:
         """The caller's sampling options.
