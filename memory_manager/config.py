@@ -51,7 +51,19 @@ class PlannerConfig:
         expected_chance: the chance of reuse of a model whose next request is expected within the horizon.
         unexpected_chance: the largest chance of a model whose next request is expected after the horizon.
         kv_base_bytes: KV that a worker holds while it serves nothing (the pool's null page).
+        rate_half_life_s: half-life of the request rates that the planner reads.
+        num_errors: standard errors of what rates let expect, by which a change of the resident set has to gain.
+        late_worth: what serving a late request counts, beside 1 for one that is still in time.
+        move_slows: share by which steps take longer while weights are moved.
+        swap_guard_s: seconds before the last moment at which a change that pauses others is made.
     """
+
+    ttft_target_s: Annotated[
+        float, _POSITIVE, Setting("Seconds within which a request is to have its first token.")
+    ] = 2.0
+    tpot_target_s: Annotated[
+        float, _POSITIVE, Setting("Seconds that each further token of a request may take, on average.")
+    ] = 0.1
 
     min_residency_s: Annotated[
         float,
@@ -102,6 +114,11 @@ class PlannerConfig:
         Setting("A replica goes when the others could carry the load at half of that for so long."),
     ] = 30.0
     kv_base_bytes: int = PAGE_BYTES
+    rate_half_life_s: Annotated[float, _POSITIVE] = 40.0
+    num_errors: Annotated[float, _NOT_NEGATIVE] = 2.0
+    late_worth: Annotated[float, _NOT_NEGATIVE] = 0.002
+    move_slows: Annotated[float, _NOT_NEGATIVE] = 0.3
+    swap_guard_s: Annotated[float, _NOT_NEGATIVE] = 0.02
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -117,7 +134,6 @@ class ManagerConfig(PlannerConfig):
         retry_s: first wait after a failed load, wake or sleep, in seconds; doubles with each failure in a row.
         max_retry_s: longest such wait.
         wake_attempts: number of failed wakes in a row after which a replica is failed rather than tried again.
-        rate_half_life_s: half-life of the request rate that the planner reads.
         copy_bytes_per_s: guess at the speed of loads and wakes until one has been measured.
     """
 
@@ -142,5 +158,4 @@ class ManagerConfig(PlannerConfig):
     retry_s: Annotated[float, _POSITIVE] = 1.0
     max_retry_s: float = 60.0
     wake_attempts: Annotated[int, _AT_LEAST_ONE] = 3
-    rate_half_life_s: Annotated[float, _POSITIVE] = 120.0
     copy_bytes_per_s: Annotated[float, _POSITIVE] = 1e9

@@ -245,6 +245,7 @@ class Intake:
             prompt_only=wants_prompt_only(options),
             tenant=tenant.name,
             arrival_s=arrival_s,
+            deadline_s=arrival_s + self._services.ttft_target_s,
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
             max_unread_tokens=self._services.config.max_unread_tokens // num_prompts,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class RouterServices:
         text_models: tokenizers and chat templates.
         in_flight: counts what each tenant has in flight.
         exposure: who can reach the doors.
+        ttft_target_s: seconds within which a request is to have its first token.
     """
 
     tokens: TokenSource
@@ -42,3 +44,4 @@ class RouterServices:
     text_models: TextModels
     in_flight: InFlight
     exposure: Exposure = field(default_factory=Exposure)
+    ttft_target_s: float = math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -359,6 +360,9 @@ class TorchEngine:
             for replica_id, place in list(self._places.items())
             if (runner := place.replica.runner) is not None and runner.has_sequences
         }
+        now_s = time.monotonic()
+        for _, runner in busy.values():
+            runner.note_late(now_s)
         turns = [
             Turn(replica_id, runner.earliest_deadline_s(), place.last_step, place.num_turns_waited)
             for replica_id, (place, runner) in busy.items()

@@ -241,6 +241,7 @@ class Server:
             text_models=text_models,
             in_flight=InFlight(config),
             exposure=exposure,
+            ttft_target_s=settings.planner.ttft_target_s,
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
         admin = AdminServices(registry, registrar, manager, supervisor.workers, readers, journal)

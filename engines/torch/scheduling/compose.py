@@ -26,6 +26,8 @@ __all__ = [
     "admission_order",
     "choose_chunks",
     "cut_at_block_end",
+    "expected_left",
+    "expected_peak_bytes",
     "first_chunks",
     "is_open_to_new",
     "least_urgent",
@@ -37,7 +39,9 @@ __all__ = [
 
 _MOST_HELD_BACK = 8  # in one step: each was looked up in vain
 
-AdmissionOrder = tuple[int, bool, float, int]
+_LEAST_LEFT_TOKENS = 8.0
+
+AdmissionOrder = tuple[int, bool, bool, float, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +211,49 @@ def preemption_order(candidate: Preemptible) -> tuple[bool, int, int, int]:
     return (candidate.is_only, candidate.priority, candidate.num_lost_tokens, -candidate.arrival)
 
 
-def admission_order(priority: int, has_begun: bool, deadline_s: float, arrival: int) -> AdmissionOrder:
-    """Sorts those that wait; the least is admitted first: by priority; then those that have begun, whose clients may
-    have seen part of the answer; then by deadline; then by arrival.
+def admission_order(
+    priority: int, is_late: bool, has_begun: bool, deadline_s: float, arrival: int
+) -> AdmissionOrder:
+    """Sorts those that wait; the least is admitted first: by priority; then those that can still meet their targets,
+    so that under too much load some do and not everybody is late; then those that have begun, whose clients may have
+    seen part of the answer; then by deadline; then by arrival.
 
     Args:
+        is_late: its first token came, or can only come, after its deadline.
         has_begun: it was preempted, or outlived a worker.
         deadline_s: for its first token; ``inf`` once it has one.
     """
-    return (-priority, not has_begun, deadline_s, arrival)
+    return (-priority, is_late, not has_begun, deadline_s, arrival)
+
+
+def expected_left(num_output: NDArray[np.float64], mean_output: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Tokens that sequences are expected to have before them, float64 [S].
+
+    Args:
+        num_output: float64 [S], tokens that each has given.
+        mean_output: float64 [S], of outputs of its model.
+    """
+    return np.maximum(mean_output - num_output, _LEAST_LEFT_TOKENS)
+
+
+def expected_peak_bytes(
+    num_left: NDArray[np.float64], held_bytes: NDArray[np.float64], token_bytes: NDArray[np.float64]
+) -> float:
+    """The most KV that sequences will hold at one time, if all go on at one pace and each ends as expected.
+
+    To admit by this rather than by what is held now is the Past-Future scheduler's (Gong et al., ASPLOS 2025):
+    a sequence that is admitted into room that others will soon need is preempted, and computed again.
+
+    Args:
+        num_left: float64 [S], tokens that each is expected to have before it.
+        held_bytes: float64 [S], once what it has to compute is computed.
+        token_bytes: float64 [S], of a token's KV.
+    """
+    if not len(num_left):
+        return 0.0
+    order = np.argsort(-num_left)
+    left = num_left[order]
+    return float((np.cumsum(held_bytes[order]) + left * np.cumsum(token_bytes[order])).max())
 
 
 def is_open_to_new(plan: StepPlan, was_preempted: bool) -> bool:

@@ -184,8 +184,17 @@ class SequenceRunner:
         wanted_bytes = sum(self._limits.most_block_bytes(each.request) for each in self._waiting)
         return min(wanted_bytes, max(0, self._limits.kv_bytes - self.live_kv_bytes))
 
+    def note_late(self, now_s: float) -> None:
+        """Notes whose deadline for a first token has passed: others go before them.
+
+        Args:
+            now_s: on the clock of the deadlines.
+        """
+        self._table.note_late(now_s)
+        self._waiting.note_late(now_s)
+
     def earliest_deadline_s(self) -> float:
-        """The earliest deadline of all sequences without a first token; ``inf`` if none has one."""
+        """The earliest deadline of all sequences without a first token that are in time; ``inf`` if none has one."""
         return min(self._waiting.earliest_deadline_s(), self._table.earliest_deadline_s())
 
     def submit(self, request: SequenceRequest, arrival: int) -> None:

@@ -33,7 +33,8 @@ class SequenceTable:
             of the whole prompt, less what was found before a preemption; nothing if nobody asked.
         num_prompt_logprobs: int64 [C], likeliest tokens wanted beside each of these.
         sequence_ids: uint64 [C]. arrival, priority: int64 [C].
-        deadline_s: float64 [C], for the first token; ``inf`` once it was given.
+        deadline_s: float64 [C], for the first token; ``inf`` once it was given, or the deadline has passed.
+        is_late: bool [C], whether it passed first.
         sampling: parameters of C rows.
     """
 
@@ -51,6 +52,7 @@ class SequenceTable:
         self.arrival = np.zeros(num_slots, np.int64)
         self.priority = np.zeros(num_slots, np.int64)
         self.deadline_s = np.full(num_slots, math.inf)
+        self.is_late = np.zeros(num_slots, np.bool_)
         self.sampling = SamplingRows.empty(num_slots)
         self._active = np.zeros(num_slots, np.bool_)
         self._pending: list[PendingSequence | None] = [None] * num_slots
@@ -111,7 +113,8 @@ class SequenceTable:
         self.sequence_ids[slot] = request.sequence_id
         self.arrival[slot] = pending.arrival
         self.priority[slot] = request.priority
-        self.deadline_s[slot] = pending.deadline_s
+        self.deadline_s[slot] = math.inf if pending.is_late else pending.deadline_s
+        self.is_late[slot] = pending.is_late
         self.sampling.set(slot, request.sampling, num_prompt=pending.num_prompt, eos_ids=eos_ids)
         self.score_from[slot] = self.score_until[slot] = 0
         if pending.first is not None and pending.first.prompt_logprobs is not None:
@@ -138,6 +141,7 @@ class SequenceTable:
             arrival=pending.arrival,
             preempted=True,
             deadline_s=float(self.deadline_s[slot]),
+            is_late=bool(self.is_late[slot]),
             first=pending.first,
             keys=pending.keys,
         )
@@ -148,6 +152,12 @@ class SequenceTable:
         self.num_tokens[slots] += 1
         self.deadline_s[slots] = math.inf
 
+    def note_late(self, now_s: float) -> None:
+        """Notes whose deadline has passed without a first token: nobody hurries for them any more."""
+        passed = self._active & (self.deadline_s < now_s)
+        self.is_late |= passed
+        self.deadline_s[passed] = math.inf
+
     def earliest_deadline_s(self) -> float:
-        """The earliest deadline of all that have no first token yet; ``inf`` if there is none."""
+        """The earliest deadline of all that have no first token yet and are in time; ``inf`` if there is none."""
         return float(self.deadline_s[self._active].min(initial=math.inf))

@@ -28,6 +28,7 @@ class PendingSequence:
         arrival: order of submission in the engine; kept over preemptions.
         preempted: it ran before.
         deadline_s: for its first token; ``inf`` once it has one.
+        is_late: its first token came after its deadline, or can only come after it.
         first: to be told with its first token; None once that was given. Its prompt's log-probabilities are those
             found so far, and until a step begins with it ``began_s`` is when it was submitted.
         keys: of its blocks; None if it shares them with nobody.
@@ -40,6 +41,7 @@ class PendingSequence:
     arrival: int
     preempted: bool = False
     deadline_s: float = math.inf
+    is_late: bool = False
     first: FirstToken | None = None
     keys: BlockKeys | None = None
     swapped: SwappedKV | None = None
@@ -60,14 +62,15 @@ class PendingSequence:
     def order(self) -> AdmissionOrder:
         """The sequence's place in the queue."""
         has_begun = self.preempted or len(self.request.output_ids) > 0
-        return admission_order(self.request.priority, has_begun, self.deadline_s, self.arrival)
+        return admission_order(self.request.priority, self.is_late, has_begun, self.deadline_s, self.arrival)
 
 
 class WaitingQueue:
     """A priority queue of pending sequences, from which any can be taken by its id.
 
-    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id. One
-    that comes back may meet its own dead entry, equal in all else, so entries carry the number of their push.
+    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id, and its
+    place is still that one's. One that comes back may meet its own dead entry, equal in all else, so entries carry
+    the number of their push.
     """
 
     def __init__(self) -> None:
@@ -88,17 +91,29 @@ class WaitingQueue:
 
     def push(self, sequence: PendingSequence) -> None:
         self._by_id[sequence.request.sequence_id] = sequence
+        self._place(sequence)
+        if sequence.deadline_s < math.inf and not sequence.is_late:
+            heapq.heappush(self._deadlines, (sequence.deadline_s, self._num_pushed, sequence))
+
+    def _place(self, sequence: PendingSequence) -> None:
         self._num_pushed += 1
         heapq.heappush(self._heap, (sequence.order(), self._num_pushed, sequence))
-        if sequence.deadline_s < math.inf:
-            heapq.heappush(self._deadlines, (sequence.deadline_s, self._num_pushed, sequence))
+
+    def note_late(self, now_s: float) -> None:
+        """Puts those whose deadline has passed behind those that are in time."""
+        while self.earliest_deadline_s() < now_s:
+            _, _, sequence = heapq.heappop(self._deadlines)
+            sequence.is_late = True
+            self._place(sequence)
 
     def _alive(self, sequence: PendingSequence) -> bool:
         return self._by_id.get(sequence.request.sequence_id) is sequence
 
     def peek(self) -> PendingSequence | None:
         """The next to be admitted."""
-        while self._heap and not self._alive(self._heap[0][2]):
+        while self._heap and not (
+            self._alive(self._heap[0][2]) and self._heap[0][0] == self._heap[0][2].order()
+        ):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
 
@@ -107,7 +122,7 @@ class WaitingQueue:
         return self._by_id.pop(sequence_id)
 
     def earliest_deadline_s(self) -> float:
-        """The earliest deadline of all that wait; ``inf`` if none has one."""
+        """The earliest deadline of all that wait and are in time; ``inf`` if none has one."""
         while self._deadlines and not self._alive(self._deadlines[0][2]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf

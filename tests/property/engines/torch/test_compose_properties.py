@@ -21,6 +21,7 @@ from engines.torch.scheduling.compose import (
     admission_order,
     choose_chunks,
     cut_at_block_end,
+    expected_peak_bytes,
     first_chunks,
     least_urgent,
     order_of_turns,
@@ -150,20 +151,44 @@ def test_a_models_only_sequence_goes_after_all_that_have_neighbours(models: list
     assert first.arrival == max(e.arrival for e in lowest if e.num_lost_tokens == first.num_lost_tokens)
 
 
-waiting = st.tuples(priorities, st.booleans(), deadlines, st.integers(0, 99))
+waiting = st.tuples(priorities, st.booleans(), st.booleans(), deadlines, st.integers(0, 99))
 
 
-@given(st.lists(waiting, min_size=1, unique_by=lambda each: each[3]))
-def test_admitted_first_are_the_highest_priority_then_who_has_begun_then_the_earliest(
-    queue: list[tuple[int, bool, float, int]],
+@given(st.lists(waiting, min_size=1, unique_by=lambda each: each[4]))
+def test_admitted_first_are_the_highest_priority_then_who_is_in_time_then_who_has_begun_then_the_earliest(
+    queue: list[tuple[int, bool, bool, float, int]],
 ) -> None:
-    priority, has_begun, deadline_s, arrival = min(queue, key=lambda each: admission_order(*each))
+    priority, is_late, has_begun, deadline_s, arrival = min(queue, key=lambda each: admission_order(*each))
     assert priority == max(each[0] for each in queue)
     rivals = [each for each in queue if each[0] == priority]
-    assert has_begun == any(each[1] for each in rivals)
-    rivals = [each for each in rivals if each[1] == has_begun]
-    assert deadline_s == min(each[2] for each in rivals)
-    assert arrival == min(each[3] for each in rivals if each[2] == deadline_s)
+    assert is_late == all(each[1] for each in rivals)
+    rivals = [each for each in rivals if each[1] == is_late]
+    assert has_begun == any(each[2] for each in rivals)
+    rivals = [each for each in rivals if each[2] == has_begun]
+    assert deadline_s == min(each[3] for each in rivals)
+    assert arrival == min(each[4] for each in rivals if each[3] == deadline_s)
+
+
+sequence = st.tuples(st.integers(1, 60), st.integers(0, 500), st.integers(1, 9))
+
+
+@given(st.lists(sequence, max_size=8))
+def test_the_expected_peak_is_the_most_that_is_held_at_any_step(
+    sequences: list[tuple[int, int, int]],
+) -> None:
+    left, held, token_bytes = (
+        (np.array(column, float) for column in zip(*sequences, strict=True))
+        if sequences
+        else (np.zeros(0),) * 3
+    )
+    most = max(
+        (
+            sum(has + step * size for steps, has, size in sequences if steps >= step)
+            for step in range(1, max((each[0] for each in sequences), default=0) + 1)
+        ),
+        default=0,
+    )
+    assert expected_peak_bytes(left, held, token_bytes) == most
 
 
 @given(

@@ -26,3 +26,17 @@ def test_one_that_comes_back_meets_its_own_dead_entries() -> None:
         queue.remove(1)  # admitted; nobody looks into the queue before it is preempted again
     assert queue.earliest_deadline_s() == 9.0
     assert [each.request.sequence_id for each in queue.drain()] == [2]
+
+
+def test_late_ones_wait_behind_those_that_are_in_time() -> None:
+    queue = WaitingQueue()
+    for number, deadline_s in ((1, 3.0), (2, 4.0), (3, 9.0), (4, 5.0)):
+        queue.push(pending(number, arrival=number, deadline_s=deadline_s))
+    queue.note_late(4.5)
+    assert queue.earliest_deadline_s() == 5.0
+    again = queue.remove(2)
+    queue.push(again)
+    order = []
+    while (head := queue.peek()) is not None:
+        order.append(queue.remove(head.request.sequence_id).request.sequence_id)
+    assert order == [4, 3, 1, 2]

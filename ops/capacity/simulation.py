@@ -1,0 +1,429 @@
+"""Requests, models and one worker in virtual time: the server's own policies, and a model of what steps cost.
+
+What is brought in and what leaves is chosen by ``memory_manager.policy.chooser``; who is admitted, computed and
+preempted by ``engines.torch.scheduling.compose``. Nothing here has tokens, tensors or a clock: a request is two
+lengths, KV is a number of tokens, and time passes as steps and moves say. While nothing but decoding happens, many
+steps are taken at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from engines.torch.scheduling import compose
+from engines.torch.scheduling.compose import AdmissionOrder, Turn
+
+__all__ = ["Machine", "ResidencyPolicy", "SimulatedModel", "SimulatedRequest", "Simulation", "StepCosts"]
+
+_SMOOTHING = 0.05  # weight of a new figure in a running mean
+_MAX_TURNS_WAITED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Seconds that a step takes: as much for each step, each decode and each token of a prefill."""
+
+    step_s: float
+    decode_s: float
+    prefill_token_s: float
+
+    def of(self, num_decodes: int, num_prefill_tokens: int) -> float:
+        return self.step_s + self.decode_s * num_decodes + self.prefill_token_s * num_prefill_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device and the worker on it.
+
+    Attributes:
+        num_resident: models that fit beside each other; all are of one size.
+        kv_tokens: tokens of KV beside the weights.
+        wake_s: seconds to bring a model.
+        move_slows: share by which steps take longer meanwhile.
+        ttft_target_s, tpot_target_s: as in the settings of those names.
+    """
+
+    costs: StepCosts
+    num_resident: int
+    kv_tokens: int
+    wake_s: float
+    ttft_target_s: float
+    tpot_target_s: float
+    move_slows: float = 0.3
+    max_step_tokens: int = 512
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedRequest:
+    """A request and what became of it; times in seconds of the simulation.
+
+    Attributes:
+        num_computed: tokens whose KV is there.
+        chunk: tokens that it computes in the present step.
+    """
+
+    model: int
+    arrival: int
+    at_s: float
+    deadline_s: float
+    num_prompt: int
+    num_output: int
+    num_done: int = 0
+    num_computed: int = 0
+    chunk: int = 0
+    first_at_s: float | None = None
+    end_at_s: float | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt + self.num_done
+
+    def is_late(self, now_s: float) -> bool:
+        """Whether its first token came after its deadline, or can only come after it."""
+        return (now_s if self.first_at_s is None else self.first_at_s) > self.deadline_s
+
+    def order(self, now_s: float) -> AdmissionOrder:
+        has_begun = self.first_at_s is not None
+        deadline_s = math.inf if has_begun else self.deadline_s
+        return compose.admission_order(0, self.is_late(now_s), has_begun, deadline_s, self.arrival)
+
+    def meets(self, machine: Machine) -> bool:
+        if self.first_at_s is None or self.end_at_s is None or self.is_late(self.end_at_s):
+            return False
+        tpot_s = (self.end_at_s - self.first_at_s) / max(1, self.num_output - 1)
+        return tpot_s <= machine.tpot_target_s
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedModel:
+    """A model.
+
+    Attributes:
+        is_served: whether its requests are taken; else they are refused.
+        is_open: whether its waiting requests may be admitted.
+        coming_at_s: when its move ends; None if none is under way.
+        kv_share: tokens of KV that are its own, and all that it may have; None if KV is shared.
+        mean_output: running mean of its outputs' tokens.
+        first_token_s: running mean of the seconds from its being asked, or there, to a first token.
+    """
+
+    index: int
+    is_served: bool = True
+    is_open: bool = True
+    is_resident: bool = False
+    coming_at_s: float | None = None
+    came_at_s: float = 0.0
+    kv_share: int | None = None
+    running: list[SimulatedRequest] = field(default_factory=list)
+    waiting: list[SimulatedRequest] = field(default_factory=list)
+    mean_output: float = 128.0
+    first_token_s: float = 0.03
+    arrivals: float = 0.0
+    arrivals_at_s: float = 0.0
+    last_step: int = 0
+    num_turns_waited: int = 0
+
+    def requests(self) -> Iterable[SimulatedRequest]:
+        return (*self.running, *self.waiting)
+
+    def count_arrival(self, now_s: float, half_life_s: float) -> None:
+        self.arrivals = self._decayed(now_s, half_life_s) + 1.0
+        self.arrivals_at_s = now_s
+
+    def rate_per_s(self, now_s: float, half_life_s: float) -> float:
+        return self._decayed(now_s, half_life_s) * math.log(2) / half_life_s
+
+    def _decayed(self, now_s: float, half_life_s: float) -> float:
+        return float(self.arrivals * 0.5 ** ((now_s - self.arrivals_at_s) / half_life_s))
+
+
+class ResidencyPolicy(Protocol):
+    """Decides which models are resident."""
+
+    def begin(self, simulation: Simulation) -> None:
+        """Says which are resident at first, and whose KV is whose."""
+        ...
+
+    def arrived(self, simulation: Simulation, model: SimulatedModel) -> None: ...
+
+    def plan(self, simulation: Simulation) -> None:
+        """Begins moves; called after every event, and when ``plan_at_s`` has come."""
+        ...
+
+
+class Simulation:
+    """One run.
+
+    Attributes:
+        plan_at_s: when a plan is due, whatever happens; set by the policy.
+        token_s: running mean of the seconds between two tokens of one request.
+        num_moves: models brought so far.
+    """
+
+    def __init__(self, machine: Machine, num_models: int, policy: ResidencyPolicy) -> None:
+        self.machine = machine
+        self.now_s = 0.0
+        self.plan_at_s = math.inf
+        self.token_s = machine.costs.of(1, 0)
+        self.num_moves = 0
+        self.models = [SimulatedModel(index) for index in range(num_models)]
+        self._policy = policy
+        self._held = 0  # tokens of KV
+        self._coming: list[tuple[float, int]] = []
+        self._num_steps = 0
+        self._is_stirred = True
+        policy.begin(self)
+
+    def run(self, requests: Sequence[SimulatedRequest], patience_s: float) -> None:
+        """Runs until all have ended, or until so long after the last arrival."""
+        num_taken = 0
+        ends_at_s = requests[-1].at_s + patience_s
+        while self.now_s <= ends_at_s:
+            while num_taken < len(requests) and requests[num_taken].at_s <= self.now_s:
+                self._take(requests[num_taken])
+                num_taken += 1
+            while self._coming and self._coming[0][0] <= self.now_s:
+                self._arrive(self.models[heapq.heappop(self._coming)[1]])
+            if self._is_stirred or self.now_s >= self.plan_at_s:
+                self._is_stirred, self.plan_at_s = False, math.inf
+                self._policy.plan(self)
+            next_at_s = min(
+                requests[num_taken].at_s if num_taken < len(requests) else math.inf,
+                self._coming[0][0] if self._coming else math.inf,
+                self.plan_at_s,
+            )
+            if not self._step(next_at_s):
+                if next_at_s == math.inf:
+                    return
+                self.now_s = max(self.now_s, next_at_s)
+
+    # What a policy may do.
+
+    def bring(self, model: SimulatedModel) -> None:
+        model.coming_at_s = self.now_s + self.machine.wake_s
+        heapq.heappush(self._coming, (model.coming_at_s, model.index))
+        self.num_moves += 1
+
+    def send_away(self, model: SimulatedModel) -> None:
+        """Its sequences keep their KV until others want it."""
+        model.is_resident = False
+
+    # Events.
+
+    def _take(self, request: SimulatedRequest) -> None:
+        model = self.models[request.model]
+        if model.is_served:
+            model.waiting.append(request)
+            self._policy.arrived(self, model)
+            self._is_stirred = True
+
+    def _arrive(self, model: SimulatedModel) -> None:
+        model.is_resident, model.coming_at_s, model.came_at_s = True, None, self.now_s
+        self._is_stirred = True
+
+    def _end(self, model: SimulatedModel, request: SimulatedRequest) -> None:
+        request.end_at_s = self.now_s
+        model.running.remove(request)
+        self._held -= request.num_computed
+        model.mean_output += _SMOOTHING * (request.num_output - model.mean_output)
+        self._is_stirred = True
+
+    # Steps.
+
+    def _step(self, next_at_s: float) -> bool:
+        """Takes a step of one model, or many of all while none can be admitted; False if none has anything to do."""
+        active = {
+            str(each.index): each
+            for each in self.models
+            if each.is_resident and (each.running or each.waiting)
+        }
+        turns = [
+            Turn(name, self._earliest_deadline_s(each), each.last_step, each.num_turns_waited)
+            for name, each in active.items()
+        ]
+        for name in compose.order_of_turns(turns, _MAX_TURNS_WAITED):
+            model = active[name]
+            if self._compose(model):
+                self._num_steps += 1
+                for each in active.values():
+                    each.num_turns_waited = 0 if each is model else each.num_turns_waited + 1
+                model.last_step = self._num_steps
+                if not self._leap(model, list(active.values()), next_at_s):
+                    self._compute(model, len(active))
+                return True
+        return False
+
+    def _earliest_deadline_s(self, model: SimulatedModel) -> float:
+        return min(
+            (
+                each.deadline_s
+                for each in model.requests()
+                if each.first_at_s is None and each.deadline_s >= self.now_s
+            ),
+            default=math.inf,
+        )
+
+    def _seconds(self, model: SimulatedModel) -> float:
+        num_decodes = sum(each.num_tokens - each.num_computed == 1 for each in model.running)
+        num_prefill = sum(each.chunk for each in model.running if each.num_tokens - each.num_computed > 1)
+        seconds = self.machine.costs.of(num_decodes, num_prefill)
+        return seconds * (1 + self.machine.move_slows) if self._coming else seconds
+
+    def _leap(self, model: SimulatedModel, active: Sequence[SimulatedModel], next_at_s: float) -> bool:
+        """Takes many steps at once of models that only decode, up to where something changes."""
+        decoding = [each for each in active if each.running]
+        running = [request for each in decoding for request in each.running]
+        if any(each.num_tokens - each.num_computed != 1 for each in running):
+            return False
+        if any(
+            each.is_open and each.waiting and self._fits(each, min(each.waiting, key=self._order))
+            for each in active
+        ):
+            return False
+        slows = 1 + self.machine.move_slows if self._coming else 1.0
+        round_s = slows * sum(self.machine.costs.of(len(each.running), 0) for each in decoding)
+        rooms = [
+            self._free(each) // len(running if each.kv_share is None else each.running) for each in decoding
+        ]
+        num_rounds = min(min(each.num_output - each.num_done for each in running) - 1, min(rooms) - 1)
+        if next_at_s < math.inf:
+            num_rounds = min(num_rounds, int((next_at_s - self.now_s) / round_s))
+        if num_rounds < 2:
+            return False
+        for each in running:
+            each.num_done += num_rounds
+            each.num_computed += num_rounds
+        self._held += num_rounds * len(running)
+        self.now_s += num_rounds * round_s
+        self.token_s += min(1.0, _SMOOTHING * num_rounds) * (round_s - self.token_s)
+        return True
+
+    def _compute(self, model: SimulatedModel, num_active: int) -> None:
+        seconds = self._seconds(model)
+        self.now_s += seconds
+        self.token_s += _SMOOTHING * (seconds * num_active - self.token_s)
+        for request in list(model.running):
+            request.num_computed += request.chunk
+            self._held += request.chunk
+            if request.num_computed < request.num_tokens:
+                continue
+            request.num_done += 1
+            if request.first_at_s is None:
+                request.first_at_s = self.now_s
+                seconds = self.now_s - max(request.at_s, model.came_at_s)
+                model.first_token_s += (
+                    2 * _SMOOTHING * (min(seconds, 0.5 * self.machine.ttft_target_s) - model.first_token_s)
+                )
+            if request.num_done >= request.num_output:
+                self._end(model, request)
+
+    # Who computes, and what gives way.
+
+    def _order(self, request: SimulatedRequest) -> AdmissionOrder:
+        return request.order(self.now_s)
+
+    def _compose(self, model: SimulatedModel) -> bool:
+        """Chooses what each sequence of a model computes next, and makes room for it; False if none can."""
+        while True:
+            budget = self.machine.max_step_tokens
+            for request in sorted(model.running, key=lambda each: each.num_tokens - each.num_computed > 1):
+                request.chunk = min(budget, request.num_tokens - request.num_computed)
+                budget -= request.chunk
+            need = sum(each.chunk for each in model.running)
+            if need <= self._free(model):
+                break
+            if not self._give_up(need - self._free(model), model):
+                return False
+        for request in sorted(model.waiting, key=self._order) if model.is_open else ():
+            chunk = min(budget, request.num_tokens)
+            if not chunk or not (self._fits(model, request) or self._make_way(model, request)):
+                break
+            if not self._is_free(model, need + chunk):
+                break
+            model.waiting.remove(request)
+            model.running.append(request)
+            request.chunk = chunk
+            need += chunk
+            budget -= chunk
+        return bool(model.running)
+
+    def _sharing(self, model: SimulatedModel) -> list[SimulatedModel]:
+        """Models whose sequences have the same KV."""
+        return [model] if model.kv_share is not None else self.models
+
+    def _free(self, model: SimulatedModel) -> int:
+        if model.kv_share is None:
+            return self.machine.kv_tokens - self._held
+        return model.kv_share - sum(each.num_computed for each in model.running)
+
+    def _is_free(self, model: SimulatedModel, num_tokens: int) -> bool:
+        """Whether so much is free, once the parked have given up what is missing."""
+        num_tokens += len(model.running) + 1
+        while self._free(model) < num_tokens:
+            parked = [each for each in self._sharing(model) if not each.is_resident and each.running]
+            if not parked:
+                return False
+            self._preempt_least(parked)
+        return True
+
+    def _fits(self, model: SimulatedModel, request: SimulatedRequest) -> bool:
+        """Whether a sequence may be admitted: at no time will all need more KV than there is, as far as can be
+        told. One that would be alone always may."""
+        running = [(each, owner) for owner in self._sharing(model) for each in owner.running]
+        return not running or self._peak([*running, (request, model)]) <= self._capacity(model)
+
+    def _capacity(self, model: SimulatedModel) -> int:
+        return self.machine.kv_tokens if model.kv_share is None else model.kv_share
+
+    def _peak(self, sequences: Sequence[tuple[SimulatedRequest, SimulatedModel]]) -> float:
+        done = np.array([each.num_done for each, _ in sequences], float)
+        means = np.array([owner.mean_output for _, owner in sequences])
+        held = np.array([each.num_tokens for each, _ in sequences], float)
+        return compose.expected_peak_bytes(compose.expected_left(done, means), held, np.ones(len(held)))
+
+    def _make_way(self, model: SimulatedModel, request: SimulatedRequest) -> bool:
+        """Preempts late sequences for one that is in time, if that makes room for it."""
+        if request.is_late(self.now_s):
+            return False
+        running = [(each, owner) for owner in self._sharing(model) for each in owner.running]
+        late = [pair for pair in running if pair[0].is_late(self.now_s)]
+        late.sort(key=lambda pair: (pair[0].num_computed, -pair[0].arrival))
+        left = [*running, (request, model)]
+        for num, pair in enumerate(late, start=1):
+            left.remove(pair)
+            if self._peak(left) <= self._capacity(model):
+                for each, owner in late[:num]:
+                    self._preempt(owner, each)
+                return True
+        return False
+
+    def _give_up(self, num_tokens: int, model: SimulatedModel) -> bool:
+        """Preempts for sequences that run: parked ones first, then whoever loses least, the earliest spared."""
+        parked = [each for each in self._sharing(model) if not each.is_resident and each.running]
+        if parked:
+            self._preempt_least(parked)
+            return True
+        owners = [each for each in self._sharing(model) if each.running]
+        if sum(len(each.running) for each in owners) < 2:
+            return False
+        self._preempt_least(owners)
+        return True
+
+    def _preempt_least(self, owners: Sequence[SimulatedModel]) -> None:
+        running = [(each, owner) for owner in owners for each in owner.running]
+        if len(running) > 1:
+            running.remove(min(running, key=lambda pair: pair[0].arrival))
+        request, owner = min(running, key=lambda pair: (pair[0].num_computed, -pair[0].arrival))
+        self._preempt(owner, request)
+
+    def _preempt(self, model: SimulatedModel, request: SimulatedRequest) -> None:
+        model.running.remove(request)
+        model.waiting.append(request)
+        self._held -= request.num_computed
+        request.num_computed = request.chunk = 0
