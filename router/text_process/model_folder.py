@@ -26,7 +26,7 @@ def load_model_text(folder: Path) -> ModelText:
     """
     path = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"cannot read {path.name} of the model: {error.strerror}") from error
     # The library raises a bare Exception for a file it cannot make sense of, and nothing narrower.

@@ -177,6 +177,6 @@ def test_nothing_of_a_refused_source_is_kept(tmp_path: Path, folder: Path, reade
     assert len(list((tmp_path / "store" / "artifacts").iterdir())) == 1
 
 
-def test_the_server_has_no_reader_of_gguf_files() -> None:
-    code = "import sys, mooring.server.server; sys.exit('gguf' in sys.modules)"
+def test_the_server_has_no_reader_of_gguf_files_and_waits_for_no_client_of_hubs() -> None:
+    code = "import sys, mooring.server.server; sys.exit(bool({'gguf', 'huggingface_hub'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
