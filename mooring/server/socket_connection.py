@@ -39,6 +39,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
         self._message = bytearray()  # pieces of a message
         self._num_unread_bytes = 0
         self._sending = asyncio.Lock()  # no message may begin within another
+        self._message_task: asyncio.Task[None] | None = None  # that sends the present one
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -116,14 +117,22 @@ class SocketConnection(WebSocketsSansIOProtocol):
     async def send(self, message: ASGISendEvent) -> None:
         pieces: Sequence[bytes] | None = message.get("pieces")  # type: ignore[assignment]
         if pieces is not None:
-            async with self._sending:
-                await self._send_text(pieces)
+            await self._sending.acquire()
+            # Whoever sends may be cancelled; a message that was begun has to end before the next one.
+            self._message_task = asyncio.ensure_future(self._send_text(pieces))
+            self._message_task.add_done_callback(self._message_sent)
+            await asyncio.shield(self._message_task)
             return
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = (
                 True  # refused with an answer of its own: uvicorn would log that as a fault
             )
+
+    def _message_sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.release()
+        if not task.cancelled():
+            task.exception()  # the sender has it, unless it was cancelled
 
     async def _send_text(self, pieces: Sequence[bytes]) -> None:
         if sum(map(len, pieces)) <= _MAX_FRAME_BYTES:
