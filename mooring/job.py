@@ -91,13 +91,12 @@ async def run_job(job: Job, on_progress: JobProgress, on_wait: Callable[[], None
     )
     if job.idle:
         _make_idle(process.pid)
-    assert process.stdout is not None
     said = bytearray()
     ended = asyncio.create_task(_follow(process, said))
     answers = _Answers(on_progress)
     try:
         async with asyncio.timeout(job.max_s):
-            while not answers.complete and (line := await _next_line(process.stdout, on_wait)):
+            while not answers.complete and (line := await _next_line(process, on_wait)):
                 answers.take(line)
         await asyncio.wait([ended], timeout=_GRACE_S)
     # A line that is too long, too deep or no JSON is no answer either.
@@ -143,12 +142,16 @@ class _Answers:
                 raise ValueError(f"not a line of a job: {line[:80]!r}")
 
 
-async def _next_line(stdout: asyncio.StreamReader, on_wait: Callable[[], None]) -> bytes:
+async def _next_line(process: asyncio.subprocess.Process, on_wait: Callable[[], None]) -> bytes:
+    """The child's next line; nothing once it has closed its output or has ended, whoever holds that open."""
+    assert process.stdout is not None
     while True:
         try:
             async with asyncio.timeout(_BEAT_S):
-                return await stdout.readline()
+                return await process.stdout.readline()
         except TimeoutError:
+            if process.returncode is not None:
+                return b""
             on_wait()
 
 

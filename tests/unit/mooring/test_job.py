@@ -124,6 +124,17 @@ async def test_what_the_child_started_holds_nobody_up(
     assert len(os.listdir("/proc/self/fd")) <= num_files
 
 
+async def test_a_child_that_is_gone_is_not_waited_for_whoever_holds_its_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mooring.job._GRACE_S", 0.5)
+    heirs: list[int] = []
+    async with asyncio.timeout(20):
+        with pytest.raises(ArtifactError, match="ended with status 3"):
+            await run_job(job("fork", max_s=None), lambda stage, done, total: heirs.append(done))
+    os.kill(heirs[-1], signal.SIGKILL)
+
+
 async def test_an_error_of_ours_ends_a_silent_child() -> None:
     def refuse() -> None:
         raise ShuttingDownError("the server shut down")
