@@ -26,7 +26,9 @@ class SpareMemory:
     def give_back(self) -> None:
         """Gives memory back to the system if the process has grown since the last time. A reading takes some
         microseconds, so it may be called after every piece of work."""
-        if self._resident_bytes() <= self._needed_bytes + _MOST_SPARE_BYTES:
+        resident_bytes = self._resident_bytes()
+        self._needed_bytes = min(self._needed_bytes, resident_bytes)
+        if resident_bytes <= self._needed_bytes + _MOST_SPARE_BYTES:
             return
         gc.collect()  # a template can make something huge that refers to itself
         if self._malloc_trim is not None:
