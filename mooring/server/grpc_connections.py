@@ -44,8 +44,11 @@ class GrpcConnections:
         with ThreadPoolExecutor(1, "grpc-connections") as thread:  # thousands of files take 30 ms
             while True:
                 await asyncio.sleep(_LOOK_EVERY_S)
-                if num_open_files() > self._max_per_address:
-                    await loop.run_in_executor(thread, self._look)
+                try:
+                    if num_open_files() > self._max_per_address:
+                        await loop.run_in_executor(thread, self._look)
+                except OSError as error:  # no descriptor is left for the look itself
+                    _log.warning("the connections of the gRPC port cannot be looked at now: %s", error)
 
     def _look(self) -> None:
         found = {peer: fd for fd in _open_files() if (peer := self._client_of(fd)) is not None}
