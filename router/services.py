@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,8 +30,8 @@ class RouterServices:
         config: the doors' limits.
         text_models: tokenizers and chat templates.
         in_flight: counts what each tenant has in flight.
-        exposure: who can reach the doors.
         ttft_target_s: seconds within which a request is to have its first token.
+        exposure: who can reach the doors.
     """
 
     tokens: TokenSource
@@ -43,5 +42,5 @@ class RouterServices:
     config: RouterConfig
     text_models: TextModels
     in_flight: InFlight
+    ttft_target_s: float
     exposure: Exposure = field(default_factory=Exposure)
-    ttft_target_s: float = math.inf

@@ -234,6 +234,7 @@ def services(
         config=config,
         text_models=TextModels(config, text_starter()),
         in_flight=InFlight(config),
+        ttft_target_s=60.0,
         exposure=exposure or Exposure(allow_anonymous=allow_anonymous),
     )
 
