@@ -1,8 +1,9 @@
 """Three models under bursty, skewed traffic on one budget: elastic, statically partitioned, and swapped.
 
-``mooring bench sharing --out DIR``. Real servers, one for each policy, at each load one after the other with
-the same trace (``benchmarks.traces``; the traces lie beside the report, for anybody to replay). First on a
-budget that holds all weights and little KV, then on one that holds two of the three models.
+``mooring bench sharing --out DIR``. First in virtual time, over a grid of budgets, wakes and loads
+(``benchmarks.sharing_simulated``). Then real servers, one for each policy, at each load one after the other with
+the same trace (``benchmarks.traces``; the traces lie beside the report, for anybody to replay): on a budget that
+holds all weights and little KV, then on one that holds two of the three models.
 """
 
 from __future__ import annotations
@@ -10,23 +11,33 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.engine_setup import load_engine
 from benchmarks.llama_cpp_peer import measure_peer
 from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models
 from benchmarks.replay import Summary, Targets, Timing, replay, summarize
 from benchmarks.report import Report
 from benchmarks.sharing_figures import FULL_GOAL, STATIC_GOAL, compare, highest_load
 from benchmarks.sharing_policies import Arrangement, Budget, SharingPolicy, write_config
+from benchmarks.sharing_simulated import (
+    fit_step_costs,
+    grid_figures,
+    quick_grid,
+    report_grid,
+    simulate_grid,
+    whole_grid,
+)
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace, write_trace
 from mooring.units import format_bytes
 from ops.running_server import RunningServer
 
-__all__ = ["SharingLoad", "main"]
+__all__ = ["PARTS", "SharingLoad", "main"]
 
+PARTS = ("simulated", "real")
 MODELS = ("popular", "middling", "rare")
 TTFT_TIMES_ALONE, TPOT_TIMES_ALONE = 10.0, 8.0
 # Multiple of the rate of one request after the other; batching does more than that rate.
@@ -53,6 +64,7 @@ class SharingLoad:
         num_alone: requests from which the targets are found.
         budgets: measured one after the other; the targets are found on the first.
         num_threads: threads that torch computes with; None leaves the engine's own choice.
+        is_quick: whether a few cells in virtual time are enough.
     """
 
     shape: dict[str, object]
@@ -66,6 +78,7 @@ class SharingLoad:
     num_alone: int = 6
     budgets: tuple[Budget, ...] = tuple(Budget)
     num_threads: int | None = None
+    is_quick: bool = False
 
     @classmethod
     def full(cls, duration_s: float, seed: int) -> SharingLoad:
@@ -89,6 +102,7 @@ class SharingLoad:
             num_alone=3,
             budgets=(Budget.ALL,),
             num_threads=1,
+            is_quick=True,
         )
 
 
@@ -176,54 +190,87 @@ class _Bench:
 
 
 def main(
-    out: Path, load: SharingLoad, show: Callable[[str], None], peer_gguf: Path | None = None
+    out: Path,
+    load: SharingLoad,
+    show: Callable[[str], None],
+    parts: Collection[str] = PARTS,
+    peer_gguf: Path | None = None,
 ) -> dict[str, float]:
-    """Measures everything and writes the report; returns the figures.
+    """Measures everything and writes the report; returns the figures, named with ``_real`` where servers ran.
 
     Args:
         show: called with a line for each measurement as it is known.
+        parts: of ``PARTS``.
         peer_gguf: a model file that llama-cpp-python's server serves under three names, beside us.
     """
     report = Report(out, "Three models under bursts on one budget")
-    traces = out / "traces"
-    traces.mkdir(exist_ok=True)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
-        scratch = Path(name)
-        folders = make_random_models(scratch / "models", load.shape, MODELS, "bf16")
-        arrangement = Arrangement.of(folders, "bf16", load.max_model_len, load.num_sequences)
-        goal: _Goal | None = None
-        for budget in load.budgets:
-            show(f"budget for {budget.value}: {format_bytes(arrangement.budget_bytes(budget))}")
-            with ExitStack() as stack:
-                servers = {
-                    policy: stack.enter_context(
-                        _server(scratch, arrangement, budget, policy, load.num_threads)
-                    )
-                    for policy in SharingPolicy
-                }
-                for server in servers.values():
-                    _alone(server, load)  # everything is in the host cache now, and pages have been touched
-                if goal is None:
-                    goal = _Goal.found(_alone(servers[SharingPolicy.ELASTIC], load))
-                    _describe(report, arrangement, load, goal.targets)
-                bench = _Bench(
-                    load, servers, goal.targets, traces, show, {policy: {} for policy in SharingPolicy}
-                )
-                fit = arrangement.num_models(budget) / len(load.trace.models)
-                bench.explore(_FIRST_LOAD_TIMES_ALONE * fit * goal.alone_per_s)
-            elastic, static, swap = (bench.curves[policy] for policy in SharingPolicy)
-            found = compare(elastic, static, swap, load.trace.duration_s)
-            suffix = "" if budget is Budget.ALL else f"_{budget.value}"
-            figures |= {f"{figure}{suffix}": value for figure, value in found.items()}
-            _show_curves(report, budget, bench.curves)
-        assert goal is not None, "there is a budget"
-        peer = measure_peer(scratch, peer_gguf, load.trace, goal.targets, goal.alone_per_s, load.patience_s)
-    report.text(f"## llama-cpp-python's server with its model swap, for orientation\n\n{peer.description}")
-    report.data("llama_cpp_python", {str(rate): asdict(summary) for rate, summary in peer.curve.items()})
+        folders = make_random_models(Path(name) / "models", load.shape, MODELS, "bf16")
+        if "simulated" in parts:
+            figures |= _simulate(report, load, folders[MODELS[0]], show)
+        if "real" in parts:
+            found = _measure(report, load, folders, Path(name), show, peer_gguf)
+            figures |= {f"{figure}_real": value for figure, value in found.items()}
     for figure, value in figures.items():
         report.figure(figure, value)
     report.write()
+    return figures
+
+
+def _simulate(
+    report: Report, load: SharingLoad, folder: Path, show: Callable[[str], None]
+) -> dict[str, float]:
+    costs = fit_step_costs(load_engine(folder))
+    ttft_s = costs.of(0, round(statistics.fmean(load.trace.prompt_tokens)))
+    targets = Targets(TTFT_TIMES_ALONE * ttft_s, TPOT_TIMES_ALONE * costs.of(1, 0))
+    grid = whole_grid(costs, load.trace, load.num_sequences * load.max_model_len, targets)
+    grid = quick_grid(grid) if load.is_quick else grid
+    cells, requests_per_s = simulate_grid(grid, show)
+    report_grid(report, grid, cells, requests_per_s)
+    return {**grid_figures(cells, len(MODELS)), "simulated_requests_per_s": requests_per_s}
+
+
+def _measure(
+    report: Report,
+    load: SharingLoad,
+    folders: Mapping[str, Path],
+    scratch: Path,
+    show: Callable[[str], None],
+    peer_gguf: Path | None,
+) -> dict[str, float]:
+    """Measures real servers."""
+    traces = report.out / "traces"
+    traces.mkdir(exist_ok=True)
+    figures: dict[str, float] = {}
+    arrangement = Arrangement.of(folders, "bf16", load.max_model_len, load.num_sequences)
+    goal: _Goal | None = None
+    for budget in load.budgets:
+        show(f"budget for {budget.value}: {format_bytes(arrangement.budget_bytes(budget))}")
+        with ExitStack() as stack:
+            servers = {
+                policy: stack.enter_context(_server(scratch, arrangement, budget, policy, load.num_threads))
+                for policy in SharingPolicy
+            }
+            for server in servers.values():
+                _alone(server, load)  # everything is in the host cache now, and pages have been touched
+            if goal is None:
+                goal = _Goal.found(_alone(servers[SharingPolicy.ELASTIC], load))
+                _describe(report, arrangement, load, goal.targets)
+            bench = _Bench(
+                load, servers, goal.targets, traces, show, {policy: {} for policy in SharingPolicy}
+            )
+            fit = arrangement.num_models(budget) / len(load.trace.models)
+            bench.explore(_FIRST_LOAD_TIMES_ALONE * fit * goal.alone_per_s)
+        elastic, static, swap = (bench.curves[policy] for policy in SharingPolicy)
+        found = compare(elastic, static, swap, load.trace.duration_s)
+        suffix = "" if budget is Budget.ALL else f"_{budget.value}"
+        figures |= {f"{figure}{suffix}": value for figure, value in found.items()}
+        _show_curves(report, budget, bench.curves)
+    assert goal is not None, "there is a budget"
+    peer = measure_peer(scratch, peer_gguf, load.trace, goal.targets, goal.alone_per_s, load.patience_s)
+    report.text(f"## llama-cpp-python's server with its model swap, for orientation\n\n{peer.description}")
+    report.data("llama_cpp_python", {str(rate): asdict(summary) for rate, summary in peer.curve.items()})
     return figures
 
 

@@ -74,6 +74,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Tiny models, seconds: whet
 @app.command()
 def sharing(
     out: Out = Path("bench-out/sharing"),
+    part: Annotated[list[str] | None, typer.Option(help="simulated or real; both if not given.")] = None,
     duration_s: Annotated[float, typer.Option(min=1, help="Of the trace at each load.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
     peer_gguf: Annotated[
@@ -84,10 +85,12 @@ def sharing(
 ) -> None:
     """Share one budget between three models under bursts: elastic, statically cut, one at a time."""
     _check_can_draw()
-    from benchmarks.sharing import SharingLoad, main
+    from benchmarks.sharing import PARTS, SharingLoad, main
 
+    if unknown := sorted(set(part or ()) - set(PARTS)):
+        raise ConfigurationError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     load = SharingLoad.quick(seed) if quick else SharingLoad.full(duration_s, seed)
-    figures = main(out, load, console().print, peer_gguf)
+    figures = main(out, load, console().print, part or PARTS, peer_gguf)
     for name, value in figures.items():
         console().print(f"{name}: {value:.3g}")
     console().print(f"Report: {out / 'report.md'}")

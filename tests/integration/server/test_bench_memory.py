@@ -98,7 +98,9 @@ def test_the_gpu_benchmark_notices_a_wake_that_brings_nothing(
 def test_the_sharing_benchmark_draws_curves_of_all_three_policies(tmp_path: Path) -> None:
     lines: list[str] = []
     sharing(tmp_path, SharingLoad.quick(seed=0), lines.append)
-    results(tmp_path)
+    figures = results(tmp_path)
+    assert figures["simulated_requests_per_s"] > 0
+    assert 0 < figures["worst_elastic_over_static"] < 10
     data = json.loads((tmp_path / "results.json").read_text())["data"]
     assert set(data["all"]) == {"elastic", "static", "swap"}
     for curve in data["all"].values():
