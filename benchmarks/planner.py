@@ -45,6 +45,9 @@ class InstantCopy:
     fd = -1
     checksum = None
 
+    async def read(self) -> None:
+        """Does nothing: nothing is to be read."""
+
     def release(self) -> None:
         """Does nothing: nothing is held."""
 
@@ -52,16 +55,19 @@ class InstantCopy:
 class InstantHostCache:
     """A host cache that has every artifact."""
 
-    async def get(self, ref: ArtifactRef) -> HeldCopy:
+    budget_bytes = 1 << 60
+    free_bytes = 1 << 60
+
+    def hold(self, ref: ArtifactRef) -> HeldCopy:
         return InstantCopy()
 
+    def holds(self, key: str) -> bool:
+        return True
+
+    def open_file(self, ref: ArtifactRef) -> int:
+        raise NotImplementedError("there is room for every copy")
+
     def contains(self, key: str) -> bool:
-        return True
-
-    def can_hold(self, num_bytes: int) -> bool:
-        return True
-
-    def has_room(self, num_bytes: int) -> bool:
         return True
 
     def expect(self, ref: ArtifactRef) -> None:
@@ -87,9 +93,17 @@ class InstantWorker:
     device = "cpu"
 
     async def load(
-        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+        self,
+        replica_id: str,
+        deployment: DeploymentSpec,
+        weights_fd: int,
+        checksum: int | None = None,
+        from_file: bool = False,
     ) -> int:
         return deployment.weights_bytes
+
+    async def drop_host_copy(self, replica_id: str) -> None:
+        """Does nothing: nothing is held."""
 
     async def sleep(self, replica_id: str) -> int:
         return WEIGHTS_PAGES * PAGE_BYTES

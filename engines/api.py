@@ -181,6 +181,7 @@ class LoadSpec:
         kv_cap_bytes: most KV that this replica may hold; None means no cap.
         host_copy_checksum: sum of the host copy by ``memory_manager.word_sum``, looked at whenever the weights have
             come; None if nobody can write to the copy.
+        from_file: whether the weights come from the packed file, and not from a host copy.
     """
 
     replica_id: str
@@ -190,28 +191,34 @@ class LoadSpec:
     kv_guarantee_bytes: int = 0
     kv_cap_bytes: int | None = None
     host_copy_checksum: int | None = None
+    from_file: bool = False
 
 
 class Engine(Protocol):
     """An engine inside its worker process.
 
     Threads: ``launch``, ``finish``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
-    ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on; what they bring
-    takes part from the step thread's next call on. ``sleep`` and ``unload`` are called on the step thread,
-    between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
+    ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on, as ``drop_host_copy``
+    may; what they bring takes part from the step thread's next call on. ``sleep`` and ``unload`` are called on the
+    step thread, between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
     """
 
     def capabilities(self) -> Capabilities: ...
 
-    def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
+    def load(self, spec: LoadSpec, weights_fd: int) -> int:
         """Makes the replica resident from its host copy, a readable descriptor of the packed weights. The
-        descriptor is the engine's from here on: kept open for later wakes, closed at unload, when the load
-        fails, and when the replica is here already. Returns the device bytes held.
+        descriptor is the engine's from here on: kept open for later wakes, closed at ``drop_host_copy`` and unload,
+        when the load fails, and when the replica is here already. If it is the packed file's, it is read once, in
+        pieces that take little host memory, and closed. Returns the device bytes held.
 
         Raises:
             ArtifactError: the manifest is not of a kind this engine can run.
             InsufficientMemoryError: the lease is smaller than the weights.
         """
+        ...
+
+    def drop_host_copy(self, replica_id: str) -> None:
+        """Lets go of a resident replica's host copy, if it has one; from now on the replica can only be unloaded."""
         ...
 
     def unload(self, replica_id: str) -> None: ...

@@ -39,7 +39,7 @@ from engines.kinds import KINDS, EngineKind
 from engines.link.flight_recorder import FlightRecorder
 from memory_manager.ports import LeaseStatus
 from memory_manager.stats import ReplicaStats, WorkerStats
-from mooring.errors import ContextLengthError, InvalidRequestError, NotFoundError
+from mooring.errors import ConflictError, ContextLengthError, InvalidRequestError, NotFoundError
 
 __all__ = ["NullEngine", "null_engine", "null_token"]
 
@@ -67,7 +67,7 @@ class _Sequence:
 @dataclass(slots=True)
 class _Replica:
     spec: LoadSpec
-    host_copy_fd: int
+    host_copy_fd: int | None
     weights_bytes: int
     resident: bool = True
     running: dict[int, _Sequence] = field(default_factory=dict)
@@ -103,21 +103,30 @@ class NullEngine:
     def capabilities(self) -> Capabilities:
         return self._kind.capabilities(self._device)
 
-    def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
-        """Keeps the descriptor until the replica is unloaded; its weights are bytes on paper only."""
+    def load(self, spec: LoadSpec, weights_fd: int) -> int:
+        """Keeps a host copy's descriptor, though the weights are bytes on paper only."""
         replica = self._replicas.get(spec.replica_id)
         if replica is not None:
-            os.close(host_copy_fd)
+            os.close(weights_fd)
             replica.resident = True
             replica.weights_bytes = spec.weights_lease_bytes
             return replica.weights_bytes
-        self._replicas[spec.replica_id] = _Replica(spec, host_copy_fd, spec.weights_lease_bytes)
+        self._replicas[spec.replica_id] = _Replica(spec, weights_fd, spec.weights_lease_bytes)
+        if spec.from_file:
+            self.drop_host_copy(spec.replica_id)
         return spec.weights_lease_bytes
+
+    def drop_host_copy(self, replica_id: str) -> None:
+        replica = self._replica(replica_id)
+        if replica.host_copy_fd is not None:
+            os.close(replica.host_copy_fd)
+            replica.host_copy_fd = None
 
     def unload(self, replica_id: str) -> None:
         if replica_id in self._replicas:
             self.sleep(replica_id)
-            os.close(self._replicas.pop(replica_id).host_copy_fd)
+            self.drop_host_copy(replica_id)
+            del self._replicas[replica_id]
 
     def sleep(self, replica_id: str) -> int:
         replica = self._replica(replica_id)
@@ -131,6 +140,8 @@ class NullEngine:
 
     def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
         replica = self._replica(replica_id)
+        if replica.host_copy_fd is None and not replica.resident:
+            raise ConflictError(f"{replica_id} has no host copy to wake from: unload it")
         replica.weights_bytes = weights_lease_bytes
         replica.resident = True
         return weights_lease_bytes

@@ -54,6 +54,8 @@ class Capabilities:
         warm: where weights wait off the device.
         adapters: it can load adapters beside a base model.
         pid: its process.
+        maps_host_copy: the weights of a replica that came by way of a host copy are that copy's own pages, so that
+            the copy cannot go while it is resident.
     """
 
     engine: str
@@ -63,6 +65,7 @@ class Capabilities:
     warm: WarmPlace
     adapters: bool
     pid: int
+    maps_host_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +120,29 @@ class WorkerPort(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     async def load(
-        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+        self,
+        replica_id: str,
+        deployment: DeploymentSpec,
+        weights_fd: int,
+        checksum: int | None = None,
+        from_file: bool = False,
     ) -> int:
         """Makes the replica resident; returns the device bytes of its weights.
 
         Args:
+            weights_fd: descriptor of its host copy, which the worker keeps for wakes.
             checksum: of the host copy (``memory_manager.word_sum``), looked at now and at each wake; None if nobody
                 can have written to it.
+            from_file: the descriptor is the packed file's, which is read once, in pieces; the replica cannot sleep
+                then, as after ``drop_host_copy``.
 
         Raises:
-            HostCopyAlteredError: it has another one.
+            HostCopyAlteredError: it has another checksum.
         """
+        ...
+
+    async def drop_host_copy(self, replica_id: str) -> None:
+        """Lets go of the host copy of a resident replica, which can only be unloaded from now on."""
         ...
 
     async def sleep(self, replica_id: str) -> int: ...

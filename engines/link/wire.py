@@ -254,6 +254,7 @@ def capabilities_to_wire(capabilities: Capabilities) -> pb.CapabilitiesResponse:
         warm=capabilities.warm.value,
         adapters=capabilities.adapters,
         pid=capabilities.pid,
+        maps_host_copy=capabilities.maps_host_copy,
     )
 
 
@@ -266,6 +267,7 @@ def capabilities_from_wire(message: pb.CapabilitiesResponse) -> Capabilities:
         warm=WarmPlace(message.warm),
         adapters=message.adapters,
         pid=message.pid,
+        maps_host_copy=message.maps_host_copy,
     )
 
 

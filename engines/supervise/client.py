@@ -202,22 +202,31 @@ class WorkerClient:
     # Verbs -----------------------------------------------------------------------------------------
 
     async def load(
-        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+        self,
+        replica_id: str,
+        deployment: DeploymentSpec,
+        weights_fd: int,
+        checksum: int | None = None,
+        from_file: bool = False,
     ) -> int:
-        """See ``WorkerPort.load``. The caller keeps ``host_copy_fd``."""
-        key = await self._descriptors.send(deployment.artifact.key, host_copy_fd)
+        """See ``WorkerPort.load``. The caller keeps ``weights_fd``."""
+        key = await self._descriptors.send(deployment.artifact.key, weights_fd)
         request = pb.LoadRequest(
             replica_id=replica_id,
-            host_copy_key=key,
+            descriptor_key=key,
             manifest_json=deployment.artifact.manifest_json,
             max_model_len=deployment.max_model_len,
             weights_lease_bytes=deployment.weights_bytes,
             kv_guarantee_bytes=deployment.kv_guarantee_bytes,
             kv_cap_bytes=deployment.policy.kv_cap_bytes or 0,
             host_copy_checksum=checksum,
+            from_file=from_file,
         )
         response: pb.LoadResponse = await self._call(self._stub.Load, request)
         return response.weights_bytes
+
+    async def drop_host_copy(self, replica_id: str) -> None:
+        await self._call(self._stub.DropHostCopy, pb.DropHostCopyRequest(replica_id=replica_id))
 
     async def unload(self, replica_id: str) -> None:
         await self._call(self._stub.Unload, pb.UnloadRequest(replica_id=replica_id))

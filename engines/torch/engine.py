@@ -110,21 +110,24 @@ class TorchEngine:
         self._process = psutil.Process()
 
     def capabilities(self) -> Capabilities:
-        return engine_kind("torch").capabilities(self._config.device)
+        maps_host_copy = self._config.cpu_wake == "remap" and not self._kv_memory.is_cuda
+        return dataclasses.replace(
+            engine_kind("torch").capabilities(self._config.device), maps_host_copy=maps_host_copy
+        )
 
     # Residency -------------------------------------------------------------------------------------
 
     @naming_device_loss()
-    def load(self, spec: LoadSpec, host_copy_fd: int) -> int:
+    def load(self, spec: LoadSpec, weights_fd: int) -> int:
         """See the protocol. The descriptor is the engine's from here on: it is closed when the load fails
         and when the replica is here already, which a second load wakes if it sleeps."""
         if spec.replica_id in self._places:
-            os.close(host_copy_fd)
+            os.close(weights_fd)
             return self.wake(spec.replica_id, spec.weights_lease_bytes)
-        with closed_on_error(host_copy_fd):
+        with closed_on_error(weights_fd):
             replica = TorchReplica(
                 spec,
-                host_copy_fd,
+                weights_fd,
                 self._arena,
                 self._kv_memory,
                 self._core_turns,
@@ -145,6 +148,10 @@ class TorchEngine:
         self._places[spec.replica_id] = _Place(replica, last_step=self._steps_total)
         self._arrived.append(replica)
         return replica.weights_bytes
+
+    @naming_device_loss()
+    def drop_host_copy(self, replica_id: str) -> None:
+        self._place(replica_id).replica.drop_host_copy()
 
     @naming_device_loss()
     def unload(self, replica_id: str) -> None:

@@ -30,7 +30,7 @@ from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.stats import ReplicaStats
-from mooring.errors import ArtifactError, MooringError
+from mooring.errors import ArtifactError, ConflictError, MooringError
 
 __all__ = ["TorchReplica"]
 
@@ -44,7 +44,8 @@ class TorchReplica:
     ``restore``. ``restore`` may run beside the step thread, everything else belongs to it.
 
     Args:
-        host_copy_fd: of the packed weights; kept, and closed by ``close``.
+        weights_fd: of the host copy, kept until ``drop_host_copy`` or ``close`` closes it; or of the packed file,
+            from which the weights come once.
         kv_memory: uint8, the pool's whole range.
 
     Raises:
@@ -55,7 +56,7 @@ class TorchReplica:
     def __init__(
         self,
         spec: LoadSpec,
-        host_copy_fd: int,
+        weights_fd: int,
         arena: Arena,
         kv_memory: Tensor,
         core_turns: CoreTurns,
@@ -68,7 +69,7 @@ class TorchReplica:
         if manifest.layout != PLAIN_LAYOUT:
             raise ArtifactError(f"the artifact has layout {manifest.layout!r}, which this engine cannot read")
         self._spec = spec
-        self._host_copy_fd = host_copy_fd
+        self._weights_fd: int | None = weights_fd
         self._engine_config = config
         self._recorder = recorder
         self._artifact = hashlib.sha256(spec.manifest_json).digest()
@@ -134,13 +135,29 @@ class TorchReplica:
             InsufficientMemoryError: the lease is smaller than the weights, or the arena has no more.
             ArtifactError: the host copy is not what the manifest says.
             HostCopyAlteredError: something wrote to it.
+            ConflictError: there is none any more.
         """
-        self._weights.restore(self._host_copy_fd, weights_lease_bytes, core_share=core_share)
+        if self._weights_fd is None:
+            raise ConflictError(f"{self.replica_id} has no host copy to wake from: unload it")
+        from_file = self._spec.from_file
+        self._weights.restore(
+            self._weights_fd, weights_lease_bytes, core_share=core_share, from_file=from_file
+        )
+        if from_file:
+            self.drop_host_copy()
         try:
             self._next_runner = self._new_runner(cache, swap_space)
         except BaseException:  # whatever stopped it, the pages go back
             self._weights.release()
             raise
+
+    def drop_host_copy(self) -> None:
+        """Lets go of the host copy, so that the replica cannot come back once its weights are released; safe to
+        call again."""
+        self._weights.unpin()
+        if self._weights_fd is not None:
+            os.close(self._weights_fd)
+            self._weights_fd = None
 
     def _new_runner(self, cache: BlockStore, swap_space: SwapSpace) -> SequenceRunner:
         return SequenceRunner(
@@ -197,7 +214,7 @@ class TorchReplica:
         """Gives everything back, the descriptor of the host copy included. It is detached."""
         self.release()
         self._weights.close()
-        os.close(self._host_copy_fd)
+        self.drop_host_copy()
 
     def stats(self, pool: KVPool) -> ReplicaStats:
         held_bytes, live_bytes, idle_bytes = pool.usage(self.replica_id) if self.runner else (0, 0, 0)

@@ -144,7 +144,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         async def load() -> pb.LoadResponse:
             started_s = self._clock()
             descriptor = await self._descriptors.claim(
-                request.host_copy_key, self._config.descriptor_timeout_s
+                request.descriptor_key, self._config.descriptor_timeout_s
             )
             spec = LoadSpec(
                 replica_id=request.replica_id,
@@ -156,6 +156,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
                 host_copy_checksum=(
                     request.host_copy_checksum if request.HasField("host_copy_checksum") else None
                 ),
+                from_file=request.from_file,
             )
             weights_bytes = await self._copying(partial(self._engine.load, spec, descriptor))
             return pb.LoadResponse(weights_bytes=weights_bytes, seconds=self._clock() - started_s)
@@ -194,6 +195,15 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             return pb.UnloadResponse()
 
         return await self._verb(context, request.replica_id, unload)
+
+    async def DropHostCopy(  # noqa: N802
+        self, request: pb.DropHostCopyRequest, context: _Context
+    ) -> pb.DropHostCopyResponse:
+        async def drop() -> pb.DropHostCopyResponse:
+            await self._copying(partial(self._engine.drop_host_copy, request.replica_id))
+            return pb.DropHostCopyResponse()
+
+        return await self._verb(context, request.replica_id, drop)
 
     async def LoadAdapter(  # noqa: N802
         self, request: pb.LoadAdapterRequest, context: _Context

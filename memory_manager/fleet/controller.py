@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.audit import Audit
@@ -35,9 +35,10 @@ from memory_manager.fleet.records import (
 )
 from memory_manager.fleet.roster import Roster
 from memory_manager.fleet.status import DeploymentStatus, Snapshot
-from memory_manager.fleet.views import deployment_status, planner_state, snapshot, unsettled
+from memory_manager.fleet.views import HostTier, deployment_status, planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
 from memory_manager.fleet.worker_group import Worker
+from memory_manager.policy.plan_types import PlannerState
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
 from memory_manager.policy.what_if import WayIn, way_in
@@ -288,8 +289,7 @@ class MemoryManager:
         """
         self._deployment(name)
         now_s = self._clock()
-        everything = self._deployments.values(), self._replicas.values()
-        state = planner_state(self._ledgers, self._workers, *everything, self._config, now_s)
+        state = self._state(self._deployments.values(), self._replicas.values(), now_s)
         return way_in(state, name, now_s, self._config)
 
     def status(self, name: str) -> DeploymentStatus | None:
@@ -339,9 +339,7 @@ class MemoryManager:
         deployments, replicas, next_due_s = unsettled(self._deployments.values(), self._replicas.values())
         for deployment in deployments:
             deployment.rescale(now_s, self._config)
-        state = planner_state(
-            self._ledgers, self._workers, deployments, replicas, self._config, now_s, next_due_s
-        )
+        state = self._state(deployments, replicas, now_s, next_due_s)
         decided = plan(state, now_s, self._config)
         for deployment in deployments:
             self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
@@ -349,6 +347,19 @@ class MemoryManager:
             self._execution.begin(action)
         self._admission.serve(deployments)
         self._schedule.after(decided.next_at_s - now_s)
+
+    def _state(
+        self,
+        deployments: Iterable[Deployment],
+        replicas: Collection[Replica],
+        now_s: float,
+        next_due_s: float = math.inf,
+    ) -> PlannerState:
+        """See ``planner_state``."""
+        host = HostTier(self._host_cache, self._replicas.values())
+        return planner_state(
+            self._ledgers, self._workers, host, deployments, replicas, self._config, now_s, next_due_s
+        )
 
     def _note_move(self) -> None:
         self._has_moved = True

@@ -10,7 +10,17 @@ from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.moves import Moves
 from memory_manager.fleet.records import Replica
 from memory_manager.fleet.worker_group import Worker, WorkerGroup
-from memory_manager.policy.plan_types import Action, Drain, Load, Resume, SetKVLease, Sleep, Unload, Wake
+from memory_manager.policy.plan_types import (
+    Action,
+    Drain,
+    DropCopy,
+    Load,
+    Resume,
+    SetKVLease,
+    Sleep,
+    Unload,
+    Wake,
+)
 from memory_manager.policy.residency import Residency
 from mooring.units import format_bytes
 
@@ -56,7 +66,7 @@ class Execution:
                 self._moves.enter(replica, Residency.RESIDENT, reason)
             case Load(replica_id, worker_id, reason):
                 replica, group = self._replicas[replica_id], WorkerGroup((self._workers[worker_id],))
-                self._moves.begin_bringing(replica, group, reason)
+                self._moves.begin_bringing(replica, group, reason, action.from_file)
                 self._reporter.of_replica(EventKind.LOAD, replica, reason, action.figures)
                 self.spawn(group, self._moves.load(replica, group))
             case Wake(replica_id, reason):
@@ -72,6 +82,8 @@ class Execution:
                 kind = EventKind.EVICT if action.room_for else EventKind.UNLOAD
                 replica, group = self._leaving(replica_id, kind, action)
                 self.spawn(group, self._moves.unload(replica, group, reason))
+            case DropCopy(replica_id, reason, wanted_bytes):
+                self._moves.drop_copy(self._replicas[replica_id], reason, wanted_bytes)
 
     def _set_kv_lease(self, worker: Worker, num_bytes: int) -> None:
         before_bytes = worker.kv.target_bytes

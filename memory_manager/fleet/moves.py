@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.records import HeldCopy, HostCopies, Replica
+from memory_manager.fleet.records import HostCopies, Replica
 from memory_manager.fleet.worker_group import WorkerGroup, attempt
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.policy.plan_types import Figures
@@ -43,7 +44,7 @@ class Moves:
     """Moves replicas. Each coroutine runs as a task of the workers that it concerns.
 
     Args:
-        replicas: all there are, to find sleepers whose host copies can go.
+        replicas: all there are, to find those whose host copies can go.
         emit: told of every transition.
         reporter: told how moves ended.
         on_failed: told when a replica has failed; its error goes to whoever waits.
@@ -107,12 +108,14 @@ class Moves:
 
     # Bringing in.
 
-    def begin_bringing(self, replica: Replica, group: WorkerGroup, reason: str) -> int:
-        """Takes the leases and begins a load or wake; returns the lease that there was, of what a sleeper kept on
-        the device.
+    def begin_bringing(
+        self, replica: Replica, group: WorkerGroup, reason: str, from_file: bool = False
+    ) -> int:
+        """Takes the leases and begins a load or wake; returns the lease that there was, of what a sleeper kept on the
+        device. A load has a lease of host memory too, unless the weights come ``from_file``.
 
         Raises:
-            InternalError: a ledger has no room, which the planner should have known.
+            InternalError, InsufficientMemoryError: a ledger has no room, which the planner should have known.
         """
         kept_bytes = replica.lease_bytes
         missing_bytes = replica.spec.weights_bytes - kept_bytes
@@ -127,6 +130,8 @@ class Moves:
             self.enter(replica, Residency.COLD, "tried again")
             if self.off_device(replica) is Residency.WARM:
                 self.enter(replica, Residency.WARM, "host copy kept")
+        if replica.group is None and not from_file:
+            replica.host_copy = self._host_cache.hold(replica.spec.artifact)
         replica.group = group
         replica.in_flight = True
         is_warm = replica.residency is Residency.WARM
@@ -144,58 +149,63 @@ class Moves:
         await self._arrive(replica, group, held_bytes, kept_bytes)
 
     async def _load(self, replica: Replica, group: WorkerGroup) -> int:
-        if replica.host_copy is None:
-            replica.host_copy = await self._host_copy(replica)
-        copy = replica.host_copy
+        ref, copy = replica.spec.artifact, replica.host_copy
+        if copy is None:
+            file_fd = self._host_cache.open_file(ref)
+            try:
+                return await group.load(replica.replica_id, replica.spec, file_fd, from_file=True)
+            finally:
+                os.close(file_fd)
+        try:
+            await copy.read()
+        except InsufficientMemoryError:  # the host has less memory than the budget
+            self._host_cache.give_up(ref.num_bytes)  # for the next attempt
+            raise
         held_bytes = await group.load(replica.replica_id, replica.spec, copy.fd, copy.checksum)
         if group.first.capabilities.warm is not WarmPlace.HOST_CACHE:
             replica.let_host_copy_go()
         return held_bytes
 
-    async def _host_copy(self, replica: Replica) -> HeldCopy:
-        """From the cache; where that is full of copies in use, sleepers give theirs up one by one."""
-        ref = replica.spec.artifact
-        while True:
-            try:
-                return await self._host_cache.get(ref)
-            except InsufficientMemoryError:
-                if self._host_cache.has_room(ref.num_bytes):  # it is the host that has no memory
-                    self._host_cache.give_up(ref.num_bytes)  # for the next attempt
-                    raise
-                sleepers = self.sleepers() if self._host_cache.can_hold(ref.num_bytes) else []
-                if not sleepers:
-                    raise
-            reason = f"its host memory is wanted for {replica.spec.name}"
-            await asyncio.wait([self.forget_sleeper(*sleepers[0], reason, ref.num_bytes)])
+    # Host copies that others' memory is wanted for.
 
-    def sleepers(self) -> list[tuple[Replica, WorkerGroup]]:
-        """Sleepers whose host copies can go once their workers have forgotten them, the longest unused first and
-        those that somebody waits for last. One whose worker would not is left alone until it is to be asked again."""
+    def with_copies_to_drop(self) -> list[Replica]:
+        """Replicas that can do without their host copies, the longest unused first, and those that sleep and that
+        somebody waits for last."""
         now_s = self._clock()
-        found = [
-            (each, each.group)
-            for each in self._replicas()
-            if each.residency is Residency.WARM
-            and each.group is not None
-            and each.host_copy is not None
-            and not each.in_flight
-            and each.retry_at_s <= now_s
-        ]
-        return sorted(found, key=lambda pair: (bool(pair[0].deployment.waiters), pair[0].last_used_s))
 
-    def forget_sleeper(
-        self, sleeper: Replica, group: WorkerGroup, reason: str, wanted_bytes: int
-    ) -> asyncio.Task[None]:
-        """Begins to make its workers forget a sleeper, so that its host copy can be evicted. A task of those workers:
-        it goes on where who wanted the memory, ``wanted_bytes`` of it, is gone meanwhile."""
+        def order(replica: Replica) -> tuple[bool, float]:
+            is_awaited = replica.residency is Residency.WARM and bool(replica.deployment.waiters)
+            return is_awaited, replica.copy_unused_since_s
+
+        return sorted((each for each in self._replicas() if each.can_drop_copy(now_s)), key=order)
+
+    def drop_copy(self, replica: Replica, reason: str, wanted_bytes: int) -> asyncio.Task[None]:
+        """Begins to make a replica's workers let go of its host copy, so that it can be evicted; those of a sleeper
+        forget it. A task of those workers: it goes on where who wanted the memory, ``wanted_bytes`` of it, is gone
+        meanwhile."""
+        group = replica.group
+        assert group is not None, "its workers hold the copy"
         figures: Figures = {
             "wanted_bytes": wanted_bytes,
-            "host_copy_bytes": sleeper.spec.artifact.num_bytes,
-            "unused_s": self._clock() - sleeper.last_used_s,
+            "host_copy_bytes": replica.spec.artifact.num_bytes,
+            "unused_s": self._clock() - replica.copy_unused_since_s,
         }
-        self._reporter.of_replica(EventKind.UNLOAD, sleeper, reason, figures)
-        sleeper.in_flight = True
-        return self._spawn(group, self.unload(sleeper, group, reason))
+        replica.in_flight = True
+        if replica.residency is Residency.RESIDENT:
+            self._reporter.of_replica(EventKind.DROP, replica, reason, figures)
+            return self._spawn(group, self._drop_residents_copy(replica, group))
+        self._reporter.of_replica(EventKind.UNLOAD, replica, reason, figures)
+        return self._spawn(group, self.unload(replica, group, reason))
+
+    async def _drop_residents_copy(self, replica: Replica, group: WorkerGroup) -> None:
+        answer = await attempt(group.drop_host_copy(replica.replica_id))
+        if isinstance(answer, WorkerLostError):
+            return
+        replica.in_flight = False
+        if isinstance(answer, MooringError):
+            self.count_failure(replica, answer)
+        else:
+            replica.let_host_copy_go()
 
     async def _arrive(
         self, replica: Replica, group: WorkerGroup, held_bytes: int | MooringError, kept_bytes: int | None

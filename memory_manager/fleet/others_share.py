@@ -91,18 +91,18 @@ class OthersShare:
 
     def give_up_copies(self, num_bytes: int) -> None:
         """Gives so much host memory of copies of weights back to the system: copies that no worker knows at once,
-        then those of sleepers, the longest unused first, which their workers are made to forget."""
+        then those that their workers are made to let go of, the longest unused first."""
         given_bytes = self._host_cache.give_up(num_bytes)
         reason = f"the host lacks {format_bytes(num_bytes)}"
-        for sleeper, group in self._moves.sleepers():
+        for replica in self._moves.with_copies_to_drop():
             if given_bytes >= num_bytes:
                 break
-            num_copy_bytes = sleeper.spec.artifact.num_bytes
+            num_copy_bytes = replica.spec.artifact.num_bytes
             given_bytes += num_copy_bytes
-            forgetting = self._moves.forget_sleeper(sleeper, group, reason, num_bytes)
-            forgetting.add_done_callback(partial(self._forgotten, num_copy_bytes))
+            dropping = self._moves.drop_copy(replica, reason, num_bytes)
+            dropping.add_done_callback(partial(self._dropped, num_copy_bytes))
         self._on_change()
 
-    def _forgotten(self, num_copy_bytes: int, task: asyncio.Task[None]) -> None:
-        """Gives back what nobody holds now: the sleeper's copy, unless its worker failed to forget it."""
+    def _dropped(self, num_copy_bytes: int, task: asyncio.Task[None]) -> None:
+        """Gives back what nobody holds now: the replica's copy, unless its worker failed to let it go."""
         self._host_cache.give_up(num_copy_bytes)

@@ -17,7 +17,7 @@ from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_a
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
-from memory_manager.ports import ArtifactRef, DeploymentSpec
+from memory_manager.ports import ArtifactRef, DeploymentSpec, WarmPlace
 from memory_manager.stats import ReplicaStats
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
 
@@ -49,7 +49,7 @@ _OFF_DEVICE = (Residency.WARM, Residency.COLD, Residency.FAILED)
 
 
 class HeldCopy(Protocol):
-    """A packed artifact in host memory, kept there until released."""
+    """Room for a packed artifact in host memory, and once it is read, the artifact; kept there until released."""
 
     @property
     def fd(self) -> int: ...
@@ -59,29 +59,40 @@ class HeldCopy(Protocol):
         """Checksum of its bytes, if others can write to them."""
         ...
 
+    async def read(self) -> None:
+        """Raises ``InsufficientMemoryError`` if the host has no memory for it."""
+        ...
+
     def release(self) -> None: ...
 
 
 class HostCopies(Protocol):
-    """The host cache, as far as it is needed here."""
+    """The host cache, as far as it is needed here: the ledger of the host tier, and the copies themselves."""
 
-    async def get(self, ref: ArtifactRef) -> HeldCopy:
-        """Raises ``InsufficientMemoryError`` where it is too large, where all else in the cache is in use, and where
-        the host has no memory."""
+    @property
+    def budget_bytes(self) -> int: ...
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the budget that nobody holds; copies that nobody holds are evicted for others by themselves."""
+        ...
+
+    def hold(self, ref: ArtifactRef) -> HeldCopy:
+        """Raises ``InsufficientMemoryError`` if there is no room, which the planner should have known."""
+        ...
+
+    def holds(self, key: str) -> bool:
+        """Whether somebody holds this copy, so that another holder takes no more room."""
+        ...
+
+    def open_file(self, ref: ArtifactRef) -> int:
+        """Opens the packed file, to be read in place of a copy; the caller closes it. Raises ``ArtifactError``."""
         ...
 
     def contains(self, key: str) -> bool: ...
 
     def discard(self, key: str) -> None:
         """Drops a copy whose bytes have changed, once nobody holds it."""
-        ...
-
-    def can_hold(self, num_bytes: int) -> bool:
-        """Whether its budget has so much at all."""
-        ...
-
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether its budget has so much beside what is in use."""
         ...
 
     def expect(self, ref: ArtifactRef) -> None:
@@ -108,7 +119,7 @@ class Replica:
     Attributes:
         spec: what it was made from; a deployment whose artifact changes gets new replicas.
         group: the workers that know it: where it is, goes to, or sleeps.
-        host_copy: kept while workers know it, since their memory is the same pages.
+        host_copy: kept while workers know it, or until they have let go of it; None if it came without one.
         in_flight: a load, wake, sleep or unload is under way.
         tickets: those of the requests that it serves.
         retired: to be unloaded and forgotten.
@@ -151,6 +162,28 @@ class Replica:
     def worker_id(self) -> str | None:
         """The worker that takes its requests; None if no worker knows it."""
         return self.group.first.worker_id if self.group is not None else None
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether its workers can keep it off the device and wake it: they have its weights, or its host copy."""
+        if self.group is None:
+            return False
+        abilities = self.group.first.capabilities
+        return abilities.sleep and (self.host_copy is not None or abilities.warm is WarmPlace.WORKER)
+
+    def can_drop_copy(self, now_s: float) -> bool:
+        """Whether it can do without its host copy now: it sleeps, or it is resident with weights of its own. One
+        whose worker would not let go is left alone until it is to be asked again."""
+        if self.host_copy is None or self.group is None or self.in_flight or self.retry_at_s > now_s:
+            return False
+        if self.residency is Residency.RESIDENT:
+            return not any(each.capabilities.maps_host_copy for each in self.group.members)
+        return self.residency is Residency.WARM
+
+    @property
+    def copy_unused_since_s(self) -> float:
+        """When its host copy was last of use: when the model came, if it is resident, else when it was last used."""
+        return self.state.since_s if self.residency is Residency.RESIDENT else self.last_used_s
 
     def is_on(self, worker: Worker) -> bool:
         """Whether the worker knows it."""
@@ -323,11 +356,15 @@ class Deployment:
         self.scale = rescale(self.scale, num_requests, num_up, self.spec.policy.max_replicas, now_s, config)
 
     def reload_s(self, config: ManagerConfig) -> float:
-        """Seconds that waking it is expected to take: as measured, or guessed from its size."""
-        if self.wake_s is not None:
-            return self.wake_s
+        """Seconds that bringing it back is expected to take, as measured or guessed from its size: those of a load if
+        it is on a device without a host copy, else those of a wake."""
+        on_device = [each for each in self.replicas if each.residency in ON_DEVICE]
+        way = "wake" if not on_device or any(each.can_sleep for each in on_device) else "load"
+        measured_s = self.wake_s if way == "wake" else self.load_s
+        if measured_s is not None:
+            return measured_s
         num_bytes = self.spec.weights_bytes
-        by_rate_s = self.links.expected_s("wake", num_bytes)
+        by_rate_s = self.links.expected_s(way, num_bytes)
         return num_bytes / config.copy_bytes_per_s if by_rate_s is None else by_rate_s
 
     def next_arrival(self, now_s: float, config: ManagerConfig) -> ArrivalWindow | None:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.ledger import Ledger
-from memory_manager.fleet.records import Deployment, Replica
+from memory_manager.fleet.records import Deployment, HostCopies, Replica
 from memory_manager.fleet.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
 from memory_manager.fleet.worker_group import Worker
-from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState, ReplicaView, WorkerView
+from memory_manager.policy.plan_types import (
+    CopyView,
+    DeploymentView,
+    DeviceView,
+    HostView,
+    PlannerState,
+    ReplicaView,
+    WorkerView,
+)
+from memory_manager.policy.residency import Residency
 
-__all__ = ["deployment_status", "planner_state", "snapshot", "unsettled"]
+__all__ = ["HostTier", "deployment_status", "planner_state", "snapshot", "unsettled"]
+
+
+class HostTier(NamedTuple):
+    """The host cache, and all replicas, some of which hold copies in it."""
+
+    cache: HostCopies
+    replicas: Iterable[Replica]
 
 
 def unsettled(
@@ -38,8 +55,9 @@ def unsettled(
 def planner_state(
     ledgers: Mapping[str, Ledger],
     workers: Mapping[str, Worker],
+    host: HostTier,
     deployments: Iterable[Deployment],
-    replicas: Iterable[Replica],
+    replicas: Collection[Replica],
     config: ManagerConfig,
     now_s: float,
     next_due_s: float = math.inf,
@@ -58,7 +76,6 @@ def planner_state(
                 each.kv.target_bytes,
                 each.stats.kv_wanted_bytes,
                 each.kv_wanted_since_s,
-                each.capabilities.sleep,
                 each.capabilities.elastic_kv,
                 each.leaves_by_s,
             )
@@ -66,8 +83,36 @@ def planner_state(
             if each.takes_orders
         ),
         deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
-        replicas=tuple(map(_replica_view, replicas)),
+        replicas=tuple(_replica_view(each, host.cache) for each in replicas),
         next_due_s=next_due_s,
+        host=_host_view(host, replicas, now_s),
+    )
+
+
+def _host_view(host: HostTier, considered: Iterable[Replica], now_s: float) -> HostView:
+    """The host tier. The copies are told only if one of the replicas that the plan considers may be loaded and wants
+    more than is free, since they may be those of all sleepers."""
+    cache, free_bytes = host.cache, host.cache.free_bytes
+    wants_room = any(
+        each.group is None
+        and each.spec.artifact.num_bytes > free_bytes
+        and not cache.holds(each.spec.artifact.key)
+        for each in considered
+    )
+    holders = [each for each in host.replicas if each.host_copy is not None] if wants_room else []
+    return HostView(cache.budget_bytes, free_bytes, tuple(_copy_view(each, now_s) for each in holders))
+
+
+def _copy_view(replica: Replica, now_s: float) -> CopyView:
+    is_still = replica.residency in (Residency.WARM, Residency.RESIDENT)
+    is_awaited = replica.residency is Residency.WARM and bool(replica.deployment.waiters)
+    return CopyView(
+        replica_id=replica.replica_id,
+        artifact_key=replica.spec.artifact.key,
+        num_bytes=replica.spec.artifact.num_bytes,
+        may_go=replica.can_drop_copy(now_s) and not is_awaited,
+        is_going=is_still and replica.in_flight,
+        unused_since_s=replica.copy_unused_since_s,
     )
 
 
@@ -89,7 +134,8 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
     )
 
 
-def _replica_view(replica: Replica) -> ReplicaView:
+def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
+    artifact = replica.spec.artifact
     return ReplicaView(
         replica_id=replica.replica_id,
         deployment=replica.spec.name,
@@ -105,6 +151,9 @@ def _replica_view(replica: Replica) -> ReplicaView:
         since_s=replica.state.since_s,
         last_used_s=replica.last_used_s,
         retry_at_s=replica.retry_at_s,
+        can_sleep=replica.can_sleep,
+        artifact_key=artifact.key,
+        copy_bytes=0 if host_cache.holds(artifact.key) else artifact.num_bytes,
     )
 
 

@@ -113,10 +113,19 @@ class WorkerGroup:
         return WorkerGroup(members) if members else None
 
     async def load(
-        self, replica_id: str, spec: DeploymentSpec, host_copy_fd: int, checksum: int | None
+        self,
+        replica_id: str,
+        spec: DeploymentSpec,
+        weights_fd: int,
+        checksum: int | None = None,
+        from_file: bool = False,
     ) -> int:
         """See ``WorkerPort.load``; returns the bytes of the largest share."""
-        return max(await self._ask(lambda port: port.load(replica_id, spec, host_copy_fd, checksum)))
+        return max(await self._ask(lambda port: port.load(replica_id, spec, weights_fd, checksum, from_file)))
+
+    async def drop_host_copy(self, replica_id: str) -> None:
+        """See ``WorkerPort.drop_host_copy``."""
+        await self._ask(lambda port: port.drop_host_copy(replica_id))
 
     async def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
         """See ``WorkerPort.wake``; the lease is each member's. Returns the bytes of the largest share."""

@@ -4,10 +4,11 @@ The cache belongs to the server process. A worker is handed a copy's descriptor 
 copies from it, or maps it, so a worker that dies loses device state only, and a sleeping model wakes without
 touching storage.
 
-The memory of a copy leaves only when the last descriptor closes, so a copy stays until every holder to whom
-it was given has released it. Of the copies without a holder the least recently used is evicted first, and the
-artifact that is read in its place is read into its memory. Room that is left is used for a spare: memory
-touched in the background, of the size of the largest artifact that may be read next.
+The budget is a ledger: room for a copy is held from before it is read until the last holder has released it,
+since its memory leaves only when the last descriptor closes. Copies without a holder take no room that others
+want: the least recently used is evicted first, and the artifact that is read in its place is read into its
+memory. Room that is left is used for a spare: memory touched in the background, of the size of the largest
+artifact that may be read next.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,21 +41,36 @@ _CHUNK_BYTES = 16 * PAGE_BYTES  # bytes that one read job fetches; several jobs 
 
 @dataclass(slots=True, eq=False)
 class HostCopy:
-    """Packed weights in host memory, kept there until released.
+    """Room for packed weights in host memory, and once they are read, the weights; kept there until released.
 
     Attributes:
-        fd: a sealed memfd, open to be read only. It belongs to the cache: send it, never close it.
+        fd: a sealed memfd, open to be read only. It belongs to the cache: send it, never close it. -1 until the
+            weights are read.
         seconds: seconds that reading it from storage took.
         checksum: checksum of its bytes (``memory_manager.word_sum``); None if nobody can write to them.
     """
 
     key: str
-    fd: int
-    checksum: int | None
     num_bytes: int
-    seconds: float
+    _find_or_read: Callable[[], Awaitable[_Stored]] = field(repr=False)
     _give_back: Callable[[], None] = field(repr=False)
+    fd: int = -1
+    checksum: int | None = None
+    seconds: float = 0.0
     _released: bool = False
+
+    async def read(self) -> None:
+        """Reads the weights from storage if the cache does not have them yet; holders of one key share one read.
+
+        A caller that is cancelled leaves the read to the other holders, and the copy to the next one.
+
+        Raises:
+            ArtifactError: the packed file is missing, unreadable or of the wrong size.
+            InsufficientMemoryError: the host has less memory than the budget.
+            ShuttingDownError: the cache is closed.
+        """
+        stored = await self._find_or_read()
+        self.fd, self.checksum, self.seconds = stored.fd, stored.checksum, stored.seconds
 
     def release(self) -> None:
         """Lets the cache evict the copy, as far as this holder is concerned; idempotent. Every process that
@@ -112,7 +128,8 @@ class HostCache:
         self._may_spare = True
         self._copies: OrderedDict[str, _Stored] = OrderedDict()  # the least recently used first
         self._evicted: dict[str, CopyMemory] = {}  # by key of the artifact that will be read into it
-        self._holders: dict[str, int] = {}  # number of holders of a copy, or of one that is being read
+        self._holders: dict[str, int] = {}  # number of holders of a copy, or of room for one; a read is one
+        self._held_bytes = 0
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
         if num_readers is None:
             num_readers = min(max(2, (os.cpu_count() or 1) // 2), 8)
@@ -133,14 +150,19 @@ class HostCache:
         """Whether the cache has a complete copy."""
         return key in self._copies
 
-    def can_hold(self, num_bytes: int) -> bool:
-        """Whether the budget is at least ``num_bytes``."""
-        return num_bytes <= self._budget_bytes
+    @property
+    def budget_bytes(self) -> int:
+        """Most host memory for copies."""
+        return self._budget_bytes
 
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether the budget has ``num_bytes`` beside the copies that are held or being read."""
-        unheld_bytes = sum(copy.num_bytes for key, copy in self._copies.items() if key not in self._holders)
-        return num_bytes <= self._budget_bytes - self._used_bytes + unheld_bytes
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the budget that can be held: all but those of copies that are held or being read."""
+        return self._budget_bytes - self._held_bytes
+
+    def holds(self, key: str) -> bool:
+        """Whether room for the artifact is held, so that another holder needs no more."""
+        return key in self._holders
 
     def expect(self, ref: ArtifactRef) -> None:
         """Notes that the artifact may be asked for: room that nothing else needs is made ready for it."""
@@ -183,29 +205,39 @@ class HostCache:
         """Waits until the spare is physical; for measurements."""
         await asyncio.to_thread(self._spare.wait)
 
-    async def get(self, ref: ArtifactRef) -> HostCopy:
-        """The copy of ``ref``, read from storage if the cache does not have it yet; callers of one key at the
-        same time share one read. The caller releases the copy when nobody needs the descriptor any more.
-
-        A caller that is cancelled leaves the read to the other callers, and the copy to the next one.
+    def hold(self, ref: ArtifactRef) -> HostCopy:
+        """Holds room for a copy of ``ref``, which the caller then reads. The caller releases it when nobody needs
+        the copy any more.
 
         Raises:
-            ArtifactError: the packed file is missing, unreadable or of the wrong size.
             InsufficientMemoryError: the artifact is larger than the budget, or everything else is in use.
-            ShuttingDownError: the cache is closed.
         """
-        if self._closed:
-            raise ShuttingDownError("the host cache is closed")
-        self._hold(ref.key)  # before the first await, so that nothing evicts it in between
+        if ref.key not in self._holders and ref.num_bytes > self.free_bytes:
+            size, budget = format_bytes(ref.num_bytes), format_bytes(self._budget_bytes)
+            in_use = "" if ref.num_bytes > self._budget_bytes else ", which are in use"
+            raise InsufficientMemoryError(
+                f"{ref.key} needs {size} of host memory and the host cache has {budget}{in_use}: raise its budget"
+            )
+        self._hold(ref)
+        return HostCopy(ref.key, ref.num_bytes, partial(self._find_or_read, ref), partial(self._let_go, ref))
+
+    async def get(self, ref: ArtifactRef) -> HostCopy:
+        """Holds a copy and reads it; raises what ``hold`` and ``HostCopy.read`` raise, and then holds nothing."""
+        copy = self.hold(ref)
         try:
-            stored = await self._find_or_read(ref)
-            if self._closed:
-                raise ShuttingDownError("the host cache was closed meanwhile")
+            await copy.read()
         except BaseException:  # a cancelled caller too holds nothing
-            self._let_go(ref.key)
+            copy.release()
             raise
-        give_back = partial(self._let_go, ref.key)
-        return HostCopy(ref.key, stored.fd, stored.checksum, stored.num_bytes, stored.seconds, give_back)
+        return copy
+
+    def open_file(self, ref: ArtifactRef) -> int:
+        """Opens the packed file of an artifact, which is to be read without a copy; the caller closes it.
+
+        Raises:
+            ArtifactError: the file is missing, unreadable or of the wrong size.
+        """
+        return open_artifact(ref)
 
     async def close(self) -> None:
         """Waits for reads under way, then closes every descriptor; idempotent. Memory that a worker
@@ -217,15 +249,27 @@ class HostCache:
         self._spare.close()
         self._readers.shutdown()
 
-    def _hold(self, key: str) -> None:
-        self._holders[key] = self._holders.get(key, 0) + 1
+    def _hold(self, ref: ArtifactRef) -> None:
+        num_holders = self._holders.get(ref.key, 0)
+        self._holders[ref.key] = num_holders + 1
+        if not num_holders:
+            self._held_bytes += ref.num_bytes
 
-    def _let_go(self, key: str) -> None:
-        self._holders[key] -= 1
-        if not self._holders[key]:
-            del self._holders[key]
+    def _let_go(self, ref: ArtifactRef) -> None:
+        self._holders[ref.key] -= 1
+        if not self._holders[ref.key]:
+            del self._holders[ref.key]
+            self._held_bytes -= ref.num_bytes
 
     async def _find_or_read(self, ref: ArtifactRef) -> _Stored:
+        if self._closed:
+            raise ShuttingDownError("the host cache is closed")
+        stored = await self._find_or_begin_to_read(ref)
+        if self._closed:
+            raise ShuttingDownError("the host cache was closed meanwhile")
+        return stored
+
+    async def _find_or_begin_to_read(self, ref: ArtifactRef) -> _Stored:
         copy = self._copies.get(ref.key)
         if copy is not None:
             self._copies.move_to_end(ref.key)
@@ -236,20 +280,15 @@ class HostCache:
             if memory is not None:
                 self._evicted[ref.key] = memory
             self._used_bytes += ref.num_bytes
+            self._hold(ref)
             task = asyncio.create_task(self._read(ref), name=f"read {ref.key}")
             self._reading[ref.key] = task
             task.add_done_callback(lambda ended: self._read_ended(ref, ended))
         return await asyncio.shield(task)
 
     def _make_room(self, ref: ArtifactRef) -> CopyMemory | None:
-        """Evicts copies until ``ref`` fits, or none if it cannot fit; returns the largest memory that was
-        evicted, which the caller owns now."""
-        size = format_bytes(ref.num_bytes)
-        budget = format_bytes(self._budget_bytes)
-        if ref.num_bytes > self._budget_bytes:
-            raise InsufficientMemoryError(
-                f"{ref.key} needs {size} of host memory and the host cache has {budget}: raise its budget"
-            )
+        """Evicts copies until ``ref``, for which room is held, fits; returns the largest memory that was evicted,
+        which the caller owns now."""
         excess_bytes = self._used_bytes + ref.num_bytes - self._budget_bytes
         victims: list[str] = []
         for key, copy in self._copies.items():
@@ -258,11 +297,6 @@ class HostCache:
             if key not in self._holders:
                 victims.append(key)
                 excess_bytes -= copy.num_bytes
-        if excess_bytes > 0:
-            raise InsufficientMemoryError(
-                f"{ref.key} needs {size} of host memory and the host cache's {budget} are in use: "
-                "raise its budget or unload a model"
-            )
         memories = sorted(map(self._evict, victims), key=attrgetter("physical_bytes"))
         for memory in memories[:-1]:
             memory.close()
@@ -340,6 +374,7 @@ class HostCache:
         """Ends the books of a read. Runs before any caller wakes; also for a task cancelled before it
         began."""
         del self._reading[ref.key]
+        self._let_go(ref)
         if ref.key in self._evicted:
             self._evicted.pop(ref.key).close()
         # Asking for the error marks it as seen even if every caller was cancelled.

@@ -12,11 +12,14 @@ from mooring.policy import DeploymentPolicy
 
 __all__ = [
     "Action",
+    "CopyView",
     "DemandView",
     "DeploymentView",
     "DeviceView",
     "Drain",
+    "DropCopy",
     "Figures",
+    "HostView",
     "Load",
     "Plan",
     "PlannerState",
@@ -58,7 +61,8 @@ class DeploymentView:
         wanted_since_s: when the present policy was set.
         demand: the requests that wait; None if none does.
         request_rate_per_s: exponentially decayed.
-        reload_s: seconds that waking the deployment again is expected to take.
+        reload_s: seconds that bringing the deployment back is expected to take, once it has left its device: those
+            of a wake, or of a load if no copy of its weights would be left in host memory.
         next_arrival: when requests are expected by the deployment's rhythm; None if it has no rhythm, or if
             nothing is woken ahead of time.
         wanted_replicas: number of replicas that the load asks for, once there is one.
@@ -94,6 +98,9 @@ class ReplicaView:
         since_s: when the present residency began.
         last_used_s: when the last request came or went.
         retry_at_s: nothing is tried on the replica before this time.
+        can_sleep: whether it can leave its device for host memory; otherwise it is unloaded.
+        artifact_key: names its weights; replicas with the same have one host copy.
+        copy_bytes: bytes of host memory that a load by way of a host copy needs; 0 if somebody holds that copy.
     """
 
     replica_id: str
@@ -110,6 +117,42 @@ class ReplicaView:
     since_s: float = 0.0
     last_used_s: float = 0.0
     retry_at_s: float = 0.0
+    can_sleep: bool = True
+    artifact_key: str = ""
+    copy_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CopyView:
+    """The hold of one replica on a copy of its weights in host memory.
+
+    Attributes:
+        may_go: whether the replica can do without it now: it sleeps, unasked for, and is cold then; or it is resident
+            with weights of its own, and will be unloaded rather than sleep.
+        is_going: whether the replica is giving it up.
+        unused_since_s: when its model was last used; if it is resident, when it came.
+    """
+
+    replica_id: str
+    artifact_key: str
+    num_bytes: int
+    may_go: bool
+    is_going: bool
+    unused_since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """The host's memory for copies of weights.
+
+    Attributes:
+        free_bytes: bytes of the budget that nobody holds.
+        copies: all that are held, if a load may want more than is free.
+    """
+
+    budget_bytes: int = 0
+    free_bytes: int = 0
+    copies: tuple[CopyView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +165,6 @@ class WorkerView:
             worker has obeyed.
         kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 if none does.
         kv_wanted_since_s: since when sequences have waited for KV.
-        sleep: its replicas can be put to sleep; without it they are unloaded.
         elastic_kv: its lease may change while replicas are there; without it each replica has its KV guarantee
             from its load on, and no more.
         leaves_by_s: the worker is to leave: it gets no replicas, and those on it are unloaded, at this time with
@@ -135,7 +177,6 @@ class WorkerView:
     kv_target_bytes: int = 0
     kv_wanted_bytes: int = 0
     kv_wanted_since_s: float = 0.0
-    sleep: bool = True
     elastic_kv: bool = True
     leaves_by_s: float | None = None
 
@@ -169,6 +210,7 @@ class PlannerState:
     deployments: tuple[DeploymentView, ...]
     replicas: tuple[ReplicaView, ...]
     next_due_s: float = math.inf
+    host: HostView = field(default_factory=HostView)
 
 
 Figures = Mapping[str, int | float | str]
@@ -178,12 +220,17 @@ nothing."""
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bring a replica that no worker knows to a worker."""
+    """Bring a replica that no worker knows to a worker.
+
+    Attributes:
+        from_file: whether its weights come from the packed file at once, without a copy in host memory.
+    """
 
     replica_id: str
     worker_id: str
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
+    from_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +285,19 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class DropCopy:
+    """Make a replica give up its copy in host memory: one that sleeps is unloaded, one that is resident serves on.
+
+    Attributes:
+        wanted_bytes: bytes of host memory that are wanted.
+    """
+
+    replica_id: str
+    reason: str
+    wanted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetKVLease:
     """Tell a worker how many bytes of KV it may keep."""
 
@@ -245,7 +305,7 @@ class SetKVLease:
     num_bytes: int
 
 
-Action = Load | Wake | Drain | Resume | Sleep | Unload | SetKVLease
+Action = Load | Wake | Drain | Resume | Sleep | Unload | DropCopy | SetKVLease
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ loads holds its lease already), and an action that must wait for something is le
 1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
 2. Deployments that want a replica are taken in order of priority, then deadline. A replica that fits is
    brought in; for one that does not, the cheapest replicas are asked to make room, and it comes in when they
-   are gone.
+   are gone. If the host has no room for its copy, unused copies go first, or it comes without one.
 3. If sequences wait for KV, idle replicas are put to sleep for it.
 4. Draining replicas whose room is no longer needed are resumed.
 5. The memory that is left over is KV, divided between the workers of the device.
@@ -26,10 +26,12 @@ from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import wake_at_s
 from memory_manager.policy.device_room import DeviceRoom
 from memory_manager.policy.eviction import Candidate, choose, choose_what_there_is, footprint_bytes, judge
+from memory_manager.policy.host_room import HostRoom, Way
 from memory_manager.policy.plan_types import (
     Action,
     DeploymentView,
     Drain,
+    DropCopy,
     Figures,
     Load,
     Plan,
@@ -126,6 +128,7 @@ class _Planning:
             if deployment.policy.max_replicas > 1
             for replica in surplus(deployment, self._by_deployment[deployment.name])
         }
+        self._host = HostRoom(state.host)
         self._others_bytes = {device.name: device.others_bytes for device in state.devices}
         self._rooms = {
             device.name: DeviceRoom(
@@ -232,8 +235,7 @@ class _Planning:
         drained = replica.num_active == 0 or (
             replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
         )
-        worker = self._worker_of(replica)
-        if drained and (replica.retired or not worker.sleep or worker.leaves_by_s is not None):
+        if drained and (replica.retired or not replica.can_sleep or self._loses_worker(replica)):
             self._actions.append(Unload(replica.replica_id, reason, figures, room_for))
         elif drained:
             self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
@@ -310,6 +312,8 @@ class _Planning:
                 yield from wants_of(deployment, replicas, self._leaving, self._at, self._now_s, self._config)
 
     def _place(self, want: Want) -> None:
+        if want.replica.replica_id in self._leaving:  # its host copy goes
+            return
         options = [option for each in self._state.workers if (option := self._option(want, each)) is not None]
         if not options:
             return
@@ -321,8 +325,11 @@ class _Planning:
             # leased anew.
             self._actions.append(Unload(replica.replica_id, f"moves to {worker_id}", self._standing(replica)))
         elif best.rank == 0:
-            if best.room.bring(best.worker, best.weights_bytes, replica.kv_guarantee_bytes):
-                self._actions.append(self._arrival(want, best))
+            wakes = replica.residency is Residency.WARM and replica.worker_id == worker_id
+            way = Way.COPY if wakes else self._way_of_load(want)
+            is_leased = best.room.bring(best.worker, best.weights_bytes, replica.kv_guarantee_bytes)
+            if is_leased and way is not Way.LATER:
+                self._actions.append(self._arrival(want, best, wakes, way))
             return
         for victim in best.victims:
             reason, figures = _reason(want, best, victim, self._now_s)
@@ -330,7 +337,19 @@ class _Planning:
             self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
         best.room.await_room(best.weights_bytes + replica.kv_guarantee_bytes)
 
-    def _arrival(self, want: Want, option: _Option) -> Load | Wake:
+    def _way_of_load(self, want: Want) -> Way:
+        """The way of the replica's weights through host memory; others' copies are dropped for it if need be."""
+        num_dropped = len(self._host.dropped)
+        moved = {each.replica_id for each in self._actions if isinstance(each, Wake | Unload)}
+        way = self._host.admit(want.replica, self._leaving | moved)
+        wanted_bytes = want.replica.copy_bytes
+        reason = f"{want.deployment.name} wants {format_bytes(wanted_bytes)} of host memory"
+        for copy in self._host.dropped[num_dropped:]:
+            self._leaving.add(copy.replica_id)  # nothing else is to be made of it by this plan
+            self._actions.append(DropCopy(copy.replica_id, reason, wanted_bytes))
+        return way
+
+    def _arrival(self, want: Want, option: _Option, wakes: bool, way: Way) -> Load | Wake:
         replica = want.replica
         demand = want.deployment.demand
         figures = {
@@ -340,9 +359,9 @@ class _Planning:
             "waited_s": self._now_s - want.since_s,
             "spare_bytes": option.room.spare_bytes,
         }
-        if replica.residency is Residency.WARM and replica.worker_id == option.worker.worker_id:
+        if wakes:
             return Wake(replica.replica_id, want.reason, figures)
-        return Load(replica.replica_id, option.worker.worker_id, want.reason, figures)
+        return Load(replica.replica_id, option.worker.worker_id, want.reason, figures, way is Way.FILE)
 
     def _option(self, want: Want, worker: WorkerView) -> _Option | None:
         """How the wanted replica could come to this worker; None if it cannot now."""

@@ -38,7 +38,7 @@ class CapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CapabilitiesResponse(_message.Message):
-    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid", "warm")
+    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid", "warm", "maps_host_copy")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SLEEP_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class CapabilitiesResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     WARM_FIELD_NUMBER: _ClassVar[int]
+    MAPS_HOST_COPY_FIELD_NUMBER: _ClassVar[int]
     engine: str
     device: str
     sleep: bool
@@ -53,27 +54,30 @@ class CapabilitiesResponse(_message.Message):
     adapters: bool
     pid: int
     warm: str
-    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ..., warm: _Optional[str] = ...) -> None: ...
+    maps_host_copy: bool
+    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ..., warm: _Optional[str] = ..., maps_host_copy: _Optional[bool] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("replica_id", "host_copy_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes", "host_copy_checksum")
+    __slots__ = ("replica_id", "descriptor_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes", "host_copy_checksum", "from_file")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
-    HOST_COPY_KEY_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_KEY_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_LEASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_CAP_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_COPY_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    FROM_FILE_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
-    host_copy_key: str
+    descriptor_key: str
     manifest_json: bytes
     max_model_len: int
     weights_lease_bytes: int
     kv_guarantee_bytes: int
     kv_cap_bytes: int
     host_copy_checksum: int
-    def __init__(self, replica_id: _Optional[str] = ..., host_copy_key: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., max_model_len: _Optional[int] = ..., weights_lease_bytes: _Optional[int] = ..., kv_guarantee_bytes: _Optional[int] = ..., kv_cap_bytes: _Optional[int] = ..., host_copy_checksum: _Optional[int] = ...) -> None: ...
+    from_file: bool
+    def __init__(self, replica_id: _Optional[str] = ..., descriptor_key: _Optional[str] = ..., manifest_json: _Optional[bytes] = ..., max_model_len: _Optional[int] = ..., weights_lease_bytes: _Optional[int] = ..., kv_guarantee_bytes: _Optional[int] = ..., kv_cap_bytes: _Optional[int] = ..., host_copy_checksum: _Optional[int] = ..., from_file: _Optional[bool] = ...) -> None: ...
 
 class LoadResponse(_message.Message):
     __slots__ = ("weights_bytes", "seconds")
@@ -122,6 +126,16 @@ class WakeResponse(_message.Message):
     weights_bytes: int
     seconds: float
     def __init__(self, weights_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class DropHostCopyRequest(_message.Message):
+    __slots__ = ("replica_id",)
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    def __init__(self, replica_id: _Optional[str] = ...) -> None: ...
+
+class DropHostCopyResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("replica_id", "adapter_id", "host_copy_key", "manifest_json")

@@ -59,6 +59,11 @@ class EngineStub:
                 request_serializer=mooring_dot_v1_dot_engine__pb2.WakeRequest.SerializeToString,
                 response_deserializer=mooring_dot_v1_dot_engine__pb2.WakeResponse.FromString,
                 _registered_method=True)
+        self.DropHostCopy = channel.unary_unary(
+                '/mooring.v1.Engine/DropHostCopy',
+                request_serializer=mooring_dot_v1_dot_engine__pb2.DropHostCopyRequest.SerializeToString,
+                response_deserializer=mooring_dot_v1_dot_engine__pb2.DropHostCopyResponse.FromString,
+                _registered_method=True)
         self.LoadAdapter = channel.unary_unary(
                 '/mooring.v1.Engine/LoadAdapter',
                 request_serializer=mooring_dot_v1_dot_engine__pb2.LoadAdapterRequest.SerializeToString,
@@ -123,6 +128,13 @@ class EngineServicer:
 
     def Wake(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropHostCopy(self, request, context):
+        """The host copy of a resident replica; from then on the replica can only be unloaded.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -198,6 +210,11 @@ def add_EngineServicer_to_server(servicer, server):
                     servicer.Wake,
                     request_deserializer=mooring_dot_v1_dot_engine__pb2.WakeRequest.FromString,
                     response_serializer=mooring_dot_v1_dot_engine__pb2.WakeResponse.SerializeToString,
+            ),
+            'DropHostCopy': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropHostCopy,
+                    request_deserializer=mooring_dot_v1_dot_engine__pb2.DropHostCopyRequest.FromString,
+                    response_serializer=mooring_dot_v1_dot_engine__pb2.DropHostCopyResponse.SerializeToString,
             ),
             'LoadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadAdapter,
@@ -365,6 +382,33 @@ class Engine:
             '/mooring.v1.Engine/Wake',
             mooring_dot_v1_dot_engine__pb2.WakeRequest.SerializeToString,
             mooring_dot_v1_dot_engine__pb2.WakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropHostCopy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mooring.v1.Engine/DropHostCopy',
+            mooring_dot_v1_dot_engine__pb2.DropHostCopyRequest.SerializeToString,
+            mooring_dot_v1_dot_engine__pb2.DropHostCopyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,7 +78,7 @@ class GroupHouse:
         self.check()
         assert self.replica.group is None
         assert not any(each.held for each in self.workers.values() if each.alive)
-        assert not any(self.cache.pins.values())
+        assert not self.cache.pins
 
     async def bring(self) -> None:
         """Loads it onto all workers, once all of them take orders."""

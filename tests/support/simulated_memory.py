@@ -7,6 +7,7 @@ promises bytes twice is caught by them and not only by its own ledger.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import selectors
 from collections.abc import Callable, Coroutine
@@ -76,43 +77,71 @@ def run_virtually(main: Callable[[], Coroutine[Any, Any, T]], limit_s: float = 3
 @dataclass
 class SimulatedCopy:
     cache: SimulatedHostCache
-    key: str
+    ref: ArtifactRef
     fd: int = 0
     checksum: int | None = None
 
+    async def read(self) -> None:
+        cache, key = self.cache, self.ref.key
+        if key not in cache.copies:
+            await asyncio.sleep(cache.read_s)
+            if key in cache.broken:
+                raise ArtifactError(f"{key} is corrupt")
+            if cache.starved:
+                raise InsufficientMemoryError(f"there is no host memory for {key}")
+        if key not in cache.copies:
+            cache.copies[key] = self.ref.num_bytes
+            unused = [each for each in cache.copies if each not in cache.pins]
+            while sum(cache.copies.values()) > cache.budget_bytes:
+                del cache.copies[unused.pop(0)]
+
     def release(self) -> None:
-        self.cache.pins[self.key] -= 1
-        assert self.cache.pins[self.key] >= 0
+        key = self.ref.key
+        self.cache.pins[key] -= 1
+        if not self.cache.pins[key]:
+            del self.cache.pins[key], self.cache.sizes[key]
 
 
 @dataclass
 class SimulatedHostCache:
-    """Reads at ``read_s`` a copy; evicts unused copies where there are more than ``max_copies``. Copies of
-    ``too_large_bytes`` or more are never held; while ``starved`` the host has no memory for a new one."""
+    """Reads at ``read_s`` a copy; evicts copies that nobody holds for others. While ``starved`` the host has no
+    memory for a new one. ``pins`` and ``sizes`` are of what is held, ``copies`` the sizes of what was read."""
 
-    max_copies: int = 1000
+    budget_bytes: int = 1 << 60
     read_s: float = 0.05
     broken: set[str] = field(default_factory=set)
-    too_large_bytes: int = 1 << 60
     starved: bool = False
     pins: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
     expected: set[str] = field(default_factory=set)
     num_discarded: int = 0
 
     def contains(self, key: str) -> bool:
-        return key in self.pins
+        return key in self.copies
 
     def discard(self, key: str) -> None:
         self.num_discarded += 1
-        if not self.pins.get(key):
-            self.pins.pop(key, None)
+        if key not in self.pins:
+            self.copies.pop(key, None)
 
-    def can_hold(self, num_bytes: int) -> bool:
-        return num_bytes < self.too_large_bytes
+    @property
+    def free_bytes(self) -> int:
+        return self.budget_bytes - sum(self.sizes.values())
 
-    def has_room(self, num_bytes: int) -> bool:
-        unused = sum(count == 0 for count in self.pins.values())
-        return self.can_hold(num_bytes) and len(self.pins) - unused < self.max_copies
+    def holds(self, key: str) -> bool:
+        return key in self.pins
+
+    def hold(self, ref: ArtifactRef) -> SimulatedCopy:
+        assert self.holds(ref.key) or ref.num_bytes <= self.free_bytes, "the planner should have known"
+        self.pins[ref.key] = self.pins.get(ref.key, 0) + 1
+        self.sizes[ref.key] = ref.num_bytes
+        return SimulatedCopy(self, ref)
+
+    def open_file(self, ref: ArtifactRef) -> int:
+        if ref.key in self.broken:
+            raise ArtifactError(f"{ref.key} is corrupt")
+        return os.open(os.devnull, os.O_RDONLY)
 
     def expect(self, ref: ArtifactRef) -> None:
         self.expected.add(ref.key)
@@ -124,28 +153,11 @@ class SimulatedHostCache:
         return 0
 
     def give_up(self, num_bytes: int) -> int:
-        """A copy is taken for ten pages, as ``deployment`` makes them."""
-        unused = [key for key, count in self.pins.items() if count == 0][: -(-num_bytes // (10 * PAGE))]
-        for key in unused:
-            del self.pins[key]
-        return len(unused) * 10 * PAGE
-
-    async def get(self, ref: ArtifactRef) -> SimulatedCopy:
-        if ref.key not in self.pins:
-            await asyncio.sleep(self.read_s)
-            if ref.key in self.broken:
-                raise ArtifactError(f"{ref.key} is corrupt")
-            if self.starved or not self.can_hold(ref.num_bytes):
-                raise InsufficientMemoryError(f"there is no host memory for {ref.key}")
-        if ref.key not in self.pins:
-            while len(self.pins) >= self.max_copies:
-                unused = [key for key, count in self.pins.items() if count == 0]
-                if not unused:
-                    raise InsufficientMemoryError("the host cache is full of copies in use")
-                del self.pins[unused[0]]
-            self.pins[ref.key] = 0
-        self.pins[ref.key] += 1
-        return SimulatedCopy(self, ref.key)
+        given_bytes = 0
+        for key in [each for each in self.copies if each not in self.pins]:
+            if given_bytes < num_bytes:
+                given_bytes += self.copies.pop(key)
+        return given_bytes
 
 
 @dataclass
@@ -153,6 +165,7 @@ class _Held:
     spec: DeploymentSpec
     weights_bytes: int
     resident: bool
+    has_copy: bool
 
 
 class SimulatedWorker:
@@ -180,10 +193,13 @@ class SimulatedWorker:
         sleep: bool = True,
         elastic_kv: bool = True,
         warm: WarmPlace = WarmPlace.HOST_CACHE,
+        maps_host_copy: bool = False,
     ) -> None:
         self.worker_id = worker_id
         self.device = device
-        self._capabilities = Capabilities("simulated", device, sleep, elastic_kv, warm, False, 0)
+        self._capabilities = Capabilities(
+            "simulated", device, sleep, elastic_kv, warm, False, 0, maps_host_copy
+        )
         self.budget_bytes = budget_bytes
         self.failure_rate = failure_rate
         self.copy_s = copy_s
@@ -254,11 +270,17 @@ class SimulatedWorker:
             raise ArtifactError(f"{verb} of {replica_id} failed")
 
     async def load(
-        self, replica_id: str, deployment: DeploymentSpec, host_copy_fd: int, checksum: int | None = None
+        self,
+        replica_id: str,
+        deployment: DeploymentSpec,
+        weights_fd: int,
+        checksum: int | None = None,
+        from_file: bool = False,
     ) -> int:
         # The pages are taken as the copy begins: that is when a lease must be there.
-        self.calls.append(("load", replica_id))
-        self.held[replica_id] = _Held(deployment, deployment.weights_bytes, True)
+        self.calls.append(("load from file" if from_file else "load", replica_id))
+        keeps_copy = not from_file and self._capabilities.warm is WarmPlace.HOST_CACHE
+        self.held[replica_id] = _Held(deployment, deployment.weights_bytes, True, keeps_copy)
         self._grow()
         self._check()
         try:
@@ -267,6 +289,14 @@ class SimulatedWorker:
             del self.held[replica_id]
             raise
         return deployment.weights_bytes
+
+    async def drop_host_copy(self, replica_id: str) -> None:
+        self.calls.append(("drop_host_copy", replica_id))
+        await self._call("drop_host_copy", replica_id, 0.001)
+        held = self.held[replica_id]
+        if not held.resident or self._capabilities.maps_host_copy:
+            self.violations.append(f"{replica_id} was made to drop the copy that it needs")
+        held.has_copy = False
 
     async def wake(self, replica_id: str, weights_lease_bytes: int) -> int:
         self.calls.append(("wake", replica_id))
@@ -291,6 +321,8 @@ class SimulatedWorker:
         held = self.held.get(replica_id)
         if held is None:
             raise ArtifactError(f"{replica_id} is not known here")
+        if not held.has_copy and self._capabilities.warm is WarmPlace.HOST_CACHE:
+            self.violations.append(f"{replica_id} was put to sleep without a copy to wake from")
         before_bytes = self._held_bytes(held)
         held.resident = False
         return before_bytes - self._held_bytes(held)

@@ -25,7 +25,7 @@ from memory_manager.memfd import open_to_write
 from mooring.errors import ArtifactError, InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
 
-__all__ = ["HostCopyView", "require_bytes"]
+__all__ = ["HostCopyView", "in_pieces", "require_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,37 @@ def require_bytes(host_copy_fd: int, num_bytes: int) -> None:
     found_bytes = os.fstat(host_copy_fd).st_size
     if found_bytes < num_bytes:
         raise ArtifactError(f"the host copy ends at byte {found_bytes}: the packed artifact is longer")
+
+
+def in_pieces(
+    num_bytes: int,
+    piece_bytes: int,
+    bring: Callable[[int, int], None],
+    num_threads: int,
+    turns: CoreTurns,
+    share: float,
+) -> None:
+    """Calls ``bring`` with the start and the stop of each piece of ``num_bytes``, on several threads, in turns with
+    steps. Raises what it raises.
+
+    Args:
+        share: length of each turn as a share of a step's, if steps run.
+    """
+    starts = deque(range(0, num_bytes, piece_bytes))
+
+    def take(is_over: Callable[[], bool]) -> None:
+        with contextlib.suppress(IndexError):  # another thread took the last one
+            while True:  # at least one piece, since a turn may be shorter than it takes to begin
+                start = starts.popleft()
+                bring(start, min(start + piece_bytes, num_bytes))
+                if is_over():
+                    return
+
+    with ThreadPoolExecutor(num_threads, "weights-copy") as threads:
+        while starts:
+            with turns.copy(share) as is_over:
+                for _ in threads.map(take, [is_over] * num_threads):
+                    pass
 
 
 class HostCopyView:
@@ -99,22 +130,11 @@ class HostCopyView:
             share: length of each turn of the copy as a share of a step's, if steps run.
         """
         address = target.data_ptr()
-        starts = deque(range(0, self._num_bytes, _PIECE_BYTES))
 
-        def copy(is_over: Callable[[], bool]) -> None:
-            with contextlib.suppress(IndexError):  # another thread took the last one
-                while True:  # at least one piece, since a turn may be shorter than it takes to begin
-                    start = starts.popleft()
-                    length = min(_PIECE_BYTES, self._num_bytes - start)
-                    ctypes.memmove(address + start, self._address + start, length)
-                    if is_over():
-                        return
+        def copy(start: int, stop: int) -> None:
+            ctypes.memmove(address + start, self._address + start, stop - start)
 
-        with ThreadPoolExecutor(num_threads, "weights-copy") as threads:
-            while starts:
-                with turns.copy(share) as is_over:
-                    for _ in threads.map(copy, [is_over] * num_threads):
-                        pass
+        in_pieces(self._num_bytes, _PIECE_BYTES, copy, num_threads, turns, share)
 
     def copy_to_cuda(self, target: Tensor, chunk_bytes: int) -> None:
         """Copies everything to the start of ``target``, uint8, on a stream of its own, in chunks, so that a

@@ -1,7 +1,8 @@
 """A replica's weights in the arena: brought from the host copy and released, always at one address.
 
 They come by a copy into pages of the arena. If the device is the CPU, the host copy's own pages may be put
-under the same addresses instead: no copy, and no second set of pages in memory.
+under the same addresses instead: no copy, and no second set of pages in memory. If there is no host copy, they come
+from the packed file into pages of the arena.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from engines.artifact import Manifest, TensorEntry
 from engines.torch.weights.core_turns import CoreTurns
 from engines.torch.weights.host_copy_view import HostCopyView, require_bytes
+from engines.torch.weights.packed_file import PackedFile
 from memory_manager.arena.protocol import Arena
 from memory_manager.kv_spec import round_to_pages
 from memory_manager.memfd import is_sealed
@@ -73,16 +75,20 @@ class WeightsRegion:
         """Device bytes that the region holds now: whole pages, or none."""
         return self._range.num_bytes if self._committed else 0
 
-    def restore(self, host_copy_fd: int, lease_bytes: int, *, core_share: float) -> None:
+    def restore(
+        self, weights_fd: int, lease_bytes: int, *, core_share: float, from_file: bool = False
+    ) -> None:
         """Brings the weights; all or nothing.
 
         Args:
+            weights_fd: descriptor of the host copy, or of the packed file.
             core_share: length of each turn that the copy has at a CPU device's cores, as a share of a step's.
+            from_file: whether it is the packed file.
 
         Raises:
             InsufficientMemoryError: the lease is smaller than the pages, or the arena has no more memory.
-            ArtifactError: the host copy is shorter than the manifest says.
-            HostCopyAlteredError: the host copy has changed since it was made.
+            ArtifactError: the host copy or the file is shorter than the manifest says, or the file is unreadable.
+            HostCopyAlteredError: the host copy has changed since it was made, or the file's bytes on their way.
         """
         if lease_bytes < self._range.num_bytes:
             raise InsufficientMemoryError(
@@ -90,11 +96,14 @@ class WeightsRegion:
                 f"{format_bytes(lease_bytes)} were leased to them"
             )
         try:
-            if self._may_borrow and is_sealed(host_copy_fd):
-                self._borrow(host_copy_fd)
+            checksum = self._checksum
+            if from_file:
+                checksum = self._read_file(weights_fd, core_share)
+            elif self._may_borrow and is_sealed(weights_fd):
+                self._borrow(weights_fd)
             else:
-                self._copy(host_copy_fd, core_share)
-            self._check_sum()
+                self._copy(weights_fd, core_share)
+            self._check_sum(checksum)
         except BaseException:  # whatever stopped it, the pages go back
             self.release()
             raise
@@ -111,6 +120,10 @@ class WeightsRegion:
         """Gives pages and addresses back. The tensors have no memory behind them any more."""
         self._committed = False
         self._arena.free_range(self._range)
+        self.unpin()
+
+    def unpin(self) -> None:
+        """Lets go of the host copy, if it is pinned."""
         if self._pinned is not None:
             self._pinned.close()
             self._pinned = None
@@ -139,21 +152,33 @@ class WeightsRegion:
             raise ArtifactError(f"the manifest's entry of tensor {name} is wrong: {entry}")
         return self._memory[entry.offset : entry.offset + entry.num_bytes].view(dtype).view(entry.shape)
 
-    def _copy(self, host_copy_fd: int, core_share: float) -> None:
+    def _commit(self) -> None:
         self._arena.commit(self._range, 0, self._num_pages)
         self._committed = True
+
+    def _read_file(self, file_fd: int, core_share: float) -> int | None:
+        """Reads the packed file; returns the checksum of what was read, if that was not read straight into place."""
+        file = PackedFile(file_fd, self._num_bytes)
+        self._commit()
+        if self._memory.is_cuda:
+            return file.read_to_cuda(self._memory, self._chunk_bytes)
+        file.read_to_host(self._memory, self._num_threads, self._core_turns, core_share)
+        return None
+
+    def _copy(self, host_copy_fd: int, core_share: float) -> None:
+        self._commit()
         if self._memory.is_cuda:
             self._copy_to_cuda(host_copy_fd)
         else:
             self._copy_to_host(host_copy_fd, core_share)
 
-    def _check_sum(self) -> None:
-        if self._checksum is None:
+    def _check_sum(self, checksum: int | None) -> None:
+        if checksum is None:
             return
         whole_bytes = self._num_bytes - self._num_bytes % WORD_BYTES
         words = int(self._memory[:whole_bytes].view(torch.int64).sum())  # wraps around
         rest = bytes(self._memory[whole_bytes : self._num_bytes].tolist())
-        if add_words(words, int.from_bytes(rest, "little")) != self._checksum:
+        if add_words(words, int.from_bytes(rest, "little")) != checksum:
             raise HostCopyAlteredError("something wrote to the weights' copy in host memory")
 
     def _borrow(self, host_copy_fd: int) -> None:

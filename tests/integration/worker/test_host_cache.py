@@ -178,6 +178,36 @@ async def test_held_copies_stay_and_too_little_room_evicts_nothing(cache: HostCa
     assert not cache.contains("held")
 
 
+async def test_room_is_held_from_before_a_read_to_the_end_of_the_last_holder(
+    cache: HostCache, tmp_path: Path
+) -> None:
+    ref, other = artifact(tmp_path, "a", 5 * MIB), artifact(tmp_path, "b", 5 * MIB)
+    copy = cache.hold(ref)
+    assert (cache.free_bytes, cache.used_bytes, cache.holds("a")) == (BUDGET - 5 * MIB, 0, True)
+    second = cache.hold(ref)
+    assert cache.free_bytes == BUDGET - 5 * MIB, "one copy serves both"
+    with pytest.raises(InsufficientMemoryError, match="in use"):
+        cache.hold(other)
+    await copy.read()
+    copy.release()
+    assert cache.free_bytes == BUDGET - 5 * MIB
+    second.release()
+    assert (cache.free_bytes, cache.holds("a"), cache.contains("a")) == (BUDGET, False, True)
+    await cache.hold(other).read()
+    assert (cache.contains("a"), cache.contains("b")) == (False, True)
+
+
+async def test_a_read_holds_its_room_when_all_callers_have_left(cache: HostCache, tmp_path: Path) -> None:
+    copy = cache.hold(artifact(tmp_path, "a", 5 * MIB))
+    reading = asyncio.create_task(copy.read())
+    await asyncio.sleep(0)
+    reading.cancel()
+    copy.release()
+    assert cache.free_bytes == BUDGET - 5 * MIB
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "read a"))
+    assert (cache.free_bytes, cache.contains("a")) == (BUDGET, True)
+
+
 async def test_what_can_never_fit_says_so(cache: HostCache, tmp_path: Path) -> None:
     with pytest.raises(InsufficientMemoryError, match="raise its budget"):
         await cache.get(artifact(tmp_path, "huge", BUDGET + 1))
@@ -452,8 +482,7 @@ async def test_memory_that_is_wanted_back_is_the_spare_then_copies_that_nobody_h
     for ref in (old, new):
         (await cache.get(ref)).release()
     kept = await cache.get(held)
-    assert (cache.can_hold(40 * MIB), cache.can_hold(40 * MIB + 1)) == (True, False)
-    assert (cache.has_room(36 * MIB), cache.has_room(36 * MIB + 1)) == (True, False)
+    assert (cache.budget_bytes, cache.free_bytes) == (40 * MIB, 36 * MIB)
     cache.expect(artifact(tmp_path, "next", 2 * MIB))
     assert cache.give_up(1) == 2 * MIB
     assert cache.spare_bytes == 0

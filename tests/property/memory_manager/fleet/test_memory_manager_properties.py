@@ -10,7 +10,7 @@ from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, 
 
 from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.controller import MemoryManager
-from memory_manager.fleet.views import planner_state, unsettled
+from memory_manager.fleet.views import HostTier, planner_state, unsettled
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import Residency, ResidencyEvent
 from mooring.errors import ArtifactError, InsufficientMemoryError, ModelNotFoundError, ModelUnavailableError
@@ -72,13 +72,15 @@ class World:
         budgets: list[int],
         seed: int,
         failure_rate: float,
-        max_copies: int,
+        host_pages: int = 1000,
         remains_pages: int = 0,
         workers_per_device: int = 1,
+        maps_host_copy: bool = False,
     ) -> None:
         self.remains_pages = remains_pages
+        self.maps_host_copy = maps_host_copy
         self.loop = asyncio.get_running_loop()
-        self.cache = SimulatedHostCache(max_copies)
+        self.cache = SimulatedHostCache(host_pages * PAGE)
         self.failure_rate, self.seed = failure_rate, seed
         self.devices = [DeviceBudget(f"d{i}", pages * PAGE) for i, pages in enumerate(budgets)]
         self.manager = MemoryManager(
@@ -94,6 +96,7 @@ class World:
 
     def on_event(self, event: ResidencyEvent) -> None:
         self.manager.check()
+        assert self.cache.free_bytes >= 0
         assert event.duration_s >= 0
 
     def start_worker(self, device: DeviceBudget, worker_id: str) -> None:
@@ -105,6 +108,7 @@ class World:
             seed=self.seed,
             failure_rate=self.failure_rate,
             remains_pages=self.remains_pages,
+            maps_host_copy=self.maps_host_copy,
         )
         worker.on_death = self.on_death
         worker.neighbours = self.neighbours[device.name]
@@ -130,7 +134,8 @@ class World:
             await asyncio.sleep(0.0317)
             now_s = self.loop.time()
             deployments, replicas = manager._deployments.values(), manager._replicas.values()
-            where = manager._ledgers, manager._workers
+            host = HostTier(manager._host_cache, replicas)
+            where = manager._ledgers, manager._workers, host
             for each in deployments:
                 each.note_rest(now_s, CONFIG)
             *moving, next_due_s = unsettled(deployments, replicas)
@@ -194,7 +199,7 @@ class World:
                 self.manager.upsert_deployment(deployment(name, **specs[name]))
 
     async def come_to_rest(self) -> None:
-        """Waits until no move is under way; a load for which the host cache has no room is tried again for ever."""
+        """Waits until no move is under way."""
         await asyncio.sleep(30)
         while any(each.in_flight for each in self.manager._replicas.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -216,8 +221,9 @@ class World:
                 assert worker.allowed_bytes == (device.budget_bytes if len(there) == 1 else 0)
                 assert worker.violations == []
                 worker.check_guarantees()
-        held = {copy for worker in self.workers.values() for copy in worker.held}
-        assert sum(self.cache.pins.values()) == len(held)
+        assert sum(self.cache.pins.values()) == sum(
+            held.has_copy for worker in self.workers.values() for held in worker.held.values()
+        )
 
 
 @settings(max_examples=40, **SLOW)
@@ -227,7 +233,8 @@ class World:
     traffic=st.lists(requests, min_size=5, max_size=40),
     trouble=st.lists(disturbances, max_size=6),
     failure_rate=st.sampled_from([0.0, 0.0, 0.2]),
-    max_copies=st.sampled_from([3, 100]),
+    host_pages=st.sampled_from([8, 20, 30, 1000]),
+    maps_host_copy=st.booleans(),
     remains_pages=st.integers(0, 1),
     workers_per_device=st.integers(1, 2),
     seed=st.integers(0, 1000),
@@ -238,13 +245,16 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
     traffic: list[Request],
     trouble: list[Disturbance],
     failure_rate: float,
-    max_copies: int,
+    host_pages: int,
+    maps_host_copy: bool,
     remains_pages: int,
     workers_per_device: int,
     seed: int,
 ) -> None:
     async def main() -> None:
-        world = World(budgets, seed, failure_rate, max_copies, remains_pages, workers_per_device)
+        world = World(
+            budgets, seed, failure_rate, host_pages, remains_pages, workers_per_device, maps_host_copy
+        )
         specs = dict(zip(NAMES, sizes, strict=True))
         for name, sizes_of in specs.items():
             # Sleepers are not made to give up what they keep, so it must fit beside the largest model.
@@ -263,7 +273,7 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
             assert not isinstance(outcome, BaseException) or isinstance(outcome, ModelUnavailableError), (
                 outcome
             )
-        if failure_rate == 0.0 and max_copies == 100 and not trouble:
+        if failure_rate == 0.0 and not trouble:
             for request, outcome in zip(traffic, outcomes, strict=True):
                 fits = deployment(request.name, **specs[request.name])
                 needs = fits.weights_bytes + fits.kv_guarantee_bytes + workers_per_device * PAGE
@@ -288,6 +298,7 @@ def test_no_byte_is_promised_twice_or_lost_and_every_acquire_ends(
     trouble=st.lists(disturbances, max_size=6),
     failure_rate=st.sampled_from([0.0, 0.2]),
     period_s=st.sampled_from([2.5, 4.0]),
+    host_pages=st.sampled_from([20, 30, 1000]),
     seed=st.integers(0, 1000),
 )
 def test_a_plan_is_the_same_without_those_at_rest(
@@ -297,10 +308,11 @@ def test_a_plan_is_the_same_without_those_at_rest(
     trouble: list[Disturbance],
     failure_rate: float,
     period_s: float,
+    host_pages: int,
     seed: int,
 ) -> None:
     async def main() -> None:
-        world = World(budgets, seed, failure_rate, max_copies=100)
+        world = World(budgets, seed, failure_rate, host_pages)
         specs = dict(zip(NAMES, sizes, strict=True))
         for name, sizes_of in specs.items():
             world.manager.upsert_deployment(deployment(name, **sizes_of))

@@ -19,7 +19,7 @@ from mooring.errors import InternalError, ModelUnavailableError
 @virtually
 async def test_a_sleeper_that_its_worker_will_not_forget_is_not_asked_again_and_again() -> None:
     async with house() as h:
-        h.cache.max_copies = 1
+        h.cache.budget_bytes = 10 * PAGE
         worker = h.add_worker()
         for name in "ab":
             h.manager.upsert_deployment(deployment(name))
@@ -27,10 +27,12 @@ async def test_a_sleeper_that_its_worker_will_not_forget_is_not_asked_again_and_
         await asyncio.sleep(3)
         await h.manager.sleep("a")
         worker.failing.add("unload")
-        with pytest.raises(ModelUnavailableError, match="host cache"):
-            await asyncio.wait_for(h.manager.acquire("b"), 20)
+        (await asyncio.wait_for(h.manager.acquire("b"), 20)).release()
         assert len([call for call in worker.calls if call == ("unload", "a/0")]) == 1
+        assert ("load from file", "b/1") in worker.calls
         worker.failing.clear()
+        await h.manager.sleep("b")
+        assert (h.residency("a"), h.residency("b")) == (Residency.WARM, Residency.COLD)
         await asyncio.sleep(2)
         (await h.manager.acquire("b")).release()
         assert h.residency("a") is Residency.COLD
@@ -54,7 +56,7 @@ async def test_a_model_that_its_worker_would_not_let_go_comes_back_at_once_with_
 @virtually
 async def test_what_is_forgotten_for_its_host_memory_is_told() -> None:
     async with house() as h:
-        h.cache.max_copies = 1
+        h.cache.budget_bytes = 10 * PAGE
         h.add_worker()
         for name in "ab":
             await h.bring_in(name)
@@ -142,7 +144,7 @@ async def test_a_pinned_model_that_can_never_fit_is_told_once_and_fewer_replicas
 @virtually
 async def test_a_sleeper_goes_on_being_forgotten_when_the_worker_that_wanted_its_memory_dies() -> None:
     async with house(**{"cpu:0": BUDGET, "cpu:1": BUDGET}) as h:
-        h.cache.max_copies = 1
+        h.cache.budget_bytes = 10 * PAGE
         first = h.add_worker("cpu:0")
         for name in "ab":
             h.manager.upsert_deployment(deployment(name))
@@ -163,18 +165,19 @@ async def test_a_sleeper_goes_on_being_forgotten_when_the_worker_that_wanted_its
 
 
 @virtually
-async def test_a_load_that_can_have_no_host_memory_costs_no_sleeper_its_copy() -> None:
+async def test_a_load_that_can_have_no_host_copy_costs_no_sleeper_its_own() -> None:
     async with house() as h:
         h.add_worker()
         for name in "ab":
             h.manager.upsert_deployment(deployment(name))
         (await h.manager.acquire("a")).release()
         await h.manager.sleep("a")
-        h.cache.too_large_bytes = 11 * PAGE
-        h.manager.upsert_deployment(deployment("large", weights_pages=11))
-        with pytest.raises(ModelUnavailableError, match="no host memory"):
-            await h.manager.acquire("large")
-        h.cache.starved = True
+        h.cache.budget_bytes = 19 * PAGE
+        h.manager.upsert_deployment(deployment("large", weights_pages=20))
+        (await h.manager.acquire("large")).release()
+        await h.manager.sleep("large")
+        assert h.residency("large") is Residency.COLD
+        h.cache.budget_bytes, h.cache.starved = 100 * PAGE, True
         with pytest.raises(ModelUnavailableError, match="no host memory"):
             await h.manager.acquire("b")
         assert h.told(EventKind.UNLOAD, of="a") == []

@@ -7,7 +7,7 @@ from dataclasses import fields
 from support.simulated_house import CONFIG, House, house, virtually
 
 from memory_manager.fleet.records import Deployment, Replica
-from memory_manager.fleet.views import planner_state, snapshot, unsettled
+from memory_manager.fleet.views import HostTier, planner_state, snapshot, unsettled
 
 FAR_LATER_S = 1e6
 
@@ -34,6 +34,7 @@ async def test_looking_at_the_records_changes_none_of_them() -> None:
         deployments, replicas = h.manager._deployments, h.manager._replicas
         where = h.manager._ledgers, h.manager._workers
         unsettled(deployments.values(), replicas.values())
-        planner_state(*where, deployments.values(), replicas.values(), CONFIG, FAR_LATER_S)
+        host = HostTier(h.cache, replicas.values())
+        planner_state(*where, host, deployments.values(), replicas.values(), CONFIG, FAR_LATER_S)
         snapshot(FAR_LATER_S, *where, deployments, 0)
         assert everything(h) == before

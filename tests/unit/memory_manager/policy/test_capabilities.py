@@ -39,7 +39,9 @@ def wanted(name: str, **policy: Any) -> DeploymentView:
     return model(name, demand=DemandView(1, NOW, math.inf, 0), **policy)
 
 
-def replica(name: str, residency: Residency = Residency.COLD, worker_id: str = "w") -> ReplicaView:
+def replica(
+    name: str, residency: Residency = Residency.COLD, worker_id: str = "w", can_sleep: bool = True
+) -> ReplicaView:
     there = residency in ON_DEVICE
     return ReplicaView(
         f"{name}/0",
@@ -49,6 +51,7 @@ def replica(name: str, residency: Residency = Residency.COLD, worker_id: str = "
         5 * PAGE,
         worker_id=worker_id if there else None,
         lease_bytes=10 * PAGE if there else 0,
+        can_sleep=can_sleep,
     )
 
 
@@ -71,19 +74,19 @@ def leases(made: PlannerState) -> dict[str, int]:
     return {each.worker_id: each.num_bytes // PAGE for each in decide(made) if isinstance(each, SetKVLease)}
 
 
-def test_an_idle_replica_is_unloaded_if_its_engine_cannot_sleep() -> None:
-    deployments, there = [model("a", idle_timeout_s=1)], [replica("a", Residency.RESIDENT)]
-    (sleep,) = decide(state([worker("w", 30)], deployments, there))
+def test_an_idle_replica_that_cannot_sleep_is_unloaded() -> None:
+    deployments, workers = [model("a", idle_timeout_s=1)], [worker("w", 30)]
+    (sleep,) = decide(state(workers, deployments, [replica("a", Residency.RESIDENT)]))
     assert isinstance(sleep, Sleep)
-    (unload,) = decide(state([worker("w", 30, sleep=False)], deployments, there))
+    (unload,) = decide(state(workers, deployments, [replica("a", Residency.RESIDENT, can_sleep=False)]))
     assert isinstance(unload, Unload)
     assert (unload.replica_id, unload.reason) == (sleep.replica_id, sleep.reason)
 
 
 def test_room_is_made_by_unloading_and_the_question_who_would_leave_is_answered() -> None:
     deployments = [model("a"), model("b"), wanted("c")]
-    there = [replica("a", Residency.RESIDENT), replica("b", Residency.RESIDENT), replica("c")]
-    made = state([worker("w", 20, sleep=False)], deployments, there)
+    there = [*(replica(name, Residency.RESIDENT, can_sleep=False) for name in "ab"), replica("c")]
+    made = state([worker("w", 20)], deployments, there)
     (unload,) = [each for each in decide(made) if isinstance(each, Unload)]
     assert (unload.replica_id, unload.room_for) == ("a/0", "c")
     found = way_in(made, "c", NOW, CONFIG)
