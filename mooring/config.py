@@ -246,7 +246,9 @@ class Settings(BaseSettings):
         "none on the CPU, where the budget is for weights and KV alone.",
     )
     host_cache_budget: Bytes | None = Field(
-        None, description="Host memory for warm copies of weights; unset: a quarter of the machine's."
+        None,
+        description="Host memory for warm copies of weights; unset: what the devices can hold and one model more, at "
+        "most half of the machine's memory less the budgets of CPU devices, at least a quarter of the machine's.",
     )
     max_head_bytes: Bytes = Field(64 << 10, description="Most of an HTTP request's line and headers.")
     request_timeout_s: float = Field(

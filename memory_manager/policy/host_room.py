@@ -37,7 +37,7 @@ class HostRoom:
         self.dropped: list[CopyView] = []
         self._budget_bytes = host.budget_bytes
         self._free_bytes = host.free_bytes
-        self._counted: set[str] = set()
+        self._counted: dict[str, Way] = {}  # by artifact: its copy is there once
         holders: defaultdict[str, list[CopyView]] = defaultdict(list)
         for copy in host.copies:
             holders[copy.artifact_key].append(copy)
@@ -53,14 +53,16 @@ class HostRoom:
         """Counts a replica that is to be loaded; returns its way. ``kept`` are ids of replicas whose copies stay."""
         if replica.copy_bytes > self._budget_bytes:
             return Way.FILE
-        if not replica.copy_bytes or replica.artifact_key in self._counted:
+        if not replica.copy_bytes:
             return Way.COPY
+        if replica.artifact_key in self._counted:
+            return self._counted[replica.artifact_key]
         if not self._drop(replica.copy_bytes - self._free_bytes - self._leaving_bytes, kept):
             return Way.FILE
-        is_free = replica.copy_bytes <= self._free_bytes
-        self._counted.add(replica.artifact_key)
+        way = Way.COPY if replica.copy_bytes <= self._free_bytes else Way.LATER
+        self._counted[replica.artifact_key] = way
         self._free_bytes -= replica.copy_bytes
-        return Way.COPY if is_free else Way.LATER
+        return way
 
     def _drop(self, shortage_bytes: int, kept: Container[str]) -> bool:
         """Drops the copies that are longest unused; False, and nothing has changed, if all are too few."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from memory_manager.config import DeviceBudget
@@ -20,6 +20,7 @@ from mooring.units import GIB, format_bytes
 __all__ = [
     "DEFAULT_GPU_RESERVE_BYTES",
     "compute_capability",
+    "default_host_cache_bytes",
     "device_budgets",
     "device_names",
     "device_reader",
@@ -108,14 +109,27 @@ def _budget(entry: DeviceEntry, unset_bytes: int | None) -> DeviceBudget:
     return DeviceBudget(entry.name, budget_bytes, reserve_bytes)
 
 
-def host_cache_budget_bytes(settings: Settings) -> int:
-    """Bytes of host memory for warm copies of weights: as set, or a quarter of the machine's memory."""
+def host_cache_budget_bytes(settings: Settings, devices: Sequence[DeviceBudget]) -> int:
+    """Bytes of host memory for warm copies of weights: as set, or as these devices and the machine suggest.
+
+    Raises:
+        ConfigurationError: it is not set and the machine's memory cannot be read.
+    """
     if settings.host_cache_budget is not None:
         return settings.host_cache_budget
     memory = HostReader(set).read()
     if memory is None:
         raise ConfigurationError("this machine's memory cannot be read: give --host-cache-budget")
-    return memory.total_bytes // 4
+    return default_host_cache_bytes(devices, memory.total_bytes)
+
+
+def default_host_cache_bytes(devices: Sequence[DeviceBudget], total_bytes: int) -> int:
+    """Bytes of a machine with ``total_bytes`` of memory that hold all that the devices can, and one model as large as
+    a device beside it; at most half of what CPU devices leave of the memory, at least a quarter of all."""
+    budgets = [each.budget_bytes for each in devices]
+    on_cpu_bytes = sum(each.budget_bytes for each in devices if is_cpu(each.name))
+    most_bytes = (total_bytes - on_cpu_bytes) // 2
+    return max(total_bytes // 4, min(sum(budgets) + max(budgets), most_bytes))
 
 
 def watch_others(

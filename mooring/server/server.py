@@ -184,7 +184,7 @@ class Server:
             stack.callback(each.close)
         wait_for_cores = partial(wait_clear, tuple(core_signals.values()))
         cache = HostCache(
-            host_cache_budget_bytes(settings),
+            host_cache_budget_bytes(settings, budgets),
             wait_for_cores=wait_for_cores,
             to_be_pinned=not all(is_cpu(each.name) for each in budgets),
         )

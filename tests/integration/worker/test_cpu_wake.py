@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from support.torch_engines import engine_driver, tiny_model
 
 from engines.torch.weights.core_turns import CoreTurns
 from engines.torch.weights.host_copy_view import _PIECE_BYTES, HostCopyView
+from engines.torch.weights.packed_file import PackedFile
 from engines.torch.weights.weights import WeightsRegion
 from memory_manager.arena.cuda_arena import CudaArena
 from memory_manager.arena.host_arena import HostArena
@@ -29,6 +31,14 @@ def host_copy(content: bytes, *, sealed: bool = True) -> int:
     if sealed:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return fd
+
+
+def is_cached(fd: int) -> bool:
+    """Whether the system has the first bytes of a file in memory."""
+    try:
+        return os.preadv(fd, [bytearray(4096)], 0, os.RWF_NOWAIT) > 0
+    except BlockingIOError:
+        return False
 
 
 @contextmanager
@@ -68,6 +78,42 @@ def test_weights_come_whole_and_go_whole(may_borrow: bool, sealed: bool, own_pag
             assert weights._memory[: len(content)].numpy().tobytes() == content
             assert weights.release() == 3 * PAGE
             assert weights.committed_bytes == arena.committed_bytes == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_weights_come_from_the_packed_file_which_the_page_cache_does_not_keep(
+    device: str, tmp_path: Path
+) -> None:
+    content = os.urandom(3 * PAGE + 12_345)
+    path = tmp_path / "weights.bin"
+    path.write_bytes(content)
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)  # what is not on the disk yet cannot leave the cache
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    is_on_disk = not is_cached(fd)
+    # It is never borrowed: its pages are the system's.
+    with region(len(content), may_borrow=True, device=device) as (weights, arena):
+        weights.restore(fd, 4 * PAGE, core_share=0.5, from_file=True)
+        assert arena.committed_bytes == weights.committed_bytes == 4 * PAGE
+        assert weights._memory[: len(content)].cpu().numpy().tobytes() == content
+        assert not (is_on_disk and is_cached(fd))
+        assert weights.release() == 4 * PAGE
+        os.truncate(path, 2 * PAGE)
+        with pytest.raises(ArtifactError, match="the packed file ends at byte"):
+            weights.restore(fd, 4 * PAGE, core_share=0.5, from_file=True)
+        assert arena.committed_bytes == weights.committed_bytes == 0
+    os.close(fd)
+
+
+def test_a_packed_file_that_shrinks_while_it_is_read_is_the_artifacts_error(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"x" * PAGE)
+    fd = os.open(path, os.O_RDONLY)
+    file = PackedFile(fd, PAGE)
+    os.truncate(path, PAGE // 2)
+    with pytest.raises(ArtifactError, match=f"shrank to {PAGE // 2} bytes"):
+        file.read_to_host(torch.empty(PAGE, dtype=torch.uint8), 2, CoreTurns(), 0.5)
     os.close(fd)
 
 

@@ -14,7 +14,7 @@ from mooring.config import load_settings, setting_names, variable_name
 from mooring.errors import ConfigurationError
 from mooring.reference import configuration_page
 from mooring.server.admin_key import ensure_admin_key, read_admin_key
-from mooring.server.devices import device_budgets
+from mooring.server.devices import default_host_cache_bytes, device_budgets
 from mooring.server.worker_specs import worker_specs
 from mooring.units import MIB, format_bytes, parse_bytes
 
@@ -144,6 +144,25 @@ def test_several_devices_from_flags_file_and_variable(
         ("torch-1", "cpu:1", 32 * MIB),
     ]
     assert specs[0].config["num_threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "total_gib", "expected_gib"),
+    [
+        ({"cpu": 8}, 16, 4),  # a quarter, as what the device leaves is to be shared with others
+        ({"cpu": 1}, 16, 4),
+        ({"cuda:0": 24}, 256, 64),
+        ({"cuda:0": 80}, 512, 160),  # all that it holds, and one model as large as it
+        ({"cuda:0": 80, "cuda:1": 40}, 640, 200),
+        ({"cuda:0": 140}, 256, 128),  # half of the machine
+        ({"cuda:0": 140, "cpu": 56}, 256, 100),
+    ],
+)
+def test_host_memory_for_copies_follows_the_devices(
+    devices: dict[str, int], total_gib: int, expected_gib: int
+) -> None:
+    budgets = [DeviceBudget(name, gib << 30) for name, gib in devices.items()]
+    assert default_host_cache_bytes(budgets, total_gib << 30) == expected_gib << 30
 
 
 def test_a_step_may_take_longer_on_a_cpu_unless_the_operator_says_how_long() -> None:
