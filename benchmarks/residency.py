@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.host_tier import measure_host_tier
 from benchmarks.kv_elasticity import (
     Handover,
     SingleModel,
@@ -44,6 +45,8 @@ class ResidencyLoad:
         num_requests: requests of each run of the single model.
         repeats: runs of the single model.
         neighbour_repeats: wakes and loads beside a stream.
+        host_tier_shape_name: shape of the models that share a small host tier.
+        host_tier_rounds: times that they are all asked at once.
         stream_tokens: tokens of that stream, enough that it outlasts both.
         max_model_len: context of the neighbours, in tokens.
         num_threads: threads that torch computes with; None leaves the engine's own choice.
@@ -56,6 +59,8 @@ class ResidencyLoad:
     num_requests: int = 48
     repeats: int = 5
     neighbour_repeats: int = 16
+    host_tier_shape_name: str = "SmolLM2-135M"
+    host_tier_rounds: int = 4
     stream_tokens: int = 112
     max_model_len: int = 512
     num_threads: int | None = None
@@ -63,7 +68,7 @@ class ResidencyLoad:
     @classmethod
     def quick(cls) -> ResidencyLoad:
         """Tiny models, once or twice each: shows whether the benchmark works, not how quick anything is."""
-        return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, 1200, 2048, num_threads=1)
+        return cls("tiny", "tiny", 2, 32 * MIB, 8, 1, 1, "tiny", 1, 1200, 2048, num_threads=1)
 
 
 def main(
@@ -189,6 +194,20 @@ def _neighbours(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str,
     return found.figures()
 
 
+def _host_tier(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str, float]:
+    config = shape(load.host_tier_shape_name)
+    found = measure_host_tier(scratch, config, load.host_tier_rounds, load.max_model_len, load.num_threads)
+    report.text(
+        f"## A small host tier\n\nReal servers on a CPU with `torch.cpu_wake = copy` and models of "
+        f"{load.host_tier_shape_name}'s shape, all asked at once and put to sleep again: host memory for two copies "
+        "and device memory for three models; then host memory for one copy, and one model larger than that. "
+        f"`host_small_failures`: of {found.num_requests} requests, those that were refused, failed or had another "
+        f"text than before. {found.num_from_file} loads left no copy, {found.num_dropped} residents gave theirs up."
+    )
+    report.data("host_tier", asdict(found))
+    return {"host_small_failures": len(found.failures)}
+
+
 def _planner(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str, float]:
     report.text(
         "## The planner\n\n`planner_ms_N`: one decision with N deployments, the making of its state included."
@@ -201,6 +220,7 @@ PARTS: Mapping[str, Callable[[Path, ResidencyLoad, Report], dict[str, float]]] =
     "handover": _handover,
     "single_model": _single_model,
     "neighbours": _neighbours,
+    "host_tier": _host_tier,
     "planner": _planner,
 }
 """Parts of the benchmark by name; each writes its part of the report and returns its figures."""

@@ -361,7 +361,11 @@ class _Planning:
         }
         if wakes:
             return Wake(replica.replica_id, want.reason, figures)
-        return Load(replica.replica_id, option.worker.worker_id, want.reason, figures, way is Way.FILE)
+        from_file = way is Way.FILE
+        reason = (
+            f"{want.reason}; from the file, as the host has no room for a copy" if from_file else want.reason
+        )
+        return Load(replica.replica_id, option.worker.worker_id, reason, figures, from_file)
 
     def _option(self, want: Want, worker: WorkerView) -> _Option | None:
         """How the wanted replica could come to this worker; None if it cannot now."""
