@@ -356,10 +356,13 @@ class Deployment:
         self.scale = rescale(self.scale, num_requests, num_up, self.spec.policy.max_replicas, now_s, config)
 
     def reload_s(self, config: ManagerConfig) -> float:
-        """Seconds that bringing it back is expected to take, as measured or guessed from its size: those of a load if
-        it is on a device without a host copy, else those of a wake."""
-        on_device = [each for each in self.replicas if each.residency in ON_DEVICE]
-        way = "wake" if not on_device or any(each.can_sleep for each in on_device) else "load"
+        """Seconds that bringing it to a device, or back there if it leaves, is expected to take, as measured or
+        guessed from its size: those of a wake if its weights are, or would be, in memory, else those of a load."""
+        way = (
+            "wake"
+            if any(each.residency is Residency.WARM or each.can_sleep for each in self.replicas)
+            else "load"
+        )
         measured_s = self.wake_s if way == "wake" else self.load_s
         if measured_s is not None:
             return measured_s

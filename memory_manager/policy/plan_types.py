@@ -61,8 +61,8 @@ class DeploymentView:
         wanted_since_s: when the present policy was set.
         demand: the requests that wait; None if none does.
         request_rate_per_s: exponentially decayed.
-        reload_s: seconds that bringing the deployment back is expected to take, once it has left its device: those
-            of a wake, or of a load if no copy of its weights would be left in host memory.
+        reload_s: seconds that bringing the deployment to a device, or back there if it leaves, is expected to take:
+            those of a wake, or of a load if no copy of its weights is, or would be, in host memory.
         next_arrival: when requests are expected by the deployment's rhythm; None if it has no rhythm, or if
             nothing is woken ahead of time.
         wanted_replicas: number of replicas that the load asks for, once there is one.

@@ -101,7 +101,9 @@ def residency(
     out: Out = Path("bench-out/residency"),
     part: Annotated[
         list[str] | None,
-        typer.Option(help="transitions, handover, single_model, neighbours, host_tier or planner; all if not given."),
+        typer.Option(
+            help="transitions, handover, single_model, neighbours, host_tier or planner; all if not given."
+        ),
     ] = None,
     quick: Quick = False,
 ) -> None:
