@@ -17,7 +17,7 @@ from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 from ops.running_server import RunningServer
 
-__all__ = ["HostTier", "measure_host_tier"]
+__all__ = ["HostTierOutcome", "measure_host_tier"]
 
 _SMALL, _LARGE = ("first", "second", "third"), "large"
 _PROMPT = list(range(100, 132))
@@ -25,8 +25,8 @@ _OUTPUT_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class HostTier:
-    """What became of the requests.
+class HostTierOutcome:
+    """Outcome of the requests.
 
     Attributes:
         num_requests: all that were sent.
@@ -49,7 +49,7 @@ def measure_host_tier(
     max_model_len: int,
     num_threads: int | None = None,
     cpu_wake: str = "copy",
-) -> HostTier:
+) -> HostTierOutcome:
     """Asks all models of each server at once, ``rounds`` times, and puts them to sleep in between.
 
     Args:
@@ -70,7 +70,7 @@ def measure_host_tier(
                     for name in together:
                         server.admin("POST", f"/deployments/{name}/sleep").raise_for_status()
             found.count(server)
-    return HostTier(found.num_requests, tuple(found.failures), found.num_from_file, found.num_dropped)
+    return HostTierOutcome(found.num_requests, tuple(found.failures), found.num_from_file, found.num_dropped)
 
 
 @dataclass(slots=True)
