@@ -127,6 +127,7 @@ class EngineDriver:
         *,
         max_model_len: int = 256,
         kv_cap_bytes: int | None = None,
+        from_file: bool = False,
     ) -> int:
         spec = LoadSpec(
             replica_id,
@@ -135,6 +136,7 @@ class EngineDriver:
             round_to_pages(model.manifest.num_bytes),
             kv_guarantee_bytes=kv_bytes_for_tokens(kv_groups(model.config, 4), max_model_len),
             kv_cap_bytes=kv_cap_bytes,
+            from_file=from_file,
         )
         return self.engine.load(spec, model.host_copy())
 

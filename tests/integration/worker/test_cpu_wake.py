@@ -22,7 +22,7 @@ from memory_manager.arena.host_arena import HostArena
 from memory_manager.arena.paged_arena import PagedArena
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
 from memory_manager.word_sum import word_sum
-from mooring.errors import ArtifactError, HostCopyAlteredError, InsufficientMemoryError
+from mooring.errors import ArtifactError, ConflictError, HostCopyAlteredError, InsufficientMemoryError
 
 
 def host_copy(content: bytes, *, sealed: bool = True) -> int:
@@ -198,3 +198,33 @@ def test_a_model_says_the_same_however_it_was_woken(cpu_wake: str, monkeypatch: 
         driver.submit(2, prompt)
         driver.run()
         assert driver.tokens[1] == driver.tokens[2] == model.generate(prompt, 20)
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_model_without_a_host_copy_serves_on_and_can_only_be_unloaded(
+    from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    path = tmp_path / "weights.bin"
+    path.write_bytes(model.packed)
+    opened: list[int] = []
+
+    def source(self: object) -> int:
+        opened.append(os.open(path, os.O_RDONLY) if from_file else host_copy(model.packed))
+        return opened[-1]
+
+    monkeypatch.setattr(type(model), "host_copy", source)
+    with engine_driver(cpu_wake="copy") as driver:
+        held_bytes = driver.load(model, from_file=from_file)
+        driver.engine.drop_host_copy("m")
+        driver.engine.drop_host_copy("m")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(opened[0])
+        driver.submit(1, [5, 17, 203, 44])
+        driver.run()
+        assert driver.tokens[1] == model.generate([5, 17, 203, 44], 20)
+        driver.engine.sleep("m")
+        with pytest.raises(ConflictError, match="no host copy"):
+            driver.engine.wake("m", held_bytes)
+        driver.engine.unload("m")
+        assert driver.load(model, from_file=from_file) == held_bytes
