@@ -45,6 +45,7 @@ def results(out: Path) -> dict[str, float]:
             "neighbours",
             {"wake_to_first_token_ratio", "neighbour_itl_p99_ratio", "neighbour_wake_over_idle"},
         ),
+        ("host_tier", {"host_small_failures"}),
     ],
 )
 def test_each_part_of_the_residency_benchmark_reports_its_figures(
@@ -60,7 +61,7 @@ def test_each_part_of_the_residency_benchmark_reports_its_figures(
 
 
 def test_the_residency_benchmark_has_the_planner_too() -> None:
-    assert set(PARTS) == {"transitions", "handover", "single_model", "neighbours", "planner"}
+    assert set(PARTS) == {"transitions", "handover", "single_model", "neighbours", "host_tier", "planner"}
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=GPU)])
