@@ -20,7 +20,7 @@ from memory_manager.stats import WorkerStats
 
 __all__ = [
     "NO_TOKENS",
-    "REPLICA_ASLEEP",
+    "REPLICA_UNLOADED",
     "Capabilities",
     "ChoiceTokens",
     "DeviceLostError",
@@ -42,9 +42,9 @@ TokenIds = NDArray[np.int32]
 
 NO_TOKENS: TokenIds = np.empty(0, np.int32)
 
-REPLICA_ASLEEP = "replica_asleep"
-"""``Finished.error_code`` of a sequence whose replica was put to sleep or unloaded under it. Not a death:
-the router acquires a replica again and goes on, and nobody is blamed."""
+REPLICA_UNLOADED = "replica_unloaded"
+"""``Finished.error_code`` of a sequence whose replica was unloaded under it. Not a death: the router acquires a
+replica again and goes on, and nobody is blamed."""
 
 
 class DeviceLostError(Exception):
@@ -200,7 +200,11 @@ class Engine(Protocol):
     Threads: ``launch``, ``finish``, ``submit``, ``cancel`` and ``set_lease`` belong to one thread, the step thread.
     ``load`` and ``wake`` copy for long, so they may run on another thread while steps go on, as ``drop_host_copy``
     may; what they bring takes part from the step thread's next call on. ``sleep`` and ``unload`` are called on the
-    step thread, between steps; sequences still present are finished with ``REPLICA_ASLEEP``.
+    step thread, between steps.
+
+    The sequences of a replica that sleeps are parked: they are not computed, and after ``wake`` they go on from where
+    they were. Meanwhile others may be submitted, and all may be cancelled. Those of a replica that is unloaded are
+    finished with ``REPLICA_UNLOADED``.
     """
 
     def capabilities(self) -> Capabilities: ...
@@ -224,7 +228,8 @@ class Engine(Protocol):
     def unload(self, replica_id: str) -> None: ...
 
     def sleep(self, replica_id: str) -> int:
-        """Gives up the replica's device memory, keeps the rest; returns the bytes given up."""
+        """Parks the replica's sequences and gives up the device memory of its weights; returns the bytes given
+        up."""
         ...
 
     def wake(self, replica_id: str, weights_lease_bytes: int) -> int: ...

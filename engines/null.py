@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from engines.api import (
-    REPLICA_ASLEEP,
+    REPLICA_UNLOADED,
     Capabilities,
     Finished,
     FinishReason,
@@ -123,17 +123,15 @@ class NullEngine:
             replica.host_copy_fd = None
 
     def unload(self, replica_id: str) -> None:
-        if replica_id in self._replicas:
-            self.sleep(replica_id)
+        replica = self._replicas.get(replica_id)
+        if replica is not None:
+            for sequence_id in list(replica.running):
+                self._end(replica, sequence_id, _unloaded(sequence_id, replica_id))
             self.drop_host_copy(replica_id)
             del self._replicas[replica_id]
 
     def sleep(self, replica_id: str) -> int:
         replica = self._replica(replica_id)
-        if not replica.resident:
-            return 0
-        for sequence_id in list(replica.running):
-            self._end(replica, sequence_id, _asleep(sequence_id, replica_id))
         replica.resident = False
         released_bytes, replica.weights_bytes = replica.weights_bytes, 0
         return released_bytes
@@ -163,8 +161,8 @@ class NullEngine:
     def submit(self, request: SequenceRequest) -> None:
         sequence_id = request.sequence_id
         replica = self._replicas.get(request.replica_id)
-        if replica is None or not replica.resident:
-            self._ended.setdefault(request.replica_id, []).append(_asleep(sequence_id, request.replica_id))
+        if replica is None:
+            self._ended.setdefault(request.replica_id, []).append(_unloaded(sequence_id, request.replica_id))
             return
         refusal = _refusal(request, replica.spec.max_model_len)
         if refusal is not None:
@@ -183,10 +181,10 @@ class NullEngine:
                 self._end(replica, sequence_id, Finished(sequence_id, FinishReason.CANCELLED))
 
     def has_work(self) -> bool:
-        return bool(self._ended or self._replica_of)
+        return bool(self._ended or self._busy())
 
     def launch(self) -> None:
-        busy = [replica for replica in self._replicas.values() if replica.running]
+        busy = self._busy()
         if busy:
             self._step_began_s = time.monotonic()
             self._steps_total += 1
@@ -215,6 +213,9 @@ class NullEngine:
             steps_total=self._steps_total,
             rss_bytes=psutil.Process().memory_info().rss,
         )
+
+    def _busy(self) -> list[_Replica]:
+        return [each for each in self._replicas.values() if each.resident and each.running]
 
     def _advance(self, replica: _Replica) -> StepOutput:
         config = self._config
@@ -280,12 +281,12 @@ class NullEngine:
         return replica
 
 
-def _asleep(sequence_id: int, replica_id: str) -> Finished:
+def _unloaded(sequence_id: int, replica_id: str) -> Finished:
     return Finished(
         sequence_id,
         FinishReason.ERROR,
-        error_code=REPLICA_ASLEEP,
-        error_message=f"replica {replica_id} is not resident",
+        error_code=REPLICA_UNLOADED,
+        error_message=f"replica {replica_id} is not loaded here",
     )
 
 
@@ -309,7 +310,8 @@ def _stats_of(replica: _Replica) -> ReplicaStats:
         replica_id=replica.spec.replica_id,
         residency="resident" if replica.resident else "warm",
         weights_bytes=replica.weights_bytes,
-        num_running=len(replica.running),
+        num_running=len(replica.running) if replica.resident else 0,
+        num_queued=0 if replica.resident else len(replica.running),
         prompt_tokens_total=replica.prompt_tokens_total,
         generation_tokens_total=replica.generation_tokens_total,
     )

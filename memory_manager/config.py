@@ -73,14 +73,14 @@ class PlannerConfig:
     drain_after_s: Annotated[
         float,
         _NOT_NEGATIVE,
-        Setting("A request must have waited this long before a busy model is drained for it."),
+        Setting("A request must have waited this long before a busy model is put to sleep for it."),
     ] = 1.0
     max_drain_s: Annotated[
         float,
         _NOT_NEGATIVE,
         Setting(
-            "A model that drains to make room sleeps after this long; what still runs on it goes on when it is "
-            "resident again."
+            "If requests wait for a model whose worker is to leave, those that it still has there move with it after "
+            "this long."
         ),
     ] = 5.0
     idle_timeout_s: Annotated[

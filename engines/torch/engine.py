@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from engines.api import (
-    REPLICA_ASLEEP,
+    REPLICA_UNLOADED,
     Capabilities,
     Finished,
     LoadSpec,
@@ -94,7 +94,7 @@ class TorchEngine:
         self._arena = arena
         self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
         self._kv_memory = arena.tensor(self._pool.address_range)
-        self._cache = BlockStore(self._pool)
+        self._cache = BlockStore(self._pool, self._preempt_parked)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._core_turns = CoreTurns(core_signal)
         self._recorder = recorder
@@ -165,8 +165,10 @@ class TorchEngine:
 
     @naming_device_loss()
     def sleep(self, replica_id: str) -> int:
+        """See the protocol. Sequences keep their blocks until others need these, and stored prefixes stay."""
         replica = self._place(replica_id).replica
-        self._detach(replica)
+        self._let_in()
+        replica.park(self._cache)
         released_bytes = replica.release()
         self._memory.lease_weights(replica_id, 0)
         return released_bytes
@@ -201,7 +203,7 @@ class TorchEngine:
         self._let_in()
         place = self._places.get(request.replica_id)
         if place is None or place.replica.runner is None:
-            end = error_end(request.sequence_id, _asleep(request.replica_id))
+            end = error_end(request.sequence_id, _unloaded(request.replica_id))
             self._ended.setdefault(request.replica_id, []).append(end)
             return
         self._num_submitted += 1
@@ -215,14 +217,16 @@ class TorchEngine:
     @naming_device_loss()
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         for sequence_id in sequence_ids:
-            for place in self._attached():
+            for place in self._joined():
                 with self._restarting(place):
                     if place.replica.runner is not None and place.replica.runner.cancel(sequence_id):
                         break
 
     def has_work(self) -> bool:
-        return bool(self._ended) or any(
-            runner.has_sequences or runner.has_ended for runner in self._runners()
+        return bool(self._ended or self._arrived) or any(
+            runner.has_ended or (place.replica.is_resident and runner.has_sequences)
+            for place in self._joined()
+            if (runner := place.replica.runner)
         )
 
     @naming_device_loss()
@@ -264,7 +268,9 @@ class TorchEngine:
             # for: a wake that copies on its own stream would hold up every model.
             torch.cuda.current_stream(self._kv_memory.device).synchronize()
         self._cache.set_limit(kv_bytes)
-        while self._pool.pages_over_limit and (self._cache.shrink() or self._preempt_one()):
+        while self._pool.pages_over_limit and (
+            self._cache.shrink() or self._preempt_parked() or self._preempt_one(self._resident())
+        ):
             pass
         if self._pool.pages_over_limit:
             return LeaseStatus.DEFERRED
@@ -321,10 +327,13 @@ class TorchEngine:
     # Inner workings --------------------------------------------------------------------------------
 
     def _runners(self) -> list[SequenceRunner]:
-        return [place.replica.runner for place in self._attached() if place.replica.runner]
+        return [place.replica.runner for place in self._joined() if place.replica.runner]
 
-    def _attached(self) -> list[_Place]:
+    def _joined(self) -> list[_Place]:
         return [place for place in list(self._places.values()) if place.replica.runner]
+
+    def _resident(self) -> list[_Place]:
+        return [place for place in self._joined() if place.replica.is_resident]
 
     @contextmanager
     def _restarting(self, place: _Place) -> Iterator[None]:
@@ -348,16 +357,23 @@ class TorchEngine:
 
     def _let_in(self) -> None:
         while self._arrived:
-            self._arrived.popleft().attach(self._cache)
+            replica = self._arrived.popleft()
+            replica.attach(self._cache)
+            # Asleep, it may have kept more than would have been its to take.
+            while self._pool.crowds_others(replica.replica_id):
+                if not self._preempt_one([self._places[replica.replica_id]]):
+                    break
 
     def _detach(self, replica: TorchReplica) -> None:
         self._let_in()
-        ended = replica.detach(self._cache, _asleep(replica.replica_id))
+        ended = replica.detach(self._cache, _unloaded(replica.replica_id))
         if ended:
             self._ended.setdefault(replica.replica_id, []).extend(ended)
 
     def _kv_wanted_bytes(self) -> int:
-        waiting_bytes = sum(runner.kv_wanted_bytes for runner in self._runners())
+        waiting_bytes = sum(
+            place.replica.runner.kv_wanted_bytes for place in self._resident() if place.replica.runner
+        )
         return round_to_pages(self._lease.num_bytes + waiting_bytes) if waiting_bytes else 0
 
     def _launch_next(self) -> _Place | None:
@@ -365,7 +381,7 @@ class TorchEngine:
         busy = {
             replica_id: (place, runner)
             for replica_id, place in list(self._places.items())
-            if (runner := place.replica.runner) is not None and runner.has_sequences
+            if (runner := place.replica.runner) and place.replica.is_resident and runner.has_sequences
         }
         now_s = time.monotonic()
         for _, runner in busy.values():
@@ -387,11 +403,15 @@ class TorchEngine:
                 return place
         return None
 
-    def _preempt_one(self) -> bool:
-        """Preempts the least urgent sequence of all models; False if none runs."""
+    def _preempt_parked(self) -> bool:
+        """Preempts the least urgent sequence of all models that sleep; False if none of theirs has blocks."""
+        return self._preempt_one([place for place in self._joined() if not place.replica.is_resident])
+
+    def _preempt_one(self, places: Iterable[_Place]) -> bool:
+        """Preempts the least urgent sequence of these models; False if none has blocks."""
         candidates = [
             (candidate, place, runner)
-            for place in self._attached()
+            for place in places
             if (runner := place.replica.runner) and (candidate := runner.preemptible()) is not None
         ]
         if not candidates:
@@ -402,5 +422,5 @@ class TorchEngine:
         return True
 
 
-def _asleep(replica_id: str) -> ModelUnavailableError:
-    return ModelUnavailableError(f"replica {replica_id} is not resident", code=REPLICA_ASLEEP)
+def _unloaded(replica_id: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"replica {replica_id} is not loaded here", code=REPLICA_UNLOADED)

@@ -1,4 +1,4 @@
-"""One loaded model: its weights, the model over them, and its sequences while it is resident."""
+"""One loaded model: its weights, the model over them, and its sequences."""
 
 from __future__ import annotations
 
@@ -38,10 +38,15 @@ _MOVED_BYTES = 4 * PAGE_BYTES  # of blocks at once: between two places they lie 
 
 
 class TorchReplica:
-    """A model that is resident (weights on the device, attached to the pool) or warm (addresses only).
+    """A model that is resident (weights on the device, its sequences run) or warm (addresses, and what its parked
+    sequences and stored prefixes keep of the pool).
 
     Making one reserves addresses and builds the model over them; its weights are no memory until
     ``restore``. ``restore`` may run beside the step thread, everything else belongs to it.
+
+    Attributes:
+        runner: has its sequences; None until it is attached for the first time, and once it is detached.
+        is_resident: its sequences may run: it was attached and not parked since.
 
     Args:
         weights_fd: of the host copy, kept until ``drop_host_copy`` or ``close`` closes it; or of the packed file,
@@ -112,6 +117,7 @@ class TorchReplica:
             kv_bytes=kv_bytes if spec.kv_cap_bytes is None else min(kv_bytes, spec.kv_cap_bytes),
         )
         self.runner: SequenceRunner | None = None
+        self.is_resident = False
         self._next_runner: SequenceRunner | None = None
 
     @property
@@ -145,6 +151,8 @@ class TorchReplica:
         )
         if from_file:
             self.drop_host_copy()
+        if self.runner is not None or self._next_runner is not None:
+            return
         try:
             self._next_runner = self._new_runner(cache, swap_space)
         except BaseException:  # whatever stopped it, the pages go back
@@ -177,31 +185,48 @@ class TorchReplica:
         )
 
     def attach(self, cache: BlockStore) -> None:
-        """Lets sequences in, after ``restore``."""
+        """Lets sequences in after ``restore``, and those go on that were parked."""
+        self.is_resident = True
+        if self.runner is not None:
+            cache.unpark(self.replica_id)
+        else:
+            self._join(cache)
+
+    def _join(self, cache: BlockStore) -> None:
         self.runner, self._next_runner = self._next_runner, None
-        assert self.runner is not None, "restore has made it"
+        assert self.runner is not None, "it was made before"
         move = partial(_move_blocks, self._kv, self.runner, self._device)
         cache.add_model(
             self.replica_id, self._groups, self._spec.kv_guarantee_bytes, self._spec.kv_cap_bytes, move
         )
+
+    def park(self, cache: BlockStore) -> None:
+        """Leaves all sequences where they are until ``attach``: none of them is computed, and they keep their blocks
+        as long as nobody else needs these."""
+        self.is_resident = False
+        if self.runner is not None:
+            self.runner.trim()
+            cache.park(self.replica_id)
 
     def detach(self, cache: BlockStore, error: MooringError) -> list[Finished]:
         """Ends all sequences with ``error``, drops what is stored and leaves the pool; returns their ends."""
         if self.runner is None:
             return []
         ended = self.runner.drain(error)
-        self.runner = None
+        self.runner, self.is_resident = None, False
         cache.remove_model(self.replica_id)
         return ended
 
     def restart(self, cache: BlockStore, swap_space: SwapSpace, error: MooringError) -> list[Finished]:
         """Ends all sequences with ``error`` and goes on with empty books and no blocks, whatever state the old ones
         are in; returns the ends."""
-        assert self.runner is not None, "only what steps can fail in one"
+        assert self.runner is not None, "only books can be in two minds"
         ended = self.runner.abandon(error)
         cache.drop_model(self.replica_id)
         self._next_runner = self._new_runner(cache, swap_space)
-        self.attach(cache)
+        self._join(cache)
+        if not self.is_resident:
+            cache.park(self.replica_id)
         return ended
 
     def release(self) -> int:
@@ -218,15 +243,18 @@ class TorchReplica:
 
     def stats(self, pool: KVPool) -> ReplicaStats:
         held_bytes, live_bytes, idle_bytes = pool.usage(self.replica_id) if self.runner else (0, 0, 0)
+        num_running, num_waiting = (
+            (self.runner.num_running, self.runner.num_waiting) if self.runner else (0, 0)
+        )
         return ReplicaStats(
             replica_id=self.replica_id,
-            residency="resident" if self.runner else "warm",
+            residency="resident" if self.is_resident else "warm",
             weights_bytes=self.weights_bytes,
             kv_bytes=held_bytes,
             kv_live_bytes=live_bytes,
             kv_cached_bytes=idle_bytes,
-            num_running=self.runner.num_running if self.runner else 0,
-            num_queued=self.runner.num_waiting if self.runner else 0,
+            num_running=num_running if self.is_resident else 0,
+            num_queued=num_waiting if self.is_resident else num_running + num_waiting,
             preemptions_total=self._counters.preemptions,
             preemptions_by_swap_total=self._counters.swapped_preemptions,
             prefix_query_tokens_total=self._counters.prefix_query_tokens,

@@ -392,7 +392,9 @@ class EngineService(engine_pb2_grpc.EngineServicer):
 
     async def _copying(self, work: Callable[[], Result]) -> Result:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._copiers, work)
+            result = await asyncio.get_running_loop().run_in_executor(self._copiers, work)
+            self._steps.look()
+            return result
         except DeviceLostError as error:
             self._on_failure(error)
             raise

@@ -85,6 +85,11 @@ class StepThread:
             self._commands.append(command)
             self._wake.notify()
 
+    def look(self) -> None:
+        """Asks the engine again whether it has work, after a verb on another thread. Thread-safe."""
+        with self._wake:
+            self._wake.notify()
+
     def call(self, command: Callable[[], Result]) -> Future[Result]:
         """Like ``post``; the future holds what ``command`` returned or raised."""
         future: Future[Result] = Future()

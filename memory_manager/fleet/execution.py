@@ -108,9 +108,7 @@ class Execution:
     ) -> tuple[Replica, WorkerGroup]:
         replica, group = self._with_group(replica_id)
         self._reporter.of_replica(kind, replica, action.reason, action.figures)
-        if replica.residency is Residency.RESIDENT:
-            self._moves.enter(replica, Residency.DRAINING, action.reason)
-        replica.in_flight = True
+        replica.deployment.stirred = replica.in_flight = replica.is_leaving = True
         return replica, group
 
     def spawn(self, group: WorkerGroup, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -12,7 +12,6 @@ has failed, all leases stay, and the planner has it unloaded from every worker t
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable
@@ -74,6 +73,7 @@ class Moves:
     def enter(self, replica: Replica, after: Residency, reason: str) -> None:
         """Makes one transition, tells of it, and answers an operator who waits for it."""
         replica.deployment.stirred = True
+        replica.is_leaving = False
         before, now_s = replica.residency, self._clock()
         duration_s = replica.state.move(after, now_s, reason)
         if after is Residency.RESIDENT and before is not Residency.DRAINING:
@@ -169,12 +169,12 @@ class Moves:
     # Host copies that others' memory is wanted for.
 
     def with_copies_to_drop(self) -> list[Replica]:
-        """Replicas that can do without their host copies, the longest unused first, and those that sleep and that
-        somebody waits for last."""
+        """Replicas that can do without their host copies, the longest unused first, and last those that sleep and that
+        requests wait for or are parked on."""
         now_s = self._clock()
 
         def order(replica: Replica) -> tuple[bool, float]:
-            is_awaited = replica.residency is Residency.WARM and bool(replica.deployment.waiters)
+            is_awaited = replica.residency is Residency.WARM and replica.deployment.demand() is not None
             return is_awaited, replica.copy_unused_since_s
 
         return sorted((each for each in self._replicas() if each.can_drop_copy(now_s)), key=order)
@@ -278,7 +278,7 @@ class Moves:
     # Taking off.
 
     async def sleep(self, replica: Replica, group: WorkerGroup, reason: str) -> None:
-        """Takes a draining replica without requests off the device; what the worker keeps stays leased."""
+        """Takes a replica off the device, its requests parked; what the worker keeps of its weights stays leased."""
         released = await attempt(group.sleep(replica.replica_id))
         if isinstance(released, WorkerLostError):
             return
@@ -293,11 +293,10 @@ class Moves:
             group.shrink(replica.owner, kept_bytes)
             replica.in_flight = False
             replica.num_failures = 0
-            replica.stats = dataclasses.replace(replica.stats, kv_bytes=0, kv_live_bytes=0, kv_cached_bytes=0)
             self.enter(replica, self.off_device(replica), reason)
 
     async def unload(self, replica: Replica, group: WorkerGroup, reason: str) -> None:
-        """Makes the workers forget a replica that drains, sleeps or has failed."""
+        """Makes the workers forget a replica, wherever it is; what runs there or is parked goes on elsewhere."""
         answer = await attempt(group.unload(replica.replica_id))
         if isinstance(answer, WorkerLostError):
             return
@@ -307,7 +306,7 @@ class Moves:
             group.shrink(replica.owner, 0)
             replica.in_flight = False
             replica.forget_group()
-            if replica.residency is Residency.DRAINING:
+            if replica.residency in ON_DEVICE:
                 self.enter(replica, self.off_device(replica), reason)
             else:
                 self.follow_host_cache(replica)
@@ -317,7 +316,7 @@ class Moves:
         of them have let go has failed, and is unloaded from them all."""
         logger.error("%s could not be taken off its device: %s", replica.replica_id, error)
         self.count_failure(replica, error)
-        replica.in_flight = False
+        replica.in_flight = replica.is_leaving = False
         if replica.asleep is not None:
             if not replica.asleep.done():
                 replica.asleep.set_exception(error)

@@ -121,7 +121,8 @@ class Replica:
         group: the workers that know it: where it is, goes to, or sleeps.
         host_copy: kept while workers know it, or until they have let go of it; None if it came without one.
         in_flight: a load, wake, sleep or unload is under way.
-        tickets: those of the requests that it serves.
+        is_leaving: what is under way is a sleep or unload.
+        tickets: those of the requests that it serves; they are parked while it sleeps.
         retired: to be unloaded and forgotten.
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
@@ -136,6 +137,7 @@ class Replica:
     group: WorkerGroup | None = None
     host_copy: HeldCopy | None = None
     in_flight: bool = False
+    is_leaving: bool = False
     tickets: set[ReplicaTicket] = field(default_factory=set)
     last_used_s: float = 0.0
     retired: bool = False
@@ -190,6 +192,17 @@ class Replica:
         return self.group is not None and worker in self.group.members
 
     @property
+    def takes_requests(self) -> bool:
+        """Whether it is resident and stays so for now."""
+        return self.residency is Residency.RESIDENT and not self.is_leaving
+
+    @property
+    def num_parked(self) -> int:
+        """Requests that are parked on it."""
+        sleeps = self.residency is Residency.WARM and self.group is not None
+        return len(self.tickets) if sleeps else 0
+
+    @property
     def is_at_rest(self) -> bool:
         """Off its device, with nothing under way, no ticket and nothing to clean up: no plan turns on it
         unless its deployment wants it."""
@@ -199,7 +212,7 @@ class Replica:
         if any(each.leaves_by_s is not None for each in self.group.members):
             return False
         asleep = residency is Residency.WARM and not self.in_flight and not self.retired
-        return asleep and not self.lease_bytes
+        return asleep and not self.lease_bytes and not self.tickets
 
     def forget_group(self) -> None:
         """No worker knows it any more; the host cache may evict its copy."""
@@ -311,20 +324,27 @@ class Deployment:
             self.stirred = self.due_s <= now_s or not self.is_at_rest
 
     def best_replica(self) -> Replica:
-        return min(self.replicas, key=lambda each: (_BEST.index(each.residency), len(each.tickets)))
+        return min(
+            self.replicas,
+            key=lambda each: (not each.takes_requests, _BEST.index(each.residency), len(each.tickets)),
+        )
 
     def least_replica(self) -> Replica:
         """The one whose going is missed least."""
         return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.tickets)))
 
     def demand(self) -> DemandView | None:
-        if not self.waiters:
+        parked = [each for each in self.replicas if each.num_parked]
+        if not self.waiters and not parked:
             return None
+        arrivals_s = [each.state.since_s for each in parked]
+        if self.waiters:
+            arrivals_s.append(next(iter(self.waiters)).arrival_s)
         return DemandView(
-            num_waiting=len(self.waiters),
-            oldest_arrival_s=next(iter(self.waiters)).arrival_s,
-            nearest_deadline_s=min(each.deadline_s for each in self.waiters),
-            priority=max(each.priority for each in self.waiters),
+            num_waiting=len(self.waiters) + sum(each.num_parked for each in parked),
+            oldest_arrival_s=min(arrivals_s),
+            nearest_deadline_s=min((each.deadline_s for each in self.waiters), default=math.inf),
+            priority=max((each.priority for each in self.waiters), default=self.spec.policy.priority),
         )
 
     def check_available(self, now_s: float) -> None:

@@ -104,14 +104,14 @@ def _host_view(host: HostTier, considered: Iterable[Replica], now_s: float) -> H
 
 
 def _copy_view(replica: Replica, now_s: float) -> CopyView:
-    is_still = replica.residency in (Residency.WARM, Residency.RESIDENT)
-    is_awaited = replica.residency is Residency.WARM and bool(replica.deployment.waiters)
+    is_going = replica.residency is Residency.WARM or replica.takes_requests
+    is_awaited = replica.residency is Residency.WARM and replica.deployment.demand() is not None
     return CopyView(
         replica_id=replica.replica_id,
         artifact_key=replica.spec.artifact.key,
         num_bytes=replica.spec.artifact.num_bytes,
         may_go=replica.can_drop_copy(now_s) and not is_awaited,
-        is_going=is_still and replica.in_flight,
+        is_going=is_going and replica.in_flight,
         unused_since_s=replica.copy_unused_since_s,
     )
 
@@ -146,6 +146,7 @@ def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
         lease_bytes=replica.lease_bytes,
         num_active=len(replica.tickets),
         in_flight=replica.in_flight,
+        is_leaving=replica.is_leaving,
         retired=replica.retired,
         sleep_requested=replica.asleep is not None,
         since_s=replica.state.since_s,

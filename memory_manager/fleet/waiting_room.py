@@ -58,7 +58,7 @@ class Admission:
         if not again:
             deployment.count_arrival(now_s, self._config.rate_half_life_s)
         best = deployment.best_replica()
-        if best.residency is Residency.RESIDENT:
+        if best.takes_requests:
             if deployment.spec.policy.max_replicas > 1:
                 self._replan_soon()  # it may be one too many for those that are up
             if not again:
@@ -82,7 +82,7 @@ class Admission:
     def serve(self, deployments: Iterable[Deployment]) -> None:
         """Gives replicas that are resident to those that wait for them."""
         for deployment in deployments:
-            while deployment.waiters and (best := deployment.best_replica()).residency is Residency.RESIDENT:
+            while deployment.waiters and (best := deployment.best_replica()).takes_requests:
                 waiter = next(iter(deployment.waiters))
                 del deployment.waiters[waiter]
                 if not waiter.ticket.done():

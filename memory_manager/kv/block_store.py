@@ -13,6 +13,8 @@ its own guarantee are given up for that model alone, because no other may have t
 If all idle blocks together would not be enough, the blocks of other models are moved out of their sparsest
 pages: a copy of at most a page for each page that comes free, which is cheaper than to preempt a sequence.
 
+If that is not enough either, sequences of parked models, which nobody computes, give up theirs.
+
 Threads: the store belongs to the step thread alone, like the pool.
 """
 
@@ -77,16 +79,18 @@ class BlockStore:
 
     Args:
         pool: the pool that only this object allocates from, frees to and sets the limit of.
+        preempt_parked: makes one sequence of a parked model give up its blocks; False if none holds any.
 
     Attributes:
         revision: goes up with every event that may have made room for a sequence that found none, or let a
-            sequence find more stored blocks: blocks freed or stored, models removed, limits set. While it
+            sequence find more stored blocks: blocks freed or stored, models removed or parked, limits set. While it
             stays the same, asking again for the same is in vain.
     """
 
-    def __init__(self, pool: KVPool) -> None:
+    def __init__(self, pool: KVPool, preempt_parked: Callable[[], bool] = lambda: False) -> None:
         self.revision = 0
         self._pool = pool
+        self._preempt_parked = preempt_parked
         self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
         self._move: dict[str, MoveBlocks] = {}
 
@@ -122,6 +126,15 @@ class BlockStore:
         del self._stored[replica_id], self._move[replica_id]
         self.revision += 1
 
+    def park(self, replica_id: str) -> None:
+        """Takes a model's guarantee, as ``KVPool.park`` does; its blocks stay, stored ones too."""
+        self._pool.park(replica_id)
+        self.revision += 1
+
+    def unpark(self, replica_id: str) -> None:
+        """Gives a parked model its guarantee back, as ``KVPool.unpark`` does."""
+        self._pool.unpark(replica_id)
+
     def set_limit(self, num_bytes: int) -> None:
         """Sets the pool's lease, as ``KVPool.set_limit`` does; ``shrink`` then frees what can be freed."""
         self._pool.set_limit(num_bytes)
@@ -137,16 +150,20 @@ class BlockStore:
             pool.pages_short(replica_id, num_blocks) <= 0
             or pool.pages_short_without_idle(replica_id, num_blocks) <= 0
             or pool.pages_short_without_gaps(replica_id, num_blocks) <= 0
+            or pool.pages_short_without_parked(replica_id, num_blocks) <= 0
         )
 
     def make_room(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
-        """Gives up idle blocks, and moves other models' blocks, until ``num_blocks[g]`` blocks of every group
-        g can be allocated, one group after the other. If that would not be enough, changes nothing and
-        returns False."""
+        """Gives up idle blocks, moves other models' blocks, and preempts parked sequences, until ``num_blocks[g]``
+        blocks of every group g can be allocated, one group after the other. If that would not be enough, changes
+        nothing and returns False."""
         if self._pool.pages_short(replica_id, num_blocks) <= 0:
             return True
         if not self.can_allocate(replica_id, num_blocks):
             return False
+        while self._pool.pages_short_without_gaps(replica_id, num_blocks) > 0:
+            if not self._preempt_parked():
+                raise InternalError(f"parked models keep blocks that {replica_id} was to have")
         self._empty_pages(self._pool.pages_short_without_idle(replica_id, num_blocks), replica_id)
         while (num_pages := self._pool.pages_short(replica_id, num_blocks)) > 0:
             num_own = self._pool.pages_over_cap(replica_id, num_blocks)
@@ -159,12 +176,14 @@ class BlockStore:
 
         Returns:
             Granule offsets int64 ``[num_blocks]``; None if there is no room and ``make_room`` was not asked
-            for it, or if the device has less memory than was leased and no idle blocks could stand in.
+            for it, or if the device has less memory than was leased and no idle block, nor any that a parked
+            sequence gave up, could stand in.
         """
         offsets = self._pool.allocate(replica_id, group, num_blocks)
         if offsets is None and (
             self._give_up_pages(num_blocks, replica_id)
             or self._give_up_in_place(replica_id, group, num_blocks)
+            or self._preempt_parked()
         ):
             offsets = self._pool.allocate(replica_id, group, num_blocks)
         return offsets

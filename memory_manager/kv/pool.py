@@ -18,6 +18,9 @@ group's blocks are moved from its sparsest pages into the vacant places of its o
 Blocks that nobody uses may be kept for what they hold (``memory_manager.kv.block_store``): they are idle, and
 their pages count as held until the blocks are given up.
 
+A model whose weights are off the device is parked: it keeps its blocks and takes none, and nothing is guaranteed to
+it. Whoever needs its pages may have them all, once its sequences have let go of them.
+
 Threads: the pool belongs to the step thread alone.
 """
 
@@ -67,6 +70,12 @@ class _ModelBlocks(NamedTuple):
     groups: tuple[GroupBlocks, ...]
     guarantee_pages: int
     cap_pages: int | None
+    is_parked: bool = False
+
+    @property
+    def guaranteed_pages(self) -> int:
+        """Pages that no other model can take now."""
+        return 0 if self.is_parked else self.guarantee_pages
 
     @property
     def held_pages(self) -> int:
@@ -86,12 +95,13 @@ class _ModelBlocks(NamedTuple):
 
 
 class _Keeps(enum.Enum):
-    """Which of its pages a model is counted with when room is sought: all, those with a block in use, or as
-    few as its blocks in use would fill."""
+    """Which of its pages a model is counted with when room is sought: all, those with a block in use, as few as its
+    blocks in use would fill, or so many only if it is not parked, and else none."""
 
     ALL_PAGES = enum.auto()
     PAGES_IN_USE = enum.auto()
     FEWEST_PAGES = enum.auto()
+    NONE_IF_PARKED = enum.auto()
 
 
 class KVPool:
@@ -187,6 +197,20 @@ class KVPool:
             self._free.extend(blocks.pages)
         self._release(self.pages_over_limit)
 
+    def park(self, replica_id: str) -> None:
+        """A model takes no more blocks until ``unpark``, keeps those that it has, and has no guarantee."""
+        self._models[replica_id] = self._models[replica_id]._replace(is_parked=True)
+
+    def unpark(self, replica_id: str) -> None:
+        """Lets a parked model draw blocks again, and gives it its guarantee back. What it holds may then be in the
+        way of the others' guarantees: see ``crowds_others``."""
+        self._models[replica_id] = self._models[replica_id]._replace(is_parked=False)
+
+    def crowds_others(self, replica_id: str) -> bool:
+        """Whether the model, all idle blocks given up, uses pages that are wanted for the others' guarantees. None
+        does that has taken its blocks since it was added or unparked."""
+        return self._room(replica_id, _Keeps.NONE_IF_PARKED) < 0
+
     def pages_short(self, replica_id: str, num_blocks: Sequence[int]) -> int:
         """Number of pages that have to come free before ``num_blocks[g]`` more blocks of every group g fit,
         all together, while every idle block stays; 0 or less if there is room."""
@@ -202,6 +226,10 @@ class KVPool:
         """``pages_short_without_idle`` as it would be if moreover the other models' blocks were moved into as
         few pages as hold them."""
         return self._pages_short_if(replica_id, num_blocks, _Keeps.FEWEST_PAGES)
+
+    def pages_short_without_parked(self, replica_id: str, num_blocks: Sequence[int]) -> int:
+        """``pages_short_without_gaps`` as it would be if moreover parked models held no block."""
+        return self._pages_short_if(replica_id, num_blocks, _Keeps.NONE_IF_PARKED)
 
     def _pages_short_if(self, replica_id: str, num_blocks: Sequence[int], keeps: _Keeps) -> int:
         pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
@@ -271,7 +299,7 @@ class KVPool:
         spare = {
             name: model.num_idle_pages
             if wanted_by in (None, name)
-            else model.held_pages - model.guarantee_pages
+            else model.held_pages - model.guaranteed_pages
             for name, model in self._models.items()
             if name == wanted_by or not own
         }
@@ -300,7 +328,7 @@ class KVPool:
             Model, group and pages; each group at most once.
         """
         spare = {
-            name: model.pages_in_use - (0 if wanted_by is None else model.guarantee_pages)
+            name: model.pages_in_use - (0 if wanted_by is None else model.guaranteed_pages)
             for name, model in self._models.items()
             if name != wanted_by
         }
@@ -383,8 +411,9 @@ class KVPool:
             if name == replica_id:
                 held = pages
             else:
-                pages = other.fewest_pages if keeps is _Keeps.FEWEST_PAGES else pages
-                promised += max(pages, other.guarantee_pages)
+                if keeps in (_Keeps.FEWEST_PAGES, _Keeps.NONE_IF_PARKED):
+                    pages = 0 if other.is_parked and keeps is _Keeps.NONE_IF_PARKED else other.fewest_pages
+                promised += max(pages, other.guaranteed_pages)
         room = self._limit_pages - 1 - held - promised
         cap_pages = self._models[replica_id].cap_pages
         return room if cap_pages is None else min(room, cap_pages - held)

@@ -31,7 +31,7 @@ class Candidate:
     """A replica that might make room.
 
     Attributes:
-        rank: 0 if the replica drains already, 1 if it is idle, 2 if it is in use.
+        rank: 0 if the replica was draining, 1 if it is idle, 2 if it is in use.
         value_per_byte: seconds that its absence is expected to cost, per byte that it frees.
         eligible_at_s: from when on it may be asked to go; not later than now if it may already.
     """

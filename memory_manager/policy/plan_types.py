@@ -35,10 +35,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class DemandView:
-    """Requests that wait for a deployment.
+    """Requests that wait for a deployment, those included that are parked on a replica of it.
 
     Attributes:
-        oldest_arrival_s: when the first of them arrived, on the manager's clock.
+        oldest_arrival_s: when the first of them arrived or was parked, on the manager's clock.
         nearest_deadline_s: the earliest of their deadlines, on the same clock; may be ``inf``.
         priority: the highest priority among them.
     """
@@ -90,8 +90,9 @@ class ReplicaView:
     Attributes:
         worker_id: the worker that knows the replica: where it is, or where it sleeps; of a group, the first.
         lease_bytes: bytes that the ledger of that worker promises the replica's weights now, whatever its residency.
-        num_active: requests between acquire and release.
-        in_flight: whether the worker is carrying out a load, wake, sleep or unload of the replica.
+        num_active: requests between acquire and release; they are parked while the replica sleeps.
+        in_flight: whether the worker is carrying out a load, wake, sleep or unload of the replica, or drops its copy.
+        is_leaving: whether that is a sleep or unload.
         retired: whether the replica is to be unloaded and forgotten (its deployment was removed or got
             another artifact).
         sleep_requested: whether an operator asked that the replica sleep.
@@ -112,6 +113,7 @@ class ReplicaView:
     lease_bytes: int = 0
     num_active: int = 0
     in_flight: bool = False
+    is_leaving: bool = False
     retired: bool = False
     sleep_requested: bool = False
     since_s: float = 0.0
@@ -244,7 +246,24 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Admit no new requests to a resident replica.
+    """Admit no new requests to a resident replica, and let it finish those that it has."""
+
+    replica_id: str
+    reason: str
+    figures: Figures = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Admit requests again to a draining replica: it need not go any more."""
+
+    replica_id: str
+    reason: str = "may stay after all"
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Take a replica off its device; its requests are parked there.
 
     Attributes:
         room_for: the deployment that the replica makes room for; empty if it leaves for another reason.
@@ -257,26 +276,8 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
-    """Admit requests again to a draining replica: the room that it was to make is no longer wanted."""
-
-    replica_id: str
-    reason: str = "may stay after all"
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Take a replica without requests off its device. ``room_for``: see ``Drain``."""
-
-    replica_id: str
-    reason: str
-    figures: Figures = field(default_factory=dict, hash=False)
-    room_for: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Unload:
-    """Make the worker forget a replica without requests. ``room_for``: see ``Drain``."""
+    """Make the worker forget a replica; its requests go on elsewhere. ``room_for``: see ``Sleep``."""
 
     replica_id: str
     reason: str

@@ -5,10 +5,11 @@ loads holds its lease already), and an action that must wait for something is le
 
 1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
 2. Deployments that want a replica are taken in order of priority, then deadline. A replica that fits is
-   brought in; for one that does not, the cheapest replicas are asked to make room, and it comes in when they
-   are gone. If the host has no room for its copy, unused copies go first, or it comes without one.
+   brought in; for one that does not, the cheapest replicas make room, and it comes in when they are gone. They sleep
+   at once, and what runs on them is parked there. If the host has no room for its copy, unused copies go first, or
+   it comes without one.
 3. If sequences wait for KV, idle replicas are put to sleep for it.
-4. Draining replicas whose room is no longer needed are resumed.
+4. Draining replicas that need not go after all are resumed.
 5. The memory that is left over is KV, divided between the workers of the device.
 
 Invariant, per device: leases of weights + KV guarantees of the replicas there + reserve <= budget. So a KV
@@ -49,6 +50,7 @@ from memory_manager.policy.wants import (
     Displaces,
     Want,
     is_at_rest,
+    is_parked,
     must_be_forgotten,
     num_kept,
     surplus,
@@ -163,8 +165,7 @@ class _Planning:
     def _send_away(self) -> None:
         for replica in self._state.replicas:
             if replica.residency in (Residency.RESIDENT, Residency.DRAINING):
-                committed = replica.in_flight and replica.residency is Residency.DRAINING
-                reason = "on its way" if committed else self._reason_to_go(replica)
+                reason = "on its way" if replica.is_leaving else self._reason_to_go(replica)
                 if reason is not None:
                     self._leave(replica, reason, max_drain_s=self._max_drain_s(replica))
             elif must_be_forgotten(replica) or (is_at_rest(replica) and self._loses_worker(replica)):
@@ -223,25 +224,23 @@ class _Planning:
         reason: str,
         figures: Figures | None = None,
         room_for: str = "",
-        max_drain_s: float = math.inf,
+        max_drain_s: float = 0.0,
     ) -> None:
         """Counts the replica as leaving, and takes the next step towards that. Its running requests have
-        ``max_drain_s`` to finish."""
+        ``max_drain_s`` to finish; what runs then is parked, or moved if the worker forgets the replica."""
         figures = {**self._standing(replica), **(figures or {})}
         self._leaving.add(replica.replica_id)
         self._room_of(replica).leave(replica)
         if replica.in_flight or not self._at(replica.retry_at_s):
             return
-        drained = replica.num_active == 0 or (
-            replica.residency is Residency.DRAINING and self._at(replica.since_s + max_drain_s)
-        )
+        since_s = replica.since_s if replica.residency is Residency.DRAINING else self._now_s
+        drained = replica.num_active == 0 or self._at(since_s + max_drain_s)
         if drained and (replica.retired or not replica.can_sleep or self._loses_worker(replica)):
             self._actions.append(Unload(replica.replica_id, reason, figures, room_for))
         elif drained:
             self._actions.append(Sleep(replica.replica_id, reason, figures, room_for))
         elif replica.residency is Residency.RESIDENT:
-            self._at(self._now_s + max_drain_s)  # a plan is due then, whatever else happens
-            self._actions.append(Drain(replica.replica_id, reason, figures, room_for))
+            self._actions.append(Drain(replica.replica_id, reason, figures))
 
     def _standing(self, replica: ReplicaView) -> Figures:
         """Figures of a replica that leaves."""
@@ -279,7 +278,7 @@ class _Planning:
                     else f"another worker has come to {device}"
                 )
                 reason = f"{wanted}; {format_bytes(shortage_bytes)} are missing"
-                self._leave(victim.replica, reason, max_drain_s=self._config.max_drain_s)
+                self._leave(victim.replica, reason)
 
     def _candidates(self, device: str, judged: Callable[[ReplicaView], Candidate | None]) -> list[Candidate]:
         """Replicas of a device that might make room, at once or later, and do not leave yet."""
@@ -307,8 +306,10 @@ class _Planning:
 
     def _wants(self, refused: Iterable[str]) -> Iterable[Want]:
         for deployment in self._state.deployments:
-            if deployment.policy.enabled and deployment.name not in refused:
-                replicas = self._by_deployment[deployment.name]
+            replicas = self._by_deployment[deployment.name]
+            if not deployment.policy.enabled:  # what was parked before it was disabled finishes
+                replicas = [each for each in replicas if is_parked(each)]
+            if replicas and deployment.name not in refused:
                 yield from wants_of(deployment, replicas, self._leaving, self._at, self._now_s, self._config)
 
     def _place(self, want: Want) -> None:
@@ -334,7 +335,7 @@ class _Planning:
         for victim in best.victims:
             reason, figures = _reason(want, best, victim, self._now_s)
             name = want.deployment.name
-            self._leave(victim.replica, reason, figures, name, self._config.max_drain_s)
+            self._leave(victim.replica, reason, figures, name)
         best.room.await_room(best.weights_bytes + replica.kv_guarantee_bytes)
 
     def _way_of_load(self, want: Want) -> Way:

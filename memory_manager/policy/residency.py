@@ -18,7 +18,7 @@ class Residency(enum.Enum):
     RESIDENT = "resident"  # device
     LOADING = "loading"  # storage to device
     WAKING = "waking"  # host memory to device
-    DRAINING = "draining"  # resident; takes no new requests, finishes its own, then sleeps
+    DRAINING = "draining"  # resident; takes no new requests, finishes its own, then goes
     FAILED = "failed"
 
 
@@ -33,7 +33,8 @@ TRANSITIONS: dict[Residency, frozenset[Residency]] = {
     _R.LOADING: frozenset({_R.RESIDENT, _R.FAILED, _R.COLD, _R.WARM}),
     # Done; rolled back; failed too often; or the worker died and the host copy is gone too.
     _R.WAKING: frozenset({_R.RESIDENT, _R.WARM, _R.FAILED, _R.COLD}),
-    # To be put to sleep; or the worker died (failed if others of its group still hold their shares).
+    # To go when its requests have finished; asleep, or unloaded; or the worker died (failed if others of its group
+    # still hold their shares, or only some let go).
     _R.RESIDENT: frozenset({_R.DRAINING, _R.WARM, _R.COLD, _R.FAILED}),
     # Wanted again, or could not be put to sleep; asleep; unloaded, or the worker died; or only some workers let go.
     _R.DRAINING: frozenset({_R.RESIDENT, _R.WARM, _R.COLD, _R.FAILED}),

@@ -14,7 +14,16 @@ from memory_manager.policy.eviction import in_priority, worth_s
 from memory_manager.policy.plan_types import DeploymentView, ReplicaView
 from memory_manager.policy.residency import ON_DEVICE, Residency
 
-__all__ = ["Displaces", "Want", "is_at_rest", "must_be_forgotten", "num_kept", "surplus", "wants_of"]
+__all__ = [
+    "Displaces",
+    "Want",
+    "is_at_rest",
+    "is_parked",
+    "must_be_forgotten",
+    "num_kept",
+    "surplus",
+    "wants_of",
+]
 
 _TRYABLE = (Residency.WARM, Residency.COLD, Residency.FAILED)
 
@@ -63,6 +72,11 @@ def is_at_rest(replica: ReplicaView) -> bool:
     return replica.residency in _TRYABLE and not replica.in_flight
 
 
+def is_parked(replica: ReplicaView) -> bool:
+    """Whether requests wait for the replica itself: they are parked on it while it sleeps."""
+    return bool(replica.num_active) and replica.residency is Residency.WARM and is_at_rest(replica)
+
+
 def must_be_forgotten(replica: ReplicaView) -> bool:
     """Whether the worker must forget the replica: it is retired and sleeps there, or it failed and its worker
     could not clean up."""
@@ -93,15 +107,14 @@ def wants_of(
     now_s: float,
     config: PlannerConfig,
 ) -> Iterator[Want]:
-    """Yields a want for each replica that an enabled deployment wants brought now.
+    """Yields a want for each replica that a deployment wants brought now.
 
     Args:
         replicas: the deployment's own, not retired.
         leaving: ids of replicas that leave their device or their worker.
         at: tells whether a time has come; if not, the plan is made again then.
     """
-    # A replica that drains to make room for others is neither up nor to be brought: it resumes, or it
-    # sleeps first and then waits for its turn.
+    # A replica that leaves is neither up nor to be brought: it sleeps first and then waits for its turn.
     num_up = sum(each.residency in ON_DEVICE for each in replicas if each.replica_id not in leaving)
     demand = deployment.demand
     num_desired = max(num_kept(deployment), int(demand is not None))
@@ -110,8 +123,14 @@ def wants_of(
         at(deployment.rescale_at_s)
     candidates = [each for each in replicas if is_at_rest(each) and each.replica_id not in leaving]
     candidates.sort(
-        key=lambda each: (_TRYABLE.index(each.residency), each.worker_id is None, each.replica_id)
+        key=lambda each: (
+            not is_parked(each),
+            _TRYABLE.index(each.residency),
+            each.worker_id is None,
+            each.replica_id,
+        )
     )
+    num_desired = max(num_desired, num_up + sum(map(is_parked, candidates)))
     if not num_desired and not num_up and candidates:
         yield from _expected(deployment, candidates[0], at, now_s, config)
     for replica in candidates[: max(0, min(deployment.policy.max_replicas, num_desired) - num_up)]:
@@ -125,7 +144,7 @@ def _wanted(
     deployment: DeploymentView, replica: ReplicaView, num_up: int, num_requests: int, config: PlannerConfig
 ) -> Want:
     demand = deployment.demand
-    if demand is not None and num_up == 0:
+    if demand is not None and (num_up == 0 or is_parked(replica)):
         since_s = demand.oldest_arrival_s
         deadline_s = min(demand.nearest_deadline_s, since_s + config.patience_s)
         priority = max(deployment.policy.priority, demand.priority)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.device_room import DeviceRoom
-from memory_manager.policy.plan_types import DemandView, Drain, Load, Plan, PlannerState, Sleep, Unload, Wake
+from memory_manager.policy.plan_types import DemandView, Load, Plan, PlannerState, Sleep, Unload, Wake
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE
 from mooring.units import format_bytes
@@ -56,8 +56,8 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
     """Tells what one request for ``name`` that came now would bring about.
 
     Args:
-        state: the present state, with the deployment and its replicas in it; requests that wait already are
-            left out.
+        state: the present state, with the deployment and its replicas in it; requests that wait or are parked
+            already are left out.
     """
     own = [each for each in state.replicas if each.deployment == name and not each.retired]
     if any(each.residency in ON_DEVICE for each in own):
@@ -76,7 +76,11 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
             for each in state.deployments
         ),
         replicas=tuple(
-            replace(each, retry_at_s=-math.inf) if each.deployment == name else each
+            replace(
+                each,
+                retry_at_s=-math.inf if each.deployment == name else each.retry_at_s,
+                num_active=each.num_active if each.residency in ON_DEVICE else 0,
+            )
             for each in state.replicas
         ),
     )
@@ -121,8 +125,8 @@ def _fits(state: PlannerState, need_bytes: int, config: PlannerConfig) -> bool:
 
 def _departures(state: PlannerState, decided: Plan, name: str) -> tuple[Departure, ...]:
     deployment_of = {each.replica_id: each.deployment for each in state.replicas}
-    leaving: Sequence[Sleep | Unload | Drain] = [
-        each for each in decided.actions if isinstance(each, Sleep | Unload | Drain) and each.room_for == name
+    leaving: Sequence[Sleep | Unload] = [
+        each for each in decided.actions if isinstance(each, Sleep | Unload) and each.room_for == name
     ]
     return tuple(
         Departure(

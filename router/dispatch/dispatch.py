@@ -1,8 +1,9 @@
 """From a request to sequences on a replica, through sleeps and deaths of workers, to its tokens.
 
 A request acquires a replica, sends one sequence for each choice and gathers what comes back. If its
-worker dies, or its replica is put to sleep under it, it acquires another and goes on from the tokens that it
-has, prompt and output apart, so that what was sent already never changes. One task drives each request over
+worker dies, or unloads its replica under it, it acquires another and goes on from the tokens that it has, prompt and
+output apart, so that what was sent already never changes. If its replica is put to sleep, it stays with it, and goes
+on when that wakes. One task drives each request over
 its whole life; tokens pass through none: the worker client calls the stream's sink, which appends to a list that the
 reader takes whole. A slow reader holds back nobody else: when its backlog is full (``router.dispatch.unread``), the
 request leaves its worker, and goes on from where it was, as after a death, when the reader has caught up.
@@ -21,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from engines.api import (
-    REPLICA_ASLEEP,
+    REPLICA_UNLOADED,
     ChoiceTokens,
     Finished,
     FinishReason,
@@ -252,7 +253,7 @@ class RequestStream:
         choice.sequence_id = None
         if finished.reason is not FinishReason.ERROR:
             choice.ended = True
-        elif finished.error_code != REPLICA_ASLEEP:
+        elif finished.error_code != REPLICA_UNLOADED:
             self._fail(error_from_code(finished.error_code, finished.error_message))
             return
         self._note_end()

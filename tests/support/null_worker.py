@@ -126,6 +126,10 @@ class NullFleet:
         await self.resident.wait()
         return _Ticket("m/0", "cpu-0", self.tickets)
 
+    async def load_again(self) -> None:
+        """Loads what was unloaded."""
+        await self._load(self.client)
+
     def _ready(self, client: WorkerClient) -> None:
         self._loads.add(asyncio.create_task(self._load(client)))
 

@@ -327,6 +327,17 @@ class SimulatedWorker:
         held.resident = False
         return before_bytes - self._held_bytes(held)
 
+    async def run(self, replica_id: str, seconds: float) -> float:
+        """Runs a request for so long as its replica is resident; returns the seconds that it still needs when the
+        worker has forgotten the replica, 0 if it has ended."""
+        while seconds > 1e-9 and replica_id in self.held:
+            is_resident = self.held[replica_id].resident
+            slice_s = min(seconds, 0.05) if is_resident else 0.05
+            await asyncio.sleep(slice_s)
+            if is_resident and replica_id in self.held:
+                seconds -= slice_s
+        return seconds if seconds > 1e-9 else 0.0
+
     async def unload(self, replica_id: str) -> None:
         self.calls.append(("unload", replica_id))
 

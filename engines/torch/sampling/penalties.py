@@ -59,6 +59,11 @@ class PenaltyCounts:
         """Gives a row back."""
         self._free_rows.append(row)
 
+    def trim(self) -> None:
+        """Gives the table's memory back, if no row is in use."""
+        if not self.num_rows_in_use:
+            self._table, self._free_rows = self._table[:0].clone(), []
+
     def count(self, rows: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
         """Counts one drawn token in each of these rows; -1 means no row.
 

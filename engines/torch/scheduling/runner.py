@@ -286,6 +286,10 @@ class SequenceRunner:
         step."""
         self._blocks.moved(group, sources, destinations)
 
+    def trim(self) -> None:
+        """Gives back what it keeps ready on the device for sequences to come."""
+        self._sampler.penalties.trim()
+
     def drain(self, error: MooringError) -> list[Finished]:
         """Ends all sequences and frees all blocks; returns every end not reported yet."""
         self._fail(self._table.active_slots(), error)

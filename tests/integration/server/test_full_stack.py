@@ -59,7 +59,6 @@ def server(
     environment = {
         "MOORING_PLANNER__MIN_RESIDENCY_S": "0.2",
         "MOORING_PLANNER__DRAIN_AFTER_S": "0.1",
-        "MOORING_PLANNER__MAX_DRAIN_S": "0.2",
     }
     with RunningServer(tmp_path_factory.mktemp("server") / "data", folders, flags, environment) as running:
         yield running

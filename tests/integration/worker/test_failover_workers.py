@@ -22,7 +22,7 @@ from support.poison_worker import CRASHES_ID, HANGS_ID, IS_KILLED_ID
 from engines.api import FinishReason, SamplingParams
 from engines.supervise import supervisor
 from mooring.errors import ContextLengthError, PoisonousRequestError
-from router.dispatch.dispatch import Dispatcher, RequestStream
+from router.dispatch.dispatch import DispatchConfig, Dispatcher, RequestStream
 from router.request.request import GenerationRequest
 
 pytestmark = pytest.mark.integration
@@ -52,7 +52,11 @@ def dispatcher(fleet: NullFleet) -> Dispatcher:
 
 
 async def idle(fleet: NullFleet) -> bool:
-    return not any(replica.num_running for replica in (await fleet.client.stats()).replicas)
+    return not await is_running(fleet)
+
+
+async def is_running(fleet: NullFleet) -> bool:
+    return any(replica.num_running for replica in (await fleet.client.stats()).replicas)
 
 
 async def test_choices_of_one_request() -> None:
@@ -154,15 +158,50 @@ async def test_a_worker_whose_step_hangs_is_replaced_and_other_streams_go_on() -
         assert not fleet.tickets
 
 
-async def test_a_request_goes_on_after_its_replica_slept() -> None:
+async def test_a_parked_request_goes_on_after_a_death_and_nobody_is_blamed() -> None:
+    async with null_fleet(step_time_s=0.002) as fleet:
+        config = DispatchConfig(clear_after_tokens=4000)  # blamed once, it would fail the next time
+        dispatch = Dispatcher(fleet, fleet.supervisor.client, config)
+        stream = await dispatch.generate(request((1,), 600, n=2))
+        reading = asyncio.create_task(read(stream))
+        for num_deaths in (1, 2):
+            await until(lambda: is_running(fleet))
+            await fleet.client.sleep("m/0")
+            os.kill(fleet.pid, signal.SIGABRT)
+            await until(lambda: asyncio.sleep(0, fleet.num_deaths == num_deaths))  # noqa: B023
+            await fleet.resident.wait()
+        assert await reading == dict.fromkeys(range(2), expected_tokens((1,), 600))
+        assert not fleet.tickets
+
+
+async def test_a_parked_request_that_is_closed_frees_the_worker_and_the_ticket() -> None:
+    async with null_fleet(step_time_s=0.01) as fleet:
+        stream = await dispatcher(fleet).generate(request((1,), 4000))
+        await anext(stream)
+        await fleet.client.sleep("m/0")
+        await stream.aclose()
+        assert not fleet.tickets
+        await until(lambda: asleep_without_sequences(fleet))
+
+
+async def asleep_without_sequences(fleet: NullFleet) -> bool:
+    [replica] = (await fleet.client.stats()).replicas
+    return replica.residency == "warm" and not replica.num_queued
+
+
+async def test_a_request_goes_on_when_its_replica_wakes_and_elsewhere_when_it_is_unloaded() -> None:
     async with null_fleet(step_time_s=0.002) as fleet:
         stream = await dispatcher(fleet).generate(request((1,), 100, n=2))
         reading = asyncio.create_task(read(stream))
         await asyncio.sleep(0.05)
-        fleet.resident.clear()
         await fleet.client.sleep("m/0")
+        assert len(fleet.tickets) == 1
+        await asyncio.sleep(0.05)
         await fleet.client.wake("m/0", WEIGHTS_BYTES)
-        fleet.resident.set()
+        await asyncio.sleep(0.02)
+        fleet.resident.clear()
+        await fleet.client.unload("m/0")
+        await fleet.load_again()
         assert await reading == dict.fromkeys(range(2), expected_tokens((1,), 100))
         assert fleet.num_deaths == 0
 

@@ -14,7 +14,7 @@ from support.open_files import open_files
 from support.torch_engines import KINDS, VOCAB_SIZE, EngineDriver, TinyModel, engine_driver, tiny_model
 from support.until import until
 
-from engines.api import REPLICA_ASLEEP, FinishReason, LoadSpec, run_step
+from engines.api import REPLICA_UNLOADED, FinishReason, LoadSpec, run_step
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.replica import TorchReplica
 from engines.torch.weights.core_turns import CoreTurns
@@ -217,7 +217,7 @@ def test_cancel_frees_blocks_at_once_and_is_reported_by_the_next_step() -> None:
         assert driver.finished[1].reason is FinishReason.LENGTH
 
 
-def test_sleep_gives_back_all_and_wake_gives_the_same_output() -> None:
+def test_unload_ends_all_and_gives_back_all_and_a_load_gives_the_same_output() -> None:
     with engine_driver() as driver:
         weights_bytes = driver.load(tiny_model("llama"))
         prompt = prompt_of(25, seed=3)
@@ -225,14 +225,13 @@ def test_sleep_gives_back_all_and_wake_gives_the_same_output() -> None:
         driver.run()
         driver.submit(2, prompt, max_tokens=100)
         driver.step()
-        assert driver.engine.sleep("m") == weights_bytes
-        assert driver.engine.sleep("m") == 0
+        driver.engine.unload("m")
+        driver.engine.unload("m")
         driver.submit(3, prompt)
         driver.step()
-        assert {driver.finished[i].error_code for i in (2, 3)} == {REPLICA_ASLEEP}
-        asleep = driver.engine.stats().replicas[0]
-        assert (asleep.residency, asleep.weights_bytes, asleep.kv_bytes) == ("warm", 0, 0)
-        assert driver.engine.wake("m", weights_bytes) == weights_bytes
+        assert {driver.finished[i].error_code for i in (2, 3)} == {REPLICA_UNLOADED}
+        assert not driver.engine.stats().replicas
+        assert driver.load(tiny_model("llama")) == weights_bytes
         assert driver.engine.wake("m", weights_bytes) == weights_bytes
         driver.submit(4, prompt)
         driver.run()
@@ -317,7 +316,7 @@ def test_what_cannot_run_is_ended_with_its_reason_and_hurts_nobody() -> None:
             1: "context_length_exceeded",
             2: "invalid_value",
             3: "invalid_value",
-            4: REPLICA_ASLEEP,
+            4: REPLICA_UNLOADED,
             5: "length",
             6: "length",
             7: "length",

@@ -232,16 +232,15 @@ def test_a_smaller_lease_takes_idle_blocks_and_no_sequence() -> None:
         assert driver.preemptions() == 0
 
 
-def test_sleep_and_unload_drop_what_is_stored() -> None:
+def test_unload_drops_what_is_stored() -> None:
     with engine_driver() as driver:
-        weights_bytes = driver.load(tiny_model("qwen2"))
+        driver.load(tiny_model("qwen2"))
         driver.submit(0, prompt_of(100), max_tokens=2)
         driver.run()
         assert replica(driver).kv_cached_bytes > 0
-        driver.engine.sleep("m")
-        figures = replica(driver)
-        assert (figures.kv_bytes, figures.kv_cached_bytes) == (0, 0)
-        driver.engine.wake("m", weights_bytes)
+        driver.engine.unload("m")
+        assert driver.engine.stats().fragmentation.free_bytes == driver.engine.stats().kv_bytes - PAGE_BYTES
+        driver.load(tiny_model("qwen2"))
         driver.submit(1, prompt_of(100), max_tokens=2)
         driver.run()
         assert driver.cached_tokens[1] == 0
@@ -295,7 +294,7 @@ def test_swapped_kv_is_given_back_when_its_sequence_ends_waiting(monkeypatch: py
         assert driver.engine.stats().kv_swapped_bytes > 0
         driver.engine.cancel([0])
         driver.engine.check_integrity()
-        driver.engine.sleep("m")
+        driver.engine.unload("m")
         driver.engine.check_integrity()
         assert driver.engine.stats().kv_swapped_bytes == 0
 

@@ -25,7 +25,7 @@ from support.null_worker import (
     until,
 )
 
-from engines.api import REPLICA_ASLEEP, FinishReason, SamplingParams, SequenceRequest
+from engines.api import REPLICA_UNLOADED, FinishReason, SamplingParams, SequenceRequest
 from engines.config import ClientConfig
 from engines.link.descriptors import DescriptorSender, open_channel
 from engines.link.wire import ids_to_wire, sequence_to_wire
@@ -211,23 +211,31 @@ async def test_two_routers_with_the_same_ids_do_not_meet_and_one_leaving_takes_o
     assert theirs.ends[0].finished.error_code == "worker_lost"
 
 
-async def test_sleep_ends_what_runs_and_wake_serves_again(fleet: NullFleet) -> None:
+async def test_sleep_parks_what_runs_wake_lets_it_go_on_and_unload_ends_it(fleet: NullFleet) -> None:
     client = fleet.client
-    sink = Collected()
-    client.submit(sequence(1, max_tokens=4000), sink)
-    await sink.started.wait()
+    sinks = [Collected() for _ in range(3)]
+    for number, sink in enumerate(sinks[:2]):
+        client.submit(sequence(number, max_tokens=4000), sink)
+        await sink.started.wait()
     assert await client.sleep("m/0") == WEIGHTS_BYTES
-    end = await sink.end()
-    assert end.finished is not None
-    assert end.finished.error_code == REPLICA_ASLEEP
     assert await client.sleep("m/0") == 0, "sleeping what sleeps changes nothing"
+    client.submit(sequence(2, max_tokens=8), sinks[2])
     [replica] = (await client.stats()).replicas
     assert (replica.residency, replica.weights_bytes) == ("warm", 0)
+    assert (replica.num_running, replica.num_queued) == (0, 3)
+    num_tokens = [len(sink.token_ids) for sink in sinks]
+    await asyncio.sleep(0.05)
+    assert [len(sink.token_ids) for sink in sinks] == num_tokens
     assert await client.wake("m/0", WEIGHTS_BYTES) == WEIGHTS_BYTES
-    again = Collected()
-    client.submit(sequence(2), again)
-    await again.end()
-    assert again.token_ids == expected_tokens((1, 2, 3), 8)
+    await sinks[2].end()
+    assert sinks[2].token_ids == expected_tokens((1, 2, 3), 8)
+    client.cancel([1])
+    await client.unload("m/0")
+    end = await sinks[0].end()
+    assert end.finished is not None
+    assert end.finished.error_code == REPLICA_UNLOADED
+    assert sinks[0].token_ids == expected_tokens((1, 2, 3), len(sinks[0].token_ids))
+    assert len(sinks[0].token_ids) > num_tokens[0]
 
 
 async def test_the_verbs_are_idempotent_and_their_errors_keep_their_kind(fleet: NullFleet) -> None:

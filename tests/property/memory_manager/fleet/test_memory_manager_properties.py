@@ -48,7 +48,7 @@ disturbances = st.builds(
     Disturbance,
     after_s=st.floats(0, 20),
     kind=st.sampled_from(
-        ["die", "leave", "sleep", "replace", "policy", "hold", "remove", "others", "copies", "kv"]
+        ["die", "leave", "sleep", "disable", "replace", "policy", "hold", "remove", "others", "copies", "kv"]
     ),
     name=st.sampled_from(NAMES),
 )
@@ -146,18 +146,21 @@ class World:
 
     async def request(self, request: Request) -> str:
         await asyncio.sleep(request.after_s)
-        try:
-            async with asyncio.timeout(request.patience_s):
-                lease = await self.manager.acquire(request.name, priority=request.priority)
-        except (
-            TimeoutError,
-            ModelUnavailableError,
-            ModelNotFoundError,
-            InsufficientMemoryError,
-        ) as error:
-            return type(error).__name__
-        with lease:
-            await asyncio.sleep(request.runs_s)
+        left_s, patience_s, again = request.runs_s, request.patience_s, False
+        while not again or left_s:
+            try:
+                async with asyncio.timeout(patience_s):
+                    ticket = await self.manager.acquire(request.name, priority=request.priority, again=again)
+            except (
+                TimeoutError,
+                ModelUnavailableError,
+                ModelNotFoundError,
+                InsufficientMemoryError,
+            ) as error:
+                return type(error).__name__
+            patience_s, again = None, True
+            with ticket:
+                left_s = await self.workers[ticket.worker_id].run(ticket.replica_id, left_s)
         return "served"
 
     async def disturb(self, disturbance: Disturbance, specs: dict[str, dict[str, int]]) -> None:
@@ -192,6 +195,10 @@ class World:
                     for worker in self.workers.values():
                         worker.kv_wanted_bytes = wanted_pages * PAGE
                     await asyncio.sleep(0.9)
+            case "disable":
+                self.manager.upsert_deployment(deployment(name, enabled=False, **specs[name]))
+                await asyncio.sleep(3)
+                self.manager.upsert_deployment(deployment(name, **specs[name]))
             case "replace":
                 specs[name]["weights_pages"] = max(1, specs[name]["weights_pages"] - 1)
                 self.manager.upsert_deployment(deployment(name, **specs[name]))
@@ -209,6 +216,7 @@ class World:
         snapshot = self.manager.snapshot()
         assert snapshot.num_ledger_mismatches == 0
         assert all(each.num_waiting == 0 for each in snapshot.deployments)
+        assert not any(replica.tickets for replica in self.manager._replicas.values())
         for device in snapshot.devices:
             there = [each for each in self.workers.values() if each.device == device.name]
             weights = sum(held for owner, held in device.owners.items() if owner.startswith("weights"))
@@ -354,15 +362,16 @@ def test_three_always_busy_models_all_make_progress_in_the_room_of_two(
         manager = MemoryManager(
             [DeviceBudget("cpu", 30 * PAGE)], SimulatedHostCache(), CONFIG, clock=loop.time, sink=on_event
         )
-        manager.add_worker(SimulatedWorker(30 * PAGE, copy_s=copy_s))
+        worker = SimulatedWorker(30 * PAGE, copy_s=copy_s)
+        manager.add_worker(worker)
         served_s = dict.fromkeys("abc", 0.0)
         for name in served_s:
             manager.upsert_deployment(deployment(name))
 
         async def client(name: str) -> None:
             while loop.time() < 20:
-                with await manager.acquire(name):
-                    await asyncio.sleep(runs_s)
+                with await manager.acquire(name) as ticket:
+                    assert not await worker.run(ticket.replica_id, runs_s)
                 served_s[name] += runs_s
                 await asyncio.sleep(pauses_s)
 

@@ -71,7 +71,7 @@ def test_a_claim_is_met_in_time_unless_nothing_more_can_go(claim_pages: int, nam
             for name in names:
                 (await h.manager.acquire(name)).release()
             h.manager.others.set_others("cpu", claim_pages * PAGE, "others")
-            await asyncio.sleep(15)  # minimum residency, and what a drain takes
+            await asyncio.sleep(15)
             # That page is all that stays when nobody asks for anything.
             assert h.owners().get("others", 0) == min(claim_pages, BUDGET_PAGES - 1)
             h.manager.others.set_others("cpu", 0, "gone")

@@ -1,5 +1,6 @@
 """Stored blocks under random traffic of several models: every block has the users that it was given, wherever it is
-moved, room is made exactly where it can be, and nothing within another's guarantee is touched."""
+moved, room is made exactly where it can be, and nothing within another's guarantee is touched. A parked model has no
+guarantee, and gives up what others need; one that comes back leaves the others theirs."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class CacheTraffic(RuleBasedStateMachine):
     def build(self) -> None:
         self.arena = HostArena(NUM_PAGES * PAGE, stock_limit_bytes=NUM_PAGES * PAGE)
         self.pool = KVPool(self.arena, NUM_PAGES * PAGE)
-        self.cache = BlockStore(self.pool)
+        self.cache = BlockStore(self.pool, self._preempt_parked)
+        self.parked: set[str] = set()
         self.users: dict[tuple[str, int], Counter[int]] = {}
         self.keys: dict[tuple[str, int], dict[bytes, int]] = {}  # stored, as far as nobody gave it up
         self.num_keys = 0
@@ -55,15 +57,35 @@ class CacheTraffic(RuleBasedStateMachine):
             )
             for group in range(len(GROUPS[model])):
                 self.users[model, group], self.keys[model, group] = Counter(), {}
-        elif not any(self.users[model, group].total() for group in range(len(GROUPS[model]))):
+        elif model not in self.parked and not any(
+            self.users[model, group].total() for group in range(len(GROUPS[model]))
+        ):
             self.cache.remove_model(model)
             for group in range(len(GROUPS[model])):
                 del self.users[model, group], self.keys[model, group]
 
-    @precondition(lambda self: self.users)
+    @rule(model=models)
+    def park_or_unpark(self, model: str) -> None:
+        if model in self.parked:
+            self.parked.remove(model)
+            self.cache.unpark(model)
+            while self.pool.crowds_others(model):
+                assert self._pages_beyond_room(model) > 0
+                if not self._preempt(model):  # the limit is below the guarantees
+                    break
+            else:
+                assert self._pages_beyond_room(model) <= 0
+        elif (model, 0) in self.users:
+            before = self.pool.usage(model), self.cache.revision
+            self.parked.add(model)
+            self.cache.park(model)
+            assert self.pool.usage(model) == before[0]
+            assert self.cache.revision > before[1]
+
+    @precondition(lambda self: self._loaded() - self.parked)
     @rule(data=st.data(), counts=st.lists(st.integers(0, 20) | st.integers(20, 60), min_size=2, max_size=2))
     def allocate(self, data: st.DataObject, counts: list[int]) -> None:
-        model = data.draw(st.sampled_from(sorted({model for model, _ in self.users})))
+        model = data.draw(st.sampled_from(sorted(self._loaded() - self.parked)))
         wanted = counts[: len(GROUPS[model])]
         others = {other: self.pool.usage(other) for other in self._loaded() - {model}}
         possible = self.cache.can_allocate(model, wanted)
@@ -73,8 +95,8 @@ class CacheTraffic(RuleBasedStateMachine):
         self._check_what_is_gone()  # before the new blocks stand where evicted ones stood
         for other, before in others.items():
             after = self.pool.usage(other)
-            assert after.live_bytes == before.live_bytes
-            if after.held_bytes < before.held_bytes:
+            assert after.live_bytes == before.live_bytes or (possible and other in self.parked)
+            if other not in self.parked and after.held_bytes < before.held_bytes:
                 assert after.held_bytes >= GUARANTEES[other] * PAGE
         if possible:
             for group, count in enumerate(wanted):
@@ -211,10 +233,34 @@ class CacheTraffic(RuleBasedStateMachine):
                 in_use += len(self._pages(model, index, users))
                 short = max(0, wanted[index] - self._spare(model, index, users))
                 needed += -(-short // GROUPS[model][index].blocks_per_page)
-        promised = sum(max(self._fewest_pages(o), GUARANTEES[o]) for o in self._loaded() - {model})
-        room = self.limit - 1 - in_use - promised
+        room = self.limit - 1 - in_use - self._promised_pages(model)
         cap = CAPS[model]
         return fits_in_place or not needed or needed <= (room if cap is None else min(room, cap - in_use))
+
+    def _promised_pages(self, model: str) -> int:
+        """Pages that the others need, parked ones left out."""
+        others = self._loaded() - self.parked - {model}
+        return sum(max(self._fewest_pages(other), GUARANTEES[other]) for other in others)
+
+    def _pages_beyond_room(self, model: str) -> int:
+        """Pages in use by a model beyond those that the others leave it."""
+        in_use = sum(
+            len(self._pages(name, g, users)) for (name, g), users in self.users.items() if name == model
+        )
+        return in_use - (self.limit - 1 - self._promised_pages(model))
+
+    def _preempt_parked(self) -> bool:
+        return any(self._preempt(model) for model in sorted(self.parked))
+
+    def _preempt(self, model: str) -> bool:
+        """Takes up to five users from the blocks of a model, like a sequence that leaves; False if it has none."""
+        for place, users in self.users.items():
+            if place[0] == model and users:
+                leaving = sorted(users)[:5]
+                self.cache.free(*place, np.array(leaving, np.int64))
+                self.users[place] -= Counter(leaving)
+                return True
+        return False
 
     def _spare(self, model: str, index: int, offsets: Collection[int]) -> int:
         """Slots of the pages of these blocks that are no block's of them."""

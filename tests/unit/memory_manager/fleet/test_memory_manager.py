@@ -8,6 +8,7 @@ from support.simulated_house import BUDGET, CONFIG, House, house, virtually
 from support.simulated_memory import PAGE, SimulatedWorker, deployment
 
 from memory_manager.config import DeviceBudget, PlannerConfig
+from memory_manager.fleet.events import EventKind
 from memory_manager.policy.residency import Residency
 from mooring.errors import (
     ArtifactError,
@@ -70,7 +71,7 @@ async def test_kv_gives_way_to_a_second_model_and_a_third_takes_the_place_of_the
 @virtually
 async def test_three_always_busy_models_rotate_through_the_place_of_two() -> None:
     async with house() as h:
-        h.add_worker()
+        worker = h.add_worker()
         served = dict.fromkeys("abc", 0)
         for name in served:
             h.manager.upsert_deployment(deployment(name))
@@ -78,15 +79,90 @@ async def test_three_always_busy_models_rotate_through_the_place_of_two() -> Non
 
         async def client(name: str) -> None:
             while asyncio.get_running_loop().time() < until_s:
-                with await h.manager.acquire(name):
-                    await asyncio.sleep(0.3)
+                with await h.manager.acquire(name) as ticket:
+                    assert not await worker.run(ticket.replica_id, 0.3)
                 served[name] += 1
 
         await asyncio.gather(*(client(name) for name in "abcabcabc"))
-        stays = [e.duration_s for e in h.events if e.before is Residency.RESIDENT]
+        stays = [e.duration_s for e in h.events if e.before is Residency.RESIDENT and e.at_s < until_s]
         assert min(stays) >= 2 - 0.01
         assert len(stays) >= 10
         assert min(served.values()) > 0.5 * max(served.values())
+
+
+@virtually
+async def test_requests_of_two_models_in_the_room_of_one_go_on_in_turns() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        ended: list[str] = []
+
+        async def request(name: str, runs_s: float) -> None:
+            with await h.manager.acquire(name) as ticket:
+                assert not await worker.run(ticket.replica_id, runs_s)
+            ended.append(name)
+
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name, weights_pages=20))
+        await asyncio.gather(request("a", 7), request("b", 3))
+        assert ended == ["b", "a"]
+        assert h.transitions("a") == [
+            ("cold", "loading"),
+            ("loading", "resident"),
+            *(2 * [("resident", "warm"), ("warm", "waking"), ("waking", "resident")]),
+        ]
+        assert worker.calls.count(("load", "a/0")) == 1
+        assert h.told(EventKind.DRAIN, EventKind.UNLOAD) == []
+
+
+@virtually
+async def test_a_ticket_that_is_given_back_while_its_request_is_parked_wakes_nobody() -> None:
+    async with house() as h:
+        h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name, weights_pages=20))
+        parked = await h.manager.acquire("a")
+        with await h.manager.acquire("b"):
+            assert h.residency("a") is Residency.WARM
+            [status] = [each for each in h.manager.snapshot().deployments if each.name == "a"]
+            assert (status.num_waiting, status.replicas[0].num_active) == (0, 1)
+            await asyncio.sleep(1)
+            parked.release()
+            await asyncio.sleep(10)
+            assert h.residency("b") is Residency.RESIDENT
+        assert h.residency("a") is Residency.WARM
+
+
+@virtually
+async def test_a_disabled_model_comes_back_for_what_was_parked_and_then_sleeps() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name, weights_pages=20))
+        ticket = await h.manager.acquire("a")
+        (await h.manager.acquire("b")).release()
+        h.manager.upsert_deployment(deployment("a", weights_pages=20, enabled=False))
+        assert not await worker.run(ticket.replica_id, 1)
+        assert h.residency("a") is Residency.DRAINING
+        ticket.release()
+        await asyncio.sleep(1)
+        assert h.residency("a") is Residency.WARM
+
+
+@virtually
+async def test_requests_that_are_parked_are_free_when_their_worker_dies() -> None:
+    async with house() as h:
+        worker = h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name, weights_pages=20))
+        await h.manager.acquire("a")
+        await h.manager.acquire("b")
+        worker.die()
+        assert not any(
+            replica.num_active for each in h.manager.snapshot().deployments for replica in each.replicas
+        )
+        h.add_worker()
+        (await h.manager.acquire("a", again=True)).release()
+        (await h.manager.acquire("b", again=True)).release()
 
 
 @virtually

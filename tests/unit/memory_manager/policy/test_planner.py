@@ -158,11 +158,11 @@ def contended(waited_s: float, resident_s: float, **values: Any) -> PlannerState
     )
 
 
-def test_a_busy_one_is_drained_only_for_demand_that_has_waited_and_after_its_minimum_residency() -> None:
+def test_a_busy_one_sleeps_only_for_demand_that_has_waited_and_after_its_minimum_residency() -> None:
     assert actions(contended(waited_s=0.9, resident_s=60)) == {}
     assert actions(contended(waited_s=60, resident_s=4.9)) == {}
     # Among equals the one that has been resident longest.
-    assert actions(contended(waited_s=1.0, resident_s=60)) == {Drain: ["a/0"]}
+    assert actions(contended(waited_s=1.0, resident_s=60)) == {Sleep: ["a/0"]}
 
 
 def test_the_plan_tells_when_time_will_change_it() -> None:
@@ -178,14 +178,6 @@ def test_a_gap_between_two_requests_is_not_idleness() -> None:
     assert actions(made, NOW + 0.4) == {Sleep: ["a/0"]}
 
 
-def test_a_draining_one_sleeps_when_its_last_request_has_gone() -> None:
-    deployments = [model("a"), model("b"), model("c", demand=waiting(NOW - 2))]
-    others = [replica("b", Residency.RESIDENT, num_active=1), replica("c")]
-    draining = replica("a", Residency.DRAINING, since_s=NOW - 1, num_active=1)
-    assert actions(state(deployments, [draining, *others])) == {}
-    assert actions(state(deployments, [replace(draining, num_active=0), *others])) == {Sleep: ["a/0"]}
-
-
 def test_a_drain_that_nobody_needs_any_more_is_called_off() -> None:
     deployments = [model("a"), model("b"), model("c")]
     replicas = [
@@ -196,22 +188,47 @@ def test_a_drain_that_nobody_needs_any_more_is_called_off() -> None:
     assert actions(state(deployments, replicas)) == {Resume: ["a/0"]}
 
 
-def test_who_drains_does_not_drain_others_to_come_back() -> None:
-    """a drains for c and has demand of its own: it waits for its turn rather than take b's place."""
+def test_who_leaves_makes_nobody_leave_to_come_back() -> None:
+    """a is being put to sleep for c and has demand of its own: it waits for its turn rather than take b's place."""
     deployments = [
         model("a", demand=waiting(NOW - 5)),
         model("b"),
         model("c", demand=waiting(NOW - 9)),
     ]
     replicas = [
-        replica("a", Residency.DRAINING, since_s=NOW - 1, num_active=1),
+        replica("a", Residency.RESIDENT, num_active=1, in_flight=True, is_leaving=True),
         replica("b", Residency.RESIDENT, num_active=1),
         replica("c"),
     ]
     assert actions(state(deployments, replicas)) == {}
 
 
-def test_a_busy_one_is_not_drained_for_demand_of_lower_priority() -> None:
+def test_a_sleeper_with_parked_requests_is_woken_as_for_requests_that_wait() -> None:
+    parked = replica("a", Residency.WARM, num_active=2)
+    demand = model("a", demand=waiting(NOW - 1))
+    assert actions(state([demand], [parked], kv_pages=29)) == {Wake: ["a/0"]}
+    disabled = replace(demand, policy=replace(demand.policy, enabled=False))
+    assert actions(state([disabled], [parked], kv_pages=29)) == {Wake: ["a/0"]}
+    assert Wake not in actions(state([disabled], [replace(parked, num_active=0)], kv_pages=29))
+
+
+def test_of_two_replicas_the_one_with_parked_requests_comes_back_though_the_other_is_there() -> None:
+    deployment = model("a", demand=waiting(NOW - 60), max_replicas=2)
+    there = replace(replica("a", Residency.RESIDENT, num_active=1), replica_id="a/1", worker_id="v")
+    parked = replica("a", Residency.WARM, num_active=1)
+    other = replica("b", Residency.RESIDENT, num_active=1, since_s=NOW - 60)
+    another = replica("c", Residency.RESIDENT, num_active=1, since_s=NOW - 60)
+    made = state([deployment, model("b"), model("c")], [parked, other, another], kv_pages=19)
+    made = replace(
+        made,
+        devices=(*made.devices, DeviceView("cpu:1", 16 * PAGE)),
+        workers=(*made.workers, WorkerView("v", "cpu:1", 6 * PAGE, 6 * PAGE)),
+        replicas=(*made.replicas, there),
+    )
+    assert actions(made) == {Sleep: ["b/0"]}
+
+
+def test_a_busy_one_does_not_sleep_for_demand_of_lower_priority() -> None:
     made = contended(waited_s=60, resident_s=60)
     high = [
         replace(each, policy=replace(each.policy, priority=1)) if each.demand is None else each
@@ -219,7 +236,7 @@ def test_a_busy_one_is_not_drained_for_demand_of_lower_priority() -> None:
     ]
     assert actions(replace(made, deployments=tuple(high))) == {}
     urgent = [replace(each, demand=waiting(NOW - 60, priority=1)) if each.demand else each for each in high]
-    assert actions(replace(made, deployments=tuple(urgent))) == {Drain: ["a/0"]}
+    assert actions(replace(made, deployments=tuple(urgent))) == {Sleep: ["a/0"]}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +276,7 @@ def test_small_ones_cannot_keep_a_large_one_out_for_ever() -> None:
     ]
     made = state(deployments, replicas)
     assert actions(made) == {}
-    assert actions(made, NOW + 4) == {Drain: ["a/0", "b/0"]}
+    assert actions(made, NOW + 4) == {Sleep: ["a/0", "b/0"]}
 
 
 def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
@@ -267,7 +284,7 @@ def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
     deployments = [model("a"), model("b"), big]
     replicas = [
         replica("a", Residency.WARM),
-        replica("b", Residency.DRAINING, num_active=1, since_s=NOW - 1),
+        replica("b", Residency.RESIDENT, num_active=1, in_flight=True, is_leaving=True),
         ReplicaView("big/0", "big", Residency.COLD, 20 * PAGE, 10 * PAGE),
     ]
     assert actions(state(deployments, replicas, kv_pages=19)) == {}
@@ -278,7 +295,7 @@ def test_room_that_somebody_waits_for_is_not_given_to_who_comes_later() -> None:
     big = deployment_view("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 2))
     small = model("small", demand=waiting(NOW - 1))
     replicas = [
-        replica("a", Residency.DRAINING, num_active=1, since_s=NOW - 1),
+        replica("a", Residency.RESIDENT, num_active=1, in_flight=True, is_leaving=True),
         ReplicaView("big/0", "big", Residency.COLD, 25 * PAGE, 10 * PAGE),
         replica("small"),
     ]
@@ -354,8 +371,9 @@ def test_a_failed_one_waits_for_its_time() -> None:
 def test_what_is_under_way_is_not_begun_again() -> None:
     loading = replica("a", Residency.LOADING, in_flight=True)
     assert actions(state([model("a", demand=waiting())], [loading])) == {}
-    going = replica("b", Residency.DRAINING, in_flight=True)
-    assert actions(state([model("b")], [going])) == {}
+    for residency in (Residency.RESIDENT, Residency.DRAINING):
+        going = replica("b", residency, in_flight=True, is_leaving=True)
+        assert actions(state([model("b", pinned=True)], [going])) == {}
 
 
 def test_what_can_never_fit_is_refused_in_figures() -> None:
@@ -396,22 +414,6 @@ def test_two_devices_are_filled_by_fit_and_one_deployment_is_not_twice_on_a_work
     assert loads == [("a/0", "w1"), ("a/1", "w0")]
     leases = {each.worker_id: each.num_bytes // PAGE for each in made.actions if isinstance(each, SetKVLease)}
     assert leases == {"w0": 10, "w1": 30}
-
-
-def test_what_still_runs_on_a_draining_replica_has_a_limited_time() -> None:
-    deployments = [model("a"), model("b"), model("c", demand=waiting(NOW - 20))]
-
-    def decided(drains_since_s: float) -> dict[type[Action], list[str]]:
-        replicas = [
-            replica("a", num_active=1, residency=Residency.DRAINING, since_s=drains_since_s),
-            replica("b", num_active=1, residency=Residency.RESIDENT),
-            replica("c"),
-        ]
-        return actions(state(deployments, replicas))
-
-    limit_s = PlannerConfig().max_drain_s
-    assert decided(NOW - limit_s + 0.5) == {}
-    assert decided(NOW - limit_s) == {Sleep: ["a/0"]}
 
 
 def test_a_replica_that_is_asked_to_sleep_finishes_what_it_runs() -> None:
