@@ -169,8 +169,8 @@ class Moves:
     # Host copies that others' memory is wanted for.
 
     def with_copies_to_drop(self) -> list[Replica]:
-        """Replicas that can do without their host copies, the longest unused first, and last those that sleep and that
-        requests wait for or are parked on."""
+        """Replicas that can do without their host copies, the longest unused first, and last those that sleep and
+        that requests wait for or are parked on."""
         now_s = self._clock()
 
         def order(replica: Replica) -> tuple[bool, float]:
