@@ -17,7 +17,6 @@ import torch
 from benchmarks.bare_engine import BareEngine, PackedModel
 from benchmarks.batching import Workload
 from benchmarks.fixed_arena import FixedArena
-from engines.api import run_step
 from engines.checkpoint.packing import pack
 from engines.config import TorchEngineConfig
 from memory_manager.arena.factory import arena_on
@@ -78,9 +77,9 @@ def pack_random(root: Path, name: str, shape: dict[str, Any], precision: Precisi
 def measure_handover(
     scratch: Path, live_bytes: int, num_threads: int | None = None, device: str = "cpu"
 ) -> Handover:
-    """Puts the first model to sleep while its sequences run, as the controller does after a drain; then
-    sequences of the second model take the KV. Taking is timed by the calls of the pool and the arena, since
-    the second model's own prefill lies between them.
+    """Puts the first model to sleep while its sequences run, as the controller does to make room; then sequences of
+    the second model take the KV, which those that are parked give up. Taking is timed by the calls of the pool and
+    the arena, since the second model's own prefill lies between them.
 
     Args:
         live_bytes: least bytes that the first model's sequences hold before.
@@ -111,7 +110,6 @@ def measure_handover(
         started_s = time.perf_counter()
         engine.engine.sleep("a")
         let_go_s = time.perf_counter() - started_s
-        run_step(engine.engine)  # reports the sequences that it ended
         wanted_bytes = int(_HANDED_OVER * pool_bytes)
         with engine.bookkeeping() as taking:
             _fill(engine, "b", num_sequences, wanted_bytes)
