@@ -22,7 +22,6 @@ from mooring.units import MIB
 __all__ = [
     "PAGE_BYTES",
     "KVGroup",
-    "block_bytes_for_tokens",
     "choose_block_tokens",
     "kv_bytes_for_tokens",
     "round_to_pages",
@@ -111,12 +110,6 @@ def choose_block_tokens(bytes_per_token: int, preferred: int = 16) -> int:
     if lost(preferred) * 8 <= PAGE_BYTES:
         return preferred
     return min((64, 32, 16, 8, 4, 2, 1), key=lambda tokens: (lost(tokens), -tokens))
-
-
-def block_bytes_for_tokens(groups: Sequence[KVGroup], num_tokens: int) -> int:
-    """Bytes of the blocks that one sequence of ``num_tokens`` tokens holds; they may share pages with blocks
-    of other sequences."""
-    return sum(group.blocks_for_tokens(num_tokens) * group.block_bytes for group in groups)
 
 
 def kv_bytes_for_tokens(groups: Sequence[KVGroup], num_tokens: int) -> int:

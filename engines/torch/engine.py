@@ -32,6 +32,7 @@ from engines.torch.replica import TorchReplica
 from engines.torch.scheduling.compose import Turn, order_of_turns, preemption_order
 from engines.torch.scheduling.requests import error_end
 from engines.torch.scheduling.runner import SequenceRunner
+from engines.torch.scheduling.shared_kv import SharedKV, Sharer
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.arena.protocol import Arena
 from memory_manager.cores import CoreSignal
@@ -95,6 +96,7 @@ class TorchEngine:
         self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
         self._kv_memory = arena.tensor(self._pool.address_range)
         self._cache = BlockStore(self._pool, self._preempt_parked)
+        self._shared_kv = SharedKV(self._pool, self._resident_runners, self._preempt_for_another)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._core_turns = CoreTurns(core_signal)
         self._recorder = recorder
@@ -130,6 +132,7 @@ class TorchEngine:
                 weights_fd,
                 self._arena,
                 self._kv_memory,
+                self._shared_kv,
                 self._core_turns,
                 self._config,
                 self._recorder,
@@ -335,6 +338,9 @@ class TorchEngine:
     def _resident(self) -> list[_Place]:
         return [place for place in self._joined() if place.replica.is_resident]
 
+    def _resident_runners(self) -> list[SequenceRunner]:
+        return [place.replica.runner for place in self._resident() if place.replica.runner]
+
     @contextmanager
     def _restarting(self, place: _Place) -> Iterator[None]:
         """Lets a model begin anew if the block raises: what one model breaks is no other's loss."""
@@ -371,9 +377,7 @@ class TorchEngine:
             self._ended.setdefault(replica.replica_id, []).extend(ended)
 
     def _kv_wanted_bytes(self) -> int:
-        waiting_bytes = sum(
-            place.replica.runner.kv_wanted_bytes for place in self._resident() if place.replica.runner
-        )
+        waiting_bytes = sum(runner.kv_wanted_bytes for runner in self._resident_runners())
         return round_to_pages(self._lease.num_bytes + waiting_bytes) if waiting_bytes else 0
 
     def _launch_next(self) -> _Place | None:
@@ -402,6 +406,10 @@ class TorchEngine:
                     other.num_turns_waited += other is not place
                 return place
         return None
+
+    def _preempt_for_another(self, sharer: Sharer, slot: int) -> None:
+        with self._restarting(self._places[sharer.replica_id]):
+            sharer.preempt(slot)
 
     def _preempt_parked(self) -> bool:
         """Preempts the least urgent sequence of all models that sleep; False if none of theirs has blocks."""

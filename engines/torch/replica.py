@@ -23,6 +23,7 @@ from engines.torch.model.model import TransformerModel
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.requests import SequenceLimits
 from engines.torch.scheduling.runner import SequenceRunner
+from engines.torch.scheduling.shared_kv import SharedKV
 from engines.torch.weights.core_turns import CoreTurns
 from engines.torch.weights.weights import WeightsRegion
 from memory_manager.arena.protocol import Arena
@@ -52,6 +53,7 @@ class TorchReplica:
         weights_fd: of the host copy, kept until ``drop_host_copy`` or ``close`` closes it; or of the packed file,
             from which the weights come once.
         kv_memory: uint8, the pool's whole range.
+        shared_kv: of the worker.
 
     Raises:
         ArtifactError: the manifest is not of a kind this engine can run.
@@ -64,6 +66,7 @@ class TorchReplica:
         weights_fd: int,
         arena: Arena,
         kv_memory: Tensor,
+        shared_kv: SharedKV,
         core_turns: CoreTurns,
         config: TorchEngineConfig,
         recorder: FlightRecorder | None = None,
@@ -77,6 +80,7 @@ class TorchReplica:
         self._weights_fd: int | None = weights_fd
         self._engine_config = config
         self._recorder = recorder
+        self._shared_kv = shared_kv
         self._artifact = hashlib.sha256(spec.manifest_json).digest()
         self._counters = RunnerCounters()
         self._model_config = ModelConfig.from_dict(manifest.config)
@@ -175,6 +179,7 @@ class TorchReplica:
             limits=self._limits,
             eos_ids=self._model_config.eos_token_ids,
             cache=cache,
+            shared=self._shared_kv,
             swap=KVSwap(self._kv, swap_space),
             artifact=self._artifact,
             device=self._device,

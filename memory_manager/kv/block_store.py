@@ -80,15 +80,9 @@ class BlockStore:
     Args:
         pool: the pool that only this object allocates from, frees to and sets the limit of.
         preempt_parked: makes one sequence of a parked model give up its blocks; False if none holds any.
-
-    Attributes:
-        revision: goes up with every event that may have made room for a sequence that found none, or let a
-            sequence find more stored blocks: blocks freed or stored, models removed or parked, limits set. While it
-            stays the same, asking again for the same is in vain.
     """
 
     def __init__(self, pool: KVPool, preempt_parked: Callable[[], bool] = lambda: False) -> None:
-        self.revision = 0
         self._pool = pool
         self._preempt_parked = preempt_parked
         self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
@@ -118,18 +112,15 @@ class BlockStore:
             self._give_up(replica_id, group, np.array(list(stored.idle), np.int64))
         self._pool.remove_model(replica_id)
         del self._stored[replica_id], self._move[replica_id]
-        self.revision += 1
 
     def drop_model(self, replica_id: str) -> None:
         """Ends a model's share with all its blocks, used or stored, whatever the books say of them."""
         self._pool.drop_model(replica_id)
         del self._stored[replica_id], self._move[replica_id]
-        self.revision += 1
 
     def park(self, replica_id: str) -> None:
         """Takes a model's guarantee, as ``KVPool.park`` does; its blocks stay, stored ones too."""
         self._pool.park(replica_id)
-        self.revision += 1
 
     def unpark(self, replica_id: str) -> None:
         """Gives a parked model its guarantee back, as ``KVPool.unpark`` does."""
@@ -138,19 +129,22 @@ class BlockStore:
     def set_limit(self, num_bytes: int) -> None:
         """Sets the pool's lease, as ``KVPool.set_limit`` does; ``shrink`` then frees what can be freed."""
         self._pool.set_limit(num_bytes)
-        self.revision += 1
 
     # Blocks for one user ---------------------------------------------------------------------------
 
     def can_allocate(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
         """Whether ``make_room`` would find room for ``num_blocks[g]`` more blocks of every group g, all
         together."""
+        return self.pages_short(replica_id, num_blocks) <= 0
+
+    def pages_short(self, replica_id: str, num_blocks: Sequence[int]) -> int:
+        """Pages that ``make_room`` would lack for so many more blocks; 0 or less if it lacks none."""
         pool = self._pool
-        return (
-            pool.pages_short(replica_id, num_blocks) <= 0
-            or pool.pages_short_without_idle(replica_id, num_blocks) <= 0
-            or pool.pages_short_without_gaps(replica_id, num_blocks) <= 0
-            or pool.pages_short_without_parked(replica_id, num_blocks) <= 0
+        return min(
+            pool.pages_short(replica_id, num_blocks),
+            pool.pages_short_without_idle(replica_id, num_blocks),
+            pool.pages_short_without_gaps(replica_id, num_blocks),
+            pool.pages_short_without_parked(replica_id, num_blocks),
         )
 
     def make_room(self, replica_id: str, num_blocks: Sequence[int]) -> bool:
@@ -192,12 +186,6 @@ class BlockStore:
         """Takes one user from each of these blocks. A stored block becomes idle when its last user is gone
         (of those named here, the later ones will be given up first); a block that is not stored goes back to
         the pool."""
-        self.unuse(replica_id, group, offsets)
-        self.revision += 1
-
-    def unuse(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
-        """Does what ``free`` does, for blocks that were taken a moment ago and not used: ``revision`` stays,
-        since there is no more room than before."""
         stored = self._stored[replica_id][group]
         if not stored.num_users:
             self._pool.free(replica_id, group, offsets)
@@ -227,6 +215,10 @@ class BlockStore:
         offset_of = self._stored[replica_id][group].offset_of
         return np.array([offset_of.get(key, 0) for key in keys], np.int64)
 
+    def is_stored(self, replica_id: str, group: int, key: bytes) -> bool:
+        """Whether ``find`` would find a block."""
+        return key in self._stored[replica_id][group].offset_of
+
     def use(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Adds one user to each of these stored blocks."""
         stored = self._stored[replica_id][group]
@@ -246,7 +238,6 @@ class BlockStore:
         """Stores full, computed blocks that are in use. If a key has a block already, ``find`` goes on
         finding that one, and the new block remains its user's own."""
         stored = self._stored[replica_id][group]
-        self.revision += 1
         for key, offset in zip(keys, offsets.tolist(), strict=True):
             if key not in stored.offset_of and offset not in stored.key_of:
                 stored.offset_of[key] = offset

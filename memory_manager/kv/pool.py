@@ -43,7 +43,7 @@ from memory_manager.stats import KVFragmentation
 from mooring.errors import InsufficientMemoryError, InternalError
 from mooring.units import format_bytes
 
-__all__ = ["KVPool", "KVUsage"]
+__all__ = ["KVPool", "KVShare", "KVUsage"]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,18 @@ class KVUsage(NamedTuple):
     held_bytes: int
     live_bytes: int
     idle_bytes: int
+
+
+class KVShare(NamedTuple):
+    """Bounds of one model's KV, in bytes of whole pages.
+
+    Attributes:
+        guarantee_bytes: none of these go to another.
+        cap_bytes: the most that it may hold; None means no cap.
+    """
+
+    guarantee_bytes: int
+    cap_bytes: int | None
 
 
 class _ModelBlocks(NamedTuple):
@@ -367,6 +379,11 @@ class KVPool:
         live_bytes = sum(blocks.num_live * blocks.group.block_bytes for blocks in model.groups)
         idle_bytes = sum(blocks.num_idle * blocks.group.block_bytes for blocks in model.groups)
         return KVUsage(model.held_pages * PAGE_BYTES, live_bytes, idle_bytes)
+
+    def share_of(self, replica_id: str) -> KVShare:
+        model = self._models[replica_id]
+        cap_bytes = None if model.cap_pages is None else model.cap_pages * PAGE_BYTES
+        return KVShare(model.guarantee_pages * PAGE_BYTES, cap_bytes)
 
     def fragmentation(self) -> KVFragmentation:
         """Committed bytes that hold no block. Together with the null page and all models' blocks, in use and

@@ -1,9 +1,9 @@
 """Requests, models and one worker in virtual time: the server's own policies, and a model of what steps cost.
 
-What is brought in and what leaves is chosen by ``memory_manager.policy.chooser``; who is admitted, computed and
-preempted by ``engines.torch.scheduling.compose``. Nothing here has tokens, tensors or a clock: a request is two
-lengths, KV is a number of tokens, and time passes as steps and moves say. While nothing but decoding happens, many
-steps are taken at once.
+What is brought in and what leaves is chosen by ``memory_manager.policy.chooser``; who is computed and preempted by
+``engines.torch.scheduling.compose``, and who is admitted by ``engines.torch.scheduling.kv_forecast``. Nothing here
+has tokens, tensors or a clock: a request is two lengths, KV is a number of tokens, and time passes as steps and moves
+say. While nothing but decoding happens, many steps are taken at once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from engines.torch.scheduling import compose
-from engines.torch.scheduling.compose import AdmissionOrder, Turn
+from engines.torch.scheduling import compose, kv_forecast
+from engines.torch.scheduling.compose import AdmissionOrder, RunningSequences, Turn
+from engines.torch.scheduling.kv_forecast import KVDemand
 
 __all__ = ["Machine", "ResidencyPolicy", "SimulatedModel", "SimulatedRequest", "Simulation", "StepCosts"]
 
@@ -66,6 +67,7 @@ class SimulatedRequest:
     Attributes:
         num_computed: tokens whose KV is there.
         chunk: tokens that it computes in the present step.
+        kept_until: computed tokens up to which it makes way for nobody, though it is late.
     """
 
     model: int
@@ -77,6 +79,7 @@ class SimulatedRequest:
     num_done: int = 0
     num_computed: int = 0
     chunk: int = 0
+    kept_until: int = 0
     first_at_s: float | None = None
     end_at_s: float | None = None
 
@@ -109,7 +112,9 @@ class SimulatedModel:
         is_open: whether its waiting requests may be admitted.
         coming_at_s: when its move ends; None if none is under way.
         kv_share: tokens of KV that are its own, and all that it may have; None if KV is shared.
-        mean_output: running mean of its outputs' tokens.
+        mean_output: running mean of its outputs' tokens, of which there were ``num_ended``.
+        num_since_late: admissions since the last one of a late request in its turn; of the first model those of all
+            that share KV.
         first_token_s: running mean of the seconds from its being asked, or there, to a first token.
     """
 
@@ -122,7 +127,9 @@ class SimulatedModel:
     kv_share: int | None = None
     running: list[SimulatedRequest] = field(default_factory=list)
     waiting: list[SimulatedRequest] = field(default_factory=list)
-    mean_output: float = 128.0
+    mean_output: float = kv_forecast.UNMEASURED_OUTPUT_TOKENS
+    num_ended: int = 0
+    num_since_late: int = 0
     first_token_s: float = 0.03
     arrivals: float = 0.0
     arrivals_at_s: float = 0.0
@@ -231,7 +238,8 @@ class Simulation:
         request.end_at_s = self.now_s
         model.running.remove(request)
         self._held -= request.num_computed
-        model.mean_output += _SMOOTHING * (request.num_output - model.mean_output)
+        model.mean_output = kv_forecast.mean_with(model.mean_output, model.num_ended, request.num_output)
+        model.num_ended += 1
         self._is_stirred = True
 
     # Steps.
@@ -282,7 +290,7 @@ class Simulation:
         if any(each.num_tokens - each.num_computed != 1 for each in running):
             return False
         if any(
-            each.is_open and each.waiting and self._fits(each, min(each.waiting, key=self._order))
+            (request := self._next(each)) is not None and self._making_way(each, request) is not None
             for each in active
         ):
             return False
@@ -340,18 +348,50 @@ class Simulation:
                 break
             if not self._give_up(need - self._free(model), model):
                 return False
-        for request in sorted(model.waiting, key=self._order) if model.is_open else ():
-            chunk = min(budget, request.num_tokens)
-            if not chunk or not (self._fits(model, request) or self._make_way(model, request)):
+        while budget and (newcomer := self._next(model)) is not None:
+            making_way = self._making_way(model, newcomer)
+            if making_way is None:
                 break
+            need -= sum(each.chunk for owner, each in making_way if owner is model)
+            for owner, each in making_way:
+                self._preempt(owner, each)
+            chunk = min(budget, newcomer.num_tokens)
             if not self._is_free(model, need + chunk):
                 break
-            model.waiting.remove(request)
-            model.running.append(request)
-            request.chunk = chunk
+            self._admit(model, newcomer)
+            newcomer.chunk = chunk
             need += chunk
             budget -= chunk
         return bool(model.running)
+
+    def _next(self, model: SimulatedModel) -> SimulatedRequest | None:
+        """The next to be admitted; None if no other is before the late one whose turn it is."""
+        if not (model.is_open and model.waiting):
+            return None
+        if kv_forecast.is_turn_of_late(self._sharing(model)[0].num_since_late):
+            late = self._longest_late(model)
+            if late is not None:
+                return late if late.model == model.index else None
+        return min(model.waiting, key=self._order)
+
+    def _longest_late(self, model: SimulatedModel) -> SimulatedRequest | None:
+        """The late request that has waited for longest, of all models that could admit theirs to this model's KV."""
+        late = (
+            each
+            for owner in self._sharing(model)
+            if owner.is_resident and owner.is_open
+            for each in owner.waiting
+            if each.is_late(self.now_s)
+        )
+        return min(late, key=lambda each: each.arrival, default=None)
+
+    def _admit(self, model: SimulatedModel, request: SimulatedRequest) -> None:
+        first = self._sharing(model)[0]
+        is_its_turn = kv_forecast.is_turn_of_late(first.num_since_late) and request.is_late(self.now_s)
+        request.kept_until = kv_forecast.kept_until_tokens(0, request.num_tokens, is_its_turn=is_its_turn)
+        first.num_since_late = 0 if is_its_turn else first.num_since_late + 1
+        model.waiting.remove(request)
+        model.running.append(request)
 
     def _sharing(self, model: SimulatedModel) -> list[SimulatedModel]:
         """Models whose sequences have the same KV."""
@@ -372,36 +412,37 @@ class Simulation:
             self._preempt_least(parked)
         return True
 
-    def _fits(self, model: SimulatedModel, request: SimulatedRequest) -> bool:
-        """Whether a sequence may be admitted: at no time will all need more KV than there is, as far as can be
-        told. One that would be alone always may."""
-        running = [(each, owner) for owner in self._sharing(model) for each in owner.running]
-        return not running or self._peak([*running, (request, model)]) <= self._capacity(model)
-
     def _capacity(self, model: SimulatedModel) -> int:
         return self.machine.kv_tokens if model.kv_share is None else model.kv_share
 
-    def _peak(self, sequences: Sequence[tuple[SimulatedRequest, SimulatedModel]]) -> float:
-        done = np.array([each.num_done for each, _ in sequences], float)
-        means = np.array([owner.mean_output for _, owner in sequences])
-        held = np.array([each.num_tokens for each, _ in sequences], float)
-        return compose.expected_peak_bytes(compose.expected_left(done, means), held, np.ones(len(held)))
+    def _making_way(
+        self, model: SimulatedModel, request: SimulatedRequest
+    ) -> list[tuple[SimulatedModel, SimulatedRequest]] | None:
+        """Requests that are preempted to admit another; None if it has to wait."""
+        sharing = [each for each in self._sharing(model) if each.is_resident]
+        running = [(owner, each) for owner in sharing for each in owner.running]
+        newcomer = self._demand([(model, request)])
+        takes_place = any(not each.is_late(self.now_s) for each in model.waiting)
+        rows = kv_forecast.making_way(
+            self._demand(running), newcomer, self._capacity(model), takes_place=takes_place
+        )
+        return None if rows is None else [running[row] for row in rows.tolist()]
 
-    def _make_way(self, model: SimulatedModel, request: SimulatedRequest) -> bool:
-        """Preempts late sequences for one that is in time, if that makes room for it."""
-        if request.is_late(self.now_s):
-            return False
-        running = [(each, owner) for owner in self._sharing(model) for each in owner.running]
-        late = [pair for pair in running if pair[0].is_late(self.now_s)]
-        late.sort(key=lambda pair: (pair[0].num_computed, -pair[0].arrival))
-        left = [*running, (request, model)]
-        for num, pair in enumerate(late, start=1):
-            left.remove(pair)
-            if self._peak(left) <= self._capacity(model):
-                for each, owner in late[:num]:
-                    self._preempt(owner, each)
-                return True
-        return False
+    def _demand(self, sequences: Sequence[tuple[SimulatedModel, SimulatedRequest]]) -> KVDemand:
+        done = np.array([each.num_done for _, each in sequences], float)
+        means = np.array([owner.mean_output for owner, _ in sequences])
+        return KVDemand(
+            num_left=kv_forecast.expected_left(done, means, np.full(len(done), math.inf)),
+            held_bytes=np.array([each.num_tokens for _, each in sequences], float),
+            token_bytes=np.ones(len(done)),
+            priority=np.zeros(len(done), np.int64),
+            arrival=np.array([each.arrival for _, each in sequences], np.int64),
+            num_lost_tokens=np.array([each.num_computed for _, each in sequences], np.int64),
+            may_go=np.array(
+                [each.num_computed >= each.kept_until and each.is_late(self.now_s) for _, each in sequences],
+                bool,
+            ),
+        )
 
     def _give_up(self, num_tokens: int, model: SimulatedModel) -> bool:
         """Preempts for sequences that run: parked ones first, then whoever loses least, the earliest spared."""
@@ -416,11 +457,21 @@ class Simulation:
         return True
 
     def _preempt_least(self, owners: Sequence[SimulatedModel]) -> None:
-        running = [(each, owner) for owner in owners for each in owner.running]
-        if len(running) > 1:
-            running.remove(min(running, key=lambda pair: pair[0].arrival))
-        request, owner = min(running, key=lambda pair: (pair[0].num_computed, -pair[0].arrival))
-        self._preempt(owner, request)
+        running = [(owner, each) for owner in owners for each in owner.running]
+        computed = np.array([each.num_computed for _, each in running], np.int64)
+        least_urgent = compose.least_urgent(
+            RunningSequences(
+                slots=np.arange(len(running)),
+                priority=np.zeros(len(running), np.int64),
+                deadline_s=np.array([each.deadline_s for _, each in running]),
+                arrival=np.array([each.arrival for _, each in running], np.int64),
+                num_tokens=np.array([each.num_tokens for _, each in running], np.int64),
+                num_computed=computed,
+            ),
+            computed,
+        )
+        assert least_urgent is not None, "somebody runs"
+        self._preempt(*running[least_urgent.slot])
 
     def _preempt(self, model: SimulatedModel, request: SimulatedRequest) -> None:
         model.running.remove(request)

@@ -15,6 +15,7 @@ from engines.torch.model.kv_view import KVCacheView
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.requests import SequenceLimits
 from engines.torch.scheduling.runner import SequenceRunner
+from engines.torch.scheduling.shared_kv import SharedKV
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv.pool import KVPool
@@ -38,13 +39,15 @@ def runner_without_a_model() -> Iterator[SequenceRunner]:
     cache = BlockStore(pool)
     cache.add_model("m", (GROUP,), 2 * PAGE_BYTES, None, move_nothing)
     view = KVCacheView(arena.tensor(pool.address_range), (GROUP,), torch.float32, 1, PAGE_BYTES // 32 // 8)
-    yield SequenceRunner(
+    runners: list[SequenceRunner] = []
+    runner = SequenceRunner(
         "m",
         lambda batch: torch.zeros(len(batch.logits_rows), 1),
         lambda states: torch.zeros(len(states), VOCAB_SIZE),
         limits=SequenceLimits(VOCAB_SIZE, MAX_LEN, (GROUP,), NUM_PAGES * PAGE_BYTES),
         eos_ids=(),
         cache=cache,
+        shared=SharedKV(pool, lambda: runners),
         swap=KVSwap(view, SwapSpace(0, CPU)),
         artifact=b"",
         device=CPU,
@@ -52,6 +55,8 @@ def runner_without_a_model() -> Iterator[SequenceRunner]:
         counters=RunnerCounters(),
         clock=time.perf_counter,
     )
+    runners.append(runner)
+    yield runner
     arena.close()
 
 

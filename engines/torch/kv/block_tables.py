@@ -48,11 +48,6 @@ class BlockTables:
         self._num_stored = np.zeros((len(self.groups), num_slots), np.int64)
         self._next_stored_at = np.full(num_slots, _NEVER)  # computed tokens with which another block is full
 
-    @property
-    def revision(self) -> int:
-        """See ``BlockStore``."""
-        return self._cache.revision
-
     def slots(self) -> set[int]:
         """Slots whose rows hold blocks."""
         return set(np.flatnonzero((self._num_blocks > self._num_freed).any(axis=0)).tolist())
@@ -113,24 +108,20 @@ class BlockTables:
     def unclaim(self, prefix: Prefix) -> None:
         """Takes ``claim`` back, and what ``prepare`` took for gaps."""
         for g, offsets in enumerate(prefix.offsets):
-            self._cache.unuse(self._model_id, g, offsets[offsets != 0])
+            self._cache.free(self._model_id, g, offsets[offsets != 0])
 
-    def can_admit(self, prefix: Prefix, num_tokens: int, num_after_chunk: int, margin_blocks: int) -> bool:
-        """Whether there is room for a new sequence, idle blocks given up, with blocks to spare.
+    def pages_short(self, num_blocks: Sequence[int]) -> int:
+        """Pages that others must let go of before there is room for so many more blocks of each group."""
+        return self._cache.pages_short(self._model_id, num_blocks)
 
-        Args:
-            prefix: what it need not compute, claimed.
-            num_tokens: known ones.
-            num_after_chunk: of them in the cache after the first chunk.
-            margin_blocks: to spare in each group.
-        """
-        wanted = self._wanted(prefix, num_tokens, num_after_chunk)
-        return self._cache.can_allocate(self._model_id, [count + margin_blocks for count in wanted])
+    def is_stored(self, key: bytes) -> bool:
+        """Whether a block of the first group is stored under this key."""
+        return self._cache.is_stored(self._model_id, 0, key)
 
     def prepare(self, prefix: Prefix, num_tokens: int, num_after_chunk: int) -> bool:
-        """Makes room for what ``can_admit`` said can be admitted, and gives the prefix's gaps their blocks. False
+        """Makes room for a new sequence that lacks no pages, and gives the prefix's gaps their blocks. False
         if there is none after all; the prefix is then still claimed."""
-        if not self._cache.make_room(self._model_id, self._wanted(prefix, num_tokens, num_after_chunk)):
+        if not self._cache.make_room(self._model_id, self.wanted(prefix, num_tokens, num_after_chunk)):
             return False
         for g, offsets in enumerate(prefix.offsets):
             if num_missing := prefix.num_missing(g):
@@ -153,9 +144,20 @@ class BlockTables:
             self._num_stored[g, slot] = first
         self._next_stored_at[slot] = 0 if shares else _NEVER
 
-    def _wanted(self, prefix: Prefix, num_tokens: int, num_after_chunk: int) -> list[int]:
+    def wanted(
+        self, prefix: Prefix, num_tokens: int, num_after_chunk: int, margin_blocks: int = 0
+    ) -> list[int]:
+        """Blocks of each group that a new sequence needs, beside those to spare.
+
+        Args:
+            prefix: what it need not compute, claimed.
+            num_tokens: known ones.
+            num_after_chunk: of them in the cache after the first chunk.
+            margin_blocks: to spare in each group.
+        """
         return [
-            -(-(num_after_chunk if group.kind == "window" else num_tokens) // group.block_tokens)
+            margin_blocks
+            + -(-(num_after_chunk if group.kind == "window" else num_tokens) // group.block_tokens)
             - first
             - len(offsets)
             + prefix.num_missing(g)
@@ -250,8 +252,16 @@ class BlockTables:
         shared = self._cache.shared(self._model_id, 0)
         if not len(shared):
             return num_computed
-        num_shared: NDArray[np.int64] = np.isin(self.tables[0][slots], shared).sum(axis=1)
+        held = self.tables[0][slots, : self._num_blocks[0].max()]
+        num_shared: NDArray[np.int64] = np.isin(held, shared).sum(axis=1)
         return num_computed - num_shared * self.groups[0].block_tokens
+
+    def num_shared_tokens(self, prefix: Prefix | None = None) -> int:
+        """Number of tokens in blocks that several sequences use, each counted once; of a claimed prefix, if one is
+        given. By the blocks of the first group."""
+        shared = self._cache.shared(self._model_id, 0)
+        num_blocks = len(shared) if prefix is None else int(np.isin(prefix.offsets[0], shared).sum())
+        return num_blocks * self.groups[0].block_tokens
 
     def computed_blocks(self, slot: int, num_computed: int) -> Prefix:
         """The blocks of a row that hold anything."""

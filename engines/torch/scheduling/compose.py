@@ -26,8 +26,6 @@ __all__ = [
     "admission_order",
     "choose_chunks",
     "cut_at_block_end",
-    "expected_left",
-    "expected_peak_bytes",
     "first_chunks",
     "is_open_to_new",
     "least_urgent",
@@ -38,8 +36,6 @@ __all__ = [
 ]
 
 _MOST_HELD_BACK = 8  # in one step: each was looked up in vain
-
-_LEAST_LEFT_TOKENS = 8.0
 
 AdmissionOrder = tuple[int, bool, bool, float, int]
 
@@ -100,6 +96,11 @@ class StepPlan:
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    def without(self, slots: Sequence[int]) -> StepPlan:
+        stays = ~np.isin(self.slots, np.array(slots, np.int64))
+        num_decodes = int(stays[: self.num_decodes].sum())
+        return StepPlan(self.slots[stays], self.num_new[stays], num_decodes)
 
     @property
     def num_new_tokens(self) -> int:
@@ -224,36 +225,6 @@ def admission_order(
         deadline_s: for its first token; ``inf`` once it has one.
     """
     return (-priority, is_late, not has_begun, deadline_s, arrival)
-
-
-def expected_left(num_output: NDArray[np.float64], mean_output: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Tokens that sequences are expected to have before them, float64 [S].
-
-    Args:
-        num_output: float64 [S], tokens that each has given.
-        mean_output: float64 [S], of outputs of its model.
-    """
-    return np.maximum(mean_output - num_output, _LEAST_LEFT_TOKENS)
-
-
-def expected_peak_bytes(
-    num_left: NDArray[np.float64], held_bytes: NDArray[np.float64], token_bytes: NDArray[np.float64]
-) -> float:
-    """The most KV that sequences will hold at one time, if all go on at one pace and each ends as expected.
-
-    To admit by this rather than by what is held now is the Past-Future scheduler's (Gong et al., ASPLOS 2025):
-    a sequence that is admitted into room that others will soon need is preempted, and computed again.
-
-    Args:
-        num_left: float64 [S], tokens that each is expected to have before it.
-        held_bytes: float64 [S], once what it has to compute is computed.
-        token_bytes: float64 [S], of a token's KV.
-    """
-    if not len(num_left):
-        return 0.0
-    order = np.argsort(-num_left)
-    left = num_left[order]
-    return float((np.cumsum(held_bytes[order]) + left * np.cumsum(token_bytes[order])).max())
 
 
 def is_open_to_new(plan: StepPlan, was_preempted: bool) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engines.torch.scheduling.kv_forecast import UNMEASURED_OUTPUT_TOKENS, mean_with
+
 __all__ = ["RunnerCounters"]
 
 
@@ -13,6 +15,8 @@ class RunnerCounters:
         swapped_preemptions: of these, those whose KV was copied to host memory.
         prefix_query_tokens: of prompts that were looked up among the stored blocks, when they were first begun.
         prefix_hit_tokens: of these, those that were found and not computed.
+        outputs: sequences that ended of themselves.
+        mean_output_tokens: running mean of their outputs.
     """
 
     def __init__(self) -> None:
@@ -22,3 +26,10 @@ class RunnerCounters:
         self.prefix_hit_tokens = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.outputs = 0
+        self.mean_output_tokens = UNMEASURED_OUTPUT_TOKENS
+
+    def note_output(self, num_tokens: int) -> None:
+        """Notes the length of an output that has ended."""
+        self.mean_output_tokens = mean_with(self.mean_output_tokens, self.outputs, num_tokens)
+        self.outputs += 1

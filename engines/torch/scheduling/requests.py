@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest, TokenIds
-from memory_manager.kv_spec import KVGroup, block_bytes_for_tokens, kv_bytes_for_tokens
+from memory_manager.kv_spec import KVGroup, kv_bytes_for_tokens
 from mooring.errors import ContextLengthError, InsufficientMemoryError, InvalidRequestError, MooringError
 from mooring.units import format_bytes
 
@@ -40,11 +40,6 @@ class SequenceLimits:
     def could_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens, alone, fits into the most KV there can ever be."""
         return kv_bytes_for_tokens(self.groups, num_tokens) <= self.kv_bytes
-
-    def most_block_bytes(self, request: SequenceRequest) -> int:
-        """Bytes of the blocks that a sequence holds when its output is as long as it may be."""
-        num_tokens = len(request.prompt_ids) + request.sampling.max_tokens
-        return block_bytes_for_tokens(self.groups, min(num_tokens, self.max_model_len))
 
     def refusal(self, request: SequenceRequest) -> Finished | None:
         """The end of a sequence that cannot be run, or None if it can."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,11 +29,13 @@ from engines.torch.scheduling.batch_builder import BuiltBatch, ScoredTokens, bui
 from engines.torch.scheduling.books import FirstTokens, PenaltyRows, SequenceBook
 from engines.torch.scheduling.compose import Preemptible, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
+from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.output import collect_output
 from engines.torch.scheduling.requests import SequenceLimits, error_end
 from engines.torch.scheduling.resume import Resumption
 from engines.torch.scheduling.scheduler import Scheduler
 from engines.torch.scheduling.sequences import SequenceTable
+from engines.torch.scheduling.shared_kv import SharedKV, SharerDemand
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.kv.block_store import BlockStore
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError
@@ -81,6 +84,7 @@ class SequenceRunner:
         limits: of its sequences.
         eos_ids: end a sequence that does not ignore them.
         cache: gives blocks.
+        shared: KV of the worker, which has it as one of its sharers once it runs.
         swap: takes the KV of preempted sequences.
         artifact: says whose weights these are.
         device: of the model.
@@ -98,6 +102,7 @@ class SequenceRunner:
         limits: SequenceLimits,
         eos_ids: tuple[int, ...],
         cache: BlockStore,
+        shared: SharedKV,
         swap: KVSwap,
         artifact: bytes,
         device: torch.device,
@@ -114,6 +119,7 @@ class SequenceRunner:
         self._device = device
         self._counters = counters
         self._clock = clock
+        self._shared = shared
         self._recorder = recorder
         num_slots = config.max_running_sequences
         self._waiting = WaitingQueue()
@@ -129,11 +135,15 @@ class SequenceRunner:
             PenaltyRows(self._sampler.penalties, self._table.sampling),
             self._edits,
         )
+        self._demand = ModelDemand(self._table, self._blocks, counters)
         self._scheduler = Scheduler(
             self._table,
             self._blocks,
             self._waiting,
             max_tokens_per_step=config.max_tokens_per_step,
+            demand=self._demand,
+            shared=shared,
+            sharer=self,
             find=self._resumption.find,
             admit=self._admit,
             preempt=self.preempt,
@@ -177,12 +187,21 @@ class SequenceRunner:
 
     @property
     def kv_wanted_bytes(self) -> int:
-        """Bytes of blocks that the sequences which wait would take, as long as they may become, within the model's
-        cap; 0 while none waits for want of KV."""
+        """Bytes of blocks that the sequences which wait are expected to take, within the model's cap; 0 while none
+        waits for want of KV."""
         if not self._scheduler.is_short_of_kv:
             return 0
-        wanted_bytes = sum(self._limits.most_block_bytes(each.request) for each in self._waiting)
-        return min(wanted_bytes, max(0, self._limits.kv_bytes - self.live_kv_bytes))
+        waiting = self._demand.waiting(list(self._waiting))
+        wanted_bytes = float((waiting.held_bytes + waiting.num_left * waiting.token_bytes).sum())
+        return min(math.ceil(wanted_bytes), max(0, self._limits.kv_bytes - self.live_kv_bytes))
+
+    def kv_demand(self) -> SharerDemand:
+        """See ``Sharer``."""
+        return self._demand.running()
+
+    def longest_late(self, *, for_others: bool) -> PendingSequence | None:
+        """See ``Sharer``."""
+        return self._scheduler.longest_late(for_others=for_others)
 
     def note_late(self, now_s: float) -> None:
         """Notes whose deadline for a first token has passed: others go before them.
@@ -190,7 +209,8 @@ class SequenceRunner:
         Args:
             now_s: on the clock of the deadlines.
         """
-        self._table.note_late(now_s)
+        if self._table.note_late(now_s):
+            self._shared.note_change()
         self._waiting.note_late(now_s)
 
     def earliest_deadline_s(self) -> float:
@@ -354,6 +374,7 @@ class SequenceRunner:
             self._counters.generation_tokens += len(sampling)
             output.first_tokens = self._first_tokens.take(sampling)
             for slot in collect_output(table, sampling, sampled, output).tolist():
+                self._counters.note_output(int(table.num_tokens[slot] - table.num_prompt[slot]))
                 self._remove(slot)
         self._free_behind_windows(plan.slots)
         return output
@@ -417,6 +438,7 @@ class SequenceRunner:
         """Takes a sequence out of the table and all books."""
         for book in self.books:
             book.end(slot)
+        self._shared.note_change()
         return self._table.remove(slot)
 
     def _fail(self, slots: NDArray[np.int64], error: MooringError) -> None:

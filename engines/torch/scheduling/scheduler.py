@@ -5,8 +5,11 @@ A step is planned in this order; ``compose`` chooses each time, and here blocks 
 1. every running decode, one token each;
 2. chunks of the running prefills in what the budget leaves, the most urgent first;
 3. blocks for both; if there is no room, the least urgent sequence is preempted and 1 is done again;
-4. new sequences from the queue, as long as budget, slots and blocks last. One that begins as another does whose
-   prefill is in this step (the choices of one request) waits for the next, and finds what that one computed.
+4. new sequences from the queue, as long as budget, slots and blocks last, and the worker's sequences are not
+   expected to need more KV at any time than there is. One that is in time takes the place of late ones, of any
+   model, if that is enough; and of eight admissions one goes to the late one that has waited for longest. One that
+   begins as another does whose prefill is in this step (the choices of one request) waits for the next, and finds
+   what that one computed.
 
 A preempted sequence loses its blocks and keeps its tokens. When it is readmitted it computes those again whose
 KV is neither stored still nor in host memory.
@@ -23,18 +26,52 @@ from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import StepPlan
+from engines.torch.scheduling.demand import ModelDemand
+from engines.torch.scheduling.kv_forecast import KVDemand, kept_until_tokens
 from engines.torch.scheduling.sequences import SequenceTable
+from engines.torch.scheduling.shared_kv import SharedKV, Sharer
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
+from memory_manager.kv_spec import PAGE_BYTES
 
 __all__ = ["Scheduler"]
 
 
-class _Refusal(NamedTuple):
-    """Remembers that there was no room for a sequence: as long as the rest stays, there is none."""
+class _Next(NamedTuple):
+    """The next to be admitted.
+
+    Attributes:
+        is_its_turn: it is late and goes before others, because it has waited for longest.
+        takes_place: of late ones that run, if it must: it is in time, or goes before one that is.
+    """
 
     pending: PendingSequence
-    revision: int
-    num_running: int
+    is_its_turn: bool
+    takes_place: bool
+
+
+class _Refusal(NamedTuple):
+    """Remembers that there was no room for a sequence, and of how much.
+
+    Attributes:
+        standing: of the sequence and its model; if it changes, so may the answer.
+        revision: of the worker's KV.
+        newcomer: KV that it is expected to need.
+        num_blocks: by group, blocks that it would have begun with, beside what was found for it.
+        pages_short: pages that these lacked.
+        pages_short_unclaimed: as many as they lack while nothing of what was found is claimed.
+        next_key: of the first block that was not found; None if it is computed in any case.
+        waits_for_others: it may find room when other models let go of KV.
+    """
+
+    pending: PendingSequence
+    standing: tuple[int, bool]
+    revision: tuple[int, ...]
+    newcomer: KVDemand
+    num_blocks: list[int]
+    pages_short: int
+    pages_short_unclaimed: int
+    next_key: bytes | None
+    waits_for_others: bool
 
 
 class Scheduler:
@@ -42,6 +79,9 @@ class Scheduler:
 
     Args:
         max_tokens_per_step: at least the number of slots.
+        demand: what its sequences are expected to need.
+        shared: KV of the worker.
+        sharer: the model, as the worker's others know it.
         find: finds, and claims, what of a waiting sequence need not be computed.
         admit: gives a sequence of the queue a slot of the table, and what was found for it; returns
             the slot.
@@ -57,6 +97,9 @@ class Scheduler:
         waiting: WaitingQueue,
         *,
         max_tokens_per_step: int,
+        demand: ModelDemand,
+        shared: SharedKV,
+        sharer: Sharer,
         find: Callable[[PendingSequence], Prefix],
         admit: Callable[[PendingSequence, Prefix], int],
         preempt: Callable[[int], None],
@@ -66,6 +109,9 @@ class Scheduler:
         self._blocks = blocks
         self._waiting = waiting
         self._max_tokens = max_tokens_per_step
+        self._demand = demand
+        self._shared = shared
+        self._sharer = sharer
         self._find = find
         self._admit = admit
         self._preempt = preempt
@@ -74,8 +120,16 @@ class Scheduler:
 
     @property
     def is_short_of_kv(self) -> bool:
-        """Whether the next of the queue has found no room so far."""
-        return self._refused is not None and self._refused.pending is self._waiting.peek()
+        """Whether a sequence waits that has found no room."""
+        return self._refused is not None and self._waiting.holds(self._refused.pending)
+
+    def longest_late(self, *, for_others: bool) -> PendingSequence | None:
+        """See ``Sharer``."""
+        pending, refused = self._waiting.longest_late(), self._refused
+        if pending is None or not self._table.num_free_slots:
+            return None
+        is_in_vain = refused is not None and refused.pending is pending and not refused.waits_for_others
+        return None if for_others and is_in_vain else pending
 
     def plan(self) -> StepPlan | None:
         """Plans the next step and takes its blocks; None if nothing can run now."""
@@ -118,19 +172,21 @@ class Scheduler:
         budget = self._max_tokens - plan.num_new_tokens
         slots: list[int] = []
         chunks: list[int] = []
+        gone: list[int] = []
         held_back: list[PendingSequence] = []
         coming = self._keys_coming_of(plan) if len(self._waiting) else set()
         try:
             while compose.may_admit_more(budget, self._table.num_free_slots, len(held_back)):
-                pending = self._waiting.peek()
-                if pending is None or self._refused == self._refusal(pending):
+                first = self._next()
+                if first is None or self._is_still_refused(first):
                     break
+                pending = first.pending
                 prefix = self._find(pending)
                 if self._next_key(pending, prefix) in coming:
                     self._blocks.unclaim(prefix)
                     held_back.append(self._waiting.remove(pending.request.sequence_id))
                     continue
-                chunk = self._admit_next(pending, prefix, budget)
+                chunk = self._admit_next(first, prefix, budget, gone)
                 if chunk is None:
                     break
                 slot, num_new = chunk
@@ -141,7 +197,9 @@ class Scheduler:
         finally:
             for pending in held_back:
                 self._waiting.push(pending)
-        return compose.with_admitted(plan, np.array(slots, np.int64), np.array(chunks, np.int64))
+        return compose.with_admitted(
+            plan.without(gone), np.array(slots, np.int64), np.array(chunks, np.int64)
+        )
 
     def _keys_coming_of(self, plan: StepPlan) -> set[bytes]:
         prefills = zip(
@@ -165,40 +223,117 @@ class Scheduler:
             return None
         return pending.keys.keys(0, pending.token_ids, column, column + 1)[0]
 
-    def _admit_next(self, pending: PendingSequence, prefix: Prefix, budget: int) -> tuple[int, int] | None:
+    def _next(self) -> _Next | None:
+        """The next to be admitted; None if there is none, or another model has the one whose turn it is."""
+        pending = self._waiting.peek()
+        if pending is None:
+            return None
+        late = self._shared.late_in_turn(self._sharer)
+        if late is None or pending.request.priority > late.request.priority:
+            return _Next(pending, is_its_turn=False, takes_place=not pending.is_late)
+        return _Next(late, True, not pending.is_late) if self._waiting.holds(late) else None
+
+    def _admit_next(
+        self, first: _Next, prefix: Prefix, budget: int, gone: list[int]
+    ) -> tuple[int, int] | None:
         """Slot and first chunk of the next in the queue; None if there is no room for it.
 
         Args:
             prefix: what was found for it, claimed.
+            gone: slots of the table that were emptied for it are added.
         """
+        pending = first.pending
         chunk = self._first_chunk(pending, prefix, budget)
         if chunk is None and not len(self._table):
             # What was found may lie on more pages than the guarantee covers; one that runs alone fits without it.
             self._blocks.unclaim(prefix)
             prefix = Prefix.empty(self._blocks.groups)
             chunk = self._first_chunk(pending, prefix, budget)
+        newcomer = self._demand.newcomer(pending, prefix)
+        num_blocks = self._first_blocks(pending, prefix, budget)[-1][1]
+        pages_short = 0 if chunk is not None else self._blocks.pages_short(num_blocks)
+        way = self._shared.making_way(
+            self._sharer, newcomer, pages_short * PAGE_BYTES, takes_place=first.takes_place
+        )
+        for sharer, slot in way or ():
+            if sharer is self._sharer:
+                gone.append(slot)
+                self._preempt(slot)
+            else:
+                self._shared.preempt(sharer, slot)
+        if way:
+            chunk = self._first_chunk(pending, prefix, budget)
+        if way is None or chunk is None:
+            next_key = self._next_key(pending, prefix)
+            self._blocks.unclaim(prefix)
+            self._refused = _Refusal(
+                pending,
+                self._standing(first),
+                self._shared.revision,
+                newcomer,
+                num_blocks,
+                max(0, pages_short),
+                self._blocks.pages_short(num_blocks),
+                next_key,
+                self._shared.may_wait_for_others(self._sharer),
+            )
+            return None
         num_tokens = len(pending.token_ids)
-        if chunk is None or not self._blocks.prepare(prefix, num_tokens, prefix.num_tokens + chunk):
+        if not self._blocks.prepare(prefix, num_tokens, prefix.num_tokens + chunk):
             self._blocks.unclaim(prefix)
             # Where the device has less memory than the lease says, nothing here tells when it has more.
-            self._refused = self._refusal(pending) if chunk is None else None
+            self._refused = None
             return None
-        slot = self._admit(pending, prefix)
         self._waiting.remove(pending.request.sequence_id)
+        pending.kept_until = kept_until_tokens(prefix.num_tokens, num_tokens, is_its_turn=first.is_its_turn)
+        slot = self._admit(pending, prefix)
+        self._shared.note_admitted(is_late_ones_turn=first.is_its_turn)
         if not self._extend(StepPlan(np.array([slot]), np.array([chunk]), 0)):
             self._preempt(slot)  # the device has less memory than the lease says
             return None
         return slot, chunk
 
-    def _refusal(self, pending: PendingSequence) -> _Refusal:
-        return _Refusal(pending, self._blocks.revision, len(self._table))
+    def _standing(self, first: _Next) -> tuple[int, bool]:
+        return len(self._table), first.takes_place
+
+    def _is_still_refused(self, first: _Next) -> bool:
+        """Whether there can be no room for one that there was none for; to look up again what is stored for it would
+        cost more than to see that."""
+        refused = self._refused
+        if (
+            refused is None
+            or refused.pending is not first.pending
+            or refused.standing != self._standing(first)
+            or (refused.next_key is not None and self._blocks.is_stored(refused.next_key))
+        ):
+            return False
+        num_freed = refused.pages_short_unclaimed - self._blocks.pages_short(refused.num_blocks)
+        pages_short = max(0, refused.pages_short - num_freed)
+        if self._shared.revision == refused.revision and pages_short >= refused.pages_short:
+            return True
+        way = self._shared.making_way(
+            self._sharer, refused.newcomer, pages_short * PAGE_BYTES, takes_place=first.takes_place
+        )
+        return way is None
+
+    def _first_blocks(
+        self, pending: PendingSequence, prefix: Prefix, budget: int
+    ) -> list[tuple[int, list[int]]]:
+        """Numbers of tokens after the prefix that may be computed first, with the blocks of each group that have to
+        be had for them."""
+        num_tokens, num_found = len(pending.token_ids), prefix.num_tokens
+        block_tokens = [group.block_tokens for group in self._blocks.groups]
+        return [
+            (
+                chunk.num_tokens,
+                self._blocks.wanted(prefix, num_tokens, num_found + chunk.num_tokens, chunk.margin_blocks),
+            )
+            for chunk in compose.first_chunks(num_tokens, num_found, budget, len(self._table), block_tokens)
+        ]
 
     def _first_chunk(self, pending: PendingSequence, prefix: Prefix, budget: int) -> int | None:
         """Number of tokens after the prefix that are computed first; None if there is no room."""
-        num_tokens, num_found = len(pending.token_ids), prefix.num_tokens
-        block_tokens = [group.block_tokens for group in self._blocks.groups]
-        for chunk in compose.first_chunks(num_tokens, num_found, budget, len(self._table), block_tokens):
-            num_after = num_found + chunk.num_tokens
-            if self._blocks.can_admit(prefix, num_tokens, num_after, margin_blocks=chunk.margin_blocks):
-                return chunk.num_tokens
+        for num_tokens, num_blocks in self._first_blocks(pending, prefix, budget):
+            if self._blocks.pages_short(num_blocks) <= 0:
+                return num_tokens
         return None

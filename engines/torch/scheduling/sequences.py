@@ -35,6 +35,7 @@ class SequenceTable:
         sequence_ids: uint64 [C]. arrival, priority: int64 [C].
         deadline_s: float64 [C], for the first token; ``inf`` once it was given, or the deadline has passed.
         is_late: bool [C], whether it passed first.
+        kept_until: int64 [C], computed tokens up to which a late one makes way for nobody that is in time.
         sampling: parameters of C rows.
     """
 
@@ -53,6 +54,7 @@ class SequenceTable:
         self.priority = np.zeros(num_slots, np.int64)
         self.deadline_s = np.full(num_slots, math.inf)
         self.is_late = np.zeros(num_slots, np.bool_)
+        self.kept_until = np.zeros(num_slots, np.int64)
         self.sampling = SamplingRows.empty(num_slots)
         self._active = np.zeros(num_slots, np.bool_)
         self._pending: list[PendingSequence | None] = [None] * num_slots
@@ -115,6 +117,7 @@ class SequenceTable:
         self.priority[slot] = request.priority
         self.deadline_s[slot] = math.inf if pending.is_late else pending.deadline_s
         self.is_late[slot] = pending.is_late
+        self.kept_until[slot] = pending.kept_until
         self.sampling.set(slot, request.sampling, num_prompt=pending.num_prompt, eos_ids=eos_ids)
         self.score_from[slot] = self.score_until[slot] = 0
         if pending.first is not None and pending.first.prompt_logprobs is not None:
@@ -152,11 +155,13 @@ class SequenceTable:
         self.num_tokens[slots] += 1
         self.deadline_s[slots] = math.inf
 
-    def note_late(self, now_s: float) -> None:
-        """Notes whose deadline has passed without a first token: nobody hurries for them any more."""
+    def note_late(self, now_s: float) -> bool:
+        """Notes whose deadline has passed without a first token: nobody hurries for them any more. Returns
+        whether any has."""
         passed = self._active & (self.deadline_s < now_s)
         self.is_late |= passed
         self.deadline_s[passed] = math.inf
+        return bool(passed.any())
 
     def earliest_deadline_s(self) -> float:
         """The earliest deadline of all that have no first token yet and are in time; ``inf`` if there is none."""

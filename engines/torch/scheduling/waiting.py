@@ -29,6 +29,7 @@ class PendingSequence:
         preempted: it ran before.
         deadline_s: for its first token; ``inf`` once it has one.
         is_late: its first token came after its deadline, or can only come after it.
+        kept_until: computed tokens up to which it makes way for nobody, though it is late; of one that is admitted.
         first: to be told with its first token; None once that was given. Its prompt's log-probabilities are those
             found so far, and until a step begins with it ``began_s`` is when it was submitted.
         keys: of its blocks; None if it shares them with nobody.
@@ -42,6 +43,7 @@ class PendingSequence:
     preempted: bool = False
     deadline_s: float = math.inf
     is_late: bool = False
+    kept_until: int = 0
     first: FirstToken | None = None
     keys: BlockKeys | None = None
     swapped: SwappedKV | None = None
@@ -68,7 +70,7 @@ class PendingSequence:
 class WaitingQueue:
     """A priority queue of pending sequences, from which any can be taken by its id.
 
-    Both heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id, and its
+    The heaps are cleaned lazily: an entry is alive as long as its sequence is the one held under its id, and its
     place is still that one's. One that comes back may meet its own dead entry, equal in all else, so entries carry
     the number of their push.
     """
@@ -77,6 +79,7 @@ class WaitingQueue:
         self._by_id: dict[int, PendingSequence] = {}
         self._heap: list[tuple[AdmissionOrder, int, PendingSequence]] = []
         self._deadlines: list[tuple[float, int, PendingSequence]] = []
+        self._late: list[tuple[int, int, int, PendingSequence]] = []
         self._num_pushed = 0
 
     def __len__(self) -> int:
@@ -89,6 +92,10 @@ class WaitingQueue:
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._by_id
 
+    def holds(self, sequence: PendingSequence) -> bool:
+        """Whether this very sequence waits; one that was preempted since is another."""
+        return self._by_id.get(sequence.request.sequence_id) is sequence
+
     def push(self, sequence: PendingSequence) -> None:
         self._by_id[sequence.request.sequence_id] = sequence
         self._place(sequence)
@@ -98,6 +105,9 @@ class WaitingQueue:
     def _place(self, sequence: PendingSequence) -> None:
         self._num_pushed += 1
         heapq.heappush(self._heap, (sequence.order(), self._num_pushed, sequence))
+        if sequence.is_late:
+            entry = (-sequence.request.priority, sequence.arrival, self._num_pushed, sequence)
+            heapq.heappush(self._late, entry)
 
     def note_late(self, now_s: float) -> None:
         """Puts those whose deadline has passed behind those that are in time."""
@@ -106,16 +116,19 @@ class WaitingQueue:
             sequence.is_late = True
             self._place(sequence)
 
-    def _alive(self, sequence: PendingSequence) -> bool:
-        return self._by_id.get(sequence.request.sequence_id) is sequence
-
     def peek(self) -> PendingSequence | None:
         """The next to be admitted."""
         while self._heap and not (
-            self._alive(self._heap[0][2]) and self._heap[0][0] == self._heap[0][2].order()
+            self.holds(self._heap[0][2]) and self._heap[0][0] == self._heap[0][2].order()
         ):
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
+
+    def longest_late(self) -> PendingSequence | None:
+        """The late one that came first, of the highest priority that has any."""
+        while self._late and not self.holds(self._late[0][3]):
+            heapq.heappop(self._late)
+        return self._late[0][3] if self._late else None
 
     def remove(self, sequence_id: int) -> PendingSequence:
         """Takes one out, wherever it stands."""
@@ -123,7 +136,7 @@ class WaitingQueue:
 
     def earliest_deadline_s(self) -> float:
         """The earliest deadline of all that wait and are in time; ``inf`` if none has one."""
-        while self._deadlines and not self._alive(self._deadlines[0][2]):
+        while self._deadlines and not self.holds(self._deadlines[0][2]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
 
@@ -132,5 +145,6 @@ class WaitingQueue:
         sequences = list(self._by_id.values())
         self._by_id.clear()
         self._heap.clear()
+        self._late.clear()
         self._deadlines.clear()
         return sequences

@@ -210,7 +210,7 @@ def test_what_a_sleeper_kept_beyond_its_share_goes_back_when_it_wakes() -> None:
         driver.load(tiny_model("llama"), "large")
         for number in range(12):
             driver.submit(number, prompt_of(150, number), "large", max_tokens=60, cache_scope=None)
-        for _ in range(40):
+        for _ in range(58):
             driver.step()
         num_before = driver.preemptions()
         driver.engine.sleep("large")

@@ -82,6 +82,9 @@ def test_a_mixed_batch_with_staggered_arrivals_with_and_without_preemption(
             driver.submit(sequence_id, prompt, max_tokens=60)
             driver.step()
             driver.step()
+        if lease_pages == 2:
+            driver.lease_pages(1)
+            driver.lease_pages(2)
         driver.run()
         if lease_pages == 2 and kind in ("llama", "qwen3"):
             assert driver.preemptions() > 0
@@ -176,6 +179,11 @@ def test_sampled_tokens_do_not_change_by_preemption_and_choices_differ() -> None
             driver.load(tiny_model("llama"), max_model_len=128)
             for sequence_id, (prompt, noise) in requests.items():
                 driver.submit(sequence_id, prompt, temperature=1.0, max_tokens=50, **noise)
+            for _ in range(20):
+                driver.step()
+            if lease_pages == 1:
+                driver.lease_pages(0)
+                driver.lease_pages(1)
             driver.run()
             results.append(dict(driver.tokens))
             assert (driver.preemptions() > 0) == (lease_pages == 1)

@@ -20,7 +20,7 @@ NEAR_TIE = 1e-4
 POINTS = [
     ("_table.running", 3),
     ("_scheduler._find", 2),
-    ("_blocks.can_admit", 2),
+    ("_blocks.pages_short", 2),
     ("_blocks.extend", 1),
     ("_blocks.extend", 6),
     ("_blocks.adopt", 2),

@@ -21,7 +21,6 @@ from engines.torch.scheduling.compose import (
     admission_order,
     choose_chunks,
     cut_at_block_end,
-    expected_peak_bytes,
     first_chunks,
     least_urgent,
     order_of_turns,
@@ -167,28 +166,6 @@ def test_admitted_first_are_the_highest_priority_then_who_is_in_time_then_who_ha
     rivals = [each for each in rivals if each[2] == has_begun]
     assert deadline_s == min(each[3] for each in rivals)
     assert arrival == min(each[4] for each in rivals if each[3] == deadline_s)
-
-
-sequence = st.tuples(st.integers(1, 60), st.integers(0, 500), st.integers(1, 9))
-
-
-@given(st.lists(sequence, max_size=8))
-def test_the_expected_peak_is_the_most_that_is_held_at_any_step(
-    sequences: list[tuple[int, int, int]],
-) -> None:
-    left, held, token_bytes = (
-        (np.array(column, float) for column in zip(*sequences, strict=True))
-        if sequences
-        else (np.zeros(0),) * 3
-    )
-    most = max(
-        (
-            sum(has + step * size for steps, has, size in sequences if steps >= step)
-            for step in range(1, max((each[0] for each in sequences), default=0) + 1)
-        ),
-        default=0,
-    )
-    assert expected_peak_bytes(left, held, token_bytes) == most
 
 
 @given(

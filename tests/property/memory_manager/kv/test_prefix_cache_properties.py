@@ -76,11 +76,10 @@ class CacheTraffic(RuleBasedStateMachine):
             else:
                 assert self._pages_beyond_room(model) <= 0
         elif (model, 0) in self.users:
-            before = self.pool.usage(model), self.cache.revision
+            before = self.pool.usage(model)
             self.parked.add(model)
             self.cache.park(model)
-            assert self.pool.usage(model) == before[0]
-            assert self.cache.revision > before[1]
+            assert self.pool.usage(model) == before
 
     @precondition(lambda self: self._loaded() - self.parked)
     @rule(data=st.data(), counts=st.lists(st.integers(0, 20) | st.integers(20, 60), min_size=2, max_size=2))

@@ -64,8 +64,8 @@ def test_no_room_changes_nothing(pool: KVPool, blocks: BlockTables) -> None:
     assert not blocks.extend(slots(1, 2), slots(64, 100), slots(64, 64))
     assert (num_held(blocks), pool.usage("m")) == before
     nothing = Prefix.empty(blocks.groups)
-    assert blocks.can_admit(nothing, 64, 64, margin_blocks=0)
-    assert not blocks.can_admit(nothing, 64, 64, margin_blocks=1)
+    assert blocks.pages_short(blocks.wanted(nothing, 64, 64, margin_blocks=0)) <= 0
+    assert blocks.pages_short(blocks.wanted(nothing, 64, 64, margin_blocks=1)) > 0
 
 
 def test_blocks_behind_the_window_go_back_and_the_columns_stay(pool: KVPool, blocks: BlockTables) -> None:

@@ -1,0 +1,160 @@
+"""KV of a worker, which the sequences of all its models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.torch.scheduling.kv_forecast import KVDemand, is_turn_of_late, making_way
+from engines.torch.scheduling.waiting import PendingSequence
+from memory_manager.kv.pool import KVPool
+from memory_manager.kv_spec import PAGE_BYTES
+
+__all__ = ["SharedKV", "Sharer", "SharerDemand"]
+
+
+class SharerDemand(NamedTuple):
+    """KV of the running sequences of one model.
+
+    Attributes:
+        slots: int64 [S], of its table.
+        shared_bytes: KV that several of them have, and that is counted for none.
+    """
+
+    slots: NDArray[np.int64]
+    sequences: KVDemand
+    shared_bytes: float
+
+    def peak_bytes(self) -> float:
+        return self.sequences.peak_bytes() + self.shared_bytes
+
+
+class Sharer(Protocol):
+    """The sequences of one model, as the worker's others have to do with them."""
+
+    replica_id: str
+
+    @property
+    def num_running(self) -> int: ...
+
+    def kv_demand(self) -> SharerDemand: ...
+
+    def longest_late(self, *, for_others: bool) -> PendingSequence | None:
+        """The late sequence that has waited for longest, if there is a slot for it.
+
+        Args:
+            for_others: only if it may be admitted once other models let go of KV.
+        """
+        ...
+
+    def preempt(self, slot: int) -> None: ...
+
+
+class SharedKV:
+    """Says who may have how much of the worker's KV, by what all sequences are expected to need.
+
+    Args:
+        pool: has the lease, and each model's guarantee and cap.
+        sharers: the models that run.
+        preempt: preempts a sequence of a model amid another one's step.
+    """
+
+    def __init__(
+        self,
+        pool: KVPool,
+        sharers: Callable[[], Iterable[Sharer]],
+        preempt: Callable[[Sharer, int], None] = lambda sharer, slot: sharer.preempt(slot),
+    ) -> None:
+        self.preempt = preempt
+        self._pool = pool
+        self._sharers = sharers
+        self._num_changes = 0
+        self._num_since_late = 0
+
+    @property
+    def revision(self) -> tuple[int, ...]:
+        """Changes with all that may let a sequence in which was refused: one ended, was preempted or became late, the
+        lease changed, or a model came or went. That others go on lets nobody in."""
+        return self._num_changes, self._pool.limit_bytes, len(list(self._sharers()))
+
+    def note_change(self) -> None:
+        self._num_changes += 1
+
+    def may_wait_for_others(self, sharer: Sharer) -> bool:
+        """Whether a sequence of a model that was refused may be admitted once others let go of KV. A model with a cap
+        holds nobody up."""
+        has_cap = self._pool.share_of(sharer.replica_id).cap_bytes is not None
+        return not has_cap and any(each.num_running for each in self._sharers())
+
+    def late_in_turn(self, asking: Sharer) -> PendingSequence | None:
+        """The late sequence that is to be admitted before all others of its priority or a lower one; None if it is
+        no late one's turn.
+
+        Args:
+            asking: the model that admits now.
+        """
+        if not is_turn_of_late(self._num_since_late):
+            return None
+        late = [
+            each
+            for sharer in self._sharers()
+            if (each := sharer.longest_late(for_others=sharer is not asking)) is not None
+        ]
+        return min(late, key=lambda each: (-each.request.priority, each.arrival), default=None)
+
+    def note_admitted(self, *, is_late_ones_turn: bool) -> None:
+        self._num_since_late = 0 if is_late_ones_turn else self._num_since_late + 1
+
+    def making_way(
+        self, sharer: Sharer, newcomer: KVDemand, short_bytes: float, *, takes_place: bool
+    ) -> list[tuple[Sharer, int]] | None:
+        """Chooses which running sequences are preempted to admit another, by model and slot; None if it has to wait.
+
+        Args:
+            sharer: its model.
+            newcomer: one row.
+            short_bytes: what must come free now.
+            takes_place: of late ones, if it must.
+        """
+        demands = [(each, each.kv_demand()) for each in self._sharers()]
+        own = next(demand for each, demand in demands if each is sharer)
+        share = self._pool.share_of(sharer.replica_id)
+        with_it = KVDemand.joined((own.sequences, newcomer)).peak_bytes() + own.shared_bytes
+        if short_bytes <= 0 and with_it <= share.guarantee_bytes:
+            return []
+        gone: list[tuple[Sharer, int]] = []
+        if share.cap_bytes is not None:
+            rows = making_way(
+                own.sequences, newcomer, share.cap_bytes - own.shared_bytes, takes_place=takes_place
+            )
+            if rows is None:
+                return None
+            gone = [(sharer, slot) for slot in own.slots[rows].tolist()]
+            if gone:
+                short_bytes -= float(own.sequences.held_bytes[rows].sum())
+                own = own._replace(slots=np.delete(own.slots, rows), sequences=own.sequences.without(rows))
+                demands = [(each, own if each is sharer else demand) for each, demand in demands]
+        rows = making_way(
+            KVDemand.joined([demand.sequences for _, demand in demands]),
+            newcomer,
+            self._capacity_bytes(sharer, demands),
+            short_bytes,
+            takes_place=takes_place,
+        )
+        if rows is None:
+            return None
+        owners = [(each, slot) for each, demand in demands for slot in demand.slots.tolist()]
+        return [*gone, *(owners[row] for row in rows.tolist())]
+
+    def _capacity_bytes(self, sharer: Sharer, demands: list[tuple[Sharer, SharerDemand]]) -> float:
+        """The lease, less what is guaranteed to other models and not needed by those of their sequences that run."""
+        capacity_bytes = float(self._pool.limit_bytes - PAGE_BYTES)
+        for each, demand in demands:
+            capacity_bytes -= demand.shared_bytes
+            if each is not sharer:
+                guarantee_bytes = self._pool.share_of(each.replica_id).guarantee_bytes
+                capacity_bytes -= max(0.0, guarantee_bytes - demand.peak_bytes())
+        return capacity_bytes
