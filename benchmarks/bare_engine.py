@@ -162,7 +162,17 @@ class BareEngine:
         self.arena.close()
 
 
-_CACHE_CALLS = ("can_allocate", "make_room", "allocate", "free", "find", "use", "unuse", "store", "shared")
+_CACHE_CALLS = (
+    "can_allocate",
+    "make_room",
+    "allocate",
+    "free",
+    "find",
+    "is_stored",
+    "use",
+    "store",
+    "shared",
+)
 _POOL_CALLS = ("can_allocate", "allocate", "free", "set_limit")
 _ARENA_CALLS = ("commit", "release")
 
