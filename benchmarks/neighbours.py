@@ -52,7 +52,7 @@ class Neighbours:
         wake_s: durations of the wakes in these.
         prefill_s: from a request to a resident model until its first token: the part of a first token that is
             not the wake.
-        asleep_bytes: the most that a sleeping model held, by the server's figure.
+        asleep_bytes: the most weights that a sleeping model held, by the server's figure; its KV it keeps.
         stolen_shares: share of the cores' time that the hypervisor gave to other guests, in each round that
             counts.
         left_out: rounds that do not count because that share was higher, if there were enough others.
@@ -198,7 +198,7 @@ class _Measurement:
         status = await asyncio.to_thread(self._server.status)
         for deployment in status["deployments"]:
             if deployment["name"] == FIRST:
-                held = sum(each["lease_bytes"] + each["stats"]["kv_bytes"] for each in deployment["replicas"])
+                held = sum(each["lease_bytes"] for each in deployment["replicas"])
                 self._found.asleep_bytes = max(self._found.asleep_bytes, held)
 
     async def _measure_rounds(self, repeats: int) -> None:

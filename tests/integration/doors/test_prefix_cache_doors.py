@@ -153,9 +153,9 @@ def test_metrics_and_status_tell_of_hits_and_of_what_is_kept(
     assert replica["stats"]["kv_cached_bytes"] > 0
 
 
-def test_a_model_with_kept_blocks_goes_to_sleep(server: RunningServer, keys: dict[str, str]) -> None:
+def test_a_model_keeps_its_blocks_while_it_sleeps(server: RunningServer, keys: dict[str, str]) -> None:
     first = complete(server, keys["ada"], prompt_of(6))
     assert server.admin("POST", "/deployments/m/sleep").status_code < 300
     again = complete(server, keys["ada"], prompt_of(6))
-    assert cached(again) == 0
+    assert cached(again) > 0
     assert again["choices"][0]["text"] == first["choices"][0]["text"]
