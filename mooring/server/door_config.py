@@ -10,7 +10,6 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from mooring.errors import InvalidRequestError, MooringError, status_of
-from mooring.server.read_turns import ReadTurns
 from mooring.units import MIB
 from router.doors.http.errors import error_body
 
@@ -63,7 +62,6 @@ class DoorConfig(uvicorn.Config):
             **options,
         )
         self.limits = limits
-        self.read_turns = ReadTurns()
         self.num_unread_bytes = 0  # of half-sent WebSocket messages
 
 

@@ -12,7 +12,6 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mooring.server.door_config import DoorConfig, refusal
-from mooring.server.read_turns import TurnedFlow
 from mooring.server.reader_timer import ReaderTimer
 from mooring.server.socket_connection import SocketConnection
 
@@ -43,7 +42,6 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = TurnedFlow(transport, self.config.read_turns)
         self._reader = ReaderTimer(transport, self._limits.max_reader_stall_s)
         self.has_begun = True
         self._start_waiting()
