@@ -117,9 +117,13 @@ class SocketConnection(WebSocketsSansIOProtocol):
     async def send(self, message: ASGISendEvent) -> None:
         pieces: Sequence[bytes] | None = message.get("pieces")  # type: ignore[assignment]
         if pieces is not None:
+            if sum(map(len, pieces)) <= _MAX_FRAME_BYTES:
+                async with self._sending:
+                    await self._send_frame(Opcode.TEXT, b"".join(pieces), is_last=True)
+                return
             await self._sending.acquire()
             # Whoever sends may be cancelled; a message that was begun has to end before the next one.
-            self._message_task = asyncio.ensure_future(self._send_text(pieces))
+            self._message_task = asyncio.ensure_future(self._send_frames(pieces))
             self._message_task.add_done_callback(self._message_sent)
             await asyncio.shield(self._message_task)
             return
@@ -134,10 +138,7 @@ class SocketConnection(WebSocketsSansIOProtocol):
         if not task.cancelled():
             task.exception()  # the sender has it, unless it was cancelled
 
-    async def _send_text(self, pieces: Sequence[bytes]) -> None:
-        if sum(map(len, pieces)) <= _MAX_FRAME_BYTES:
-            await self._send_frame(Opcode.TEXT, b"".join(pieces), is_last=True)
-            return
+    async def _send_frames(self, pieces: Sequence[bytes]) -> None:
         opcode = Opcode.TEXT
         for piece in pieces:
             for start in range(0, len(piece), _MAX_FRAME_BYTES):
