@@ -172,12 +172,8 @@ class Moves:
         """Replicas that can do without their host copies, the longest unused first, and last those that sleep and
         that requests wait for or are parked on."""
         now_s = self._clock()
-
-        def order(replica: Replica) -> tuple[bool, float]:
-            is_awaited = replica.residency is Residency.WARM and replica.deployment.demand() is not None
-            return is_awaited, replica.copy_unused_since_s
-
-        return sorted((each for each in self._replicas() if each.can_drop_copy(now_s)), key=order)
+        can_go = (each for each in self._replicas() if each.can_drop_copy(now_s))
+        return sorted(can_go, key=lambda each: (each.is_awaited_asleep, each.copy_unused_since_s))
 
     def drop_copy(self, replica: Replica, reason: str, wanted_bytes: int) -> asyncio.Task[None]:
         """Begins to make a replica's workers let go of its host copy, so that it can be evicted; those of a sleeper

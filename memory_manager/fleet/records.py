@@ -13,7 +13,7 @@ from memory_manager.config import ManagerConfig, PlannerConfig
 from memory_manager.fleet.ledger import Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.worker_group import Worker, WorkerGroup
-from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
+from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate, ArrivalWindow, wake_at_s
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
@@ -183,6 +183,11 @@ class Replica:
         return self.residency is Residency.WARM
 
     @property
+    def is_awaited_asleep(self) -> bool:
+        """Whether it sleeps, and requests wait for its deployment or are parked on it."""
+        return self.residency is Residency.WARM and self.deployment.demand() is not None
+
+    @property
     def copy_unused_since_s(self) -> float:
         """When its host copy was last of use: when the model came, if it is resident, else when it was last used."""
         return self.state.since_s if self.residency is Residency.RESIDENT else self.last_used_s
@@ -285,6 +290,7 @@ class Deployment:
         refusal: why it can never fit; empty where it can.
         scale: how many replicas its load asks for.
         pattern: the rhythm of its requests.
+        rate: how many of them come.
         stirred: something has happened to it since a plan last found it at rest.
         due_s: when time alone will stir it; as of then.
         load_s, wake_s: running estimates; None before the first measurement.
@@ -304,8 +310,7 @@ class Deployment:
     due_s: float = math.inf
     scale: Scale = field(default_factory=Scale)
     pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
-    _arrivals: float = 0.0
-    _arrivals_at_s: float = -math.inf
+    rate: ArrivalRate = field(default_factory=ArrivalRate)
 
     @property
     def is_at_rest(self) -> bool:
@@ -365,8 +370,7 @@ class Deployment:
         self.waiters.clear()
 
     def count_arrival(self, now_s: float, half_life_s: float) -> None:
-        self._arrivals = self._decayed(now_s, half_life_s) + 1.0
-        self._arrivals_at_s = now_s
+        self.rate.note(now_s, half_life_s)
         self.pattern.note(now_s)
 
     def rescale(self, now_s: float, config: PlannerConfig) -> None:
@@ -402,13 +406,6 @@ class Deployment:
         if not any(each.residency is Residency.WARM for each in self.replicas):
             return math.inf
         return wake_at_s(window, self.reload_s(config), config)
-
-    def request_rate_per_s(self, now_s: float, half_life_s: float) -> float:
-        """Exponentially decayed: n requests a second, kept up, give n."""
-        return self._decayed(now_s, half_life_s) * math.log(2) / half_life_s
-
-    def _decayed(self, now_s: float, half_life_s: float) -> float:
-        return self._arrivals * math.pow(0.5, (now_s - self._arrivals_at_s) / half_life_s)
 
     def note_reload(self, before: Residency, device: str, seconds: float) -> None:
         """Takes a measured load or wake into the estimates (each new one counts for a third)."""

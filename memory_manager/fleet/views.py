@@ -105,12 +105,11 @@ def _host_view(host: HostTier, considered: Iterable[Replica], now_s: float) -> H
 
 def _copy_view(replica: Replica, now_s: float) -> CopyView:
     is_going = replica.residency is Residency.WARM or replica.takes_requests
-    is_awaited = replica.residency is Residency.WARM and replica.deployment.demand() is not None
     return CopyView(
         replica_id=replica.replica_id,
         artifact_key=replica.spec.artifact.key,
         num_bytes=replica.spec.artifact.num_bytes,
-        may_go=replica.can_drop_copy(now_s) and not is_awaited,
+        may_go=replica.can_drop_copy(now_s) and not replica.is_awaited_asleep,
         is_going=is_going and replica.in_flight,
         unused_since_s=replica.copy_unused_since_s,
     )
@@ -126,7 +125,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         held=deployment.held,
         wanted_since_s=deployment.wanted_since_s,
         demand=deployment.demand(),
-        request_rate_per_s=deployment.request_rate_per_s(now_s, config.rate_half_life_s),
+        request_rate_per_s=deployment.rate.per_s(now_s, config.rate_half_life_s),
         reload_s=deployment.reload_s(config),
         next_arrival=deployment.next_arrival(now_s, config),
         wanted_replicas=deployment.scale.num_replicas,

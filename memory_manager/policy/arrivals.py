@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
 
-__all__ = ["BURST_GAP_S", "ArrivalPattern", "ArrivalWindow", "wake_at_s"]
+__all__ = ["BURST_GAP_S", "ArrivalPattern", "ArrivalRate", "ArrivalWindow", "wake_at_s"]
 
 BURST_GAP_S = 2.0  # arrivals closer together than this belong to one burst
 _NUM_KEPT = 8
@@ -31,6 +31,26 @@ class ArrivalWindow:
 
     earliest_s: float
     latest_s: float
+
+
+@dataclass(slots=True)
+class ArrivalRate:
+    """Requests per second, exponentially decayed: n a second, kept up, give n. Every call is told the time and the
+    half-life."""
+
+    _num_decayed: float = 0.0
+    _at_s: float = -math.inf
+
+    def note(self, at_s: float, half_life_s: float) -> None:
+        """Notes that a request arrived."""
+        self._num_decayed = self._decayed(at_s, half_life_s) + 1.0
+        self._at_s = at_s
+
+    def per_s(self, now_s: float, half_life_s: float) -> float:
+        return self._decayed(now_s, half_life_s) * math.log(2) / half_life_s
+
+    def _decayed(self, now_s: float, half_life_s: float) -> float:
+        return self._num_decayed * math.pow(0.5, (now_s - self._at_s) / half_life_s)
 
 
 class ArrivalPattern:

@@ -23,7 +23,7 @@ class Elastic:
             model.is_resident = True
 
     def arrived(self, simulation: Simulation, model: SimulatedModel) -> None:
-        model.count_arrival(simulation.now_s, self._config.rate_half_life_s)
+        model.rate.note(simulation.now_s, self._config.rate_half_life_s)
 
     def plan(self, simulation: Simulation) -> None:
         models = simulation.models
@@ -52,7 +52,7 @@ class Elastic:
             may_come=not is_coming,
             back_s=simulation.machine.wake_s,
             slacks_s=np.sort(np.array(slacks_s, float)),
-            rate_per_s=model.rate_per_s(simulation.now_s, self._config.rate_half_life_s),
+            rate_per_s=model.rate.per_s(simulation.now_s, self._config.rate_half_life_s),
         )
 
     def _slack_s(self, simulation: Simulation, model: SimulatedModel, request: SimulatedRequest) -> float:

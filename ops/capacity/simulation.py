@@ -19,6 +19,7 @@ import numpy as np
 from engines.torch.scheduling import compose, kv_forecast
 from engines.torch.scheduling.compose import AdmissionOrder, RunningSequences, Turn
 from engines.torch.scheduling.kv_forecast import KVDemand
+from memory_manager.policy.arrivals import ArrivalRate
 
 __all__ = ["Machine", "ResidencyPolicy", "SimulatedModel", "SimulatedRequest", "Simulation", "StepCosts"]
 
@@ -87,6 +88,11 @@ class SimulatedRequest:
     def num_tokens(self) -> int:
         return self.num_prompt + self.num_done
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it computes its last known token next, and no other."""
+        return self.num_tokens - self.num_computed == 1
+
     def is_late(self, now_s: float) -> bool:
         """Whether its first token came after its deadline, or can only come after it."""
         return (now_s if self.first_at_s is None else self.first_at_s) > self.deadline_s
@@ -115,6 +121,7 @@ class SimulatedModel:
         mean_output: running mean of its outputs' tokens, of which there were ``num_ended``.
         num_since_late: admissions since the last one of a late request in its turn; of the first model those of all
             that share KV.
+        rate: of its requests.
         first_token_s: running mean of the seconds from its being asked, or there, to a first token.
     """
 
@@ -131,23 +138,12 @@ class SimulatedModel:
     num_ended: int = 0
     num_since_late: int = 0
     first_token_s: float = 0.03
-    arrivals: float = 0.0
-    arrivals_at_s: float = 0.0
+    rate: ArrivalRate = field(default_factory=ArrivalRate)
     last_step: int = 0
     num_turns_waited: int = 0
 
     def requests(self) -> Iterable[SimulatedRequest]:
         return (*self.running, *self.waiting)
-
-    def count_arrival(self, now_s: float, half_life_s: float) -> None:
-        self.arrivals = self._decayed(now_s, half_life_s) + 1.0
-        self.arrivals_at_s = now_s
-
-    def rate_per_s(self, now_s: float, half_life_s: float) -> float:
-        return self._decayed(now_s, half_life_s) * math.log(2) / half_life_s
-
-    def _decayed(self, now_s: float, half_life_s: float) -> float:
-        return float(self.arrivals * 0.5 ** ((now_s - self.arrivals_at_s) / half_life_s))
 
 
 class ResidencyPolicy(Protocol):
@@ -278,24 +274,27 @@ class Simulation:
         )
 
     def _seconds(self, model: SimulatedModel) -> float:
-        num_decodes = sum(each.num_tokens - each.num_computed == 1 for each in model.running)
-        num_prefill = sum(each.chunk for each in model.running if each.num_tokens - each.num_computed > 1)
-        seconds = self.machine.costs.of(num_decodes, num_prefill)
-        return seconds * (1 + self.machine.move_slows) if self._coming else seconds
+        num_decodes = sum(each.decodes for each in model.running)
+        num_prefill = sum(each.chunk for each in model.running if not each.decodes)
+        return self._slows * self.machine.costs.of(num_decodes, num_prefill)
+
+    @property
+    def _slows(self) -> float:
+        """How many times as long steps take now."""
+        return 1 + self.machine.move_slows if self._coming else 1.0
 
     def _leap(self, model: SimulatedModel, active: Sequence[SimulatedModel], next_at_s: float) -> bool:
         """Takes many steps at once of models that only decode, up to where something changes."""
         decoding = [each for each in active if each.running]
         running = [request for each in decoding for request in each.running]
-        if any(each.num_tokens - each.num_computed != 1 for each in running):
+        if not all(each.decodes for each in running):
             return False
         if any(
             (request := self._next(each)) is not None and self._making_way(each, request) is not None
             for each in active
         ):
             return False
-        slows = 1 + self.machine.move_slows if self._coming else 1.0
-        round_s = slows * sum(self.machine.costs.of(len(each.running), 0) for each in decoding)
+        round_s = self._slows * sum(self.machine.costs.of(len(each.running), 0) for each in decoding)
         rooms = [
             self._free(each) // len(running if each.kv_share is None else each.running) for each in decoding
         ]
@@ -340,13 +339,13 @@ class Simulation:
         """Chooses what each sequence of a model computes next, and makes room for it; False if none can."""
         while True:
             budget = self.machine.max_step_tokens
-            for request in sorted(model.running, key=lambda each: each.num_tokens - each.num_computed > 1):
+            for request in sorted(model.running, key=lambda each: not each.decodes):
                 request.chunk = min(budget, request.num_tokens - request.num_computed)
                 budget -= request.chunk
             need = sum(each.chunk for each in model.running)
             if need <= self._free(model):
                 break
-            if not self._give_up(need - self._free(model), model):
+            if not self._give_up(model):
                 return False
         while budget and (newcomer := self._next(model)) is not None:
             making_way = self._making_way(model, newcomer)
@@ -406,10 +405,8 @@ class Simulation:
         """Whether so much is free, once the parked have given up what is missing."""
         num_tokens += len(model.running) + 1
         while self._free(model) < num_tokens:
-            parked = [each for each in self._sharing(model) if not each.is_resident and each.running]
-            if not parked:
+            if not self._preempt_parked(model):
                 return False
-            self._preempt_least(parked)
         return True
 
     def _capacity(self, model: SimulatedModel) -> int:
@@ -444,11 +441,17 @@ class Simulation:
             ),
         )
 
-    def _give_up(self, num_tokens: int, model: SimulatedModel) -> bool:
-        """Preempts for sequences that run: parked ones first, then whoever loses least, the earliest spared."""
+    def _preempt_parked(self, model: SimulatedModel) -> bool:
+        """Preempts a sequence of a model that is away, for one that is there; False if none has KV."""
         parked = [each for each in self._sharing(model) if not each.is_resident and each.running]
         if parked:
             self._preempt_least(parked)
+        return bool(parked)
+
+    def _give_up(self, model: SimulatedModel) -> bool:
+        """Preempts one for sequences that run: a parked one, else whoever loses least, the earliest spared; False if
+        there is no other."""
+        if self._preempt_parked(model):
             return True
         owners = [each for each in self._sharing(model) if each.running]
         if sum(len(each.running) for each in owners) < 2:

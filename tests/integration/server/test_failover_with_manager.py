@@ -63,7 +63,7 @@ class Stack:
 
     def num_arrivals(self, name: str) -> int:
         """Requests that the planner has counted for a model."""
-        rate_per_s = self.manager._deployments[name].request_rate_per_s(time.monotonic(), HALF_LIFE_S)
+        rate_per_s = self.manager._deployments[name].rate.per_s(time.monotonic(), HALF_LIFE_S)
         return round(rate_per_s * HALF_LIFE_S / math.log(2))
 
     @property
