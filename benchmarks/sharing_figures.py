@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from benchmarks.replay import Summary
 
-__all__ = ["Curve", "compare", "highest_load"]
+__all__ = ["Curve", "compare", "highest_attaining", "highest_load"]
 
 Curve = Mapping[float, Summary]
 """Summaries by offered load, in requests per second."""
@@ -17,9 +17,14 @@ FULL_GOAL, STATIC_GOAL = 0.99, 0.90
 
 def highest_load(curve: Curve, goal: float) -> float | None:
     """The highest load up to which every measured load attains ``goal``; None if the lowest does not."""
+    return highest_attaining({load: summary.attainment for load, summary in curve.items()}, goal)
+
+
+def highest_attaining(attainment: Mapping[float, float], goal: float) -> float | None:
+    """Does what ``highest_load`` does, for attainments by load."""
     found = None
-    for load in sorted(curve):
-        if curve[load].attainment < goal:
+    for load in sorted(attainment):
+        if attainment[load] < goal:
             break
         found = load
     return found

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.engine_setup import LoadedEngine
 from benchmarks.replay import Targets
 from benchmarks.report import Report
+from benchmarks.sharing_figures import FULL_GOAL, STATIC_GOAL, highest_attaining
 from benchmarks.sharing_policies import SharingPolicy
 from benchmarks.traces import TraceSpec, draw_trace
 from engines.api import SamplingParams, SequenceRequest
@@ -187,15 +188,17 @@ def grid_figures(cells: Sequence[CellResult], num_models: int) -> dict[str, floa
     everything = [each for each in cells if each.num_resident == num_models]
     middling = wakes[len(wakes) // 2]
     roomy = [each for each in everything if each.wake == middling]
-    elastic_full, static_full = _highest(roomy, SharingPolicy.ELASTIC, 0.99), _highest(roomy, static, 0.99)
+    elastic_full, static_full = (
+        _highest(roomy, policy, FULL_GOAL) for policy in (SharingPolicy.ELASTIC, static)
+    )
     if elastic_full is not None and static_full is not None:
         figures["goodput_elastic_over_static"] = elastic_full.load_per_s / static_full.load_per_s
         figures["goodput_elastic_over_swap"] = elastic_full.ratio(swap)[0]
-    if (static_90 := _highest(roomy, static, 0.90)) is not None:
+    if (static_90 := _highest(roomy, static, STATIC_GOAL)) is not None:
         p99_s = static_90.ttft_p99_s
         figures["ttft_p99_static_over_elastic"] = p99_s[static] / p99_s[SharingPolicy.ELASTIC]
     tight = [each for each in cells if each.num_resident == num_models - 1 and each.wake == wakes[0]]
-    if (full := _highest(tight, SharingPolicy.ELASTIC, 0.99)) is not None:
+    if (full := _highest(tight, SharingPolicy.ELASTIC, FULL_GOAL)) is not None:
         figures["goodput_elastic_over_static_two_of_three"] = full.ratio(static)[0]
     if tight:
         peaks = [
@@ -208,12 +211,9 @@ def grid_figures(cells: Sequence[CellResult], num_models: int) -> dict[str, floa
 
 def _highest(cells: Sequence[CellResult], policy: SharingPolicy, goal: float) -> CellResult | None:
     """The cell of the highest load up to which every load attains ``goal``; None if the lowest does not."""
-    found = None
-    for cell in sorted(cells, key=lambda each: each.load_per_s):
-        if cell.mean(policy) < goal:
-            break
-        found = cell
-    return found
+    by_load = {each.load_per_s: each for each in cells}
+    load = highest_attaining({load: each.mean(policy) for load, each in by_load.items()}, goal)
+    return None if load is None else by_load[load]
 
 
 def report_grid(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -87,8 +88,7 @@ def sharing(
     _check_can_draw()
     from benchmarks.sharing import PARTS, SharingLoad, main
 
-    if unknown := sorted(set(part or ()) - set(PARTS)):
-        raise ConfigurationError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    _check_parts(part, PARTS)
     load = SharingLoad.quick(seed) if quick else SharingLoad.full(duration_s, seed)
     figures = main(out, load, console().print, part or PARTS, peer_gguf)
     for name, value in figures.items():
@@ -111,8 +111,7 @@ def residency(
     _check_can_draw()
     from benchmarks.residency import PARTS, ResidencyLoad, main
 
-    if unknown := sorted(set(part or ()) - set(PARTS)):
-        raise ConfigurationError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    _check_parts(part, PARTS)
 
     def show(name: str, value: float) -> None:
         console().print(f"{name}: {value:.4g}")
@@ -180,3 +179,8 @@ def _check_can_draw() -> None:
     """Checks that plots can be drawn, before the minutes of measuring rather than after them."""
     if find_spec("matplotlib") is None:
         raise ConfigurationError("the report's plots need matplotlib: pip install 'mooring[bench]'")
+
+
+def _check_parts(chosen: Sequence[str] | None, parts: Collection[str]) -> None:
+    if unknown := sorted(set(chosen or ()) - set(parts)):
+        raise ConfigurationError(f"no part {unknown[0]!r}; there are {', '.join(parts)}")
