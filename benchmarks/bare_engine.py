@@ -29,6 +29,7 @@ from engines.config import TorchEngineConfig
 from engines.torch.engine import TorchEngine
 from memory_manager.arena.protocol import Arena
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup, round_to_pages
+from memory_manager.ports import LeaseStatus
 from mooring.errors import MooringError
 
 __all__ = ["BareEngine", "PackedModel", "Stopwatch"]
@@ -105,7 +106,10 @@ class BareEngine:
         self.engine.load(spec, fd)
 
     def lease(self, kv_bytes: int) -> None:
-        self.engine.set_lease(kv_bytes, next(self._revisions))
+        """Leases so much KV; returns when no more is held. What runs goes on meanwhile, and none of it may end."""
+        revision = next(self._revisions)
+        while self.engine.set_lease(kv_bytes, revision) is LeaseStatus.DEFERRED:
+            self.step()
 
     def submit(self, name: str, prompt_ids: Sequence[int], max_tokens: int) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
@@ -173,7 +177,7 @@ _CACHE_CALLS = (
     "store",
     "shared",
 )
-_POOL_CALLS = ("can_allocate", "allocate", "free", "set_limit")
+_POOL_CALLS = ("can_allocate", "allocate", "free", "set_limit", "let_leave")
 _ARENA_CALLS = ("commit", "release")
 
 

@@ -234,7 +234,14 @@ class Engine(Protocol):
 
     def wake(self, replica_id: str, weights_lease_bytes: int) -> int: ...
 
-    def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus: ...
+    def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
+        """Takes in the KV lease; absolute. From now on no KV grows beyond it. If more is held it is deferred, and
+        steps give it up, each a little; asked with the same revision, it is applied once no more is held."""
+        ...
+
+    def is_giving_back(self) -> bool:
+        """Whether the next step has KV to give up at once, sequences or none."""
+        ...
 
     def set_memory_limit(self, num_bytes: int) -> int:
         """Sets how much device memory it may hold in all, memory ready for later included, although its leases are

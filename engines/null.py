@@ -152,6 +152,9 @@ class NullEngine:
         self._kv_lease_bytes, self._kv_lease_revision = kv_bytes, revision
         return LeaseStatus.APPLIED  # no KV is ever committed
 
+    def is_giving_back(self) -> bool:
+        return False
+
     def set_memory_limit(self, num_bytes: int) -> int:
         return 0  # nothing is kept ready
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -28,11 +28,14 @@ from engines.link.flight_recorder import FlightRecorder
 from engines.torch.device_loss import is_device_lost, naming_device_loss
 from engines.torch.kv.swap import SwapSpace
 from engines.torch.lease import KVLease, LeasedMemory
+from engines.torch.preemption import WorkerPreemption
 from engines.torch.replica import TorchReplica
-from engines.torch.scheduling.compose import Turn, order_of_turns, preemption_order
+from engines.torch.scheduling.compose import Turn, order_of_turns
 from engines.torch.scheduling.requests import error_end
 from engines.torch.scheduling.runner import SequenceRunner
 from engines.torch.scheduling.shared_kv import SharedKV, Sharer
+from engines.torch.shrinking import KVShrinking
+from engines.torch.step_fence import step_fence
 from engines.torch.weights.core_turns import CoreTurns
 from memory_manager.arena.protocol import Arena
 from memory_manager.cores import CoreSignal
@@ -95,14 +98,21 @@ class TorchEngine:
         self._arena = arena
         self._pool = KVPool(arena, config.kv_range_bytes or arena.capacity_bytes)
         self._kv_memory = arena.tensor(self._pool.address_range)
-        self._cache = BlockStore(self._pool, self._preempt_parked)
+        self._fence = step_fence(self._kv_memory.device)
+        self._pool.leave_behind(self._fence)
+        self._preemption = WorkerPreemption(
+            lambda: [place.replica for place in self._joined()], self._restarting
+        )
+        self._cache = BlockStore(self._pool, self._preemption.of_parked)
         self._shared_kv = SharedKV(self._pool, self._resident_runners, self._preempt_for_another)
         self._swap_space = SwapSpace(config.kv_swap_bytes, self._kv_memory.device)
         self._core_turns = CoreTurns(core_signal)
         self._recorder = recorder
         self._lease = KVLease()
+        self._shrinking = KVShrinking(self._pool, self._cache, self._preemption.for_lease)
         self._memory = LeasedMemory(arena)
         self._arrived: deque[TorchReplica] = deque()  # on the device, not let in yet
+        self._may_crowd: deque[str] = deque()  # let in with what they kept asleep
         self._places: dict[str, _Place] = {}
         self._ended: dict[str, list[Finished]] = {}  # of sequences whose replica cannot report them
         self._launched: _Place | None = None
@@ -221,12 +231,12 @@ class TorchEngine:
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         for sequence_id in sequence_ids:
             for place in self._joined():
-                with self._restarting(place):
+                with self._restarting(place.replica):
                     if place.replica.runner is not None and place.replica.runner.cancel(sequence_id):
                         break
 
     def has_work(self) -> bool:
-        return bool(self._ended or self._arrived) or any(
+        return bool(self._ended or self._arrived or self._shrinking.is_under_way) or any(
             runner.has_ended or (place.replica.is_resident and runner.has_sequences)
             for place in self._joined()
             if (runner := place.replica.runner)
@@ -235,6 +245,8 @@ class TorchEngine:
     @naming_device_loss()
     def launch(self) -> None:
         self._let_in()
+        self._shrinking.take_turn()
+        self._fence.begin_step()
         with ExitStack() as turn:
             turn.enter_context(self._core_turns.step())
             with torch.inference_mode():
@@ -247,8 +259,9 @@ class TorchEngine:
         outputs = []
         place, self._launched = self._launched, None
         if place is not None and place.replica.runner is not None:
-            with self._turn, torch.inference_mode(), self._restarting(place):
+            with self._turn, torch.inference_mode(), self._restarting(place.replica):
                 outputs.append(place.replica.runner.finish(self._steps_total))
+        self._fence.end_step()
         ended, self._ended = self._ended, {}
         for runner in self._runners():
             if runner.has_ended:
@@ -266,19 +279,18 @@ class TorchEngine:
         self._memory.lease_kv(max(kv_bytes, self._pool.limit_bytes, self._pool.committed_bytes))
         if self._pool.open():
             self._kv_memory[:PAGE_BYTES].zero_()  # the null block is read, and what is read has to be finite
-        if self._kv_memory.is_cuda:
-            # A step that failed halfway may still be writing to pages that are unmapped here. Steps alone are waited
-            # for: a wake that copies on its own stream would hold up every model.
-            torch.cuda.current_stream(self._kv_memory.device).synchronize()
         self._cache.set_limit(kv_bytes)
-        while self._pool.pages_over_limit and (
-            self._cache.shrink() or self._preempt_parked() or self._preempt_one(self._resident())
-        ):
-            pass
-        if self._pool.pages_over_limit:
+        if any(runner.num_running for runner in self._resident_runners()):
+            self._shrinking.let_leave()  # the rest in turns, between the steps
+        else:
+            self._shrinking.take_turn()
+        if self._shrinking.is_under_way:
             return LeaseStatus.DEFERRED
         self._memory.lease_kv(kv_bytes)
         return LeaseStatus.APPLIED
+
+    def is_giving_back(self) -> bool:
+        return self._shrinking.has_more
 
     def set_memory_limit(self, num_bytes: int) -> int:
         return self._memory.allow(num_bytes)
@@ -335,21 +347,18 @@ class TorchEngine:
     def _joined(self) -> list[_Place]:
         return [place for place in list(self._places.values()) if place.replica.runner]
 
-    def _resident(self) -> list[_Place]:
-        return [place for place in self._joined() if place.replica.is_resident]
-
     def _resident_runners(self) -> list[SequenceRunner]:
-        return [place.replica.runner for place in self._resident() if place.replica.runner]
+        joined = (place.replica for place in self._joined())
+        return [replica.runner for replica in joined if replica.is_resident and replica.runner]
 
     @contextmanager
-    def _restarting(self, place: _Place) -> Iterator[None]:
+    def _restarting(self, replica: TorchReplica) -> Iterator[None]:
         """Lets a model begin anew if the block raises: what one model breaks is no other's loss."""
         try:
             yield
         except Exception as error:
             if is_device_lost(error):
                 raise
-            replica = place.replica
             log.exception("%s failed amid its books and begins anew", replica.replica_id)
             failure = InternalError(f"the engine failed with this model: {error!r}")
             ended = replica.restart(self._cache, self._swap_space, failure)
@@ -365,10 +374,17 @@ class TorchEngine:
         while self._arrived:
             replica = self._arrived.popleft()
             replica.attach(self._cache)
-            # Asleep, it may have kept more than would have been its to take.
-            while self._pool.crowds_others(replica.replica_id):
-                if not self._preempt_one([self._places[replica.replica_id]]):
+            self._may_crowd.append(replica.replica_id)
+        # Asleep, it may have kept more than would have been its to take. While the lease shrinks nobody has room, and
+        # whose pages go is decided for all models together.
+        while self._may_crowd and not self._pool.pages_to_empty:
+            place = self._places.get(self._may_crowd.popleft())
+            while place is not None and place.replica.is_resident and self._crowds_others(place):
+                if not self._preemption.of([place.replica], 1):
                     break
+
+    def _crowds_others(self, place: _Place) -> bool:
+        return self._pool.crowds_others(place.replica.replica_id)
 
     def _detach(self, replica: TorchReplica) -> None:
         self._let_in()
@@ -398,7 +414,7 @@ class TorchEngine:
             place, runner = busy[replica_id]
             place.num_turns_waited = 0
             launched = False
-            with self._restarting(place):
+            with self._restarting(place.replica):
                 launched = runner.launch()
             if launched:
                 self._steps_total = place.last_step = self._steps_total + 1
@@ -408,26 +424,8 @@ class TorchEngine:
         return None
 
     def _preempt_for_another(self, sharer: Sharer, slot: int) -> None:
-        with self._restarting(self._places[sharer.replica_id]):
+        with self._restarting(self._places[sharer.replica_id].replica):
             sharer.preempt(slot)
-
-    def _preempt_parked(self) -> bool:
-        """Preempts the least urgent sequence of all models that sleep; False if none of theirs has blocks."""
-        return self._preempt_one([place for place in self._joined() if not place.replica.is_resident])
-
-    def _preempt_one(self, places: Iterable[_Place]) -> bool:
-        """Preempts the least urgent sequence of these models; False if none has blocks."""
-        candidates = [
-            (candidate, place, runner)
-            for place in places
-            if (runner := place.replica.runner) and (candidate := runner.preemptible()) is not None
-        ]
-        if not candidates:
-            return False
-        candidate, place, runner = min(candidates, key=lambda each: preemption_order(each[0]))
-        with self._restarting(place):
-            runner.preempt(candidate.slot)
-        return True
 
 
 def _unloaded(replica_id: str) -> ModelUnavailableError:

@@ -283,8 +283,6 @@ def _move_blocks(
     for start in range(0, len(sources), at_once):
         some = slice(start, start + at_once)
         kv.copy_in(group, new[some], kv.copy_out(group, old[some]))
-    if device.type == "cuda":  # the pages may be unmapped next
-        torch.cuda.current_stream(device).synchronize()
     runner.moved(group, sources, destinations)
 
 

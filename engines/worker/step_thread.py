@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _MAX_STEPS_AHEAD = 2
-# A step that gave nothing ran nothing: its sequences wait for memory. Asking again at once would be a busy loop;
-# a command (a larger lease, a cancel) ends the pause early.
+# A step that gave nothing ran nothing: its sequences wait for memory. Asking again at once would be a busy loop, save
+# where KV is given back; a command (a larger lease, a cancel) ends the pause early.
 _PAUSE_S = 2e-3
 
 
@@ -141,7 +141,7 @@ class StepThread:
                 self._loop.call_soon_threadsafe(self._deliver_on_loop, outputs)
         else:
             with self._wake:
-                if not self._commands and not self._stopping:
+                if not self._commands and not self._stopping and not self._engine.is_giving_back():
                     self._wake.wait(_PAUSE_S)
 
     def _deliver_on_loop(self, outputs: list[StepOutput]) -> None:

@@ -79,10 +79,11 @@ class BlockStore:
 
     Args:
         pool: the pool that only this object allocates from, frees to and sets the limit of.
-        preempt_parked: makes one sequence of a parked model give up its blocks; False if none holds any.
+        preempt_parked: makes one sequence of a parked model give up its blocks, given how many pages are wanted;
+            False if none holds any.
     """
 
-    def __init__(self, pool: KVPool, preempt_parked: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, pool: KVPool, preempt_parked: Callable[[int], bool] = lambda num_pages: False) -> None:
         self._pool = pool
         self._preempt_parked = preempt_parked
         self._stored: dict[str, tuple[_StoredBlocks, ...]] = {}
@@ -155,8 +156,8 @@ class BlockStore:
             return True
         if not self.can_allocate(replica_id, num_blocks):
             return False
-        while self._pool.pages_short_without_gaps(replica_id, num_blocks) > 0:
-            if not self._preempt_parked():
+        while (num_pages := self._pool.pages_short_without_gaps(replica_id, num_blocks)) > 0:
+            if not self._preempt_parked(num_pages):
                 raise InternalError(f"parked models keep blocks that {replica_id} was to have")
         self._empty_pages(self._pool.pages_short_without_idle(replica_id, num_blocks), replica_id)
         while (num_pages := self._pool.pages_short(replica_id, num_blocks)) > 0:
@@ -177,7 +178,7 @@ class BlockStore:
         if offsets is None and (
             self._give_up_pages(num_blocks, replica_id)
             or self._give_up_in_place(replica_id, group, num_blocks)
-            or self._preempt_parked()
+            or self._preempt_parked(1)
         ):
             offsets = self._pool.allocate(replica_id, group, num_blocks)
         return offsets
@@ -253,10 +254,10 @@ class BlockStore:
         """Granule offsets of the stored blocks that have several users, int64 [n]."""
         return np.array(list(self._stored[replica_id][group].shared), np.int64)
 
-    def shrink(self) -> bool:
-        """Gives up idle pages while the pool is over its limit, or else moves blocks out of other pages;
-        False if neither freed a page."""
-        num_pages = self._pool.pages_over_limit
+    def shrink(self, most_pages: int) -> bool:
+        """Gives up idle pages while the pool is over its limit, or else moves blocks out of other pages, up to so
+        many; False if neither freed a page."""
+        num_pages = min(self._pool.pages_to_empty, most_pages)
         return self._give_up_pages(num_pages, None) or self._empty_pages(num_pages, None)
 
     def check_integrity(self) -> None:

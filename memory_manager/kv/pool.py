@@ -1,14 +1,15 @@
 """The KV pool: one range of pages from which all models of a worker draw their blocks.
 
 Pure bookkeeping: the pool decides which block is whose and which pages are committed, and never looks into a
-block. Every page is in exactly one of four states::
+block. Every page is in exactly one of five states::
 
     null ─ page 0; offset 0 of every model is the null block, where padding points
     held ─ by one KV group of one model, whose blocks alone fill it
     free ─ committed and nobody's: any model may take it in its next call
+    leaving ─ committed and nobody's, beyond the lease: in quarantine (``memory_manager.kv.pages``)
     bare ─ addresses without memory behind them
 
-Between models a page only changes lists. Only ``set_limit`` and growth towards the limit touch the mapping.
+Between models a page only changes lists. Only ``let_leave`` and growth towards the limit touch the mapping.
 
 A place for a block in a held page is vacant, in use or idle (``memory_manager.kv.group_blocks``). A group
 fills its fullest page first, so that its blocks gather in few pages and the others empty: a single block in
@@ -29,25 +30,21 @@ from __future__ import annotations
 import enum
 import heapq
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_manager.arena.protocol import AddressRange, Arena, contiguous_runs
+from memory_manager.arena.protocol import AddressRange, Arena
 from memory_manager.kv.group_blocks import GroupBlocks
+from memory_manager.kv.pages import PoolPages, StepFence
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
 from memory_manager.stats import KVFragmentation
-from mooring.errors import InsufficientMemoryError, InternalError
+from mooring.errors import InternalError
 from mooring.units import format_bytes
 
 __all__ = ["KVPool", "KVShare", "KVUsage"]
-
-log = logging.getLogger(__name__)
-
-_NULL_PAGE = 0
 
 
 class KVUsage(NamedTuple):
@@ -128,37 +125,37 @@ class KVPool:
     """
 
     def __init__(self, arena: Arena, num_bytes: int) -> None:
-        if arena.page_bytes != PAGE_BYTES:
-            raise ValueError(f"the pool's pages are {PAGE_BYTES} bytes, the arena's {arena.page_bytes}")
-        self._arena = arena
-        self._range = arena.reserve(num_bytes)
-        self._num_pages = self._range.num_bytes // PAGE_BYTES
-        self._is_open = False
-        self._limit_pages = 1
-        self._free: list[int] = []  # the last one freed is taken first
-        self._bare = list(range(1, self._num_pages))  # heap
+        self._pages = PoolPages(arena, num_bytes)
         self._models: dict[str, _ModelBlocks] = {}
         self._clock = itertools.count()
-        self._is_short = False  # the last growth failed
 
     @property
     def address_range(self) -> AddressRange:
-        return self._range
+        return self._pages.address_range
 
     @property
     def committed_bytes(self) -> int:
         """Bytes of the pages that have memory behind them, the null page of an open pool included."""
-        return self._committed_pages * PAGE_BYTES
+        return self._pages.num_committed * PAGE_BYTES
 
     @property
     def limit_bytes(self) -> int:
         """The lease in force, the null page included."""
-        return self._limit_pages * PAGE_BYTES
+        return self._pages.limit * PAGE_BYTES
 
     @property
     def pages_over_limit(self) -> int:
-        """Committed pages beyond the lease: as many must still empty and leave."""
-        return max(0, self._committed_pages - self._limit_pages)
+        """Committed pages beyond the lease: as many must still leave."""
+        return self._pages.num_over_limit
+
+    @property
+    def pages_to_empty(self) -> int:
+        """Pages of ``pages_over_limit`` that have not come free yet."""
+        return self._pages.num_to_empty
+
+    def leave_behind(self, fence: StepFence) -> None:
+        """Sets the fence behind which pages leave; without one nothing runs beside the pool's calls."""
+        self._pages.fence = fence
 
     def open(self) -> bool:
         """Commits the null page, whose contents are arbitrary; False if the pool was open already.
@@ -166,11 +163,7 @@ class KVPool:
         Raises:
             InsufficientMemoryError: the arena may not hold it, or the system has no memory for it.
         """
-        if self._is_open:
-            return False
-        self._arena.commit(self._range, _NULL_PAGE, 1)
-        self._is_open = True
-        return True
+        return self._pages.open()
 
     def add_model(
         self, replica_id: str, groups: Sequence[KVGroup], guarantee_bytes: int, cap_bytes: int | None
@@ -206,8 +199,7 @@ class KVPool:
     def drop_model(self, replica_id: str) -> None:
         """Ends a model's share, whatever blocks it has: its pages are free."""
         for blocks in self._models.pop(replica_id).groups:
-            self._free.extend(blocks.pages)
-        self._release(self.pages_over_limit)
+            self._pages.give(blocks.pages)
 
     def park(self, replica_id: str) -> None:
         """A model takes no more blocks until ``unpark``, keeps those that it has, and has no guarantee."""
@@ -272,19 +264,18 @@ class KVPool:
         blocks = self._models[replica_id].groups[group]
         num_pages = blocks.pages_needed(num_blocks)
         if num_pages:
-            if num_pages > self._room(replica_id) or not self._commit(num_pages - len(self._free)):
+            if num_pages > self._room(replica_id) or not self._pages.have_free(num_pages):
                 return None
             for _ in range(num_pages):
-                blocks.add_page(self._free.pop())
+                blocks.add_page(self._pages.free.pop())
         return blocks.take(num_blocks)
 
     def free(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Gives blocks back. Any model may take a page that empties, at once; while the pool is over its
-        limit, the page's memory goes back to the arena instead."""
+        limit, the page leaves instead."""
         emptied = self._models[replica_id].groups[group].give(offsets)
         if emptied:
-            self._free.extend(emptied)
-            self._release(self.pages_over_limit)
+            self._pages.give(emptied)
 
     def set_idle(self, replica_id: str, group: int, offsets: NDArray[np.int64]) -> None:
         """Marks blocks in use as idle: nobody uses them any more, and their contents are kept."""
@@ -362,17 +353,17 @@ class KVPool:
         pairs = zip(self._models[replica_id].groups, num_blocks, strict=True)
         return [max(0, count - blocks.num_vacant) for blocks, count in pairs]
 
-    def set_limit(self, num_bytes: int) -> bool:
+    def set_limit(self, num_bytes: int) -> None:
         """Sets the lease, null page included; rounded down to pages, never below the null page. Opens the pool.
-
-        Returns:
-            True if the committed pages are within the lease now. Otherwise each page leaves as it empties,
-            and ``pages_over_limit`` counts those that must still.
-        """
+        Beyond it nothing is allocated from now on, and each page that empties leaves; ``pages_over_limit`` counts
+        those that must still."""
         self.open()
-        self._limit_pages = min(max(1, num_bytes // PAGE_BYTES), self._num_pages)
-        self._release(self.pages_over_limit)
-        return self.pages_over_limit == 0
+        self._pages.set_limit(num_bytes // PAGE_BYTES)
+
+    def let_leave(self, most_pages: int) -> int:
+        """Takes the memory from up to so many free pages that are beyond the lease and behind the fence; returns how
+        many left."""
+        return self._pages.let_leave(most_pages)
 
     def usage(self, replica_id: str) -> KVUsage:
         model = self._models[replica_id]
@@ -390,7 +381,7 @@ class KVPool:
         idle, they add up to ``committed_bytes``."""
         groups = [blocks for model in self._models.values() for blocks in model.groups]
         return KVFragmentation(
-            free_bytes=len(self._free) * PAGE_BYTES,
+            free_bytes=(len(self._pages.free) + self._pages.num_leaving) * PAGE_BYTES,
             vacant_bytes=sum(blocks.num_vacant * blocks.group.block_bytes for blocks in groups),
             tail_bytes=sum(blocks.num_pages * blocks.group.tail_bytes for blocks in groups),
         )
@@ -402,17 +393,10 @@ class KVPool:
         Raises:
             InternalError: the books do not add up.
         """
-        pages = [_NULL_PAGE, *self._free, *self._bare]
-        for model in self._models.values():
-            for blocks in model.groups:
-                blocks.check()
-                pages += blocks.pages
-        if sorted(pages) != list(range(self._num_pages)):
-            raise InternalError("a page of the KV pool is lost, or in two states at once")
-
-    @property
-    def _committed_pages(self) -> int:
-        return self._num_pages - len(self._bare) - (not self._is_open)
+        groups = [blocks for model in self._models.values() for blocks in model.groups]
+        for blocks in groups:
+            blocks.check()
+        self._pages.check_integrity(page for blocks in groups for page in blocks.pages)
 
     def _room(self, replica_id: str, keeps: _Keeps = _Keeps.ALL_PAGES) -> int:
         """Number of pages that the model may take now; if it is negative, as many must come free first. The
@@ -431,39 +415,9 @@ class KVPool:
                 if keeps in (_Keeps.FEWEST_PAGES, _Keeps.NONE_IF_PARKED):
                     pages = 0 if other.is_parked and keeps is _Keeps.NONE_IF_PARKED else other.fewest_pages
                 promised += max(pages, other.guaranteed_pages)
-        room = self._limit_pages - 1 - held - promised
+        room = self._pages.limit - 1 - held - promised
         cap_pages = self._models[replica_id].cap_pages
         return room if cap_pages is None else min(room, cap_pages - held)
-
-    def _commit(self, num_pages: int) -> bool:
-        """Turns bare pages into free ones; False if the device has no memory for all of them."""
-        pages = [heapq.heappop(self._bare) for _ in range(num_pages)]
-        runs = list(contiguous_runs(pages))
-        done = 0
-        try:
-            for first, length in runs:
-                self._arena.commit(self._range, first, length)
-                done += length
-        except InsufficientMemoryError as error:
-            if not self._is_short:  # a step asks again and again: warn once
-                log.warning("the KV pool is within its lease and cannot grow: %s", error.message)
-        if pages:
-            self._is_short = done < len(pages)
-        # Popped from the end by the next allocations, in ascending order.
-        self._free.extend(reversed(pages[:done]))
-        for page in pages[done:]:
-            heapq.heappush(self._bare, page)
-        return done == len(pages)
-
-    def _release(self, num_pages: int) -> None:
-        """Takes the memory from up to ``num_pages`` free pages, the longest free first; they are bare
-        then."""
-        leaving = self._free[:num_pages]
-        del self._free[:num_pages]
-        for first, length in contiguous_runs(sorted(leaving)):
-            self._arena.release(self._range, first, length)
-        for page in leaving:
-            heapq.heappush(self._bare, page)
 
 
 def _first_pages(

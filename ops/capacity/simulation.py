@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from engines.torch.scheduling import compose, kv_forecast
-from engines.torch.scheduling.compose import AdmissionOrder, RunningSequences, Turn
+from engines.torch.scheduling.compose import AdmissionOrder, PreemptibleSequences, Turn
 from engines.torch.scheduling.kv_forecast import KVDemand
 from memory_manager.policy.arrivals import ArrivalRate
 
@@ -461,20 +461,21 @@ class Simulation:
 
     def _preempt_least(self, owners: Sequence[SimulatedModel]) -> None:
         running = [(owner, each) for owner in owners for each in owner.running]
-        computed = np.array([each.num_computed for _, each in running], np.int64)
+        computed = np.array([each.num_computed for _, each in running], np.float64)
         least_urgent = compose.least_urgent(
-            RunningSequences(
+            PreemptibleSequences(
+                model=np.zeros(len(running), np.int64),
                 slots=np.arange(len(running)),
                 priority=np.zeros(len(running), np.int64),
-                deadline_s=np.array([each.deadline_s for _, each in running]),
+                is_late=np.array([each.is_late(self.now_s) for _, each in running], bool),
                 arrival=np.array([each.arrival for _, each in running], np.int64),
-                num_tokens=np.array([each.num_tokens for _, each in running], np.int64),
-                num_computed=computed,
+                redo_s=computed,  # the models are alike, and so is a second for each token
+                freed_bytes=computed,
             ),
-            computed,
+            wanted_bytes=1.0,  # a step lacks few tokens
         )
         assert least_urgent is not None, "somebody runs"
-        self._preempt(*running[least_urgent.slot])
+        self._preempt(*running[least_urgent])
 
     def _preempt(self, model: SimulatedModel, request: SimulatedRequest) -> None:
         model.running.remove(request)

@@ -24,6 +24,7 @@ from engines.link.flight_recorder import FlightRecorder
 from engines.torch.engine import TorchEngine
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from memory_manager.ports import LeaseStatus
 from mooring.units import MIB
 
 __all__ = ["KINDS", "EngineDriver", "TinyModel", "engine_driver", "tiny_model"]
@@ -144,6 +145,23 @@ class EngineDriver:
         """Leases so many pages beside the null page."""
         self.revision += 1
         return self.engine.set_lease((num_pages + 1) * PAGE_BYTES, self.revision)
+
+    def shrink_to(self, num_pages: int) -> None:
+        """Leases so many pages and steps until no more are held."""
+        if self.lease_pages(num_pages) is LeaseStatus.DEFERRED:
+            self.shrink()
+        assert self.engine.stats().kv_bytes <= (num_pages + 1) * PAGE_BYTES
+
+    def shrink(self, max_steps: int = 200) -> int:
+        """Steps until the lease is applied, and asks for it after each; returns the number of steps."""
+        for number in range(1, max_steps + 1):
+            self.step()
+            if (
+                self.engine.set_lease(self.engine.stats().kv_lease_bytes, self.revision)
+                is LeaseStatus.APPLIED
+            ):
+                return number
+        raise AssertionError(f"the lease is not applied after {max_steps} steps")
 
     def submit(
         self,

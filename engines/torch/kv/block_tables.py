@@ -179,14 +179,7 @@ class BlockTables:
             num_known: [S] known tokens.
             num_after_step: [S] tokens in the cache once the step has written.
         """
-        missing = [
-            np.maximum(
-                -(-(num_after_step if group.kind == "window" else num_known) // group.block_tokens)
-                - self._num_blocks[g, slots],
-                0,
-            )
-            for g, group in enumerate(self.groups)
-        ]
+        missing = self.missing(slots, num_known, num_after_step)
         wanted = [int(counts.sum()) for counts in missing]
         if not any(wanted):
             return True
@@ -203,6 +196,19 @@ class BlockTables:
         for g, offsets in enumerate(taken):
             self._append(g, slots, missing[g], offsets)
         return True
+
+    def missing(
+        self, slots: NDArray[np.int64], num_known: NDArray[np.int64], num_after_step: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        """Blocks of each group that ``extend`` would give each of these sequences, int64 [S]."""
+        return [
+            np.maximum(
+                -(-(num_after_step if group.kind == "window" else num_known) // group.block_tokens)
+                - self._num_blocks[g, slots],
+                0,
+            )
+            for g, group in enumerate(self.groups)
+        ]
 
     def _append(
         self, g: int, slots: NDArray[np.int64], counts: NDArray[np.int64], offsets: NDArray[np.int64]
@@ -255,6 +261,18 @@ class BlockTables:
         held = self.tables[0][slots, : self._num_blocks[0].max()]
         num_shared: NDArray[np.int64] = np.isin(held, shared).sum(axis=1)
         return num_computed - num_shared * self.groups[0].block_tokens
+
+    def unshared_bytes(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Bytes of the blocks of these sequences that no other one uses, float64 [S]."""
+        num_bytes = np.zeros(len(slots))
+        for g, group in enumerate(self.groups):
+            num_blocks = self._num_blocks[g, slots] - self._num_freed[g, slots]
+            shared = self._cache.shared(self._model_id, g)
+            if len(shared):
+                held = self.tables[g][slots, : self._num_blocks[g].max()]
+                num_blocks = num_blocks - np.isin(held, shared).sum(axis=1)
+            num_bytes += num_blocks * group.block_bytes
+        return num_bytes
 
     def num_shared_tokens(self, prefix: Prefix | None = None) -> int:
         """Number of tokens in blocks that several sequences use, each counted once; of a claimed prefix, if one is

@@ -21,7 +21,15 @@ from engines.torch.model.kv_view import KVCacheView
 from mooring.errors import InternalError
 from mooring.units import format_bytes
 
-__all__ = ["CopyRates", "KVSwap", "RunningRate", "SwapSpace", "SwappedKV", "copy_is_quicker"]
+__all__ = [
+    "CopyRates",
+    "KVSwap",
+    "RunningRate",
+    "SwapSpace",
+    "SwappedKV",
+    "copy_is_quicker",
+    "seconds_to_redo",
+]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +79,29 @@ def copy_is_quicker(num_tokens: int, out_bytes: int, in_bytes: int, rates: CopyR
     return copying_s < num_tokens / rates.prefill_tokens_per_s
 
 
+def seconds_to_redo(
+    num_tokens: NDArray[np.int64],
+    num_bytes: NDArray[np.float64],
+    tokens_per_s: float,
+    rates: CopyRates,
+    room_bytes: int,
+) -> NDArray[np.float64]:
+    """Seconds until sequences have again what they lose by a preemption, float64 [S]: of computing it, or of copying
+    it where that is quicker.
+
+    Args:
+        num_tokens: int64 [S], computed ones that each loses.
+        num_bytes: float64 [S], their KV.
+        tokens_per_s: computed by this model.
+        room_bytes: host memory for copies.
+    """
+    computing_s = num_tokens / tokens_per_s
+    if rates.prefill_tokens_per_s is None:
+        return computing_s
+    copying_s = num_bytes * (1 / rates.out_bytes_per_s + 1 / rates.in_bytes_per_s)
+    return np.where(num_bytes <= room_bytes, np.minimum(computing_s, copying_s), computing_s)
+
+
 @dataclass(slots=True, eq=False)
 class SwappedKV:
     """The computed blocks of one sequence in host memory.
@@ -117,7 +148,7 @@ class SwapSpace:
     def buffer(self, num_bytes: int) -> Tensor | None:
         """uint8 [num_bytes], or None if there is no room for it, or the system has no more. ``give_back`` ends
         its use."""
-        if num_bytes > self.num_bytes - self.used_bytes:
+        if num_bytes > self.room_bytes:
             return None
         try:
             if self.stream is not None:
@@ -129,6 +160,10 @@ class SwapSpace:
             return None
         self.used_bytes += num_bytes
         return buffer
+
+    @property
+    def room_bytes(self) -> int:
+        return self.num_bytes - self.used_bytes
 
     def give_back(self, num_bytes: int) -> None:
         if num_bytes > self.used_bytes:
@@ -148,6 +183,10 @@ class KVSwap:
         kv: the model's view of the pool.
         space: of the worker.
         clock: seconds, monotonic.
+
+    Attributes:
+        prefill_rate: of the model's steps that are mostly prefill, in tokens.
+        step_rate: of all its steps.
     """
 
     def __init__(
@@ -158,6 +197,7 @@ class KVSwap:
         self._clock = clock
         self._copies: set[SwappedKV] = set()
         self.prefill_rate = RunningRate()
+        self.step_rate = RunningRate()
 
     @property
     def kv_dtype(self) -> str:
@@ -178,6 +218,16 @@ class KVSwap:
     def is_worth_copying_in(self, num_tokens: int, gaps: Sequence[NDArray[np.int64]]) -> bool:
         """Whether to fill these gaps from the host copy rather than to compute so many tokens."""
         return copy_is_quicker(num_tokens, 0, self.bytes_of(gaps), self._rates())
+
+    def seconds_to_redo(
+        self, num_tokens: NDArray[np.int64], num_bytes: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Seconds that it takes to have so many tokens' KV again, of so many bytes; all [S]. By steps of any kind
+        while none of prefill was measured; and without a step there is nothing to redo."""
+        tokens_per_s = self.prefill_rate.per_s or self.step_rate.per_s
+        if tokens_per_s is None:
+            return np.zeros(len(num_tokens))
+        return seconds_to_redo(num_tokens, num_bytes, tokens_per_s, self._rates(), self._space.room_bytes)
 
     def copy_out(self, blocks: Prefix) -> SwappedKV | None:
         """Copies blocks, which may be given to others at once; None if there is no host memory for them."""
@@ -221,8 +271,9 @@ class KVSwap:
                 swapped.contents[-1].copy_(contents, non_blocking=True)
             end.record(stream)
         # These blocks are others' now, and if the lease shrinks their pages are unmapped: not before they were
-        # gathered. The long copy runs beside the next step.
-        begin.synchronize()
+        # gathered, for which the steps' stream waits, and so do the fences on it. The long copy runs beside the next
+        # step.
+        torch.cuda.current_stream(device).wait_event(begin)
         swapped.copied = (begin, end)
 
     def copy_in(self, swapped: SwappedKV, prefix: Prefix) -> None:

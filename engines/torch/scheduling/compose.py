@@ -10,7 +10,7 @@ tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 __all__ = [
     "AdmissionOrder",
     "FirstChunk",
-    "Preemptible",
+    "PreemptibleSequences",
     "RunningSequences",
     "StepPlan",
     "Turn",
@@ -27,11 +27,11 @@ __all__ = [
     "choose_chunks",
     "cut_at_block_end",
     "first_chunks",
+    "is_earliest_of_its_priority",
     "is_open_to_new",
     "least_urgent",
     "may_admit_more",
     "order_of_turns",
-    "preemption_order",
     "with_admitted",
 ]
 
@@ -119,19 +119,40 @@ class FirstChunk(NamedTuple):
     margin_blocks: int
 
 
-class Preemptible(NamedTuple):
-    """The sequence of a model that is preempted before the model's others.
+@dataclass(frozen=True, slots=True)
+class PreemptibleSequences:
+    """Sequences that hold KV, of one model or of several, as columns [S].
 
     Attributes:
-        is_only: no other sequence of the model runs.
-        num_lost_tokens: tokens that it would compute again.
+        model: int64, number of the model of each.
+        slots: int64, of its model's table.
+        priority: int64, higher is more urgent.
+        is_late: bool, its first token came, or can only come, after its deadline.
+        arrival: int64, order of submission in the worker; no two are equal.
+        redo_s: float64, seconds to have again what it would lose.
+        freed_bytes: float64, KV that nobody else uses.
     """
 
-    slot: int
-    is_only: bool
-    priority: int
-    num_lost_tokens: int
-    arrival: int
+    model: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    priority: NDArray[np.int64]
+    is_late: NDArray[np.bool_]
+    arrival: NDArray[np.int64]
+    redo_s: NDArray[np.float64]
+    freed_bytes: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @classmethod
+    def joined(cls, models: Sequence[PreemptibleSequences]) -> PreemptibleSequences:
+        """The sequences of these models, each with the model's place here as its number."""
+        numbers = [np.full(len(each), number, np.int64) for number, each in enumerate(models)]
+        columns = [column.name for column in fields(cls) if column.name != "model"]
+        return cls(
+            np.concatenate(numbers),
+            *(np.concatenate([getattr(each, name) for each in models]) for name in columns),
+        )
 
 
 def order_of_turns(turns: Sequence[Turn], max_turns_waited: int) -> list[str]:
@@ -181,35 +202,44 @@ def cut_at_block_end(plan: StepPlan, num_computed: int, block_tokens: int) -> St
     )
 
 
-def least_urgent(running: RunningSequences, num_lost_tokens: NDArray[np.int64]) -> Preemptible | None:
-    """Chooses the sequence to be preempted first: of the lowest priority the one that is cheapest to compute
-    again; among equals the latest arrival. None if nothing runs.
+def least_urgent(sequences: PreemptibleSequences, wanted_bytes: float) -> int | None:
+    """Chooses the sequence to be preempted first; None if there is none.
 
-    The earliest arrival of a priority is spared as long as others run with it. Whoever waits longest would
-    otherwise be preempted again and again while it is still cheap, and might never end; so it always does.
+    Of the lowest priority it is a late one, before those in time; of these the one that is had again soonest for each
+    byte that is of use; among equals the latest arrival. Seconds are the same for a large model as for a small one,
+    whose tokens are not.
+
+    The earliest arrival of a priority is spared as long as there are others with it. Whoever waits longest would
+    otherwise be preempted again and again while it is still cheap, and might never end. A model's only sequence goes
+    after all that have neighbours: it is the one that the model's guarantee is meant for. Last of all goes the
+    earliest arrival of the highest priority; so there is always one that ends.
 
     Args:
-        num_lost_tokens: int64 [S], computed tokens that nobody else keeps.
+        wanted_bytes: more than this, a sequence frees in vain.
+
+    Returns:
+        A row.
     """
-    if not len(running):
+    if not len(sequences):
         return None
-    rows = np.flatnonzero(running.priority == running.priority.min())
-    if len(rows) > 1:
-        rows = np.delete(rows, running.arrival[rows].argmin())
-    row = rows[np.lexsort((-running.arrival[rows], num_lost_tokens[rows]))[0]]
-    return Preemptible(
-        slot=int(running.slots[row]),
-        is_only=len(running) == 1,
-        priority=int(running.priority[row]),
-        num_lost_tokens=int(num_lost_tokens[row]),
-        arrival=int(running.arrival[row]),
-    )
+    is_earliest = is_earliest_of_its_priority(sequences.priority, sequences.arrival)
+    is_last = is_earliest & (sequences.priority == sequences.priority.max())
+    _, model, num_of_model = np.unique(sequences.model, return_inverse=True, return_counts=True)
+    is_only = num_of_model[model] == 1
+    useful_bytes = np.minimum(sequences.freed_bytes, wanted_bytes)
+    seconds_per_byte = np.full(len(sequences), np.inf)
+    np.divide(sequences.redo_s, useful_bytes, out=seconds_per_byte, where=useful_bytes > 0)
+    keys = (-sequences.arrival, seconds_per_byte, ~sequences.is_late, is_earliest, sequences.priority)
+    return int(np.lexsort((*keys, is_only, is_last))[0])
 
 
-def preemption_order(candidate: Preemptible) -> tuple[bool, int, int, int]:
-    """Sorts the candidates of several models; the least is preempted first. A model's only sequence goes last: it
-    is the one that the guarantee is meant for."""
-    return (candidate.is_only, candidate.priority, candidate.num_lost_tokens, -candidate.arrival)
+def is_earliest_of_its_priority(priority: NDArray[np.int64], arrival: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these sequences came first of those of its priority, bool [S]. Both are int64 [S]."""
+    by_priority = np.lexsort((arrival, priority))
+    _, first = np.unique(priority[by_priority], return_index=True)
+    is_earliest = np.zeros(len(arrival), np.bool_)
+    is_earliest[by_priority[first]] = True
+    return is_earliest
 
 
 def admission_order(

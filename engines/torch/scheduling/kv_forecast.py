@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.torch.scheduling.compose import is_earliest_of_its_priority
+
 __all__ = [
     "UNMEASURED_OUTPUT_TOKENS",
     "KVDemand",
@@ -164,18 +166,11 @@ def making_way(
         return order if is_enough(0) else None
     order = np.flatnonzero(running.may_go & (running.priority <= newcomer.priority[0]))
     if len(order):
-        order = order[~np.isin(running.arrival[order], _earliest_arrivals(running))]
+        order = order[~is_earliest_of_its_priority(running.priority, running.arrival)[order]]
         keys = (-running.arrival[order], running.num_lost_tokens[order], running.priority[order])
         order = order[np.lexsort(keys)]
     num = bisect_left(range(len(order) + 1), True, key=is_enough)
     return order[:num] if num <= len(order) else None
-
-
-def _earliest_arrivals(running: KVDemand) -> NDArray[np.int64]:
-    """The earliest arrival of each priority."""
-    by_priority = np.lexsort((running.arrival, running.priority))
-    _, first = np.unique(running.priority[by_priority], return_index=True)
-    return running.arrival[by_priority[first]]
 
 
 def is_turn_of_late(num_since_late: int) -> bool:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import BlockKeys, Prefix, root_key
 from engines.torch.kv.swap import KVSwap, SwappedKV
+from engines.torch.scheduling.compose import PreemptibleSequences
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.waiting import PendingSequence
 
@@ -84,6 +85,21 @@ class Resumption:
         blocks = self._blocks.computed_blocks(slot, num_computed)
         return self._swap.copy_out(blocks) if self._swap.is_worth_copying_out(blocks) else None
 
+    def preemptible(self) -> PreemptibleSequences:
+        """The running sequences, with what a preemption of each would cost and free."""
+        table, slots = self._table, self._table.active_slots()
+        num_lost = self._blocks.num_unshared_tokens(slots, table.num_computed[slots])
+        freed_bytes = self._blocks.unshared_bytes(slots)
+        return PreemptibleSequences(
+            model=np.zeros(len(slots), np.int64),
+            slots=slots,
+            priority=table.priority[slots],
+            is_late=table.is_late[slots],
+            arrival=table.arrival[slots],
+            redo_s=self._swap.seconds_to_redo(num_lost, freed_bytes),
+            freed_bytes=freed_bytes,
+        )
+
     def forget(self, pending: PendingSequence) -> None:
         """Gives the host memory of a sequence back."""
         if pending.swapped is not None:
@@ -96,5 +112,6 @@ class Resumption:
 
     def note_step(self, num_tokens: int, num_decodes: int, seconds: float) -> None:
         """Notes how long a step took. Mostly prefill, it tells how quickly this model computes prompts."""
+        self._swap.step_rate.add(num_tokens, seconds)
         if num_tokens >= 2 * num_decodes + _LEAST_PREFILL_TOKENS:
             self._swap.prefill_rate.add(num_tokens, seconds)

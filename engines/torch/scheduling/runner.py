@@ -27,7 +27,7 @@ from engines.torch.sampling.logprobs import score_tokens
 from engines.torch.sampling.sampler import Sampled, Sampler
 from engines.torch.scheduling.batch_builder import BuiltBatch, ScoredTokens, build_batch
 from engines.torch.scheduling.books import FirstTokens, PenaltyRows, SequenceBook
-from engines.torch.scheduling.compose import Preemptible, StepPlan
+from engines.torch.scheduling.compose import PreemptibleSequences, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.output import collect_output
@@ -144,6 +144,7 @@ class SequenceRunner:
             demand=self._demand,
             shared=shared,
             sharer=self,
+            preemptible=self._resumption.preemptible,
             find=self._resumption.find,
             admit=self._admit,
             preempt=self.preempt,
@@ -288,9 +289,9 @@ class SequenceRunner:
         output.finished.extend(self.take_ended())
         return output
 
-    def preemptible(self) -> Preemptible | None:
-        """The running sequence to be preempted first; None if none runs."""
-        return self._scheduler.preemptible()
+    def preemptible(self) -> PreemptibleSequences:
+        """The running sequences, with what a preemption of each would cost and free."""
+        return self._resumption.preemptible()
 
     def preempt(self, slot: int) -> None:
         """Frees a running sequence's blocks and puts it back into the queue with all its tokens."""

@@ -4,7 +4,9 @@ A step is planned in this order; ``compose`` chooses each time, and here blocks 
 
 1. every running decode, one token each;
 2. chunks of the running prefills in what the budget leaves, the most urgent first;
-3. blocks for both; if there is no room, the least urgent sequence is preempted and 1 is done again;
+3. blocks for both; if there is no room, the least urgent sequence is preempted and 1 is done again. While the lease
+   shrinks, whoever needs a block sits the step out instead, and nobody is admitted: whose blocks go is decided for
+   all models together (``engines.torch.shrinking``), and soon done;
 4. new sequences from the queue, as long as budget, slots and blocks last, and the worker's sequences are not
    expected to need more KV at any time than there is. One that is in time takes the place of late ones, of any
    model, if that is enough; and of eight admissions one goes to the late one that has waited for longest. One that
@@ -21,11 +23,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.scheduling import compose
-from engines.torch.scheduling.compose import StepPlan
+from engines.torch.scheduling.compose import PreemptibleSequences, StepPlan
 from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.kv_forecast import KVDemand, kept_until_tokens
 from engines.torch.scheduling.sequences import SequenceTable
@@ -82,6 +85,7 @@ class Scheduler:
         demand: what its sequences are expected to need.
         shared: KV of the worker.
         sharer: the model, as the worker's others know it.
+        preemptible: the running sequences, with what a preemption of each would cost and free.
         find: finds, and claims, what of a waiting sequence need not be computed.
         admit: gives a sequence of the queue a slot of the table, and what was found for it; returns
             the slot.
@@ -100,6 +104,7 @@ class Scheduler:
         demand: ModelDemand,
         shared: SharedKV,
         sharer: Sharer,
+        preemptible: Callable[[], PreemptibleSequences],
         find: Callable[[PendingSequence], Prefix],
         admit: Callable[[PendingSequence, Prefix], int],
         preempt: Callable[[int], None],
@@ -112,6 +117,7 @@ class Scheduler:
         self._demand = demand
         self._shared = shared
         self._sharer = sharer
+        self._preemptible = preemptible
         self._find = find
         self._admit = admit
         self._preempt = preempt
@@ -133,16 +139,19 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Plans the next step and takes its blocks; None if nothing can run now."""
-        plan, was_preempted = self._take_running()
-        if compose.is_open_to_new(plan, was_preempted):
-            plan = self._take_waiting(plan)
+        if self._shared.is_shrinking:
+            plan = self._going_on()
+        else:
+            plan, was_preempted = self._take_running()
+            if compose.is_open_to_new(plan, was_preempted):
+                plan = self._take_waiting(plan)
         return plan if len(plan) else None
 
-    def preemptible(self) -> compose.Preemptible | None:
-        """The sequence to be preempted first; None if none runs."""
-        running = self._table.running()
-        lost = self._blocks.num_unshared_tokens(running.slots, running.num_computed)
-        return compose.least_urgent(running, lost)
+    def _going_on(self) -> StepPlan:
+        """Plans those that run and need no more blocks."""
+        plan = compose.choose_chunks(self._table.running(), self._max_tokens)
+        num_missing = np.sum(self._missing(plan), axis=0)
+        return plan.without(plan.slots[num_missing > 0].tolist())
 
     def _take_running(self) -> tuple[StepPlan, bool]:
         """Plans what runs, with blocks; and whether a sequence was preempted for it."""
@@ -159,14 +168,24 @@ class Scheduler:
                     return shorter, was_preempted
                 if self._ended_for_good(int(plan.slots[0])):
                     continue
-            least_urgent = self.preemptible()
+            candidates = self._preemptible()
+            least_urgent = compose.least_urgent(candidates, self._missing_bytes(plan))
             assert least_urgent is not None, "an empty plan always has its blocks"
             was_preempted = True
-            self._preempt(least_urgent.slot)
+            self._preempt(int(candidates.slots[least_urgent]))
 
     def _extend(self, plan: StepPlan) -> bool:
         computed = self._table.num_computed[plan.slots]
         return self._blocks.extend(plan.slots, self._table.num_tokens[plan.slots], computed + plan.num_new)
+
+    def _missing(self, plan: StepPlan) -> list[NDArray[np.int64]]:
+        """Blocks of each group that each sequence of a plan lacks, int64 [S]."""
+        computed = self._table.num_computed[plan.slots]
+        return self._blocks.missing(plan.slots, self._table.num_tokens[plan.slots], computed + plan.num_new)
+
+    def _missing_bytes(self, plan: StepPlan) -> float:
+        pairs = zip(self._missing(plan), self._blocks.groups, strict=True)
+        return float(sum(int(counts.sum()) * group.block_bytes for counts, group in pairs))
 
     def _take_waiting(self, plan: StepPlan) -> StepPlan:
         budget = self._max_tokens - plan.num_new_tokens

@@ -80,6 +80,12 @@ class SharedKV:
         lease changed, or a model came or went. That others go on lets nobody in."""
         return self._num_changes, self._pool.limit_bytes, len(list(self._sharers()))
 
+    @property
+    def is_shrinking(self) -> bool:
+        """Whether the worker has more KV in use than its lease. Then nobody may have a block in a page that is not
+        its model's already, and what others give up is for nobody."""
+        return self._pool.pages_to_empty > 0
+
     def note_change(self) -> None:
         self._num_changes += 1
 

@@ -11,7 +11,6 @@ from support.torch_engines import EngineDriver, engine_driver, tiny_model
 from engines.api import FinishReason
 from engines.torch.kv.swap import CopyRates, SwapSpace
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.ports import LeaseStatus
 from memory_manager.stats import ReplicaStats
 
 pytestmark = pytest.mark.integration
@@ -185,7 +184,7 @@ def test_a_smaller_lease_takes_stored_blocks_then_parked_ones_then_those_that_ru
             nonlocal lease
             while not is_reached():
                 lease -= 1
-                assert driver.lease_pages(lease) is LeaseStatus.APPLIED
+                driver.shrink_to(lease)
                 driver.engine.check_integrity()
 
         shrink_until(lambda: replica(driver).preemptions_total > 0)
@@ -238,7 +237,7 @@ def test_books_that_fail_while_a_model_sleeps_begin_anew_asleep(monkeypatch: pyt
             raise RuntimeError("the books are torn")
 
         monkeypatch.setattr(runner, "preempt", fail)
-        assert driver.lease_pages(0) is LeaseStatus.APPLIED
+        driver.shrink_to(0)
         driver.engine.check_integrity()
         driver.step()
         assert {end.error_code for end in driver.finished.values()} == {"internal_error"}

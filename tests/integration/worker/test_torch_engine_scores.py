@@ -62,7 +62,7 @@ def test_a_prompt_preempted_in_its_middle_is_scored_once() -> None:
         for num_steps in (3, 2, 12, 3):
             for _ in range(num_steps):
                 driver.step()
-            driver.lease_pages(0)
+            driver.shrink_to(0)
             driver.lease_pages(16)
         assert driver.preemptions() == 4
         assert driver.tokens[1], "the last preemptions came after the first token"
@@ -144,7 +144,7 @@ def test_bad_words_hold_over_preemption_and_a_workers_death() -> None:
         draw(driver, 3, word)
         for _ in range(4):
             driver.step()
-        driver.lease_pages(0)
+        driver.shrink_to(0)
         driver.lease_pages(16)
         draw(driver, 4, word, num_output=4)
         driver.run()

@@ -124,7 +124,7 @@ def test_a_preemption_that_breaks_ends_sequences_of_its_model_alone(path: str) -
             )
         while not all(driver.tokens[i] for i in prompts):
             driver.step()
-        driver.lease_pages(0)
+        driver.shrink_to(0)
         assert has_broken()
         driver.engine.check_integrity()
         driver.lease_pages(8)

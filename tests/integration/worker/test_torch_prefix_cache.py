@@ -10,7 +10,6 @@ from support.torch_engines import EngineDriver, engine_driver, tiny_model
 from engines.torch.kv.swap import CopyRates, SwapSpace
 from memory_manager.kv.block_store import BlockStore
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.ports import LeaseStatus
 
 BLOCK = 16
 
@@ -226,7 +225,7 @@ def test_a_smaller_lease_takes_idle_blocks_and_no_sequence() -> None:
         driver.step()
         held = replica(driver).kv_bytes // PAGE_BYTES
         assert held > 3
-        assert driver.lease_pages(3) is LeaseStatus.APPLIED
+        driver.shrink_to(3)
         assert driver.engine.stats().kv_bytes <= 4 * PAGE_BYTES
         driver.run()
         assert driver.preemptions() == 0
@@ -252,7 +251,7 @@ def preempted(driver: EngineDriver, *, scope: bytes | None = b"") -> list[int]:
     driver.submit(0, prompt_of(150), max_tokens=20, cache_scope=scope)
     for _ in range(8):
         driver.step()
-    assert driver.lease_pages(0) is LeaseStatus.APPLIED
+    driver.shrink_to(0)
     assert driver.engine.stats().kv_bytes == PAGE_BYTES
     driver.step()
     driver.lease_pages(16)
@@ -290,7 +289,7 @@ def test_swapped_kv_is_given_back_when_its_sequence_ends_waiting(monkeypatch: py
             driver.submit(sequence_id, prompt_of(60, seed=sequence_id))
         for _ in range(4):
             driver.step()
-        driver.lease_pages(0)
+        driver.shrink_to(0)
         assert driver.engine.stats().kv_swapped_bytes > 0
         driver.engine.cancel([0])
         driver.engine.check_integrity()

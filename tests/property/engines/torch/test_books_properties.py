@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.bare_runner import VOCAB_SIZE, runner_without_a_model, step
 
 from engines.api import FinishReason, SamplingParams, SequenceRequest
+from engines.torch.scheduling.compose import least_urgent
 from engines.torch.scheduling.runner import SequenceRunner
 from mooring.errors import ModelUnavailableError
 
@@ -61,9 +62,10 @@ class _Sequences:
         self.end(self.runner.take_ended())
 
     def preempt(self) -> None:
-        chosen = self.runner.preemptible()
-        if chosen is not None:
-            self.runner.preempt(chosen.slot)
+        sequences = self.runner.preemptible()
+        row = least_urgent(sequences, 1.0)
+        if row is not None:
+            self.runner.preempt(int(sequences.slots[row]))
 
     def drain(self) -> None:
         self.end(self.runner.drain(ModelUnavailableError("it sleeps")))

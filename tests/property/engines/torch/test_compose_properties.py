@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.torch.scheduling.compose import (
-    Preemptible,
+    PreemptibleSequences,
     RunningSequences,
     Turn,
     admission_order,
@@ -24,7 +24,6 @@ from engines.torch.scheduling.compose import (
     first_chunks,
     least_urgent,
     order_of_turns,
-    preemption_order,
     with_admitted,
 )
 
@@ -94,60 +93,92 @@ def test_every_decode_computes_and_prefills_share_what_is_left_by_their_order(
     assert plan.num_new_tokens == min(max_tokens, sum(row["remaining"] for row in rows))
 
 
-@given(sequences(min_size=1), st.data())
-def test_preempted_is_the_cheapest_of_the_lowest_priority_and_never_its_earliest_arrival(
-    running: RunningSequences, data: st.DataObject
-) -> None:
-    lost = column([data.draw(st.integers(0, each)) for each in running.num_computed.tolist()])
-    chosen = least_urgent(running, lost)
-    assert chosen is not None
-    rows = [row | {"lost": each} for row, each in zip(rows_of(running), lost.tolist(), strict=True)]
-    lowest = [row for row in rows if row["priority"] == min(row["priority"] for row in rows)]
-    earliest = min(lowest, key=lambda row: row["arrival"])
-    may_go = [row for row in lowest if row is not earliest] or lowest
-    expected = min(may_go, key=lambda row: (row["lost"], -row["arrival"]))
-    assert chosen == Preemptible(
-        expected["slot"], len(rows) == 1, expected["priority"], expected["lost"], expected["arrival"]
+seconds = st.sampled_from([0.0, 0.5, 1.0, 2.0])
+sizes = st.sampled_from([0.0, 1.0, 2.0, 4.0])
+
+
+@st.composite
+def preemptibles(draw: Callable[..., Any], min_size: int = 1) -> PreemptibleSequences:
+    num = draw(st.integers(min_size, MAX_SEQUENCES))
+
+    def draws(each: st.SearchStrategy[Any], dtype: type = np.int64) -> NDArray[Any]:
+        return column(draw(st.lists(each, min_size=num, max_size=num)), dtype)
+
+    return PreemptibleSequences(
+        model=draws(st.integers(0, 3)),
+        slots=draws(st.integers(0, 9)),
+        priority=draws(priorities),
+        is_late=draws(st.booleans(), np.bool_),
+        arrival=column(draw(st.permutations(range(100, 100 + num)))),
+        redo_s=draws(seconds, np.float64),
+        freed_bytes=draws(sizes, np.float64),
     )
-    assert len(lowest) == 1 or chosen.slot != earliest["slot"]
 
 
-@given(sequences(min_size=1))
-def test_preempting_one_after_the_other_ends_with_the_earliest_of_the_highest_priority(
-    running: RunningSequences,
+def without(sequences: PreemptibleSequences, row: int) -> PreemptibleSequences:
+    names = PreemptibleSequences.__slots__
+    return PreemptibleSequences(*(np.delete(getattr(sequences, name), row) for name in names))
+
+
+@given(preemptibles(), sizes)
+def test_preempted_first_is_who_is_had_again_soonest_of_those_that_may_go(
+    sequences: PreemptibleSequences, wanted_bytes: float
 ) -> None:
-    rows = rows_of(running)
-    top = [row for row in rows if row["priority"] == max(row["priority"] for row in rows)]
-    while len(running) > 1:
-        chosen = least_urgent(running, running.num_computed)
+    chosen = least_urgent(sequences, wanted_bytes)
+    assert chosen is not None
+    rows = [
+        {name: getattr(sequences, name)[row] for name in PreemptibleSequences.__slots__}
+        for row in range(len(sequences))
+    ]
+    first = rows[chosen]
+    last = min(rows, key=lambda row: (-row["priority"], row["arrival"]))
+    rivals = [row for row in rows if row is not last] or rows
+    models = [row["model"] for row in rows]
+    assert first in rivals
+    neighbours = [row for row in rivals if models.count(row["model"]) > 1]
+    rivals = neighbours or rivals
+    assert first in rivals
+    rivals = [row for row in rivals if row["priority"] == min(row["priority"] for row in rivals)]
+    earliest = min(row["arrival"] for row in rows if row["priority"] == rivals[0]["priority"])
+    rivals = [row for row in rivals if row["arrival"] != earliest] or rivals
+    rivals = [row for row in rivals if row["is_late"]] or rivals
+
+    def cost(row: dict[str, Any]) -> float:
+        useful_bytes = min(row["freed_bytes"], wanted_bytes)
+        return row["redo_s"] / useful_bytes if useful_bytes else math.inf
+
+    expected = min(rivals, key=lambda row: (cost(row), -row["arrival"]))
+    assert first["arrival"] == expected["arrival"]
+
+
+@given(preemptibles(), sizes)
+def test_preempting_one_after_the_other_ends_with_the_earliest_of_the_highest_priority(
+    sequences: PreemptibleSequences, wanted_bytes: float
+) -> None:
+    top = sequences.arrival[sequences.priority == sequences.priority.max()].min()
+    while len(sequences) > 1:
+        chosen = least_urgent(sequences, wanted_bytes)
         assert chosen is not None
-        assert not chosen.is_only
-        stays = running.slots != chosen.slot
-        running = RunningSequences(*(getattr(running, name)[stays] for name in RunningSequences.__slots__))
-    assert running.slots[0] == min(top, key=lambda row: row["arrival"])["slot"]
+        sequences = without(sequences, chosen)
+    assert sequences.arrival[0] == top
+
+
+@given(st.lists(preemptibles(min_size=0), min_size=1, max_size=3))
+def test_joined_models_keep_their_columns_and_are_numbered(models: list[PreemptibleSequences]) -> None:
+    joined = PreemptibleSequences.joined(models)
+    assert len(joined) == sum(len(each) for each in models)
+    for number, each in enumerate(models):
+        rows = joined.model == number
+        for name in PreemptibleSequences.__slots__[1:]:
+            assert (getattr(joined, name)[rows] == getattr(each, name)).all()
 
 
 def test_with_nothing_running_nothing_is_preempted_or_computed() -> None:
+    nobody = PreemptibleSequences(*(column([]) for _ in PreemptibleSequences.__slots__))
+    assert least_urgent(nobody, 1.0) is None
     none = column([])
     running = RunningSequences(none, none, column([], np.float64), none, none, none)
-    assert least_urgent(running, none) is None
     assert len(choose_chunks(running, 8)) == 0
-
-
-candidates = st.builds(
-    Preemptible, st.integers(0, 9), st.booleans(), priorities, st.integers(0, 9), st.integers(0, 99)
-)
-
-
-@given(st.lists(candidates, min_size=1, unique_by=lambda each: each.arrival))
-def test_a_models_only_sequence_goes_after_all_that_have_neighbours(models: list[Preemptible]) -> None:
-    first = min(models, key=preemption_order)
-    assert not first.is_only or all(each.is_only for each in models)
-    rivals = [each for each in models if each.is_only == first.is_only]
-    assert first.priority == min(each.priority for each in rivals)
-    lowest = [each for each in rivals if each.priority == first.priority]
-    assert first.num_lost_tokens == min(each.num_lost_tokens for each in lowest)
-    assert first.arrival == max(e.arrival for e in lowest if e.num_lost_tokens == first.num_lost_tokens)
 
 
 waiting = st.tuples(priorities, st.booleans(), st.booleans(), deadlines, st.integers(0, 99))

@@ -1,14 +1,20 @@
-"""Random submissions, cancels, leases, sleeps and wakes: the books balance, no output changes and none is lost."""
+"""Random submissions, cancels, leases, sleeps and wakes: the books balance, no output changes and none is lost.
+
+A smaller lease is applied in the smallest pieces; whatever comes between them, no more KV is held than before it or
+than it allows, and in the end no more than it allows.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import count
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
 from engines.api import FinishReason
+from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
 
 REPLICAS = {"llama": ("llama", 0), "qwen2": ("qwen2", 0)}
@@ -31,6 +37,7 @@ class _Traffic:
 
     def __init__(self, driver: EngineDriver) -> None:
         self.driver = driver
+        self._most_bytes = driver.engine.stats().kv_lease_bytes
         self.submitted: dict[int, tuple[str, int, int]] = {}
         self.weights_bytes = {
             replica_id: driver.load(tiny_model(*model), replica_id, max_model_len=128)
@@ -40,7 +47,7 @@ class _Traffic:
     def act(self, action: tuple) -> None:  # type: ignore[type-arg]
         kind, *args = action
         getattr(self, kind)(*args)
-        self.driver.engine.check_integrity()
+        self.check()
 
     def submit(self, replica_id: str, prompt: int, priority: int) -> None:
         sequence_id = len(self.submitted)
@@ -63,8 +70,27 @@ class _Traffic:
         self.driver.engine.cancel([sequence_id])
 
     def lease(self, num_pages: int) -> None:
-        assert self.driver.lease_pages(num_pages) is LeaseStatus.APPLIED
-        assert self.driver.engine.stats().kv_bytes <= (num_pages + 1) * 2**21
+        before = self._kv_bytes()
+        status = self.driver.lease_pages(num_pages)
+        self._most_bytes = max(before, (num_pages + 1) * PAGE_BYTES)
+        assert (status is LeaseStatus.DEFERRED) == (self._kv_bytes() > (num_pages + 1) * PAGE_BYTES)
+
+    def keep_lease(self) -> None:
+        """Steps until the lease is applied."""
+        lease_bytes = self.driver.engine.stats().kv_lease_bytes
+        if self._kv_bytes() > lease_bytes:
+            assert self.driver.shrink() <= 100
+        assert self._kv_bytes() <= lease_bytes
+
+    def check(self) -> None:
+        """No more is held than when the lease was told, and what was given up does not come back."""
+        self.driver.engine.check_integrity()
+        kv_bytes = self._kv_bytes()
+        assert kv_bytes <= self._most_bytes
+        self._most_bytes = max(kv_bytes, self.driver.engine.stats().kv_lease_bytes)
+
+    def _kv_bytes(self) -> int:
+        return self.driver.engine.stats().kv_bytes
 
     def sleep(self, replica_id: str) -> None:
         self.driver.engine.sleep(replica_id)
@@ -75,6 +101,7 @@ class _Traffic:
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.driver.step()
+            self.check()
 
 
 @lru_cache
@@ -91,8 +118,10 @@ def alone(replica_id: str, prompt: int) -> list[int]:
 def test_traffic_changes_no_output_and_leaks_nothing(script: list[tuple]) -> None:  # type: ignore[type-arg]
     with engine_driver(lease_pages=4, max_running_sequences=6, max_tokens_per_step=24) as driver:
         traffic = _Traffic(driver)
+        driver.engine._shrinking._clock = count().__next__  # a turn is the least that it can be
         for action in script:
             traffic.act(action)
+        traffic.keep_lease()
         traffic.lease(6)
         for replica_id in REPLICAS:
             traffic.wake(replica_id)

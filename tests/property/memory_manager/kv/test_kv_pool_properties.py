@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -23,20 +25,49 @@ CAPS = {"small": None, "odd": 6, "whole": None}
 models = st.sampled_from(sorted(GROUPS))
 
 
+class _Fence:
+    """Passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.num_marked = self.num_passed = 0
+
+    def mark(self) -> Callable[[], bool]:
+        self.num_marked += 1
+        number = self.num_marked
+        return lambda: self.num_passed >= number
+
+
 class PoolTraffic(RuleBasedStateMachine):
     @initialize()
     def build(self) -> None:
         self.arena = HostArena(NUM_PAGES * PAGE, stock_limit_bytes=NUM_PAGES * PAGE)
         self.pool = KVPool(self.arena, NUM_PAGES * PAGE)
         self.held: dict[tuple[str, int], list[int]] = {}
-        self.limit = 1
+        self.limit = self.most = 1
+        self.fence = _Fence()
+        self.pool.leave_behind(self.fence)
 
     @rule(num_pages=st.integers(0, NUM_PAGES + 2))
     def set_limit(self, num_pages: int) -> None:
-        within = self.pool.set_limit(num_pages * PAGE)
+        before = self.pool.committed_bytes
+        self.pool.set_limit(num_pages * PAGE)
+        assert self.pool.committed_bytes == max(before, PAGE)
         self.limit = min(max(1, num_pages), NUM_PAGES)
-        assert within == (self.pool.committed_bytes <= self.limit * PAGE)
-        assert self.pool.pages_over_limit == max(0, 1 + sum(self._pages_held().values()) - self.limit)
+        assert self.pool.pages_over_limit == max(0, self.pool.committed_bytes // PAGE - self.limit)
+        assert self.pool.pages_to_empty == max(0, 1 + sum(self._pages_held().values()) - self.limit)
+
+    @rule()
+    def pass_the_fence(self) -> None:
+        self.fence.num_passed = self.fence.num_marked
+
+    @rule(most_pages=st.integers(1, 3))
+    def let_leave(self, most_pages: int) -> None:
+        has_passed = self.fence.num_passed == self.fence.num_marked
+        num_leaving = self.pool.pages_over_limit - self.pool.pages_to_empty
+        num_left = self.pool.let_leave(most_pages)
+        assert num_left <= min(most_pages, num_leaving)
+        if has_passed:
+            assert num_left == min(most_pages, num_leaving)
 
     @precondition(lambda self: len(self._loaded()) < len(GROUPS))
     @rule(model=models)
@@ -102,7 +133,8 @@ class PoolTraffic(RuleBasedStateMachine):
         self.pool.check_integrity()
         assert self.pool.committed_bytes == self.arena.committed_bytes
         pages = self._pages_held()
-        assert self.pool.committed_bytes <= max(self.limit, 1 + sum(pages.values())) * PAGE
+        self.most = max(self.limit, min(self.most, self.pool.committed_bytes // PAGE))
+        assert self.pool.committed_bytes <= self.most * PAGE, "the lease is kept, or what was over it leaves"
         for model in self._loaded():
             held_bytes, live_bytes, _ = self.pool.usage(model)
             assert held_bytes == pages[model] * PAGE  # a page is held exactly while a block in it lives

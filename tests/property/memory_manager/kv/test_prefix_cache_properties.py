@@ -158,10 +158,12 @@ class CacheTraffic(RuleBasedStateMachine):
 
     @rule(num_pages=st.integers(1, NUM_PAGES))
     def set_limit(self, num_pages: int) -> None:
-        within = self.pool.set_limit(num_pages * PAGE)
+        self.pool.set_limit(num_pages * PAGE)
         live = {model: self.pool.usage(model).live_bytes for model in self._loaded()}
-        while not within and self.cache.shrink():
-            within = self.pool.pages_over_limit == 0
+        while self.pool.pages_to_empty and self.cache.shrink(2):
+            self.pool.check_integrity()
+        self.pool.let_leave(NUM_PAGES)
+        within = self.pool.pages_over_limit == 0
         assert live == {model: self.pool.usage(model).live_bytes for model in self._loaded()}
         self.limit = num_pages
         if not within:
@@ -248,7 +250,8 @@ class CacheTraffic(RuleBasedStateMachine):
         )
         return in_use - (self.limit - 1 - self._promised_pages(model))
 
-    def _preempt_parked(self) -> bool:
+    def _preempt_parked(self, num_pages: int) -> bool:
+        assert num_pages > 0
         return any(self._preempt(model) for model in sorted(self.parked))
 
     def _preempt(self, model: str) -> bool:

@@ -28,11 +28,15 @@ class Recording(NullEngine):
         self.num_questions = 0
         self.threads: set[str] = set()
         self.waits_for_memory = False
+        self.num_to_give_back = 0
         self.broken = False
 
     def has_work(self) -> bool:
         self.num_questions += 1
-        return self.waits_for_memory or super().has_work()
+        return self.waits_for_memory or self.num_to_give_back > 0 or super().has_work()
+
+    def is_giving_back(self) -> bool:
+        return self.num_to_give_back > 0
 
     def launch(self) -> None:
         self.threads.add(threading.current_thread().name)
@@ -41,6 +45,7 @@ class Recording(NullEngine):
             raise RuntimeError("out of order")
         if self.waits_for_memory:
             time.sleep(0.5e-3)  # to find that out takes its time
+        self.num_to_give_back = max(0, self.num_to_give_back - 1)
         super().launch()
 
 
@@ -108,6 +113,16 @@ async def test_sequences_that_wait_for_memory_cost_no_busy_loop() -> None:
     until(lambda: rig.engine.num_questions > 100, "it asks now and then")
     num_questions = rig.engine.num_questions
     assert num_questions < 1250 * (time.monotonic() - began_s)  # two a step
+    assert rig.thread.stop(10)
+
+
+async def test_memory_that_an_idle_engine_gives_back_leaves_without_a_pause() -> None:
+    rig = Rig()
+    began_s = time.monotonic()
+    rig.thread.post(lambda: setattr(rig.engine, "num_to_give_back", 1000))
+    until(lambda: rig.engine.num_questions > 1000, "it begins")
+    until(lambda: rig.engine.num_to_give_back == 0, "it gives all back")
+    assert time.monotonic() - began_s < 1.5, "a pause after each turn would be two seconds"
     assert rig.thread.stop(10)
 
 

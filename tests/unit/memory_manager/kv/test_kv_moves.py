@@ -130,8 +130,8 @@ def test_a_smaller_lease_gathers_what_is_spread(house: House) -> None:
     house.add()
     house.spread([0], [0], [0], [0])
     house.cache.set_limit(2 * PAGE)
-    while house.pool.pages_over_limit and house.cache.shrink():
-        pass
+    while house.pool.pages_to_empty and house.cache.shrink(1):
+        house.pool.let_leave(1)
     assert house.pool.committed_bytes == 2 * PAGE
     house.cache.set_limit(PAGE)
-    assert not house.cache.shrink()
+    assert not house.cache.shrink(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -147,15 +147,77 @@ def test_a_cap_holds_even_when_pages_are_free(pool: KVPool) -> None:
     assert pool.allocate("a", 1, 1) is None
 
 
-def test_lowering_the_limit_gives_free_pages_back_at_once(pool: KVPool, arena: HostArena) -> None:
+def test_lowering_the_limit_lets_free_pages_leave_so_many_at_once(pool: KVPool, arena: HostArena) -> None:
     pool.set_limit(8 * PAGE)
     pool.add_model("a", [WHOLE], 0, None)
     held = pool.allocate("a", 0, 7)
     assert held is not None
     pool.free("a", 0, held[:5])
     assert pool.committed_bytes == 8 * PAGE  # free pages stay mapped for the next taker
-    assert pool.set_limit(4 * PAGE)
+    pool.set_limit(4 * PAGE)
+    assert (pool.pages_over_limit, pool.pages_to_empty) == (4, 0)
+    assert pool.let_leave(3) == 3
+    assert pool.committed_bytes == arena.committed_bytes == 5 * PAGE
+    assert pool.let_leave(3) == 1
     assert pool.committed_bytes == arena.committed_bytes == 4 * PAGE
+    assert pool.let_leave(3) == 0
+
+
+class _Fence:
+    """Passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.num_marked = self.num_passed = 0
+
+    def mark(self) -> Callable[[], bool]:
+        self.num_marked += 1
+        number = self.num_marked
+        return lambda: self.num_passed >= number
+
+
+def test_pages_leave_behind_the_fence_and_count_until_then(pool: KVPool, arena: HostArena) -> None:
+    fence = _Fence()
+    pool.leave_behind(fence)
+    pool.set_limit(8 * PAGE)
+    pool.add_model("a", [WHOLE], 0, None)
+    held = pool.allocate("a", 0, 7)
+    assert held is not None
+    pool.set_limit(4 * PAGE)
+    pool.free("a", 0, held[:1])
+    pool.free("a", 0, held[1:5])
+    assert pool.let_leave(8) == 0
+    assert (pool.pages_over_limit, pool.pages_to_empty) == (4, 0)
+    assert pool.committed_bytes == arena.committed_bytes == 8 * PAGE
+    assert pool.fragmentation().free_bytes == 5 * PAGE, "one of them may stay"
+    pool.check_integrity()
+    fence.num_passed = 1
+    assert pool.let_leave(8) == 1
+    assert pool.committed_bytes == arena.committed_bytes == 7 * PAGE
+    fence.num_passed = 2
+    assert pool.let_leave(8) == 3
+    assert pool.committed_bytes == arena.committed_bytes == 4 * PAGE
+    pool.check_integrity()
+
+
+def test_pages_in_quarantine_come_back_if_the_lease_grows(pool: KVPool, arena: HostArena) -> None:
+    fence = _Fence()
+    pool.leave_behind(fence)
+    pool.set_limit(8 * PAGE)
+    pool.add_model("a", [WHOLE], 0, None)
+    held = pool.allocate("a", 0, 7)
+    assert held is not None
+    pool.set_limit(2 * PAGE)
+    pool.free("a", 0, held[:6])
+    assert pool.allocate("a", 0, 1) is None
+    pool.set_limit(5 * PAGE)
+    assert pool.pages_over_limit == 3
+    assert pool.allocate("a", 0, 3) is not None
+    assert pool.allocate("a", 0, 1) is None
+    assert arena.committed_bytes == 8 * PAGE
+    fence.num_passed = fence.num_marked
+    assert pool.let_leave(8) == 3
+    assert arena.committed_bytes == 5 * PAGE
+    pool.check_integrity()
 
 
 def test_held_pages_over_the_limit_leave_as_they_empty(pool: KVPool, arena: HostArena) -> None:
@@ -163,17 +225,19 @@ def test_held_pages_over_the_limit_leave_as_they_empty(pool: KVPool, arena: Host
     pool.add_model("a", [WHOLE], 0, None)
     held = pool.allocate("a", 0, 5)
     assert held is not None
-    assert not pool.set_limit(3 * PAGE)
-    assert pool.pages_over_limit == 3
+    pool.set_limit(3 * PAGE)
+    assert (pool.pages_over_limit, pool.pages_to_empty) == (3, 3)
     assert pool.allocate("a", 0, 1) is None
     pool.free("a", 0, held[:2])
-    assert pool.pages_over_limit == 1
+    assert (pool.pages_over_limit, pool.pages_to_empty) == (3, 1)
+    pool.let_leave(8)
     assert arena.committed_bytes == 4 * PAGE
     pool.free("a", 0, held[2:4])
+    pool.let_leave(8)
     assert pool.pages_over_limit == 0
-    assert pool.set_limit(3 * PAGE)
+    pool.set_limit(3 * PAGE)
     assert pool.allocate("a", 0, 1) is not None
-    assert pool.set_limit(8 * PAGE)
+    pool.set_limit(8 * PAGE)
     assert pool.allocate("a", 0, 5) is not None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.torch.kv.swap import CopyRates, RunningRate, SwapSpace, copy_is_quicker
+from engines.torch.kv.swap import CopyRates, RunningRate, SwapSpace, copy_is_quicker, seconds_to_redo
 from mooring.errors import InternalError
 
 
@@ -39,6 +40,22 @@ def test_more_tokens_speak_for_copying_and_more_bytes_against(
     if copy_is_quicker(num_tokens, out_bytes, in_bytes, rates):
         assert copy_is_quicker(num_tokens + 1, out_bytes, in_bytes, rates)
         assert copy_is_quicker(num_tokens, out_bytes // 2, in_bytes // 2, rates)
+
+
+@pytest.mark.parametrize(
+    ("rates", "room_bytes", "seconds"),
+    [
+        (CopyRates(1000.0, 1e9, 1e9), 10**9, [0.02, 0.001]),  # copied, and computed
+        (CopyRates(1000.0, 1e9, 1e9), 10**6, [0.1, 0.001]),  # there is no room for the copy
+        (CopyRates(None, 1e9, 1e9), 10**9, [0.1, 0.001]),  # which is not made before prefill was measured
+    ],
+)
+def test_what_is_lost_costs_the_quicker_of_copying_and_computing(
+    rates: CopyRates, room_bytes: int, seconds: list[float]
+) -> None:
+    num_tokens, num_bytes = np.array([100, 1]), np.array([1e7, 1e7])
+    found = seconds_to_redo(num_tokens, num_bytes, 1000.0, rates, room_bytes)
+    assert found.tolist() == pytest.approx(seconds)
 
 
 def test_a_rate_follows_what_is_measured() -> None:

@@ -11,7 +11,7 @@ from support.paths import ROOT
 
 from engines.torch.scheduling.compose import (
     FirstChunk,
-    Preemptible,
+    PreemptibleSequences,
     RunningSequences,
     StepPlan,
     choose_chunks,
@@ -20,7 +20,6 @@ from engines.torch.scheduling.compose import (
     is_open_to_new,
     least_urgent,
     may_admit_more,
-    preemption_order,
     with_admitted,
 )
 
@@ -65,22 +64,64 @@ def test_a_lone_sequence_is_cut_where_its_block_ends() -> None:
     assert cut_at_block_end(plan, num_computed=37, block_tokens=16).num_new.tolist() == [11]
 
 
-def test_the_earliest_of_the_lowest_priority_is_spared() -> None:
-    sequences = running((0, math.inf, 9, 1), (0, math.inf, 9, 5), (0, math.inf, 9, 5), (1, math.inf, 9, 0))
-    assert least_urgent(sequences, sequences.num_computed) == Preemptible(12, False, 0, 5, 2)
-    alone = running((3, math.inf, 9, 4))
-    assert least_urgent(alone, alone.num_computed) == Preemptible(10, True, 3, 4, 0)
-
-
-def test_of_several_models_an_only_sequence_goes_last() -> None:
-    only, dear, cheap = (
-        Preemptible(0, True, 0, 1, 1),
-        Preemptible(1, False, 0, 9, 2),
-        Preemptible(2, False, 0, 3, 3),
+def preemptible(*rows: tuple[int, int, bool, float, float]) -> PreemptibleSequences:
+    """Sequences by model, priority, lateness, seconds to redo and bytes freed, in the order of their arrival."""
+    model, priority, is_late, redo_s, freed_bytes = zip(*rows, strict=True)
+    return PreemptibleSequences(
+        model=np.array(model, np.int64),
+        slots=np.arange(10, 10 + len(rows)),
+        priority=np.array(priority, np.int64),
+        is_late=np.array(is_late, np.bool_),
+        arrival=np.arange(len(rows)),
+        redo_s=np.array(redo_s, np.float64),
+        freed_bytes=np.array(freed_bytes, np.float64),
     )
-    urgent, late = Preemptible(3, False, 1, 0, 4), Preemptible(4, False, 0, 3, 5)
-    expected = [late, cheap, dear, urgent, only]
-    assert sorted([only, dear, cheap, urgent, late], key=preemption_order) == expected
+
+
+def order(sequences: PreemptibleSequences, wanted_bytes: float = math.inf) -> list[int]:
+    """Rows in the order in which they are preempted, one after the other."""
+    rows = np.arange(len(sequences))
+    chosen = []
+    while (row := least_urgent(sequences, wanted_bytes)) is not None:
+        chosen.append(int(rows[row]))
+        rows = np.delete(rows, row)
+        names = PreemptibleSequences.__slots__
+        sequences = PreemptibleSequences(*(np.delete(getattr(sequences, name), row) for name in names))
+    return chosen
+
+
+def test_the_earliest_of_a_priority_is_spared_as_long_as_there_are_others_with_it() -> None:
+    sequences = preemptible(
+        (0, 0, False, 1, 8), (0, 0, False, 5, 8), (0, 0, False, 5, 8), (0, 1, False, 0, 8)
+    )
+    assert order(sequences) == [2, 1, 0, 3]
+
+
+def test_a_large_models_tokens_cost_more_than_twice_as_many_of_a_small_one() -> None:
+    """100 tokens at 70 ms each go after 200 tokens at 1 ms each, of as many bytes."""
+    large, small = (0, 0, False, 100 * 70e-3, 2e6), (1, 0, False, 200 * 1e-3, 2e6)
+    assert order(preemptible(small, large, large, small, small)) == [4, 3, 2, 1, 0]
+
+
+def test_seconds_count_for_each_byte_that_is_of_use() -> None:
+    first, dear, cheap = (0, 0, False, 1, 1), (0, 0, False, 3, 300), (0, 0, False, 2, 100)
+    assert order(preemptible(first, dear, cheap), wanted_bytes=1000) == [1, 2, 0]
+    assert order(preemptible(first, dear, cheap), wanted_bytes=50) == [2, 1, 0]
+
+
+def test_who_frees_nothing_goes_after_who_does() -> None:
+    first, nothing, something = (0, 0, False, 1, 1), (0, 0, False, 0, 0), (0, 0, False, 9, 1)
+    assert order(preemptible(first, something, nothing)) == [1, 2, 0]
+
+
+def test_late_ones_go_before_those_in_time_and_after_lower_priorities() -> None:
+    rows = (0, 0, False, 1, 1), (0, 0, False, 1, 1), (0, 0, True, 9, 1), (0, -1, False, 9, 1)
+    assert order(preemptible(*rows)) == [3, 2, 1, 0]
+
+
+def test_a_models_only_sequence_goes_after_neighbours_and_the_first_of_the_highest_priority_last() -> None:
+    first, only = (0, 1, False, 1, 1), (1, 0, False, 0, 1)
+    assert order(preemptible(first, only, (0, 1, False, 9, 1), (0, 2, False, 9, 1))) == [2, 0, 1, 3]
 
 
 def test_new_sequences_wait_while_one_was_preempted_and_others_run() -> None:
