@@ -119,6 +119,7 @@ class TorchEngine:
         self._turn = ExitStack()
         self._num_submitted = 0
         self._steps_total = 0
+        self._step_s = 0.0  # of the last step
         self._process = psutil.Process()
 
     def capabilities(self) -> Capabilities:
@@ -245,7 +246,7 @@ class TorchEngine:
     @naming_device_loss()
     def launch(self) -> None:
         self._let_in()
-        self._shrinking.take_turn()
+        self._shrinking.take_turn(self._step_s)
         self._fence.begin_step()
         with ExitStack() as turn:
             turn.enter_context(self._core_turns.step())
@@ -261,6 +262,7 @@ class TorchEngine:
         if place is not None and place.replica.runner is not None:
             with self._turn, torch.inference_mode(), self._restarting(place.replica):
                 outputs.append(place.replica.runner.finish(self._steps_total))
+                self._step_s = outputs[0].seconds
         self._fence.end_step()
         ended, self._ended = self._ended, {}
         for runner in self._runners():
@@ -283,7 +285,7 @@ class TorchEngine:
         if any(runner.num_running for runner in self._resident_runners()):
             self._shrinking.let_leave()  # the rest in turns, between the steps
         else:
-            self._shrinking.take_turn()
+            self._shrinking.take_turn(self._step_s)
         if self._shrinking.is_under_way:
             return LeaseStatus.DEFERRED
         self._memory.lease_kv(kv_bytes)

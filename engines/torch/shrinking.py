@@ -10,7 +10,8 @@ from memory_manager.kv.pool import KVPool
 
 __all__ = ["KVShrinking"]
 
-_TURN_S = 4e-3  # less than most steps take
+_SHORTEST_TURN_S = 4e-3
+_LONGEST_TURN_S = 0.05  # a stream's reader sees no more than that
 _PAGES_AT_ONCE = 4  # a copy of so many, if blocks have to move, takes no longer than a turn
 _LEAVING_AT_ONCE = 64  # to unmap these takes a millisecond
 
@@ -57,9 +58,13 @@ class KVShrinking:
         """Lets pages go that are free already, as many as take no time that a step would notice."""
         self._pool.let_leave(_LEAVING_AT_ONCE)
 
-    def take_turn(self) -> None:
-        """Does a turn's work; nothing once the lease is kept."""
-        until_s = self._clock() + _TURN_S
+    def take_turn(self, step_s: float) -> None:
+        """Does a turn's work; nothing once the lease is kept.
+
+        Args:
+            step_s: seconds of a step, which the turn may take too, within bounds.
+        """
+        until_s = self._clock() + min(max(step_s, _SHORTEST_TURN_S), _LONGEST_TURN_S)
         self._has_more = True
         while self._has_more and self.is_under_way:
             self._has_more = self._pool.let_leave(_LEAVING_AT_ONCE) > 0 or self._gives_up()

@@ -71,7 +71,7 @@ def test_a_turn_ends_when_its_time_is_over_and_the_next_goes_on(house: House) ->
     remaining = []
     while house.shrinking.is_under_way:
         before = len(house.sequences)
-        house.shrinking.take_turn()
+        house.shrinking.take_turn(0.0)
         assert before - len(house.sequences) <= 2, "each takes 3 ms, and a turn 4"
         remaining.append(len(house.sequences))
         assert house.shrinking.has_more == (house.pool.pages_over_limit > 0)
@@ -79,10 +79,24 @@ def test_a_turn_ends_when_its_time_is_over_and_the_next_goes_on(house: House) ->
     assert house.pool.committed_bytes == PAGE
 
 
+@pytest.mark.parametrize(("step_s", "num_gone"), [(0.0, 2), (0.014, 5), (0.028, 10), (9.0, 10)])
+def test_a_turn_takes_about_as_long_as_a_step(house: House, step_s: float, num_gone: int) -> None:
+    house.cache.set_limit(PAGE)
+    house.shrinking.take_turn(step_s)
+    assert 10 - len(house.sequences) == num_gone
+
+
+def test_no_turn_is_longer_than_a_reader_would_see_however_long_a_step_is(house: House) -> None:
+    house.preempt_s = 0.02
+    house.cache.set_limit(PAGE)
+    house.shrinking.take_turn(9.0)
+    assert len(house.sequences) == 7
+
+
 def test_a_turn_of_one_long_piece_is_that_piece(house: House) -> None:
     house.preempt_s = 1.0
     house.cache.set_limit(PAGE)
-    house.shrinking.take_turn()
+    house.shrinking.take_turn(0.0)
     assert len(house.sequences) == 9
 
 
@@ -90,12 +104,12 @@ def test_no_sequence_goes_while_free_and_idle_pages_are_enough(house: House) -> 
     house.store_idle(6)
     house.cache.free("m", 0, house.sequences.pop())
     house.cache.set_limit(28 * PAGE)
-    house.shrinking.take_turn()
+    house.shrinking.take_turn(0.0)
     assert not house.shrinking.is_under_way
     assert not house.wanted
     assert house.pool.committed_bytes == 28 * PAGE
     house.cache.set_limit(26 * PAGE)
-    house.shrinking.take_turn()
+    house.shrinking.take_turn(0.0)
     assert house.wanted == [2], "of which one sequence frees three"
     assert house.pool.usage("m").held_bytes == 24 * PAGE
 
@@ -104,22 +118,22 @@ def test_pages_that_a_step_may_touch_are_waited_for_and_nothing_more_is_given_up
     house.fence_is_open = False
     house.cache.set_limit(25 * PAGE)
     for _ in range(3):
-        house.shrinking.take_turn()
+        house.shrinking.take_turn(0.0)
     assert len(house.sequences) == 8
     assert house.shrinking.is_under_way
     assert not house.shrinking.has_more
     assert house.pool.committed_bytes == 31 * PAGE
     house.fence_is_open = True
-    house.shrinking.take_turn()
+    house.shrinking.take_turn(0.0)
     assert not house.shrinking.is_under_way
     assert house.pool.committed_bytes == 25 * PAGE
 
 
 def test_a_lease_that_grows_again_ends_the_shrinking(house: House) -> None:
     house.cache.set_limit(PAGE)
-    house.shrinking.take_turn()
+    house.shrinking.take_turn(0.0)
     house.cache.set_limit(NUM_PAGES * PAGE)
     assert not house.shrinking.is_under_way
     assert not house.shrinking.has_more
-    house.shrinking.take_turn()
+    house.shrinking.take_turn(0.0)
     assert len(house.sequences) == 8
