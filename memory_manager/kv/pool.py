@@ -210,6 +210,19 @@ class KVPool:
         way of the others' guarantees: see ``crowds_others``."""
         self._models[replica_id] = self._models[replica_id]._replace(is_parked=False)
 
+    def exceeds_guarantee(self, replica_id: str) -> bool:
+        """Whether the model's blocks in use, in as few pages as hold them, take more pages than are guaranteed to it:
+        then others could have some of them."""
+        model = self._models[replica_id]
+        return model.fewest_pages > model.guaranteed_pages
+
+    def most_bytes(self, replica_id: str) -> int:
+        """The most that the model may hold under this lease, if the others keep no more than is guaranteed to
+        them."""
+        promised = sum(each.guaranteed_pages for name, each in self._models.items() if name != replica_id)
+        most_pages, cap_pages = self._pages.limit - 1 - promised, self._models[replica_id].cap_pages
+        return PAGE_BYTES * max(0, most_pages if cap_pages is None else min(most_pages, cap_pages))
+
     def crowds_others(self, replica_id: str) -> bool:
         """Whether the model, all idle blocks given up, uses pages that are wanted for the others' guarantees. None
         does that has taken its blocks since it was added or unparked."""

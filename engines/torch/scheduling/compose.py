@@ -25,6 +25,7 @@ __all__ = [
     "Turn",
     "admission_order",
     "choose_chunks",
+    "claim_order",
     "cut_at_block_end",
     "first_chunks",
     "is_earliest_of_its_priority",
@@ -196,7 +197,7 @@ def choose_chunks(running: RunningSequences, max_tokens: int) -> StepPlan:
 
 def cut_at_block_end(plan: StepPlan, num_computed: int, block_tokens: int) -> StepPlan:
     """Cuts the plan of a lone sequence where its smallest block ends: no chunk needs fewer blocks of a window
-    group, and the guarantee covers that many."""
+    group, and one sequence of full length is counted with that many."""
     return StepPlan(
         plan.slots, np.minimum(plan.num_new, block_tokens - num_computed % block_tokens), plan.num_decodes
     )
@@ -211,8 +212,8 @@ def least_urgent(sequences: PreemptibleSequences, wanted_bytes: float) -> int | 
 
     The earliest arrival of a priority is spared as long as there are others with it. Whoever waits longest would
     otherwise be preempted again and again while it is still cheap, and might never end. A model's only sequence goes
-    after all that have neighbours: it is the one that the model's guarantee is meant for. Last of all goes the
-    earliest arrival of the highest priority; so there is always one that ends.
+    after all that have neighbours, so that as many models as can be go on. Last of all goes the earliest arrival of
+    the highest priority; so there is always one that ends.
 
     Args:
         wanted_bytes: more than this, a sequence frees in vain.
@@ -240,6 +241,13 @@ def is_earliest_of_its_priority(priority: NDArray[np.int64], arrival: NDArray[np
     is_earliest = np.zeros(len(arrival), np.bool_)
     is_earliest[by_priority[first]] = True
     return is_earliest
+
+
+def claim_order(priority: int, arrival: int) -> tuple[int, int]:
+    """Sorts the sequences of all models of a worker; the least is the first: the earliest arrival of the highest
+    priority. It can always take all KV that is guaranteed to no other model, whoever has it, so it always goes on and
+    ends; then another is the first. So all end, though memory is kept for no more than one of full length."""
+    return (-priority, arrival)
 
 
 def admission_order(
@@ -284,7 +292,7 @@ def first_chunks(
     """Chunks with which a sequence may begin; it is admitted with the first that there is room for.
 
     Beside others it leaves each of them a block. Alone it may also begin with as little as ends its first block,
-    which the guarantee covers.
+    which there is always room for once it is the worker's first.
 
     Args:
         num_tokens: known tokens.

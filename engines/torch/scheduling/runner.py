@@ -35,7 +35,7 @@ from engines.torch.scheduling.requests import SequenceLimits, error_end
 from engines.torch.scheduling.resume import Resumption
 from engines.torch.scheduling.scheduler import Scheduler
 from engines.torch.scheduling.sequences import SequenceTable
-from engines.torch.scheduling.shared_kv import SharedKV, SharerDemand
+from engines.torch.scheduling.shared_kv import Claim, SharedKV, SharerDemand
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.kv.block_store import BlockStore
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError
@@ -199,6 +199,10 @@ class SequenceRunner:
     def kv_demand(self) -> SharerDemand:
         """See ``Sharer``."""
         return self._demand.running()
+
+    def claim(self) -> Claim | None:
+        """See ``Sharer``."""
+        return self._scheduler.claim()
 
     def longest_late(self, *, for_others: bool) -> PendingSequence | None:
         """See ``Sharer``."""

@@ -13,13 +13,17 @@ A step is planned in this order; ``compose`` chooses each time, and here blocks 
    begins as another does whose prefill is in this step (the choices of one request) waits for the next, and finds
    what that one computed.
 
+One sequence of the worker is the first (``compose.claim_order``). In 3 and 4 it takes what it needs from whoever has
+it, of any model, but for what an operator guaranteed to that model: so it never waits for KV, and none is ever
+preempted for another that it comes before.
+
 A preempted sequence loses its blocks and keeps its tokens. When it is readmitted it computes those again whose
 KV is neither stored still nor in host memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +36,9 @@ from engines.torch.scheduling.compose import PreemptibleSequences, StepPlan
 from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.kv_forecast import KVDemand, kept_until_tokens
 from engines.torch.scheduling.sequences import SequenceTable
-from engines.torch.scheduling.shared_kv import SharedKV, Sharer
+from engines.torch.scheduling.shared_kv import Claim, SharedKV, Sharer
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
-from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
 
 __all__ = ["Scheduler"]
 
@@ -50,6 +54,11 @@ class _Next(NamedTuple):
     pending: PendingSequence
     is_its_turn: bool
     takes_place: bool
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its place among all of the worker."""
+        return compose.claim_order(self.pending.request.priority, self.pending.arrival)
 
 
 class _Refusal(NamedTuple):
@@ -137,6 +146,23 @@ class Scheduler:
         is_in_vain = refused is not None and refused.pending is pending and not refused.waits_for_others
         return None if for_others and is_in_vain else pending
 
+    def claim(self) -> Claim | None:
+        """See ``Sharer``."""
+        running = self._table.running()
+        claims = [
+            (compose.claim_order(priority, arrival), num_tokens)
+            for priority, arrival, num_tokens in zip(
+                running.priority.tolist(), running.arrival.tolist(), running.num_tokens.tolist(), strict=True
+            )
+        ]
+        following = self._next() if self._table.num_free_slots else None
+        if following is not None and not following.pending.is_late:
+            claims.append((following.order, len(following.pending.token_ids)))
+        if not claims:
+            return None
+        order, num_tokens = min(claims)
+        return Claim(order, kv_bytes_for_tokens(self._blocks.groups, num_tokens))
+
     def plan(self) -> StepPlan | None:
         """Plans the next step and takes its blocks; None if nothing can run now."""
         if self._shared.is_shrinking:
@@ -168,11 +194,42 @@ class Scheduler:
                     return shorter, was_preempted
                 if self._ended_for_good(int(plan.slots[0])):
                     continue
+                order = compose.claim_order(int(running.priority[0]), int(running.arrival[0]))
+                if self._takes_from_another(order, self._missing_bytes(plan)):
+                    was_preempted = True
+                    continue
             candidates = self._preemptible()
             least_urgent = compose.least_urgent(candidates, self._missing_bytes(plan))
             assert least_urgent is not None, "an empty plan always has its blocks"
             was_preempted = True
             self._preempt(int(candidates.slots[least_urgent]))
+
+    def _takes_from_another(
+        self, order: tuple[int, int], wanted_bytes: float, gone: list[int] | None = None
+    ) -> bool:
+        """Preempts one sequence of any model if the one of this order is the worker's first; False if it is not, or
+        nobody is left to make way.
+
+        Args:
+            wanted_bytes: that it lacks.
+            gone: if a slot of the table is emptied, it is added.
+        """
+        if self._shared.first() != order:
+            return False
+        way = self._shared.making_way_for_first(self._sharer, order, wanted_bytes)
+        if way is None:
+            return False
+        self._preempt_all([way], [] if gone is None else gone)
+        return True
+
+    def _preempt_all(self, sequences: Iterable[tuple[Sharer, int]], gone: list[int]) -> None:
+        """Preempts sequences by model and slot; slots of the table are added to ``gone``."""
+        for sharer, slot in sequences:
+            if sharer is self._sharer:
+                gone.append(slot)
+                self._preempt(slot)
+            else:
+                self._shared.preempt(sharer, slot)
 
     def _extend(self, plan: StepPlan) -> bool:
         computed = self._table.num_computed[plan.slots]
@@ -262,26 +319,20 @@ class Scheduler:
             gone: slots of the table that were emptied for it are added.
         """
         pending = first.pending
-        chunk = self._first_chunk(pending, prefix, budget)
-        if chunk is None and not len(self._table):
-            # What was found may lie on more pages than the guarantee covers; one that runs alone fits without it.
-            self._blocks.unclaim(prefix)
-            prefix = Prefix.empty(self._blocks.groups)
-            chunk = self._first_chunk(pending, prefix, budget)
+        prefix, chunk = self._first_chunk(pending, prefix, budget)
         newcomer = self._demand.newcomer(pending, prefix)
         num_blocks = self._first_blocks(pending, prefix, budget)[-1][1]
         pages_short = 0 if chunk is not None else self._blocks.pages_short(num_blocks)
         way = self._shared.making_way(
             self._sharer, newcomer, pages_short * PAGE_BYTES, takes_place=first.takes_place
         )
-        for sharer, slot in way or ():
-            if sharer is self._sharer:
-                gone.append(slot)
-                self._preempt(slot)
-            else:
-                self._shared.preempt(sharer, slot)
         if way:
-            chunk = self._first_chunk(pending, prefix, budget)
+            self._preempt_all(way, gone)
+            prefix, chunk = self._first_chunk(pending, prefix, budget)
+        if (way is None or chunk is None) and self._is_first(first):
+            way = []
+            while chunk is None and self._takes_from_another(first.order, pages_short * PAGE_BYTES, gone):
+                prefix, chunk = self._first_chunk(pending, prefix, budget)
         if way is None or chunk is None:
             next_key = self._next_key(pending, prefix)
             self._blocks.unclaim(prefix)
@@ -312,6 +363,10 @@ class Scheduler:
             return None
         return slot, chunk
 
+    def _is_first(self, following: _Next) -> bool:
+        """Whether the next to be admitted is the worker's first. A late one never is: it has its turn."""
+        return not following.pending.is_late and self._shared.first() == following.order
+
     def _standing(self, first: _Next) -> tuple[int, bool]:
         return len(self._table), first.takes_place
 
@@ -328,12 +383,13 @@ class Scheduler:
             return False
         num_freed = refused.pages_short_unclaimed - self._blocks.pages_short(refused.num_blocks)
         pages_short = max(0, refused.pages_short - num_freed)
-        if self._shared.revision == refused.revision and pages_short >= refused.pages_short:
-            return True
-        way = self._shared.making_way(
-            self._sharer, refused.newcomer, pages_short * PAGE_BYTES, takes_place=first.takes_place
-        )
-        return way is None
+        if self._shared.revision != refused.revision or pages_short < refused.pages_short:
+            way = self._shared.making_way(
+                self._sharer, refused.newcomer, pages_short * PAGE_BYTES, takes_place=first.takes_place
+            )
+            if way is not None:
+                return False
+        return not self._is_first(first)
 
     def _first_blocks(
         self, pending: PendingSequence, prefix: Prefix, budget: int
@@ -350,9 +406,17 @@ class Scheduler:
             for chunk in compose.first_chunks(num_tokens, num_found, budget, len(self._table), block_tokens)
         ]
 
-    def _first_chunk(self, pending: PendingSequence, prefix: Prefix, budget: int) -> int | None:
-        """Number of tokens after the prefix that are computed first; None if there is no room."""
+    def _first_chunk(
+        self, pending: PendingSequence, prefix: Prefix, budget: int
+    ) -> tuple[Prefix, int | None]:
+        """The prefix that it begins with, claimed, and the number of tokens after it that are computed first; None if
+        there is no room."""
         for num_tokens, num_blocks in self._first_blocks(pending, prefix, budget):
             if self._blocks.pages_short(num_blocks) <= 0:
-                return num_tokens
-        return None
+                return prefix, num_tokens
+        if len(self._table) or not prefix.num_tokens:
+            return prefix, None
+        # What was found may lie on more pages than one sequence of its length fills; one that runs alone begins
+        # without it.
+        self._blocks.unclaim(prefix)
+        return self._first_chunk(pending, Prefix.empty(self._blocks.groups), budget)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.torch.scheduling.compose import PreemptibleSequences, claim_order, least_urgent
 from engines.torch.scheduling.kv_forecast import KVDemand, is_turn_of_late, making_way
 from engines.torch.scheduling.waiting import PendingSequence
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
 
-__all__ = ["SharedKV", "Sharer", "SharerDemand"]
+__all__ = ["Claim", "SharedKV", "Sharer", "SharerDemand"]
+
+
+class Claim(NamedTuple):
+    """Claim of one sequence on KV of the worker.
+
+    Attributes:
+        order: among all, by ``compose.claim_order``.
+        num_bytes: of the pages that it needs now, alone.
+    """
+
+    order: tuple[int, int]
+    num_bytes: int
 
 
 class SharerDemand(NamedTuple):
@@ -42,6 +55,15 @@ class Sharer(Protocol):
 
     def kv_demand(self) -> SharerDemand: ...
 
+    def claim(self) -> Claim | None:
+        """The first claim of those that run, and of the next to be admitted if that is in time and there is a slot
+        for it; None if there is neither."""
+        ...
+
+    def preemptible(self) -> PreemptibleSequences:
+        """The running sequences, with what a preemption of each would cost and free."""
+        ...
+
     def longest_late(self, *, for_others: bool) -> PendingSequence | None:
         """The late sequence that has waited for longest, if there is a slot for it.
 
@@ -55,6 +77,8 @@ class Sharer(Protocol):
 
 class SharedKV:
     """Says who may have how much of the worker's KV, by what all sequences are expected to need.
+
+    Whatever is expected, one sequence of the worker comes first: see ``compose.claim_order``.
 
     Args:
         pool: has the lease, and each model's guarantee and cap.
@@ -155,6 +179,40 @@ class SharedKV:
         owners = [(each, slot) for each, demand in demands for slot in demand.slots.tolist()]
         return [*gone, *(owners[row] for row in rows.tolist())]
 
+    def first(self) -> tuple[int, int] | None:
+        """The first of all claims of the worker that the lease can hold, in ``compose.claim_order``; None if there is
+        none."""
+        claims = [(each.claim(), self._pool.most_bytes(each.replica_id)) for each in self._sharers()]
+        return min(
+            (
+                claim.order
+                for claim, most_bytes in claims
+                if claim is not None and claim.num_bytes <= most_bytes
+            ),
+            default=None,
+        )
+
+    def making_way_for_first(
+        self, sharer: Sharer, first: tuple[int, int], wanted_bytes: float
+    ) -> tuple[Sharer, int] | None:
+        """Chooses the running sequence that is preempted next for the worker's first, by model and slot: the least
+        urgent of all in whose models more is in use than is guaranteed to them. None if there is none.
+
+        Args:
+            sharer: the model of the first. Its own sequences make way whatever is guaranteed to it, and before all
+                others if it has a cap.
+            wanted_bytes: that the first lacks.
+        """
+        eligible = [
+            each
+            for each in self._sharers()
+            if each.num_running and (each is sharer or self._pool.exceeds_guarantee(each.replica_id))
+        ]
+        way = None
+        if self._pool.share_of(sharer.replica_id).cap_bytes is not None:
+            way = _least_urgent_but([each for each in eligible if each is sharer], first, wanted_bytes)
+        return way or _least_urgent_but(eligible, first, wanted_bytes)
+
     def _capacity_bytes(self, sharer: Sharer, demands: list[tuple[Sharer, SharerDemand]]) -> float:
         """The lease, less what is guaranteed to other models and not needed by those of their sequences that run."""
         capacity_bytes = float(self._pool.limit_bytes - PAGE_BYTES)
@@ -164,3 +222,16 @@ class SharedKV:
                 guarantee_bytes = self._pool.share_of(each.replica_id).guarantee_bytes
                 capacity_bytes -= max(0.0, guarantee_bytes - demand.peak_bytes())
         return capacity_bytes
+
+
+def _least_urgent_but(
+    sharers: Sequence[Sharer], first: tuple[int, int], wanted_bytes: float
+) -> tuple[Sharer, int] | None:
+    """The least urgent sequence of these models, by model and slot; None if there is none but the first."""
+    if not sharers:
+        return None
+    sequences = PreemptibleSequences.joined([each.preemptible() for each in sharers])
+    row = least_urgent(sequences, wanted_bytes)
+    if row is None or claim_order(int(sequences.priority[row]), int(sequences.arrival[row])) == first:
+        return None
+    return sharers[int(sequences.model[row])], int(sequences.slots[row])
