@@ -9,12 +9,12 @@ from pathlib import Path
 
 from engines.api import FinishReason, LoadSpec, SequenceRequest, run_step
 from engines.artifact import Manifest
-from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
+from engines.checkpoint.model_config import ModelConfig, describe
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
 from engines.config import TorchEngineConfig
 from engines.torch.engine import TorchEngine
 from memory_manager.arena.host_arena import HostArena
-from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from memory_manager.kv_spec import round_to_pages
 from mooring.errors import MooringError
 from mooring.units import GIB
 from ops.samples.random_weights import write_random_weights
@@ -45,15 +45,11 @@ class LoadedEngine:
         weights_bytes = round_to_pages(manifest.num_bytes)
         kv_bytes = round_to_pages(kv_bytes)
         self._engine = TorchEngine(TorchEngineConfig(), HostArena(weights_bytes + kv_bytes))
-        guarantee_bytes = kv_bytes_for_tokens(
-            kv_groups(config, 2 if manifest.precision == "bf16" else 4), config.max_model_len
-        )
         spec = LoadSpec(
             replica_id=REPLICA_ID,
             manifest_json=manifest_json,
             max_model_len=config.max_model_len,
             weights_lease_bytes=weights_bytes,
-            kv_guarantee_bytes=min(guarantee_bytes, kv_bytes - PAGE_BYTES),
         )
         self._engine.set_lease(kv_bytes, revision=1)
         self._engine.load(spec, os.open(packed / WEIGHTS_NAME, os.O_RDONLY))

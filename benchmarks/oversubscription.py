@@ -161,8 +161,8 @@ def _references(scratch: Path, folders: Mapping[str, Path], streams: list[Stream
 
 
 def _config(scratch: Path, folders: Mapping[str, Path], budget_bytes: int) -> Path:
-    """Writes the settings. Contexts are limited so that the KV guarantees of two models fit beside their
-    weights."""
+    """Writes the settings. Contexts are limited so that one of full length fits beside the weights of two
+    models."""
     lines = [f"memory_budget = {budget_bytes}", 'dtype = "float32"']
     for name, folder in folders.items():
         lines += [

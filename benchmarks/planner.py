@@ -142,7 +142,7 @@ async def _decide(num_deployments: int, waiting_share: float, repeats: int) -> f
     """The median in milliseconds. No waiting request can come in: all residents are in use and have not been
     there for long, so that every decision weighs the same state."""
     num_resident = min(NUM_RESIDENT, num_deployments // 2)
-    room_pages = num_resident * (WEIGHTS_PAGES + KV_PAGES) + 1
+    room_pages = num_resident * WEIGHTS_PAGES + KV_PAGES + 1
     manager = MemoryManager(
         [DeviceBudget("cpu", room_pages * PAGE_BYTES)],
         InstantHostCache(),
@@ -175,7 +175,7 @@ async def _decide(num_deployments: int, waiting_share: float, repeats: int) -> f
 
 def _deployment(name: str) -> DeploymentSpec:
     artifact = ArtifactRef(name, Path(name), WEIGHTS_PAGES * PAGE_BYTES, b"{}")
-    return DeploymentSpec(name, artifact, WEIGHTS_PAGES * PAGE_BYTES, KV_PAGES * PAGE_BYTES, 2048)
+    return DeploymentSpec(name, artifact, WEIGHTS_PAGES * PAGE_BYTES, 0, KV_PAGES * PAGE_BYTES, 2048)
 
 
 def main(

@@ -177,7 +177,8 @@ class LoadSpec:
         manifest_json: manifest of the packed artifact (``engines.artifact.Manifest``).
         max_model_len: longest prompt plus output, in tokens.
         weights_lease_bytes: device bytes granted for the weights, a multiple of the page size.
-        kv_guarantee_bytes: floor of KV that other models of the worker cannot take.
+        kv_guarantee_bytes: KV that other models of the worker cannot take; beyond it the first of all sequences can
+            take what it needs, whosever it is.
         kv_cap_bytes: most KV that this replica may hold; None means no cap.
         host_copy_checksum: sum of the host copy by ``memory_manager.word_sum``, looked at whenever the weights have
             come; None if nobody can write to the copy.

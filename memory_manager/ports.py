@@ -49,8 +49,8 @@ class Capabilities:
         engine: name of a row of ``engines.kinds.KINDS``.
         device: ``"cpu"`` or ``"cuda:0"``.
         sleep: a replica can give up its device memory and wake again; without it a replica is unloaded.
-        elastic_kv: the KV lease may change while replicas are there; without it each replica has its KV
-            guarantee from its load on, and no more.
+        elastic_kv: the KV lease may change while replicas are there, which share it; without it each replica has KV
+            of its own from its load on: its guarantee, and at least one sequence of full length.
         warm: where weights wait off the device.
         adapters: it can load adapters beside a base model.
         pid: its process.
@@ -93,8 +93,9 @@ class DeploymentSpec:
 
     Attributes:
         weights_bytes: device bytes of a replica's weights (page-rounded), per device.
-        kv_guarantee_bytes: floor of KV while resident (page-rounded): that of the policy, and at least what one
-            sequence of ``max_model_len`` tokens needs, so that any admitted request can always be finished.
+        kv_guarantee_bytes: KV that is the deployment's alone while it is resident (page-rounded), as its policy says.
+        kv_longest_bytes: KV of one sequence of ``max_model_len`` tokens, or its cap if that is less (page-rounded).
+            It is kept for all deployments of a worker together, so that any admitted request can be finished.
         max_model_len: longest prompt plus output in tokens: that of the policy, or the model's own.
         policy: everything else that is asked for it.
     """
@@ -103,6 +104,7 @@ class DeploymentSpec:
     artifact: ArtifactRef
     weights_bytes: int
     kv_guarantee_bytes: int
+    kv_longest_bytes: int
     max_model_len: int
     policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
 

@@ -424,6 +424,7 @@ def must_be_replaced(old: DeploymentSpec, new: DeploymentSpec) -> bool:
         or old.weights_bytes != new.weights_bytes
         or old.max_model_len != new.max_model_len
         or old.kv_guarantee_bytes != new.kv_guarantee_bytes
+        or old.kv_longest_bytes != new.kv_longest_bytes
         or old.policy.kv_cap_bytes != new.policy.kv_cap_bytes
     )
 

@@ -130,6 +130,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         next_arrival=deployment.next_arrival(now_s, config),
         wanted_replicas=deployment.scale.num_replicas,
         rescale_at_s=deployment.scale.due_s(config),
+        kv_longest_bytes=spec.kv_longest_bytes,
     )
 
 
@@ -154,6 +155,7 @@ def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
         can_sleep=replica.can_sleep,
         artifact_key=artifact.key,
         copy_bytes=0 if host_cache.holds(artifact.key) else artifact.num_bytes,
+        kv_longest_bytes=replica.spec.kv_longest_bytes,
     )
 
 

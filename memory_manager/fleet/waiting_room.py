@@ -96,6 +96,7 @@ class Admission:
         figures: Figures = {
             "weights_bytes": deployment.spec.weights_bytes,
             "kv_guarantee_bytes": deployment.spec.kv_guarantee_bytes,
+            "kv_longest_bytes": deployment.spec.kv_longest_bytes,
         }
         if deployment.waiters:
             self.refuse_waiters(deployment, lambda: InsufficientMemoryError(message), figures)

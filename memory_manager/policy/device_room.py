@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES
-from memory_manager.policy.eviction import footprint_bytes
+from memory_manager.policy.kv_floor import KVFloor
 from memory_manager.policy.plan_types import DeviceView, ReplicaView, SetKVLease, WorkerView
 from memory_manager.policy.residency import ON_DEVICE
 
@@ -17,8 +17,8 @@ __all__ = ["DeviceRoom"]
 class DeviceRoom:
     """The room on a device: what fits now, and what will fit once all that leaves has left.
 
-    A replica's footprint is its weights and its KV guarantee; KV above the guarantees is promised to nobody
-    and gives way.
+    A replica takes its weights, and by what the least KV of its worker grows (``kv_floor``); KV above that is
+    promised to nobody and gives way. So what a replica takes, or frees, depends on who else is there.
 
     Attributes:
         room_bytes: the budget less what cannot be moved and what is left to other processes.
@@ -38,23 +38,26 @@ class DeviceRoom:
         self.closed = False
         self._workers = workers
         self._weights_bytes = sum(each.lease_bytes for each in replicas)
-        self._kv_floor_bytes = {each.worker_id: config.kv_base_bytes for each in workers}
-        self._num_hosted = {each.worker_id: 0 for each in workers}
+        self._now = {each.worker_id: self._new_floor(each, config) for each in workers}
+        self._after = {each.worker_id: self._new_floor(each, config) for each in workers}
         # KV that comes with a replica, of workers whose KV does not move afterwards.
         self._kv_brought_bytes = {each.worker_id: 0 for each in workers}
         for replica in replicas:
             if replica.residency in ON_DEVICE and replica.worker_id is not None:
-                self._kv_floor_bytes[replica.worker_id] += replica.kv_guarantee_bytes
-                self._num_hosted[replica.worker_id] += 1
-        self._now_bytes = sum(map(footprint_bytes, replicas)) + len(workers) * config.kv_base_bytes
-        self._after_bytes = self._now_bytes
+                self._now[replica.worker_id].add(replica.replica_id, replica)
+                self._after[replica.worker_id].add(replica.replica_id, replica)
+        self._weights_after_bytes = self._weights_bytes
         self._free_bytes = self.room_bytes - self._weights_bytes - sum(w.kv_lease_bytes for w in workers)
         self._awaits_room = False
+
+    @staticmethod
+    def _new_floor(worker: WorkerView, config: PlannerConfig) -> KVFloor:
+        return KVFloor(config.kv_base_bytes, is_elastic=worker.elastic_kv)
 
     @property
     def spare_bytes(self) -> int:
         """Room once all that leaves has left, and all that waits for that room has come."""
-        return self.room_bytes - self._after_bytes
+        return self.room_bytes - self._weights_after_bytes - _total_bytes(self._after)
 
     @property
     def kv_short_bytes(self) -> int:
@@ -63,7 +66,7 @@ class DeviceRoom:
         if self._awaits_room:
             return 0
         wanted_bytes = sum(
-            max(0, each.kv_wanted_bytes - self._kv_floor_bytes[each.worker_id])
+            max(0, each.kv_wanted_bytes - self._now[each.worker_id].num_bytes)
             for each in self._workers
             if each.elastic_kv
         )
@@ -77,31 +80,71 @@ class DeviceRoom:
             default=math.inf,
         )
 
-    def fits_now(self, need_bytes: int) -> bool:
-        return self._now_bytes + need_bytes <= self.room_bytes and need_bytes <= self.spare_bytes
+    def need_bytes(self, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> int:
+        """What a replica would take that comes to this worker once all that leaves has left.
+
+        Args:
+            weights_bytes: of its weights, those that are still to be leased.
+        """
+        return weights_bytes + self._after[worker.worker_id].growth_bytes(replica)
+
+    def fits_now(self, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> bool:
+        """Whether a replica can come to this worker before anything leaves, and stay."""
+        now_bytes = (
+            self._weights_bytes + _total_bytes(self._now) + self._now[worker.worker_id].growth_bytes(replica)
+        )
+        return (
+            now_bytes + weights_bytes <= self.room_bytes
+            and self.need_bytes(worker, replica, weights_bytes) <= self.spare_bytes
+        )
+
+    def shortage_bytes(
+        self,
+        worker: WorkerView,
+        replica: ReplicaView,
+        weights_bytes: int,
+        leaving: Collection[ReplicaView],
+    ) -> int:
+        """What would still be missing for a replica that comes to this worker if these left as well; 0 or less if
+        nothing is."""
+        kept_bytes = sum(
+            floor.bytes_if(_ids(leaving), replica if worker_id == worker.worker_id else None)
+            for worker_id, floor in self._after.items()
+        )
+        weights_after_bytes = (
+            self._weights_after_bytes + weights_bytes - sum(each.lease_bytes for each in leaving)
+        )
+        return weights_after_bytes + kept_bytes - self.room_bytes
+
+    def freed_bytes(self, leaving: Collection[ReplicaView]) -> int:
+        """What these would free if they left as well: their weights, and by what the least KV of their workers
+        shrinks."""
+        kept_bytes = sum(floor.bytes_if(_ids(leaving)) for floor in self._after.values())
+        return sum(each.lease_bytes for each in leaving) + _total_bytes(self._after) - kept_bytes
 
     def leave(self, replica: ReplicaView) -> None:
-        self._after_bytes -= footprint_bytes(replica)
+        assert replica.worker_id is not None, "its worker knows the replica"
+        self._weights_after_bytes -= replica.lease_bytes
+        self._after[replica.worker_id].remove(replica.replica_id)
 
-    def await_room(self, need_bytes: int) -> None:
-        """Counts a replica of this footprint that comes once others have left; KV must not grow into what
-        they free."""
-        self._after_bytes += need_bytes
+    def await_room(self, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> None:
+        """Counts a replica that comes to this worker once others have left; KV must not grow into what they free."""
+        self._weights_after_bytes += weights_bytes
+        self._after[worker.worker_id].add(replica.replica_id, replica)
         self._awaits_room = True
 
-    def bring(self, worker: WorkerView, weights_bytes: int, kv_guarantee_bytes: int) -> bool:
+    def bring(self, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> bool:
         """Counts a replica that comes as soon as the ledger has its weights, and its KV if that cannot follow
         later; False if KV of others must shrink first."""
         worker_id = worker.worker_id
-        self._now_bytes += weights_bytes + kv_guarantee_bytes
-        self._after_bytes += weights_bytes + kv_guarantee_bytes
         self._weights_bytes += weights_bytes
-        self._kv_floor_bytes[worker_id] += kv_guarantee_bytes
-        self._num_hosted[worker_id] += 1
+        self._weights_after_bytes += weights_bytes
+        self._now[worker_id].add(replica.replica_id, replica)
+        self._after[worker_id].add(replica.replica_id, replica)
         kv_bytes = 0
         if not worker.elastic_kv:
             leased_bytes = worker.kv_lease_bytes + self._kv_brought_bytes[worker_id]
-            kv_bytes = max(0, self._kv_floor_bytes[worker_id] - leased_bytes)
+            kv_bytes = max(0, self._now[worker_id].num_bytes - leased_bytes)
         if weights_bytes + kv_bytes > self._free_bytes:
             return False
         self._free_bytes -= weights_bytes + kv_bytes
@@ -117,17 +160,16 @@ class DeviceRoom:
         """
         if not self._workers:
             return []
-        spare_bytes = self.room_bytes - self._weights_bytes - sum(self._kv_floor_bytes.values())
+        spare_bytes = self.room_bytes - self._weights_bytes - _total_bytes(self._now)
         elastic = [each.worker_id for each in self._workers if each.elastic_kv]
-        sharing = [worker_id for worker_id in elastic if self._num_hosted[worker_id]] or elastic
+        sharing = [worker_id for worker_id in elastic if self._now[worker_id].num_replicas] or elastic
         share_bytes = max(0, spare_bytes) // max(1, len(sharing)) // PAGE_BYTES * PAGE_BYTES
         leases = []
         for worker in self._workers:
-            target_bytes = self._kv_floor_bytes[worker.worker_id]
+            floor_bytes = target_bytes = self._now[worker.worker_id].num_bytes
             if worker.worker_id in sharing:
                 target_bytes += share_bytes
             if self._awaits_room:
-                floor_bytes = self._kv_floor_bytes[worker.worker_id]
                 target_bytes = min(target_bytes, max(worker.kv_target_bytes, floor_bytes))
             self._free_bytes += self._kv_brought_bytes[worker.worker_id]
             growth_bytes = max(0, min(target_bytes - worker.kv_lease_bytes, self._free_bytes))
@@ -136,3 +178,11 @@ class DeviceRoom:
             if target_bytes != worker.kv_target_bytes:
                 leases.append(SetKVLease(worker.worker_id, target_bytes))
         return leases
+
+
+def _total_bytes(floors: dict[str, KVFloor]) -> int:
+    return sum(each.num_bytes for each in floors.values())
+
+
+def _ids(replicas: Collection[ReplicaView]) -> set[str]:
+    return {each.replica_id for each in replicas}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
@@ -14,7 +14,6 @@ from memory_manager.policy.residency import ON_DEVICE, Residency
 __all__ = [
     "Candidate",
     "choose",
-    "choose_what_there_is",
     "footprint_bytes",
     "in_priority",
     "judge",
@@ -32,7 +31,7 @@ class Candidate:
 
     Attributes:
         rank: 0 if the replica was draining, 1 if it is idle, 2 if it is in use.
-        value_per_byte: seconds that its absence is expected to cost, per byte that it frees.
+        value_per_byte: seconds that its absence is expected to cost, per byte of its footprint.
         eligible_at_s: from when on it may be asked to go; not later than now if it may already.
     """
 
@@ -42,13 +41,9 @@ class Candidate:
     eligible_at_s: float
 
     @property
-    def bytes_freed(self) -> int:
-        return footprint_bytes(self.replica)
-
-    @property
     def value_s(self) -> float:
         """Seconds that the replica's absence is expected to cost."""
-        return self.value_per_byte * self.bytes_freed
+        return self.value_per_byte * footprint_bytes(self.replica)
 
     @property
     def order(self) -> tuple[int, float, float, str]:
@@ -57,7 +52,8 @@ class Candidate:
 
 
 def footprint_bytes(replica: ReplicaView) -> int:
-    """Bytes that a replica takes of its device: its lease, and its KV guarantee while it is there."""
+    """Bytes that a replica alone takes of its device: its lease, and its own KV guarantee while it is there. What is
+    kept for all models of its worker together is nobody's."""
     guarantee_bytes = replica.kv_guarantee_bytes if replica.residency in ON_DEVICE else 0
     return replica.lease_bytes + guarantee_bytes
 
@@ -91,7 +87,7 @@ def worth_s(deployment: DeploymentView, chance: float) -> float:
 def value_per_byte(
     replica: ReplicaView, deployment: DeploymentView, now_s: float, config: PlannerConfig
 ) -> float:
-    """Seconds that a replica's presence is worth, per byte that its leaving frees."""
+    """Seconds that a replica's presence is worth, per byte of its footprint."""
     chance = reuse_chance(replica, deployment, now_s, config)
     return worth_s(deployment, chance) / max(1, footprint_bytes(replica))
 
@@ -126,28 +122,29 @@ def judge(
     return Candidate(replica, 2, value, eligible_at_s)
 
 
-def choose_what_there_is(candidates: Sequence[Candidate], shortage_bytes: int) -> Sequence[Candidate]:
-    """Chooses as ``choose`` does; if all candidates do not free enough, chooses all: some room is better than
-    none."""
-    chosen = choose(candidates, shortage_bytes)
-    return candidates if chosen is None else chosen
+def choose(
+    candidates: Sequence[Candidate], shortage_bytes: Callable[[Sequence[ReplicaView]], int]
+) -> tuple[Candidate, ...] | None:
+    """The cheapest candidates that free enough, none of them needlessly; None if all candidates together do not.
 
-
-def choose(candidates: Sequence[Candidate], shortage_bytes: int) -> tuple[Candidate, ...] | None:
-    """The cheapest candidates that free ``shortage_bytes``, none of them needlessly; None if all candidates
-    together do not free enough."""
+    Args:
+        shortage_bytes: what is still missing if these replicas leave, 0 or less if nothing is; the more leave, the
+            less is missing.
+    """
     chosen: list[Candidate] = []
-    surplus_bytes = -shortage_bytes
     for candidate in sorted(candidates, key=lambda each: each.order):
-        if surplus_bytes >= 0:
+        if shortage_bytes(_replicas(chosen)) <= 0:
             break
         chosen.append(candidate)
-        surplus_bytes += candidate.bytes_freed
-    if surplus_bytes < 0:
+    if shortage_bytes(_replicas(chosen)) > 0:
         return None
     for candidate in reversed(chosen.copy()):
         # A large candidate chosen late may have made earlier or equally dear ones needless.
-        if surplus_bytes >= candidate.bytes_freed:
-            chosen.remove(candidate)
-            surplus_bytes -= candidate.bytes_freed
+        others = [each for each in chosen if each is not candidate]
+        if shortage_bytes(_replicas(others)) <= 0:
+            chosen = others
     return tuple(chosen)
+
+
+def _replicas(candidates: Sequence[Candidate]) -> list[ReplicaView]:
+    return [each.replica for each in candidates]

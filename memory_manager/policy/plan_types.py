@@ -56,7 +56,8 @@ class DeploymentView:
     Attributes:
         policy: as the administrator set it.
         weights_bytes: whole pages of one replica's weights.
-        kv_guarantee_bytes: whole pages of one replica's KV guarantee.
+        kv_guarantee_bytes: whole pages of KV that are one replica's alone.
+        kv_longest_bytes: whole pages of KV that one sequence of full length needs.
         held: an operator put the deployment to sleep; its policy does not wake it.
         wanted_since_s: when the present policy was set.
         demand: the requests that wait; None if none does.
@@ -81,6 +82,7 @@ class DeploymentView:
     next_arrival: ArrivalWindow | None = None
     wanted_replicas: int = 1
     rescale_at_s: float = math.inf
+    kv_longest_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class ReplicaView:
         can_sleep: whether it can leave its device for host memory; otherwise it is unloaded.
         artifact_key: names its weights; replicas with the same have one host copy.
         copy_bytes: bytes of host memory that a load by way of a host copy needs; 0 if somebody holds that copy.
+        kv_guarantee_bytes, kv_longest_bytes: as its deployment's, when it was made.
     """
 
     replica_id: str
@@ -122,6 +125,7 @@ class ReplicaView:
     can_sleep: bool = True
     artifact_key: str = ""
     copy_bytes: int = 0
+    kv_longest_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +171,8 @@ class WorkerView:
             worker has obeyed.
         kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 if none does.
         kv_wanted_since_s: since when sequences have waited for KV.
-        elastic_kv: its lease may change while replicas are there; without it each replica has its KV guarantee
-            from its load on, and no more.
+        elastic_kv: its lease may change while replicas are there, which share it; without it each replica has KV of
+            its own from its load on.
         leaves_by_s: the worker is to leave: it gets no replicas, and those on it are unloaded, at this time with
             requests that still run; None if it stays.
     """

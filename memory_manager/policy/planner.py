@@ -12,21 +12,22 @@ loads holds its lease already), and an action that must wait for something is le
 4. Draining replicas that need not go after all are resumed.
 5. The memory that is left over is KV, divided between the workers of the device.
 
-Invariant, per device: leases of weights + KV guarantees of the replicas there + reserve <= budget. So a KV
-lease can always shrink to the guarantees, and admitted requests can always finish.
+Invariant, per device: leases of weights + the least KV of each worker (``kv_floor``: what operators guarantee to the
+replicas there, and one sequence of full length, the longest of any of them) + reserve <= budget. So a KV lease can
+always shrink to that, and admitted requests can always finish.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import wake_at_s
 from memory_manager.policy.device_room import DeviceRoom
-from memory_manager.policy.eviction import Candidate, choose, choose_what_there_is, footprint_bytes, judge
+from memory_manager.policy.eviction import Candidate, choose, judge
 from memory_manager.policy.host_room import HostRoom, Way
 from memory_manager.policy.plan_types import (
     Action,
@@ -75,6 +76,7 @@ class _Option:
             to leave.
         moves: whether the replica sleeps in another worker, which forgets it first.
         weights_bytes: bytes of the weights that are still to be leased.
+        need_bytes: of these, and of KV that is kept for the replica.
         load: requests that the worker serves.
         victims: the replicas that would be asked to leave.
     """
@@ -84,6 +86,7 @@ class _Option:
     worker: WorkerView
     moves: bool
     weights_bytes: int
+    need_bytes: int
     load: int
     victims: tuple[Candidate, ...] = ()
 
@@ -245,7 +248,7 @@ class _Planning:
     def _standing(self, replica: ReplicaView) -> Figures:
         """Figures of a replica that leaves."""
         return {
-            "freed_bytes": footprint_bytes(replica),
+            "freed_bytes": self._room_of(replica).freed_bytes((replica,)),
             "num_active": replica.num_active,
             "resident_s": self._now_s - replica.since_s,
             "unused_s": self._now_s - max(replica.last_used_s, replica.since_s),
@@ -270,7 +273,7 @@ class _Planning:
                 for each in self._candidates(device, self._judge_for_others)
                 if self._at(each.eligible_at_s)
             ]
-            for victim in choose_what_there_is(candidates, shortage_bytes):
+            for victim in _choose_what_there_is(candidates, room, shortage_bytes):
                 others_bytes = self._others_bytes[device]
                 wanted = (
                     f"other processes want {format_bytes(others_bytes)} of {device}"
@@ -328,7 +331,7 @@ class _Planning:
         elif best.rank == 0:
             wakes = replica.residency is Residency.WARM and replica.worker_id == worker_id
             way = Way.COPY if wakes else self._way_of_load(want)
-            is_leased = best.room.bring(best.worker, best.weights_bytes, replica.kv_guarantee_bytes)
+            is_leased = best.room.bring(best.worker, replica, best.weights_bytes)
             if is_leased and way is not Way.LATER:
                 self._actions.append(self._arrival(want, best, wakes, way))
             return
@@ -336,7 +339,7 @@ class _Planning:
             reason, figures = _reason(want, best, victim, self._now_s)
             name = want.deployment.name
             self._leave(victim.replica, reason, figures, name)
-        best.room.await_room(best.weights_bytes + replica.kv_guarantee_bytes)
+        best.room.await_room(best.worker, replica, best.weights_bytes)
 
     def _way_of_load(self, want: Want) -> Way:
         """The way of the replica's weights through host memory; others' copies are dropped for it if need be."""
@@ -356,6 +359,7 @@ class _Planning:
         figures = {
             "weights_bytes": option.weights_bytes,
             "kv_guarantee_bytes": replica.kv_guarantee_bytes,
+            "kv_longest_bytes": replica.kv_longest_bytes,
             "num_waiting": demand.num_waiting if demand is not None else 0,
             "waited_s": self._now_s - want.since_s,
             "spare_bytes": option.room.spare_bytes,
@@ -375,16 +379,21 @@ class _Planning:
         replica, room = want.replica, self._rooms[worker.device]
         moves = replica.worker_id is not None and replica.worker_id != worker.worker_id
         weights_bytes = replica.weights_bytes - (0 if moves else replica.lease_bytes)
-        need_bytes = weights_bytes + replica.kv_guarantee_bytes
+        need_bytes = room.need_bytes(worker, replica, weights_bytes)
+        rank = (
+            0 if room.fits_now(worker, replica, weights_bytes) else 1 if need_bytes <= room.spare_bytes else 2
+        )
         load = self._load[worker.worker_id]
-        if room.fits_now(need_bytes):
-            return _Option(0, room, worker, moves, weights_bytes, load)
-        if need_bytes <= room.spare_bytes:
-            return _Option(1, room, worker, moves, weights_bytes, load)
-        victims = self._victims(want, worker.device, need_bytes - room.spare_bytes)
-        return _Option(2, room, worker, moves, weights_bytes, load, victims) if victims else None
+        option = _Option(rank, room, worker, moves, weights_bytes, need_bytes, load)
+        if rank < 2:
+            return option
+        shortage_bytes = partial(room.shortage_bytes, worker, replica, weights_bytes)
+        victims = self._victims(want, worker.device, shortage_bytes)
+        return replace(option, victims=victims) if victims else None
 
-    def _victims(self, want: Want, device: str, shortage_bytes: int) -> tuple[Candidate, ...] | None:
+    def _victims(
+        self, want: Want, device: str, shortage_bytes: Callable[[Sequence[ReplicaView]], int]
+    ) -> tuple[Candidate, ...] | None:
         """The cheapest replicas that make enough room if they leave; None if none may now."""
         room = self._rooms[device]
         if room.closed or want.displaces is Displaces.NOBODY:
@@ -433,7 +442,7 @@ class _Planning:
                 and self._may_idle_away(each.replica.deployment)
                 and self._at(max(each.eligible_at_s, since_s + each.value_s))
             ]
-            for victim in choose_what_there_is(candidates, short_bytes):
+            for victim in _choose_what_there_is(candidates, room, short_bytes):
                 reason = (
                     f"idle, worth {victim.value_s:.3g} s; sequences have waited {self._now_s - since_s:.2f} s for "
                     f"{format_bytes(short_bytes)} of KV"
@@ -459,6 +468,15 @@ class _Planning:
                 self._actions.append(Resume(replica.replica_id))
 
 
+def _choose_what_there_is(
+    candidates: Sequence[Candidate], room: DeviceRoom, shortage_bytes: int
+) -> Sequence[Candidate]:
+    """Chooses as ``choose`` does; if all candidates do not free enough, chooses all: some room is better than
+    none."""
+    chosen = choose(candidates, lambda leaving: shortage_bytes - room.freed_bytes(leaving))
+    return candidates if chosen is None else chosen
+
+
 def _worth_less(victims: tuple[Candidate, ...] | None, want: Want) -> bool:
     """Whether the victims are idle and together worth at most half of what the want is worth. The factor
     keeps two models whose estimates waver from taking each other's place in turns."""
@@ -472,7 +490,7 @@ def _reason(want: Want, option: _Option, victim: Candidate, now_s: float) -> tup
     state = ("draining", "idle", "in use")[victim.rank]
     figures: Figures = {
         "room_for": want.deployment.name,
-        "needed_bytes": option.weights_bytes + want.replica.kv_guarantee_bytes,
+        "needed_bytes": option.need_bytes,
         "waited_s": now_s - want.since_s,
         "state": state,
         "value_s": victim.value_s,
@@ -480,6 +498,6 @@ def _reason(want: Want, option: _Option, victim: Candidate, now_s: float) -> tup
     reason = (
         f"makes room for {want.deployment.name}, which needs {format_bytes(option.weights_bytes)} and has "
         f"waited {now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.replica.since_s:.1f} s, "
-        f"worth {victim.value_s:.3g} s for {format_bytes(victim.bytes_freed)}"
+        f"worth {victim.value_s:.3g} s"
     )
     return reason, figures

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
+from memory_manager.policy.kv_floor import KVFloor
 from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState
 from memory_manager.policy.residency import ON_DEVICE
 from mooring.units import format_bytes
 
 __all__ = ["refusals"]
+
+
+@dataclass(slots=True)
+class _Device:
+    """What a device has left for replicas, as pinned deployments get their places.
+
+    Attributes:
+        weights_bytes: of those that have one.
+        floors: of its workers, by their ids; at least one.
+    """
+
+    view: DeviceView
+    floors: dict[str, KVFloor]
+    weights_bytes: int = 0
+
+    @property
+    def left_bytes(self) -> int:
+        kept_bytes = sum(each.num_bytes for each in self.floors.values())
+        return self.view.budget_bytes - self.view.fixed_bytes - self.weights_bytes - kept_bytes
+
+    def need_bytes(self, deployment: DeploymentView) -> int:
+        """What a deployment needs beside those that have a place."""
+        return deployment.weights_bytes + min(each.growth_bytes(deployment) for each in self.floors.values())
+
+    def has_room(self, deployment: DeploymentView) -> bool:
+        return self.need_bytes(deployment) <= self.left_bytes
+
+    def place(self, deployment: DeploymentView, worker_id: str | None) -> None:
+        """Counts a deployment, in its worker or else where it needs least."""
+        best = min(self.floors, key=lambda each: self.floors[each].growth_bytes(deployment))
+        self.floors[worker_id or best].add(deployment.name, deployment)
+        self.weights_bytes += deployment.weights_bytes
 
 
 def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
@@ -19,68 +53,78 @@ def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
     Returns:
         By name of the deployment, a message with the figures.
     """
-    rooms = {each.name: _room_bytes(each, state, config) for each in state.devices}
-    homes = _pinned_homes(state, rooms)
-    left = dict(rooms)
-    for name, device in homes.items():
-        left[device] -= _need_bytes(next(each for each in state.deployments if each.name == name))
+    devices = {each.name: _device(each, state, config) for each in state.devices}
+    homed = _place_pinned(state, devices)
     return {
-        each.name: _message(each, state.devices, left)
+        each.name: _message(each, devices.values())
         for each in state.deployments
         if each.policy.enabled
         and (each.demand is not None or each.policy.pinned)
-        and each.name not in homes
-        and all(_need_bytes(each) > left_bytes for left_bytes in left.values())
+        and each.name not in homed
+        and not any(device.has_room(each) for device in devices.values())
     }
 
 
-def _need_bytes(deployment: DeploymentView) -> int:
-    return deployment.weights_bytes + deployment.kv_guarantee_bytes
+def _device(view: DeviceView, state: PlannerState, config: PlannerConfig) -> _Device:
+    elastic = {each.worker_id: each.elastic_kv for each in state.workers if each.device == view.name}
+    return _Device(
+        view,
+        {
+            worker_id: KVFloor(config.kv_base_bytes, is_elastic=is_elastic)
+            for worker_id, is_elastic in (elastic or {"": True}).items()
+        },
+    )
 
 
-def _room_bytes(device: DeviceView, state: PlannerState, config: PlannerConfig) -> int:
-    num_workers = sum(each.device == device.name for each in state.workers)
-    return device.budget_bytes - device.fixed_bytes - max(1, num_workers) * config.kv_base_bytes
-
-
-def _pinned_homes(state: PlannerState, rooms: dict[str, int]) -> dict[str, str]:
-    """The device of each pinned deployment that has a place. A deployment stays on the device where it is;
-    otherwise it gets the one with most room left, and deployments of higher priority choose first."""
+def _place_pinned(state: PlannerState, devices: dict[str, _Device]) -> set[str]:
+    """Gives pinned deployments their places, and returns those that have one. A deployment stays where it is;
+    otherwise it gets the device with most room left, and deployments of higher priority choose first."""
     present = _present_on(state)
-    left = dict(rooms)
-    homes: dict[str, str] = {}
+    device_of = {each.worker_id: each.device for each in state.workers}
+    homed: set[str] = set()
     pinned: Iterable[DeploymentView] = (
         each for each in state.deployments if each.policy.pinned and each.policy.enabled
     )
     for deployment in sorted(
         pinned, key=lambda each: (each.name not in present, -each.policy.priority, each.name)
     ):
-        device = present.get(deployment.name) or max(left, key=lambda name: (left[name], name))
-        if _need_bytes(deployment) <= left[device]:
-            left[device] -= _need_bytes(deployment)
-            homes[deployment.name] = device
-    return homes
+        worker_id = present.get(deployment.name)
+        name = (
+            device_of[worker_id]
+            if worker_id is not None
+            else max(devices, key=lambda name: (devices[name].left_bytes, name))
+        )
+        if devices[name].has_room(deployment):
+            devices[name].place(deployment, worker_id)
+            homed.add(deployment.name)
+    return homed
 
 
 def _present_on(state: PlannerState) -> dict[str, str]:
-    device_of = {each.worker_id: each.device for each in state.workers}
+    """The worker of each deployment that is on a device."""
     return {
-        each.deployment: device_of[each.worker_id]
+        each.deployment: each.worker_id
         for each in state.replicas
         if each.residency in ON_DEVICE and each.worker_id is not None and not each.retired
     }
 
 
-def _message(deployment: DeploymentView, devices: tuple[DeviceView, ...], left: dict[str, int]) -> str:
-    device = max(devices, key=lambda each: (left[each.name], each.name))
-    fixed_bytes, left_bytes = device.fixed_bytes, max(0, left[device.name])
-    pinned_bytes = device.budget_bytes - fixed_bytes - left[device.name]
+def _message(deployment: DeploymentView, devices: Iterable[_Device]) -> str:
+    kv_bytes = max(deployment.kv_guarantee_bytes, deployment.kv_longest_bytes)
+    alone_bytes = deployment.weights_bytes + kv_bytes
+
+    def most_bytes(device: _Device) -> int:
+        """With what it can share of the KV that is kept for others."""
+        return device.left_bytes + alone_bytes - device.need_bytes(deployment)
+
+    best = max(devices, key=lambda each: (most_bytes(each), each.view.name))
+    device, left_bytes = best.view, most_bytes(best)
+    pinned_bytes = device.budget_bytes - device.fixed_bytes - left_bytes
     return (
-        f"model {deployment.name!r} can never fit: it needs {format_bytes(_need_bytes(deployment))} "
-        f"({format_bytes(deployment.weights_bytes)} of weights, "
-        f"{format_bytes(deployment.kv_guarantee_bytes)} of KV for one request of full length), and "
-        f"{device.name} has at most {format_bytes(left_bytes)} for it: a budget of "
-        f"{format_bytes(device.budget_bytes)}, less {format_bytes(fixed_bytes)} of reserve and "
+        f"model {deployment.name!r} can never fit: it needs {format_bytes(alone_bytes)} "
+        f"({format_bytes(deployment.weights_bytes)} of weights, {format_bytes(kv_bytes)} of KV for one request of "
+        f"full length or as guaranteed), and {device.name} has at most {format_bytes(max(0, left_bytes))} for it: a "
+        f"budget of {format_bytes(device.budget_bytes)}, less {format_bytes(device.fixed_bytes)} of reserve and "
         f"{format_bytes(pinned_bytes)} of pinned models and worker overhead; raise the memory budget, lower "
         "the model's maximum length or unpin a model"
     )

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.device_room import DeviceRoom
-from memory_manager.policy.plan_types import DemandView, Load, Plan, PlannerState, Sleep, Unload, Wake
+from memory_manager.policy.plan_types import (
+    DemandView,
+    Load,
+    Plan,
+    PlannerState,
+    ReplicaView,
+    Sleep,
+    Unload,
+    Wake,
+)
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE
 from mooring.units import format_bytes
@@ -30,7 +39,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A replica that would have to leave, and the bytes that its leaving frees (weights and KV guarantee)."""
+    """A replica that would have to leave, and the bytes that its leaving frees (weights and KV)."""
 
     replica_id: str
     deployment: str
@@ -89,9 +98,9 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
         return WayIn(Verdict.NEVER, decided.refusals[name])
     own_ids = {each.replica_id for each in own}
     comes = any(isinstance(each, Load | Wake) and each.replica_id in own_ids for each in decided.actions)
-    need_bytes = own[0].weights_bytes + own[0].kv_guarantee_bytes
-    need = f"it needs {format_bytes(need_bytes)} of weights and KV guarantee"
-    if comes or _fits(alone, own[0].weights_bytes + own[0].kv_guarantee_bytes, config):
+    kv_bytes = max(own[0].kv_guarantee_bytes, own[0].kv_longest_bytes)
+    need = f"it needs {format_bytes(own[0].weights_bytes)} of weights, and {format_bytes(kv_bytes)} of KV"
+    if comes or _fits(alone, own[0], config):
         return WayIn(Verdict.COMES, f"{need}, for which there is room once KV has given way")
     if leaving := _departures(alone, decided, name):
         return WayIn(Verdict.EVICTS, f"{need}: these would leave at once", leaving)
@@ -113,12 +122,13 @@ def _obstacle(state: PlannerState) -> str:
     return "; ".join(["all that is there is pinned, or in use at a higher priority", *claims])
 
 
-def _fits(state: PlannerState, need_bytes: int, config: PlannerConfig) -> bool:
+def _fits(state: PlannerState, replica: ReplicaView, config: PlannerConfig) -> bool:
     for device in state.devices:
         workers = [each for each in state.workers if each.device == device.name]
         ids = {each.worker_id for each in workers}
         hosted = [each for each in state.replicas if each.worker_id in ids]
-        if workers and DeviceRoom(device, workers, hosted, config).fits_now(need_bytes):
+        room = DeviceRoom(device, workers, hosted, config)
+        if any(room.fits_now(each, replica, replica.weights_bytes) for each in workers):
             return True
     return False
 

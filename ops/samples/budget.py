@@ -1,10 +1,11 @@
-"""The memory budget that the samples share: it holds any two of them, each with a full context, and never all
+"""The memory budget that the samples share: it holds any two of them and a full context of either, and never all
 three, so that a server of the samples shows models making room for each other."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from engines.checkpoint.layout import packed_layout
 from engines.checkpoint.model_config import ModelConfig, sequence_kv_bytes
@@ -12,11 +13,18 @@ from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from ops.samples.recipes import DRAFT, PYTHONLM, config_of
 from ops.samples.shapes import SHAPES
 
-__all__ = ["sample_budget_bytes", "sample_bytes"]
+__all__ = ["SampleBytes", "sample_budget_bytes", "sample_bytes"]
 
 
-def sample_bytes(precision: str) -> dict[str, int]:
-    """Bytes of whole pages that each sample needs on a device: its weights, and the KV of one full context.
+class SampleBytes(NamedTuple):
+    """Bytes of whole pages of one sample's weights, and of the KV of one full context."""
+
+    weights_bytes: int
+    longest_kv_bytes: int
+
+
+def sample_bytes(precision: str) -> dict[str, SampleBytes]:
+    """Bytes that each sample needs on a device.
 
     Args:
         precision: of weights and KV, ``bf16`` or ``fp32``.
@@ -31,14 +39,20 @@ def sample_bytes(precision: str) -> dict[str, int]:
 
 
 def sample_budget_bytes(precision: str) -> int:
-    """Bytes of a budget half-way between the two largest samples and all three; a multiple of the page."""
+    """Bytes of a budget half-way between the two samples that need most and all three; a multiple of the page."""
     needed = sample_bytes(precision).values()
-    largest_pair = max(sum(pair) for pair in combinations(needed, 2))
-    return (largest_pair + sum(needed)) // 2 // PAGE_BYTES * PAGE_BYTES
+    largest_pair = max(_together_bytes(pair) for pair in combinations(needed, 2))
+    return (largest_pair + _together_bytes(needed)) // 2 // PAGE_BYTES * PAGE_BYTES
 
 
-def _needed_bytes(hf_config: dict[str, Any], precision: str) -> int:
+def _together_bytes(samples: Iterable[SampleBytes]) -> int:
+    """KV is kept for one full context, the longest of any of them."""
+    needed = list(samples)
+    return sum(each.weights_bytes for each in needed) + max(each.longest_kv_bytes for each in needed)
+
+
+def _needed_bytes(hf_config: dict[str, Any], precision: str) -> SampleBytes:
     config = ModelConfig.from_hf(hf_config)
     _, weights_bytes = packed_layout(config, precision)
     kv_bytes = sequence_kv_bytes(config.to_dict(), precision, config.max_model_len)
-    return round_to_pages(weights_bytes) + round_to_pages(kv_bytes)
+    return SampleBytes(round_to_pages(weights_bytes), round_to_pages(kv_bytes))

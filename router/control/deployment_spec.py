@@ -19,22 +19,22 @@ and the sequence's tokens."""
 def deployment_spec(record: DeploymentRecord, artifact: ArtifactRef, kv_bytes: KVBytes) -> DeploymentSpec:
     """The memory manager's description of a deployment.
 
-    The KV guarantee is at least what one sequence of the longest length needs, so that every request that is
-    admitted can be finished whatever else happens.
+    KV for one sequence of the longest length is kept once for all models of a worker, so that every request that is
+    admitted can be finished whatever else happens; what the policy guarantees is the deployment's own.
     """
     version, policy = record.variant.version, record.policy
     max_model_len = policy.max_model_len or int(version.description["max_model_len"])
-    # With a smaller guarantee, a long request would wait for ever beside models that are idle: they are not
-    # put to sleep for KV. Beyond the cap nothing can be guaranteed, and a request that needs more is refused.
+    # With less, a long request would wait for ever beside models that are idle: they are not put to sleep for KV.
+    # Beyond the cap nothing can be kept for it, and a request that needs more is refused.
     longest_bytes = kv_bytes(version.description["config"], record.variant.precision, max_model_len)
     if policy.kv_cap_bytes is not None:
         longest_bytes = min(longest_bytes, policy.kv_cap_bytes)
-    guarantee_bytes = max(policy.kv_guarantee_bytes or 0, longest_bytes)
     return DeploymentSpec(
         name=record.name,
         artifact=artifact,
         weights_bytes=round_to_pages(artifact.num_bytes),
-        kv_guarantee_bytes=round_to_pages(guarantee_bytes),
+        kv_guarantee_bytes=round_to_pages(policy.kv_guarantee_bytes or 0),
+        kv_longest_bytes=round_to_pages(longest_bytes),
         max_model_len=max_model_len,
         policy=policy,
     )

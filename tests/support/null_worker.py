@@ -35,6 +35,7 @@ def deployment(name: str = "m") -> DeploymentSpec:
         artifact=ArtifactRef(f"key-{name}", Path("/nowhere"), 4096, b"{}"),
         weights_bytes=WEIGHTS_BYTES,
         kv_guarantee_bytes=0,
+        kv_longest_bytes=0,
         max_model_len=MAX_MODEL_LEN,
     )
 

@@ -255,9 +255,14 @@ class SimulatedWorker:
             self.violations.append(f"{self.calls[-1]}: holds {total} of {self.budget_bytes} bytes")
 
     def check_guarantees(self) -> None:
-        """For a settled worker: its KV lease covers what its resident models were promised."""
-        promised = sum(each.spec.kv_guarantee_bytes for each in self.held.values() if each.resident)
-        assert promised + PAGE <= self.kv_lease_bytes
+        """For a settled worker: its KV lease covers what its resident models were promised, each its own and all of
+        them one longest sequence."""
+        there = [each.spec for each in self.held.values() if each.resident]
+        own_bytes = sum(each.kv_guarantee_bytes for each in there)
+        assert own_bytes + PAGE <= self.kv_lease_bytes
+        for each in there:
+            others_bytes = own_bytes - each.kv_guarantee_bytes
+            assert others_bytes + each.kv_longest_bytes + PAGE <= self.kv_lease_bytes
 
     async def _call(self, verb: str, replica_id: str, duration_s: float, may_fail: bool = True) -> None:
         await asyncio.wait([self._gone], timeout=duration_s)
@@ -402,9 +407,18 @@ class SimulatedWorker:
         )
 
 
-def deployment(name: str, weights_pages: int = 10, kv_pages: int = 2, **policy: Any) -> DeploymentSpec:
-    """A deployment whose sizes are given in pages."""
+def deployment(
+    name: str, weights_pages: int = 10, kv_pages: int = 2, longest_pages: int = 0, **policy: Any
+) -> DeploymentSpec:
+    """A deployment whose sizes are given in pages: of its weights, of KV that is its alone, and of its longest
+    sequence."""
     artifact = ArtifactRef(f"artifact-{name}", Path(f"{name}.bin"), weights_pages * PAGE, b"{}")
     return DeploymentSpec(
-        name, artifact, weights_pages * PAGE, kv_pages * PAGE, 128, DeploymentPolicy(**policy)
+        name,
+        artifact,
+        weights_pages * PAGE,
+        kv_pages * PAGE,
+        longest_pages * PAGE,
+        128,
+        DeploymentPolicy(**policy),
     )

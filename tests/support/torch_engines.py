@@ -17,13 +17,13 @@ import torch
 
 from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs, run_step
 from engines.artifact import Manifest
-from engines.checkpoint.model_config import ModelConfig, kv_groups
+from engines.checkpoint.model_config import ModelConfig
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
 from engines.config import TorchEngineConfig
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.engine import TorchEngine
 from memory_manager.arena.host_arena import HostArena
-from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.ports import LeaseStatus
 from mooring.units import MIB
 
@@ -127,6 +127,7 @@ class EngineDriver:
         replica_id: str = "m",
         *,
         max_model_len: int = 256,
+        kv_guarantee_bytes: int = 0,
         kv_cap_bytes: int | None = None,
         from_file: bool = False,
     ) -> int:
@@ -135,7 +136,7 @@ class EngineDriver:
             model.manifest.to_json(),
             max_model_len,
             round_to_pages(model.manifest.num_bytes),
-            kv_guarantee_bytes=kv_bytes_for_tokens(kv_groups(model.config, 4), max_model_len),
+            kv_guarantee_bytes=kv_guarantee_bytes,
             kv_cap_bytes=kv_cap_bytes,
             from_file=from_file,
         )

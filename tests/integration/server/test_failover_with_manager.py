@@ -86,6 +86,7 @@ def deployment(folder: Path, name: str) -> DeploymentSpec:
         artifact=ArtifactRef(name, weights, 64, b"{}"),
         weights_bytes=WEIGHTS_BYTES,
         kv_guarantee_bytes=GUARANTEE_BYTES,
+        kv_longest_bytes=GUARANTEE_BYTES,
         max_model_len=MAX_MODEL_LEN,
     )
 

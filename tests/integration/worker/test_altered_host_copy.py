@@ -51,6 +51,7 @@ class Stack:
                 "m",
                 ArtifactRef("artifact-m", weights, num_bytes, model.manifest.to_json()),
                 round_to_pages(num_bytes),
+                0,
                 round_to_pages(kv_bytes_for_tokens(kv_groups(model.config, 4), MAX_MODEL_LEN)),
                 MAX_MODEL_LEN,
             )

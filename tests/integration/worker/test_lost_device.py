@@ -41,7 +41,7 @@ class TorchFleet(NullFleet):
     async def _load(self, client: WorkerClient) -> None:
         manifest = self._model.manifest
         artifact = ArtifactRef("key", Path("/nowhere"), manifest.num_bytes, manifest.to_json())
-        spec = DeploymentSpec("m", artifact, round_to_pages(manifest.num_bytes), 2 * MIB, MAX_MODEL_LEN)
+        spec = DeploymentSpec("m", artifact, round_to_pages(manifest.num_bytes), 0, 2 * MIB, MAX_MODEL_LEN)
         descriptor = self._model.host_copy()
         try:
             await client.load("m/0", spec, descriptor)

@@ -83,9 +83,9 @@ async def test_the_device_never_holds_more_than_its_budget(tmp_path: Path) -> No
 
     await add("one")
     watching = asyncio.create_task(watch())
-    guarantee_bytes = round_to_pages(kv_bytes_for_tokens(kv_groups(model.config, 4), MAX_MODEL_LEN))
+    longest_bytes = round_to_pages(kv_bytes_for_tokens(kv_groups(model.config, 4), MAX_MODEL_LEN))
     artifact = ArtifactRef("m", weights, num_bytes, model.manifest.to_json())
-    sizes = round_to_pages(num_bytes), guarantee_bytes, MAX_MODEL_LEN
+    sizes = round_to_pages(num_bytes), 0, longest_bytes, MAX_MODEL_LEN
     manager.upsert_deployment(
         DeploymentSpec("m", artifact, *sizes, DeploymentPolicy(min_replicas=2, max_replicas=2))
     )

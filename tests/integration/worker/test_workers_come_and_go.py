@@ -66,7 +66,13 @@ class Stack:
         weights.write_bytes(os.urandom(64))
         artifact = ArtifactRef("m", weights, 64, b"{}")
         self.deployment = DeploymentSpec(
-            "m", artifact, 4 * MIB, 2 * MIB, MAX_MODEL_LEN, DeploymentPolicy(min_replicas=1, max_replicas=2)
+            "m",
+            artifact,
+            4 * MIB,
+            0,
+            2 * MIB,
+            MAX_MODEL_LEN,
+            DeploymentPolicy(min_replicas=1, max_replicas=2),
         )
         self.num_ended = 0
         self._numbers = itertools.count()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engines.checkpoint.model_config import ModelConfig, kv_groups, sequence_kv_bytes
-from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
-from memory_manager.ports import ArtifactRef
+from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
+from memory_manager.ports import ArtifactRef, DeploymentSpec
 from model_registry.records import DeploymentRecord, VariantRecord, VersionRecord
 from mooring.policy import DeploymentPolicy
 from mooring.units import MIB
@@ -31,27 +31,26 @@ ARTIFACT = ArtifactRef("m", Path("/m"), 20 * MIB, b"{}")
 ONE_SEQUENCE_BYTES = kv_bytes_for_tokens(kv_groups(CONFIG, 4), MAX_MODEL_LEN)
 
 
-def guarantee_bytes(policy: DeploymentPolicy) -> int:
+def spec(policy: DeploymentPolicy) -> DeploymentSpec:
     description = {"config": CONFIG.to_dict(), "max_model_len": MAX_MODEL_LEN}
     version = VersionRecord("m", 1, "0" * 64, "/m", None, "llama", description, 20 * MIB, 0.0)
     variant = VariantRecord(1, version, "fp32", None, None)
     record = DeploymentRecord("m", variant, "torch", policy, 0.0, 0.0)
-    return deployment_spec(record, ARTIFACT, sequence_kv_bytes).kv_guarantee_bytes
+    return deployment_spec(record, ARTIFACT, sequence_kv_bytes)
 
 
-@pytest.mark.parametrize("asked", [None, 0, 1, 4 * MIB, ONE_SEQUENCE_BYTES])
-def test_one_request_of_full_length_can_always_be_finished(asked: int | None) -> None:
-    assert guarantee_bytes(DeploymentPolicy(kv_guarantee_bytes=asked)) == ONE_SEQUENCE_BYTES
-
-
-def test_more_is_guaranteed_where_it_is_asked_for() -> None:
-    asked = ONE_SEQUENCE_BYTES + 3 * PAGE_BYTES
-    assert guarantee_bytes(DeploymentPolicy(kv_guarantee_bytes=asked)) == asked
+@pytest.mark.parametrize("asked", [None, 0, 1, 4 * MIB, ONE_SEQUENCE_BYTES + 3 * PAGE_BYTES])
+def test_what_is_guaranteed_is_what_was_asked_for_and_one_request_of_full_length_is_apart(
+    asked: int | None,
+) -> None:
+    found = spec(DeploymentPolicy(kv_guarantee_bytes=asked))
+    assert found.kv_guarantee_bytes == round_to_pages(asked or 0)
+    assert found.kv_longest_bytes == ONE_SEQUENCE_BYTES
 
 
 def test_a_shorter_context_needs_less() -> None:
-    assert guarantee_bytes(DeploymentPolicy(kv_guarantee_bytes=0, max_model_len=16)) == PAGE_BYTES
+    assert spec(DeploymentPolicy(max_model_len=16)).kv_longest_bytes == PAGE_BYTES
 
 
-def test_nothing_is_guaranteed_beyond_the_cap() -> None:
-    assert guarantee_bytes(DeploymentPolicy(kv_cap_bytes=2 * PAGE_BYTES)) == 2 * PAGE_BYTES
+def test_nothing_is_kept_beyond_the_cap() -> None:
+    assert spec(DeploymentPolicy(kv_cap_bytes=2 * PAGE_BYTES)).kv_longest_bytes == 2 * PAGE_BYTES
