@@ -40,7 +40,7 @@ class DeploymentPolicy:
     kv_guarantee_bytes: Annotated[
         int | None,
         Bounds(ge=0, le=_MAX_BYTES),
-        Setting("KV that no other model can take; never less than one request of full length needs."),
+        Setting("KV that is this model's alone while it is resident; unset: it shares all KV."),
     ] = None
     kv_cap_bytes: Annotated[
         int | None, Bounds(ge=1, le=_MAX_BYTES), Setting("Most KV it may hold; unset: no cap.")

@@ -124,7 +124,7 @@ def _print(plan: MemoryPlan) -> None:
         ("weights", plan.weights_bytes, "packed"),
         ("", plan.weights_page_bytes, "in pages of 2 MiB"),
         ("KV of a token", plan.kv_bytes_per_token, "all layers, before any window has passed"),
-        ("KV of a request", plan.kv_bytes_per_request, "in pages, alone; the least KV guarantee"),
+        ("KV of a request", plan.kv_bytes_per_request, "in pages, alone; a worker always keeps as much"),
         ("KV of the batch", plan.kv_bytes, "in pages"),
         ("  tokens", plan.kv_token_bytes, ""),
         ("  part-filled blocks", plan.kv_unfilled_bytes, ""),

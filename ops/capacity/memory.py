@@ -107,8 +107,8 @@ class MemoryPlan:
         weights_bytes: bytes of the packed weights.
         weights_page_bytes: bytes of the pages that the weights take.
         kv_bytes_per_token: KV bytes of a token while no window has passed.
-        kv_bytes_per_request: bytes of the pages for one request of the context alone, which is also the least
-            guarantee.
+        kv_bytes_per_request: bytes of the pages for one request of the context alone; a worker always keeps as much
+            for the longest of its models.
         kv_bytes: bytes of the pages for the whole batch; the sum of the next three.
         kv_token_bytes: bytes of the tokens in them.
         kv_unfilled_bytes: bytes of places for tokens that no token fills.

@@ -224,7 +224,7 @@ class DepartureBody(_Body):
 
     replica_id: str
     deployment: str
-    freed_bytes: int = Field(description="Weights and KV guarantee.")
+    freed_bytes: int = Field(description="Weights and KV that is kept for it.")
     reason: str
 
 

@@ -121,7 +121,7 @@ class World:
         worker's first (but for those of its own model that must make way, one a step)."""
         if name == self.models[first]:
             self.num_waits = 0 if self.is_running(first) else self.num_waits + 1
-            assert self.num_waits <= 2
+            assert self.num_waits <= MOST_SEQUENCES
         own = [number for number in self.orders if self.models[number] == name]
         if sum(self.pages[number] + 1 for number in own) <= self.asked[int(name)].guarantee_pages:
             assert all(map(self.is_running, own))
@@ -133,7 +133,7 @@ class World:
         sharer.preempt(slot)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     asked=st.lists(models, min_size=1, max_size=4),
     coming=st.lists(arrivals, min_size=1, max_size=MOST_SEQUENCES),
