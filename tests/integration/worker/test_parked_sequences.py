@@ -203,8 +203,7 @@ def test_a_smaller_lease_takes_stored_blocks_then_parked_ones_then_those_that_ru
 
 
 def test_what_a_sleeper_kept_beyond_its_share_goes_back_when_it_wakes() -> None:
-    """Each model is guaranteed one sequence of full length. Asleep, one may fill nearly all pages; awake, it must
-    leave the other's guarantee alone."""
+    """Asleep, a model may fill nearly all pages; awake, it must leave alone what is guaranteed to another."""
     with engine_driver(lease_pages=6) as driver:
         driver.load(tiny_model("llama"), "large")
         for number in range(12):
@@ -213,7 +212,7 @@ def test_what_a_sleeper_kept_beyond_its_share_goes_back_when_it_wakes() -> None:
             driver.step()
         num_before = driver.preemptions()
         driver.engine.sleep("large")
-        driver.load(tiny_model("llama"), "small")
+        driver.load(tiny_model("llama"), "small", kv_guarantee_bytes=PAGE_BYTES)
         assert replica(driver, "large").preemptions_total == num_before
         wake(driver, "large")
         assert replica(driver, "large").preemptions_total > num_before

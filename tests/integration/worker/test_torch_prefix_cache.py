@@ -185,7 +185,7 @@ def test_sequences_end_where_the_device_has_less_memory_than_the_lease(
 
 def test_another_models_idle_blocks_are_given_up_down_to_its_guarantee() -> None:
     with engine_driver(lease_pages=6) as driver:
-        driver.load(tiny_model("llama"), "a", max_model_len=64)  # a guarantee of one page
+        driver.load(tiny_model("llama"), "a", max_model_len=64, kv_guarantee_bytes=PAGE_BYTES)
         driver.load(tiny_model("llama", seed=1), "b", max_model_len=256)
         for sequence_id in range(20):
             driver.submit(sequence_id, prompt_of(60, seed=sequence_id), "a", max_tokens=1)
