@@ -162,6 +162,8 @@ class World:
             patience_s, again = None, True
             with ticket:
                 left_s = await self.workers[ticket.worker_id].run(ticket.replica_id, left_s)
+            if left_s:  # the manager may learn of a worker's death later than who ran there
+                await asyncio.sleep(0.005)
         return "served"
 
     async def disturb(self, disturbance: Disturbance, specs: dict[str, dict[str, int]]) -> None:
