@@ -14,7 +14,7 @@ from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 
 pytestmark = pytest.mark.integration
 
-NULL = ["--engine", "null", "--memory-budget", "10MiB"]
+NULL = ["--engine", "null", "--memory-budget", "8MiB"]
 ENVIRONMENT = {**NULL_ENVIRONMENT, "MOORING_OTHERS__WATCH": "false"}
 
 
@@ -80,7 +80,7 @@ def test_found_by_deployment_and_kind(server: RunningServer) -> None:
     (evicted,) = events(server, "?kind=evict&limit=1")
     assert evicted["deployment"] in ("a", "b")
     assert evicted["figures"]["room_for"] == "c"
-    assert evicted["figures"]["needed_bytes"] == evicted["figures"]["freed_bytes"] == 4 << 20
+    assert evicted["figures"]["needed_bytes"] == evicted["figures"]["freed_bytes"] == 2 << 20
     assert events(server, "?deployment=nobody") == []
 
 
@@ -129,7 +129,7 @@ def test_why_a_model_is_where_it_is(server: RunningServer) -> None:
     why = server.admin("GET", "/deployments/c/why").json()
     assert (why["residency"], why["way_in"]["verdict"]) in (("warm", "evicts"), ("warm", "waits"))
     assert [each["deployment"] for each in why["way_in"]["leaving"]] in (["a"], ["b"])
-    assert why["way_in"]["leaving"][0]["freed_bytes"] == 4 << 20
+    assert why["way_in"]["leaving"][0]["freed_bytes"] == 2 << 20
     assert why["replicas"][0]["for_s"] > 0
     assert why["decisions"][0]["kind"] in ("evict", "sleep")
     there = server.admin("GET", "/deployments/a/why").json()

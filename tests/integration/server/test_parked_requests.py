@@ -36,8 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     description = describe(folders["a"])
     groups = kv_groups(ModelConfig.from_dict(description.config), 4)
     weights_bytes = round_to_pages(description.weights_bytes("fp32"))
-    # A page less than both take with their guarantees and the null page.
-    budget_bytes = 2 * (weights_bytes + round_to_pages(kv_bytes_for_tokens(groups, CONTEXT)))
+    # A page less than both take with one longest sequence and the null page.
+    budget_bytes = 2 * weights_bytes + round_to_pages(kv_bytes_for_tokens(groups, CONTEXT))
     flags = ["--dtype", "float32", "--memory-budget", str(budget_bytes)]
     environment = {"MOORING_PLANNER__MIN_RESIDENCY_S": "0.2", "MOORING_PLANNER__DRAIN_AFTER_S": "0.05"}
     with RunningServer(tmp_path_factory.mktemp("server") / "data", folders, flags, environment) as running:
