@@ -81,7 +81,7 @@ class DeviceRoom:
         )
 
     def need_bytes(self, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> int:
-        """What a replica would take that comes to this worker once all that leaves has left.
+        """Bytes that a replica would take that comes to this worker once all that leaves has left.
 
         Args:
             weights_bytes: of its weights, those that are still to be leased.
@@ -105,8 +105,8 @@ class DeviceRoom:
         weights_bytes: int,
         leaving: Collection[ReplicaView],
     ) -> int:
-        """What would still be missing for a replica that comes to this worker if these left as well; 0 or less if
-        nothing is."""
+        """Bytes that a replica which comes to this worker would still lack if these left as well; 0 or less if
+        none."""
         kept_bytes = sum(
             floor.bytes_if(_ids(leaving), replica if worker_id == worker.worker_id else None)
             for worker_id, floor in self._after.items()
@@ -117,7 +117,7 @@ class DeviceRoom:
         return weights_after_bytes + kept_bytes - self.room_bytes
 
     def freed_bytes(self, leaving: Collection[ReplicaView]) -> int:
-        """What these would free if they left as well: their weights, and by what the least KV of their workers
+        """Bytes that these would free if they left as well: their weights, and by what the least KV of their workers
         shrinks."""
         kept_bytes = sum(floor.bytes_if(_ids(leaving)) for floor in self._after.values())
         return sum(each.lease_bytes for each in leaving) + _total_bytes(self._after) - kept_bytes

@@ -71,7 +71,7 @@ class KVFloor:
         self._num_bytes = self.bytes_if()
 
     def bytes_if(self, leaving: Collection[str] = (), coming: NeedsKV | None = None) -> int:
-        """What it would be without some of the replicas and with another."""
+        """Its bytes without some of the replicas and with another."""
         there = [each for replica_id, each in self._replicas.items() if replica_id not in leaving]
         there += [] if coming is None else [coming]
         return self._base_bytes + kv_floor_bytes(there, is_elastic=self._is_elastic)

@@ -16,7 +16,7 @@ __all__ = ["refusals"]
 
 @dataclass(slots=True)
 class _Device:
-    """What a device has left for replicas, as pinned deployments get their places.
+    """Room of a device for replicas, as pinned deployments get their places.
 
     Attributes:
         weights_bytes: of those that have one.
@@ -33,7 +33,7 @@ class _Device:
         return self.view.budget_bytes - self.view.fixed_bytes - self.weights_bytes - kept_bytes
 
     def need_bytes(self, deployment: DeploymentView) -> int:
-        """What a deployment needs beside those that have a place."""
+        """Bytes that a deployment needs beside those that have a place."""
         return deployment.weights_bytes + min(each.growth_bytes(deployment) for each in self.floors.values())
 
     def has_room(self, deployment: DeploymentView) -> bool:
