@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.engine_setup import load_engine
 from benchmarks.llama_cpp_peer import measure_peer
@@ -32,6 +33,8 @@ from benchmarks.sharing_simulated import (
     whole_grid,
 )
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace, write_trace
+from mooring.config import Settings
+from mooring.server.precision import auto_precision
 from mooring.units import format_bytes
 from ops.running_server import RunningServer
 
@@ -87,7 +90,7 @@ class SharingLoad:
         trace = TraceSpec(
             MODELS, 1.0, duration_s, shape["vocab_size"], 0.7, 1.0, 1.0, (32, 64), (128, 256), seed
         )
-        return cls(shape, "25 million parameters and 18 KiB of KV a token", trace)
+        return cls(shape, "25 million parameters with a KV head for each query head", trace)
 
     @classmethod
     def quick(cls, seed: int) -> SharingLoad:
@@ -204,13 +207,16 @@ def main(
         peer_gguf: a model file that llama-cpp-python's server serves under three names, beside us.
     """
     report = Report(out, "Three models under bursts on one budget")
+    precision: Literal["bf16", "fp32"] = "bf16"
+    if auto_precision(Settings()).precision != precision:
+        precision = "fp32"
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
-        folders = make_random_models(Path(name) / "models", load.shape, MODELS, "bf16")
+        folders = make_random_models(Path(name) / "models", load.shape, MODELS, precision)
         if "simulated" in parts:
             figures |= _simulate(report, load, folders[MODELS[0]], show)
         if "real" in parts:
-            found = _measure(report, load, folders, Path(name), show, peer_gguf)
+            found = _measure(report, load, folders, precision, Path(name), show, peer_gguf)
             figures |= {f"{figure}_real": value for figure, value in found.items()}
     for figure, value in figures.items():
         report.figure(figure, value)
@@ -235,6 +241,7 @@ def _measure(
     report: Report,
     load: SharingLoad,
     folders: Mapping[str, Path],
+    precision: str,
     scratch: Path,
     show: Callable[[str], None],
     peer_gguf: Path | None,
@@ -243,7 +250,7 @@ def _measure(
     traces = report.out / "traces"
     traces.mkdir(exist_ok=True)
     figures: dict[str, float] = {}
-    arrangement = Arrangement.of(folders, "bf16", load.max_model_len, load.num_sequences)
+    arrangement = Arrangement.of(folders, precision, load.max_model_len, load.num_sequences)
     goal: _Goal | None = None
     for budget in load.budgets:
         show(f"budget for {budget.value}: {format_bytes(arrangement.budget_bytes(budget))}")
@@ -297,12 +304,13 @@ def _alone(server: RunningServer, load: SharingLoad) -> list[Timing]:
 def _describe(report: Report, arrangement: Arrangement, load: SharingLoad, targets: Targets) -> None:
     trace = load.trace
     report.text(
-        f"Three models of {load.shape_name} in bf16 with random weights, {format_bytes(arrangement.weights_bytes)} "
-        f"each, and {format_bytes(arrangement.kv_bytes)} of KV: {load.num_sequences} sequences of "
-        f"{load.max_model_len} tokens. Traces of {trace.duration_s:g} s with seed {trace.seed}: Zipf with exponent "
-        f"{trace.zipf_exponent:g}, bursts of {trace.mean_on_s:g} s with {trace.mean_off_s:g} s between (means), "
-        f"prompts of {trace.prompt_tokens[0]} to {trace.prompt_tokens[1]} tokens, outputs of "
-        f"{trace.output_tokens[0]} to {trace.output_tokens[1]}, log-uniform, greedy. The same bursts at every load."
+        f"Three models of {load.shape_name} in {arrangement.precision} with random weights, "
+        f"{format_bytes(arrangement.weights_bytes)} each, and {format_bytes(arrangement.kv_bytes)} of KV: "
+        f"{load.num_sequences} sequences of {load.max_model_len} tokens. Traces of {trace.duration_s:g} s with seed "
+        f"{trace.seed}: Zipf with exponent {trace.zipf_exponent:g}, bursts of {trace.mean_on_s:g} s with "
+        f"{trace.mean_off_s:g} s between (means), prompts of {trace.prompt_tokens[0]} to {trace.prompt_tokens[1]} "
+        f"tokens, outputs of {trace.output_tokens[0]} to {trace.output_tokens[1]}, log-uniform, greedy. The same "
+        "bursts at every load."
     )
     report.text(
         f"A request counts as attained with its first token within {targets.ttft_s:.2f} s and at most "

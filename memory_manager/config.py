@@ -43,19 +43,18 @@ class PlannerConfig:
     """Policy of the planner. Settings carry their sentences; the other fields are:
 
     Attributes:
-        idle_grace_s: seconds after its last request for which a replica without requests counts as in use, so
-            that the gap between two requests of a busy model is not taken for idleness.
-        patience_s: demand without a deadline is ordered as if its deadline came so many seconds after arrival.
-        reuse_horizon_s: the chance of reuse is that of a request within so many seconds.
+        patience_s: a request without a deadline is treated as if its deadline came so many seconds after arrival.
         prewake_margin_s: seconds before the expected request at which a wake ahead of it should have ended.
-        expected_chance: the chance of reuse of a model whose next request is expected within the horizon.
-        unexpected_chance: the largest chance of a model whose next request is expected after the horizon.
+        expected_chance: requests that count for a model whose rhythm lets expect the next one soon.
+        unexpected_share: share of its rate that counts if it is not expected soon.
         kv_base_bytes: KV that a worker holds while it serves nothing (the pool's null page).
         rate_half_life_s: half-life of the request rates that the planner reads.
         num_errors: standard errors of what rates let expect, by which a change of the resident set has to gain.
-        late_worth: what serving a late request counts, beside 1 for one that is still in time.
+        pause_loss: what a pause counts of a request that meets its targets in spite of it.
         move_slows: share by which steps take longer while weights are moved.
         swap_guard_s: seconds before the last moment at which a change that pauses others is made.
+        reweigh_s: seconds after which what was not worth while is weighed again, while requests wait.
+        unused_pauses: a model is unused after a pause of so many times the longest of its last pauses.
     """
 
     ttft_target_s: Annotated[
@@ -65,16 +64,14 @@ class PlannerConfig:
         float, _POSITIVE, Setting("Seconds that each further token of a request may take, on average.")
     ] = 0.1
 
-    min_residency_s: Annotated[
+    starve_after_s: Annotated[
         float,
-        _NOT_NEGATIVE,
-        Setting("A busy model is not displaced earlier than this after it became resident."),
-    ] = 2.0
-    drain_after_s: Annotated[
-        float,
-        _NOT_NEGATIVE,
-        Setting("A request must have waited this long before a busy model is put to sleep for it."),
-    ] = 1.0
+        _POSITIVE,
+        Setting(
+            "A request that is late for its target, or whose model cannot come in time, gets room at the cost of "
+            "models in use once it has waited this long; until then only that of unused ones."
+        ),
+    ] = 600.0
     max_drain_s: Annotated[
         float,
         _NOT_NEGATIVE,
@@ -88,15 +85,13 @@ class PlannerConfig:
         _POSITIVE,
         Setting("Seconds without a request before a model sleeps; unset: only when needed."),
     ] = None
-    idle_grace_s: Annotated[float, _NOT_NEGATIVE] = 0.2
     patience_s: Annotated[float, _NOT_NEGATIVE] = 30.0
-    reuse_horizon_s: Annotated[float, _POSITIVE] = 60.0
     prewake: Annotated[
         bool, Setting("Warm models are woken ahead of requests that come in a regular rhythm.")
     ] = True
     prewake_margin_s: Annotated[float, _NOT_NEGATIVE] = 0.25
     expected_chance: float = 0.9
-    unexpected_chance: float = 0.05
+    unexpected_share: float = 0.05
     requests_per_replica: Annotated[
         int,
         _AT_LEAST_ONE,
@@ -114,11 +109,13 @@ class PlannerConfig:
         Setting("A replica goes when the others could carry the load at half of that for so long."),
     ] = 30.0
     kv_base_bytes: int = PAGE_BYTES
-    rate_half_life_s: Annotated[float, _POSITIVE] = 40.0
+    rate_half_life_s: Annotated[float, _POSITIVE] = 120.0
     num_errors: Annotated[float, _NOT_NEGATIVE] = 2.0
-    late_worth: Annotated[float, _NOT_NEGATIVE] = 0.002
+    pause_loss: Annotated[float, _NOT_NEGATIVE] = 0.02
     move_slows: Annotated[float, _NOT_NEGATIVE] = 0.3
     swap_guard_s: Annotated[float, _NOT_NEGATIVE] = 0.02
+    reweigh_s: Annotated[float, _POSITIVE] = 0.5
+    unused_pauses: Annotated[float, _NOT_NEGATIVE] = 4.0
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -413,8 +413,8 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iter
 
 
 def variable_name(setting: str) -> str:
-    """The environment variable of a dotted setting: ``planner.drain_after_s`` is
-    ``MOORING_PLANNER__DRAIN_AFTER_S``."""
+    """The environment variable of a dotted setting: ``planner.max_drain_s`` is
+    ``MOORING_PLANNER__MAX_DRAIN_S``."""
     return ENV_PREFIX + setting.replace(".", ENV_NESTING).upper()
 
 

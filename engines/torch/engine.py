@@ -101,7 +101,9 @@ class TorchEngine:
         self._fence = step_fence(self._kv_memory.device)
         self._pool.leave_behind(self._fence)
         self._preemption = WorkerPreemption(
-            lambda: [place.replica for place in self._joined()], self._restarting
+            lambda: [place.replica for place in self._joined()],
+            self._pool.exceeds_guarantee,
+            self._restarting,
         )
         self._cache = BlockStore(self._pool, self._preemption.of_parked)
         self._shared_kv = SharedKV(self._pool, self._resident_runners, self._preempt_for_another)

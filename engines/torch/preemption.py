@@ -17,21 +17,26 @@ class WorkerPreemption:
 
     Args:
         replicas: gives those that have sequences now.
+        exceeds_guarantee: tells by a replica's id whether it holds more KV than an operator guaranteed to it.
         restarting: lets a model begin anew if its books break in the block.
     """
 
     def __init__(
         self,
         replicas: Callable[[], list[TorchReplica]],
+        exceeds_guarantee: Callable[[str], bool],
         restarting: Callable[[TorchReplica], AbstractContextManager[None]],
     ) -> None:
         self._replicas = replicas
+        self._exceeds_guarantee = exceeds_guarantee
         self._restarting = restarting
 
     def for_lease(self, num_pages: int) -> bool:
-        """Preempts a sequence of a model that sleeps, or else of one that runs; False if none has blocks."""
+        """Preempts a sequence of a model that sleeps, or else of one that runs; False if none has blocks. What is
+        guaranteed to a model is taken only if all others have no more than their own."""
         resident = [replica for replica in self._replicas() if replica.is_resident]
-        return self.of_parked(num_pages) or self.of(resident, num_pages)
+        beyond = [replica for replica in resident if self._exceeds_guarantee(replica.replica_id)]
+        return self.of_parked(num_pages) or self.of(beyond, num_pages) or self.of(resident, num_pages)
 
     def of_parked(self, num_pages: int) -> bool:
         """Preempts the least urgent sequence of all models that sleep; False if none of theirs has blocks."""

@@ -27,7 +27,6 @@ from memory_manager.fleet.records import (
     Deployment,
     HostCopies,
     Replica,
-    ReplicaTicket,
     disabled,
     must_be_replaced,
     not_found,
@@ -35,6 +34,7 @@ from memory_manager.fleet.records import (
 )
 from memory_manager.fleet.roster import Roster
 from memory_manager.fleet.status import DeploymentStatus, Snapshot
+from memory_manager.fleet.tickets import ReplicaTicket
 from memory_manager.fleet.views import HostTier, deployment_status, planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
 from memory_manager.fleet.worker_group import Worker
@@ -343,6 +343,9 @@ class MemoryManager:
         decided = plan(state, now_s, self._config)
         for deployment in deployments:
             self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
+            exchange = decided.exchanges.get(deployment.spec.name)
+            if exchange is not None or not deployment.is_awaited:
+                deployment.exchange = exchange
         for action in decided.actions:
             self._execution.begin(action)
         self._admission.serve(deployments)

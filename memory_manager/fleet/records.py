@@ -6,14 +6,16 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Protocol
 
 from memory_manager.config import ManagerConfig, PlannerConfig
 from memory_manager.fleet.ledger import Owner
 from memory_manager.fleet.link_rates import LinkRates
+from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
 from memory_manager.fleet.worker_group import Worker, WorkerGroup
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate, ArrivalWindow, wake_at_s
+from memory_manager.policy.chooser import Exchange, num_lost_soon
+from memory_manager.policy.pace import Pace
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
@@ -26,8 +28,6 @@ __all__ = [
     "HeldCopy",
     "HostCopies",
     "Replica",
-    "ReplicaTicket",
-    "Waiter",
     "disabled",
     "must_be_replaced",
     "not_found",
@@ -123,6 +123,7 @@ class Replica:
         in_flight: a load, wake, sleep or unload is under way.
         is_leaving: what is under way is a sleep or unload.
         tickets: those of the requests that it serves; they are parked while it sleeps.
+        is_guest: it came for late requests alone.
         retired: to be unloaded and forgotten.
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
@@ -138,7 +139,8 @@ class Replica:
     host_copy: HeldCopy | None = None
     in_flight: bool = False
     is_leaving: bool = False
-    tickets: set[ReplicaTicket] = field(default_factory=set)
+    tickets: Places[ReplicaTicket] = field(default_factory=Places)
+    is_guest: bool = False
     last_used_s: float = 0.0
     retired: bool = False
     asleep: asyncio.Future[None] | None = None
@@ -185,7 +187,7 @@ class Replica:
     @property
     def is_awaited_asleep(self) -> bool:
         """Whether it sleeps, and requests wait for its deployment or are parked on it."""
-        return self.residency is Residency.WARM and self.deployment.demand() is not None
+        return self.residency is Residency.WARM and self.deployment.is_awaited
 
     @property
     def copy_unused_since_s(self) -> float:
@@ -232,52 +234,6 @@ class Replica:
             self.host_copy = None
 
 
-class ReplicaTicket:
-    """The right to use a resident replica, which counts as activity until it is released.
-
-    Attributes:
-        replica_id, worker_id: where to send the request.
-        artifact_key: of the weights that the replica runs.
-        tenant: whose request it is; None if it is no tenant's.
-    """
-
-    def __init__(
-        self, replica: Replica, worker_id: str, tenant: str | None, on_release: Callable[[Replica], None]
-    ) -> None:
-        self.replica_id = replica.replica_id
-        self.worker_id = worker_id
-        self.artifact_key = replica.spec.artifact.key
-        self.tenant = tenant
-        self._replica = replica
-        self._on_release = on_release
-        replica.tickets.add(self)
-
-    def release(self) -> None:
-        """Ends the use. Safe to call more than once, and after the worker's death."""
-        if self in self._replica.tickets:
-            self._replica.tickets.discard(self)
-            self._on_release(self._replica)
-
-    def __enter__(self) -> ReplicaTicket:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """One acquire that waits."""
-
-    arrival_s: float
-    deadline_s: float
-    priority: int
-    tenant: str | None
-    ticket: asyncio.Future[ReplicaTicket]
-
-
 @dataclass(slots=True, eq=False)
 class Deployment:
     """One deployment.
@@ -285,12 +241,14 @@ class Deployment:
     Attributes:
         replicas: those not retired; as many as it may have, most of them cold.
         waiters: in order of arrival.
+        exchange: what decided that others make room for it; None if none do.
         held: an operator put it to sleep; cleared by the next request.
         wanted_since_s: when its present policy was set.
         refusal: why it can never fit; empty where it can.
         scale: how many replicas its load asks for.
         pattern: the rhythm of its requests.
         rate: how many of them come.
+        pace: how fast they are answered.
         stirred: something has happened to it since a plan last found it at rest.
         due_s: when time alone will stir it; as of then.
         load_s, wake_s: running estimates; None before the first measurement.
@@ -300,7 +258,8 @@ class Deployment:
     spec: DeploymentSpec
     wanted_since_s: float
     replicas: list[Replica] = field(default_factory=list)
-    waiters: dict[Waiter, None] = field(default_factory=dict)
+    waiters: Places[Waiter] = field(default_factory=Places)
+    exchange: Exchange | None = None
     held: bool = False
     refusal: str = ""
     load_s: float | None = None
@@ -311,6 +270,7 @@ class Deployment:
     scale: Scale = field(default_factory=Scale)
     pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
     rate: ArrivalRate = field(default_factory=ArrivalRate)
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def is_at_rest(self) -> bool:
@@ -326,7 +286,13 @@ class Deployment:
         before, to which nothing has happened since, still is, and is not looked at."""
         if self.stirred or self.due_s <= now_s:
             self.due_s = self.prewake_at_s(now_s, config)
-            self.stirred = self.due_s <= now_s or not self.is_at_rest
+            self.stirred = self.due_s <= now_s or not self.is_at_rest or self.is_missed(now_s, config)
+
+    def is_missed(self, now_s: float, config: ManagerConfig) -> bool:
+        """Whether it sleeps although so many requests are to come that some will miss their targets by that."""
+        rate_per_s, back_s = self.rate.per_s(now_s, config.rate_half_life_s), self.reload_s(config)
+        fresh_slack_s = config.ttft_target_s - self.pace.first_token_s
+        return rate_per_s > 0 and num_lost_soon(rate_per_s, back_s, fresh_slack_s) >= 1
 
     def best_replica(self) -> Replica:
         return min(
@@ -338,7 +304,12 @@ class Deployment:
         """The one whose going is missed least."""
         return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.tickets)))
 
-    def demand(self) -> DemandView | None:
+    @property
+    def is_awaited(self) -> bool:
+        """Whether requests wait for it or are parked on it."""
+        return bool(self.waiters) or any(each.num_parked for each in self.replicas)
+
+    def demand(self, config: PlannerConfig) -> DemandView | None:
         parked = [each for each in self.replicas if each.num_parked]
         if not self.waiters and not parked:
             return None
@@ -348,8 +319,11 @@ class Deployment:
         return DemandView(
             num_waiting=len(self.waiters) + sum(each.num_parked for each in parked),
             oldest_arrival_s=min(arrivals_s),
-            nearest_deadline_s=min((each.deadline_s for each in self.waiters), default=math.inf),
             priority=max((each.priority for each in self.waiters), default=self.spec.policy.priority),
+            latest_s=(
+                *(each.latest_s(self.pace) for each in self.waiters),
+                *(ticket.latest_s(config.tpot_target_s) for each in parked for ticket in each.tickets),
+            ),
         )
 
     def check_available(self, now_s: float) -> None:

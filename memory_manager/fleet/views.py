@@ -83,7 +83,7 @@ def planner_state(
             if each.takes_orders
         ),
         deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
-        replicas=tuple(_replica_view(each, host.cache) for each in replicas),
+        replicas=tuple(_replica_view(each, host.cache, config) for each in replicas),
         next_due_s=next_due_s,
         host=_host_view(host, replicas, now_s),
     )
@@ -124,9 +124,12 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         policy=spec.policy,
         held=deployment.held,
         wanted_since_s=deployment.wanted_since_s,
-        demand=deployment.demand(),
+        demand=deployment.demand(config),
         request_rate_per_s=deployment.rate.per_s(now_s, config.rate_half_life_s),
         reload_s=deployment.reload_s(config),
+        first_token_s=deployment.pace.first_token_s,
+        longest_pause_s=deployment.pattern.longest_pause_s,
+        exchange=deployment.exchange,
         next_arrival=deployment.next_arrival(now_s, config),
         wanted_replicas=deployment.scale.num_replicas,
         rescale_at_s=deployment.scale.due_s(config),
@@ -134,7 +137,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
     )
 
 
-def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
+def _replica_view(replica: Replica, host_cache: HostCopies, config: ManagerConfig) -> ReplicaView:
     artifact = replica.spec.artifact
     return ReplicaView(
         replica_id=replica.replica_id,
@@ -153,6 +156,8 @@ def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
         last_used_s=replica.last_used_s,
         retry_at_s=replica.retry_at_s,
         can_sleep=replica.can_sleep,
+        is_guest=replica.is_guest,
+        latest_s=tuple(each.latest_s(config.tpot_target_s) for each in replica.tickets),
         artifact_key=artifact.key,
         copy_bytes=0 if host_cache.holds(artifact.key) else artifact.num_bytes,
         kv_longest_bytes=replica.spec.kv_longest_bytes,

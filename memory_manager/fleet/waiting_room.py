@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
-from memory_manager.fleet.records import Deployment, Replica, ReplicaTicket, Waiter, unavailable
+from memory_manager.fleet.records import Deployment, Replica, unavailable
+from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import Residency
 from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError, RateLimitError
@@ -50,6 +52,7 @@ class Admission:
     ) -> ReplicaTicket:
         """See ``MemoryManager.acquire``."""
         now_s = self._clock()
+        deadline_s = min(deadline_s, now_s + self._config.patience_s)
         try:
             deployment.check_available(now_s)
         except MooringError as error:
@@ -63,11 +66,11 @@ class Admission:
                 self._replan_soon()  # it may be one too many for those that are up
             if not again:
                 self._check_room(deployment, best.tickets, tenant, "max_requests_per_replica")
-            return self._admit(best, tenant)
+            return self._admit(best, tenant, now_s, deadline_s)
         if not again:
             self._check_room(deployment, deployment.waiters, tenant, "max_waiting_requests")
         waiter = Waiter(now_s, deadline_s, priority, tenant, asyncio.get_running_loop().create_future())
-        deployment.waiters[waiter] = None
+        deployment.waiters.add(waiter)
         self._replan_soon()
         try:
             return await waiter.ticket
@@ -76,7 +79,7 @@ class Admission:
                 waiter.ticket.result().release()
             raise
         finally:
-            deployment.waiters.pop(waiter, None)
+            deployment.waiters.discard(waiter)
             self._replan_soon()
 
     def serve(self, deployments: Iterable[Deployment]) -> None:
@@ -84,9 +87,10 @@ class Admission:
         for deployment in deployments:
             while deployment.waiters and (best := deployment.best_replica()).takes_requests:
                 waiter = next(iter(deployment.waiters))
-                del deployment.waiters[waiter]
+                deployment.waiters.discard(waiter)
                 if not waiter.ticket.done():
-                    waiter.ticket.set_result(self._admit(best, waiter.tenant))
+                    ticket = self._admit(best, waiter.tenant, waiter.arrival_s, waiter.deadline_s)
+                    waiter.ticket.set_result(ticket)
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
@@ -136,7 +140,7 @@ class Admission:
     def _check_room(
         self,
         deployment: Deployment,
-        queue: Collection[Waiter | ReplicaTicket],
+        queue: Places[Waiter] | Places[ReplicaTicket],
         tenant: str | None,
         bound: _QueueBound,
     ) -> None:
@@ -156,7 +160,7 @@ class Admission:
             raise self._refused(deployment, OverloadedError(message, retry_after_s=_RETRY_AFTER_S))
         if tenant is None or len(queue) < num_free:
             return
-        num_held = sum(each.tenant == tenant for each in queue)
+        num_held = queue.num_of(tenant)
         if num_held >= num_free:
             message = (
                 f"{num_held} of this tenant's requests {_PLACE[bound]} model {deployment.spec.name!r}, which has "
@@ -165,12 +169,30 @@ class Admission:
             error = RateLimitError(message, code="tenant_queue_share", retry_after_s=_RETRY_AFTER_S)
             raise self._refused(deployment, error)
 
-    def _admit(self, replica: Replica, tenant: str | None) -> ReplicaTicket:
+    def _admit(
+        self, replica: Replica, tenant: str | None, arrival_s: float, deadline_s: float
+    ) -> ReplicaTicket:
         assert replica.worker_id is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
-        return ReplicaTicket(replica, replica.worker_id, tenant, self._released)
+        ticket = ReplicaTicket(
+            replica.replica_id,
+            replica.worker_id,
+            replica.spec.artifact.key,
+            tenant,
+            max(arrival_s, replica.state.since_s),
+            deadline_s,
+            replica.deployment.pace,
+            self._clock,
+            functools.partial(self._released, replica),
+        )
+        replica.tickets.add(ticket)
+        return ticket
 
-    def _released(self, replica: Replica) -> None:
+    def _released(self, replica: Replica, ticket: ReplicaTicket) -> None:
+        if ticket not in replica.tickets:  # released before, or its worker was lost
+            return
+        replica.tickets.discard(ticket)
+        ticket.note_pace(self._config.ttft_target_s)
         replica.last_used_s = self._clock()
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
         if not replica.tickets or replica.spec.policy.max_replicas > 1:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
 
-__all__ = ["BURST_GAP_S", "ArrivalPattern", "ArrivalRate", "ArrivalWindow", "wake_at_s"]
+__all__ = ["BURST_GAP_S", "ArrivalPattern", "ArrivalRate", "ArrivalWindow", "unused_from_s", "wake_at_s"]
 
 BURST_GAP_S = 2.0  # arrivals closer together than this belong to one burst
 _NUM_KEPT = 8
@@ -77,6 +77,11 @@ class ArrivalPattern:
         window = self._window
         return window if window is not None and now_s <= window.latest_s else None
 
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest of the last intervals between bursts; 0 if there was but one."""
+        return max(self._intervals_s, default=0.0)
+
     def _expect(self) -> ArrivalWindow | None:
         intervals_s = sorted(self._intervals_s)
         if len(intervals_s) < _NUM_NEEDED:
@@ -97,3 +102,9 @@ def wake_at_s(window: ArrivalWindow, reload_s: float, config: PlannerConfig) -> 
     """When to begin a wake that is expected to take ``reload_s``, so that it ends before the window
     begins."""
     return window.earliest_s - 1.5 * reload_s - config.prewake_margin_s
+
+
+def unused_from_s(last_used_s: float, longest_pause_s: float, back_s: float, config: PlannerConfig) -> float:
+    """From when on a model that nobody asks for any more is taken for unused: after a pause that is much longer than
+    its own, and than bringing it back takes."""
+    return last_used_s + max(10.0, back_s, config.unused_pauses * longest_pause_s)

@@ -4,18 +4,25 @@ A request has slack: for how long it can be left alone and still meet its target
 somebody wants it back, so of its requests those are lost whose slack is shorter than that time; of the requests that
 are still to come a share is lost, which grows with the time to bring the model back. A model that comes saves the
 requests that wait for it and whose slack is longer than the time that it takes to come, and the same share of those
-to come. Late requests save almost nothing: they come in where nobody is kept from anything.
+to come.
 
 Rates are estimates. A set changes only for a gain that exceeds the cost by ``num_errors`` standard errors of what
 rates contribute, so where nothing is known for certain the set is held, and the outcome is that of a fixed partition.
 A change that costs running requests a pause is put off until the last moment at which it still saves who waits:
 meanwhile more come that it serves as well.
+
+Late requests save nothing: they come in where it costs nobody anything, to the room of models that stand unused
+(``Standing.is_unused``), and once they have waited for ``starve_after_s`` to whatever room is cheapest. What came for
+late requests alone is a guest for a while: only requests that run on it hold it, and those who were there before come
+back in its place even before they are asked for.
 """
 
 from __future__ import annotations
 
+import bisect
+import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +30,23 @@ from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
 
-__all__ = ["Choice", "Exchange", "Standing", "choose"]
+__all__ = [
+    "Among",
+    "Choice",
+    "Chooser",
+    "Exchange",
+    "Lack",
+    "Standing",
+    "choose",
+    "comes_before",
+    "horizon_s",
+    "num_lost_soon",
+]
+
+
+Lack = Callable[[Collection[str]], int]
+"""Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend
+on who else leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +62,14 @@ class Standing:
         slacks_s: float64 [R], in ascending order, of the requests that wait for it or run on it: seconds for which
             each can be left alone and still meet its targets; below 0 for those that cannot meet them any more.
         rate_per_s: requests expected per second.
+        num_expected: requests that a rhythm lets expect soon, beside those of the rate.
+        fresh_slack_s: slack of a request for it that has just come.
         weight: that of each of its requests.
+        waited_s: seconds for which the oldest of the requests that wait for it has waited since it was there.
+        is_starved: that is ``starve_after_s`` or more.
+        is_settled: it has been there for as long as it stays at least.
+        is_unused: no request has run on it for longer than its own pauses.
+        is_guest: it came for late requests alone, a short while ago.
     """
 
     name: str
@@ -50,7 +80,30 @@ class Standing:
     back_s: float
     slacks_s: NDArray[np.float64]
     rate_per_s: float
+    num_expected: float = 0.0
+    fresh_slack_s: float = 1.0
     weight: float = 1.0
+    waited_s: float = 0.0
+    is_starved: bool = False
+    is_settled: bool = True
+    is_unused: bool = False
+    is_guest: bool = False
+
+    @property
+    def is_wanted(self) -> bool:
+        if not self.may_come or self.is_present:
+            return False
+        return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_soon >= 1
+
+    @property
+    def num_lost_soon(self) -> float:
+        """Requests to come that are expected to miss their targets if it stays away."""
+        return num_lost_soon(self.rate_per_s, self.back_s, self.fresh_slack_s)
+
+    @property
+    def share_lost(self) -> float:
+        """Share of its requests that find it away and miss their targets by that."""
+        return _share_lost(self.back_s, self.fresh_slack_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +117,18 @@ class Exchange:
         loss: requests that are expected to miss them because others leave.
         switching: requests that others miss while weights are moved.
         margin: error of the estimates, by which the gain has to exceed both.
+        as_guest: it comes for late requests alone.
+        due_in_s: seconds for which it can be put off without anybody missing a target.
     """
 
     come: str
-    leave: tuple[str, ...]
-    gain: float
-    loss: float
-    switching: float
-    margin: float
+    leave: tuple[str, ...] = ()
+    gain: float = 0.0
+    loss: float = 0.0
+    switching: float = 0.0
+    margin: float = 0.0
+    as_guest: bool = False
+    due_in_s: float = 0.0
 
     @property
     def net(self) -> float:
@@ -83,169 +140,278 @@ class Choice:
     """Changes of the set that are worth while.
 
     Attributes:
-        exchanges: to be done now, the one that gains most first.
-        put_off: exchanges that will be worth while, with the seconds until they are due.
+        exchanges: to be done now.
+        due_in_s: seconds until the choice is to be made again, if nothing happens before; ``inf`` for never.
     """
 
     exchanges: tuple[Exchange, ...]
-    put_off: tuple[tuple[Exchange, float], ...] = ()
-
-    @property
-    def due_in_s(self) -> float:
-        """Seconds until the choice is to be made again, if nothing happens before; ``inf`` for never."""
-        return min((due_s for _, due_s in self.put_off), default=math.inf)
+    due_in_s: float = math.inf
 
 
-def choose(
-    standings: Sequence[Standing], room_bytes: int, fresh_slack_s: float, config: PlannerConfig
-) -> Choice:
+def choose(standings: Sequence[Standing], room_bytes: int, config: PlannerConfig) -> Choice:
     """The changes that are worth their cost.
 
     Args:
         room_bytes: free beside all that are present.
-        fresh_slack_s: slack of a request that has just come.
     """
-    if not any(_is_wanted(each) for each in standings):
+    wanted = sorted((each for each in standings if each.is_wanted), key=comes_before)
+    if not wanted:
         return Choice(())
-    return _Choosing(standings, room_bytes, fresh_slack_s, config).run()
+    chooser = Chooser(standings, config)
+    num_bytes = {each.name: each.num_bytes for each in standings}
+    exchanges: list[Exchange] = []
+    due_in_s = config.reweigh_s
+    for standing in wanted:
+        missing_bytes = standing.num_bytes - room_bytes
+        exchange = chooser.exchange(standing, _lack(missing_bytes, num_bytes))
+        if exchange is None:
+            continue
+        if exchange.due_in_s > 0:
+            due_in_s = min(due_in_s, exchange.due_in_s)
+            continue
+        exchanges.append(exchange)
+        room_bytes += chooser.take(exchange) - standing.num_bytes
+    return Choice(tuple(exchanges), due_in_s if len(exchanges) < len(wanted) else math.inf)
 
 
-def _is_wanted(standing: Standing) -> bool:
-    return standing.may_come and not standing.is_present and len(standing.slacks_s) > 0
+def _lack(missing_bytes: int, num_bytes: Mapping[str, int]) -> Lack:
+    return lambda names: missing_bytes - sum(num_bytes[each] for each in names)
 
 
-class _Choosing:
-    def __init__(
-        self, standings: Sequence[Standing], room_bytes: int, fresh_slack_s: float, config: PlannerConfig
-    ) -> None:
+def comes_before(standing: Standing) -> tuple[float, float, float, str]:
+    """Sort key of those who are wanted: what each gains in time for its bytes, most first; whose slack is least; who
+    waits longest."""
+    gain = _gain(standing, horizon_s(standing.back_s))
+    num_in_time = _num_in_time(standing)
+    least_s = float(standing.slacks_s[-num_in_time]) if num_in_time else math.inf
+    density = gain / max(1, standing.num_bytes)
+    return -density, least_s, -standing.waited_s, standing.name
+
+
+def horizon_s(back_s: float) -> float:
+    """Seconds over which a change is judged: 10 times what it takes, at least 1 s, as a power of 2, so that many
+    models share one."""
+    return 2.0 ** math.ceil(math.log2(max(1.0, 10 * back_s)))
+
+
+def num_lost_soon(rate_per_s: float, back_s: float, fresh_slack_s: float) -> float:
+    """Requests to come that are expected to miss their targets while their model is away; see ``Standing``."""
+    return rate_per_s * _share_lost(back_s, fresh_slack_s) * horizon_s(back_s)
+
+
+def _share_lost(back_s: float, fresh_slack_s: float) -> float:
+    return min(1.0, back_s / max(fresh_slack_s, 1e-3))
+
+
+def _gain(standing: Standing, horizon_s: float) -> float:
+    """Requests that meet their targets because a model comes; those that are late already count nothing."""
+    num_to_come = standing.rate_per_s * (horizon_s - standing.back_s) + standing.num_expected
+    return standing.weight * (_num_in_time(standing) + standing.share_lost * num_to_come)
+
+
+def _num_in_time(standing: Standing) -> int:
+    """Requests that wait and that its coming saves."""
+    return len(standing.slacks_s) - int(np.searchsorted(standing.slacks_s, standing.back_s))
+
+
+class Among(enum.Enum):
+    """The residents that are asked to make room."""
+
+    ALL = enum.auto()
+    SETTLED = enum.auto()
+    UNUSED = enum.auto()
+
+    def includes(self, standing: Standing) -> bool:
+        match self:
+            case Among.ALL:
+                return True
+            case Among.SETTLED:
+                return standing.is_settled
+        return standing.is_unused
+
+
+class Chooser:
+    """Weighs models that want to come against those that are there, one after the other.
+
+    Args:
+        standings: all of a device; those that may leave are weighed.
+    """
+
+    def __init__(self, standings: Sequence[Standing], config: PlannerConfig) -> None:
         self._config = config
-        self._room_bytes = room_bytes
-        self._fresh_slack_s = max(fresh_slack_s, 1e-3)
-        self._candidates = [each for each in standings if _is_wanted(each)]
-        self._residents = [each for each in standings if each.may_leave]
-        self._total_rate_per_s = sum(each.weight * each.rate_per_s for each in standings if each.is_present)
-        self._losses: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-        self._gone: set[str] = set()
-        num = [len(each.slacks_s) for each in self._residents]
+        self._residents = residents = [each for each in standings if each.may_leave]
+        self._index = {each.name: index for index, each in enumerate(residents)}
+        self._present_rate_per_s = sum(each.weight * each.rate_per_s for each in standings if each.is_present)
+        self._gone: set[int] = set()
+        num = np.array([len(each.slacks_s) for each in residents], np.int64)
         self._owner = np.repeat(np.arange(len(num)), num)
-        self._slacks_s = (
-            np.concatenate([each.slacks_s for each in self._residents]) if self._residents else np.zeros(0)
-        )
-        self._back_s = np.array([each.back_s for each in self._residents])
-        self._rate_per_s = np.array([each.rate_per_s for each in self._residents])
-        self._weight = np.array([each.weight for each in self._residents])
-        self._num_bytes = np.array([each.num_bytes for each in self._residents], np.int64)
-        on_time = self._owner[self._slacks_s >= 0]
-        self._is_busy = np.bincount(on_time, minlength=len(num)) > 0
+        self._slacks_s = np.concatenate([np.zeros(0), *(each.slacks_s for each in residents)])
+        self._back_s = np.array([each.back_s for each in residents])
+        self._rate_per_s = np.array([each.rate_per_s for each in residents])
+        self._num_expected = np.array([each.num_expected for each in residents])
+        self._share_lost = np.array([each.share_lost for each in residents])
+        self._weight = np.array([each.weight for each in residents])
+        self._is_guest = np.array([each.is_guest for each in residents], np.bool_)
+        self._num_bytes = np.array([each.num_bytes for each in residents], np.int64)
+        in_time = self._owner[self._slacks_s >= 0]
+        self._is_busy = np.bincount(in_time, minlength=len(num)) > 0
+        self._losses: dict[float, NDArray[np.float64]] = {}
+        self._orders: dict[tuple[float, Among], list[int]] = {}
+        self._found: dict[tuple[float, Among, Lack], list[int] | None] = {}
 
-    def run(self) -> Choice:
-        exchanges: list[Exchange] = []
-        put_off: list[tuple[Exchange, float]] = []
-        found = [
-            (exchange, each) for each in self._candidates if (exchange := self._exchange(each)) is not None
-        ]
-        found.sort(key=lambda pair: (-pair[0].net, pair[0].come))
-        for exchange, standing in found:
-            if self._gone.intersection(exchange.leave) or (not exchange.leave and exchanges):
-                again = self._exchange(standing)  # somebody else has taken what it counted on
-                if again is None:
-                    continue
-                exchange = again
-            due_s = self._due_in_s(exchange, standing)
-            if due_s > 0:
-                put_off.append((exchange, due_s))
-                continue
-            exchanges.append(exchange)
-            self._gone.update(exchange.leave)
-            freed = sum(each.num_bytes for each in self._residents if each.name in exchange.leave)
-            self._room_bytes += freed - standing.num_bytes
-        return Choice(tuple(exchanges), tuple(put_off))
-
-    def _exchange(self, standing: Standing) -> Exchange | None:
-        """The best exchange that brings this model; None if none is worth while."""
-        num_in_time = len(standing.slacks_s) - int(np.searchsorted(standing.slacks_s, standing.back_s))
-        num_late = len(standing.slacks_s) - num_in_time
-        horizon_s = self._horizon_s(standing.back_s)
-        share = self._share_lost(standing.back_s)
-        to_come = standing.rate_per_s * share * (horizon_s - standing.back_s)
-        late = num_late * self._config.late_worth
-        gain = standing.weight * (num_in_time + to_come + late)
-        if standing.num_bytes <= self._room_bytes:
-            return Exchange(standing.name, (), gain, 0.0, 0.0, 0.0)
-        losses, errors = self._losses_of(horizon_s)
-        victims = self._cheapest(losses, standing.num_bytes - self._room_bytes)
+    def exchange(self, standing: Standing, lack: Lack) -> Exchange | None:
+        """The exchange that brings a model; None if none is worth while."""
+        horizon = horizon_s(standing.back_s)
+        gain = _gain(standing, horizon)
+        is_asked_for = len(standing.slacks_s) > 0 or standing.num_expected > 0
+        if lack(()) <= 0:
+            return Exchange(standing.name, gain=gain) if is_asked_for else None
+        victims = self._cheapest(horizon, lack, Among.SETTLED)
         if victims is None:
             return None
-        if self._is_busy[victims].any():
-            gain -= standing.weight * late
-        error = standing.weight * share * horizon_s * math.sqrt(self._variance(standing.rate_per_s))
+        # What is merely expected takes no room that is in use, but that of guests.
+        in_use = not is_asked_for or any(len(self._residents[each].slacks_s) for each in victims)
+        if in_use and not len(standing.slacks_s) and not self._is_guest[victims].all():
+            return None
+        weighed = self._weigh(standing, victims, horizon, gain)
+        if weighed.net > 0:
+            return weighed
+        if not len(standing.slacks_s):
+            return None
+        unused = self._cheapest(horizon, lack, Among.UNUSED)
+        if unused is not None:
+            return self._bring_late(standing, unused, horizon)
+        if standing.is_starved and self._may_starve_for(standing, victims):
+            return self._bring_late(standing, victims, horizon)
+        return None
+
+    def take(self, exchange: Exchange) -> int:
+        """Counts those who leave as gone; returns the bytes that they free."""
+        return sum(self.take_away(name) for name in exchange.leave)
+
+    def take_away(self, name: str) -> int:
+        """Counts a model as gone, if it is one of those that may leave; returns the bytes that it frees."""
+        index = self._index.get(name)
+        if index is None or index in self._gone:
+            return 0
+        self._gone.add(index)
+        self._orders.clear()
+        self._found.clear()
+        return int(self._num_bytes[index])
+
+    def cheapest(
+        self, lack: Lack, among: Among, names: Collection[str] | None = None
+    ) -> tuple[str, ...] | None:
+        """Names of those whose leaving for a while costs least, whatever it is; None if all do not free enough.
+
+        Args:
+            names: they alone are asked.
+        """
+        order = self._order(1.0, among)
+        if names is not None:
+            order = [each for each in order if self._residents[each].name in names]
+        victims = self._least(order, self._losses_of(1.0), lack)
+        return None if victims is None else tuple(self._names(victims))
+
+    def in_order(self) -> list[str]:
+        """All that may leave, the one first that loses least for what it frees."""
+        return self._names(self._order(1.0, Among.ALL))
+
+    def _bring_late(self, standing: Standing, victims: Sequence[int], horizon: float) -> Exchange:
+        leave = tuple(self._residents[each].name for each in victims)
+        loss = float(self._losses_of(horizon)[list(victims)].sum())
+        return Exchange(standing.name, leave, loss=loss, as_guest=True)
+
+    def _may_starve_for(self, standing: Standing, victims: Sequence[int]) -> bool:
+        """Whether nobody of higher weight is in use among those who would leave."""
+        return not any(
+            self._is_busy[each] and self._residents[each].weight > standing.weight for each in victims
+        )
+
+    def _weigh(self, standing: Standing, victims: Sequence[int], horizon: float, gain: float) -> Exchange:
+        index = list(victims)
+        leave = tuple(self._residents[each].name for each in index)
+        loss = float(self._losses_of(horizon)[index].sum())
+        least_gain, due_in_s = self._least_gain(standing), self._due_in_s(standing, index)
+        if self._is_guest[index].all():
+            return Exchange(standing.name, leave, gain, loss, margin=least_gain, due_in_s=due_in_s)
+        # A rate that decays exponentially, of Poisson arrivals, has this variance for each request per second; one
+        # request is taken for seen of each model, so that none counts as known for never being asked for.
+        unit = math.log(2) / self._config.rate_half_life_s
+        variance = (standing.weight * standing.share_lost) ** 2 * (standing.rate_per_s + unit)
+        variance += float(
+            ((self._weight[index] * self._share_lost[index]) ** 2 * (self._rate_per_s[index] + unit)).sum()
+        )
+        variance *= horizon**2 * unit / 2
         switching = (
-            self._total_rate_per_s
-            * (standing.back_s + float(self._back_s[victims].sum()))
-            * (self._config.move_slows + share)
+            self._present_rate_per_s
+            * (standing.back_s + float(self._back_s[index].sum()))
+            * (self._config.move_slows + standing.share_lost)
         )
-        exchange = Exchange(
+        return Exchange(
             standing.name,
-            tuple(self._residents[each].name for each in victims),
+            leave,
             gain,
-            float(losses[victims].sum()),
+            loss,
             switching,
-            self._config.num_errors * math.hypot(error, *errors[victims].tolist()),
+            self._config.num_errors * math.sqrt(variance) + least_gain,
+            due_in_s=due_in_s,
         )
-        return exchange if exchange.net > 0 else None
 
-    def _due_in_s(self, exchange: Exchange, standing: Standing) -> float:
-        """Seconds for which the exchange can be put off without anybody missing a target; 0 if it costs nobody a
-        pause, or if nobody waits who could still be saved."""
-        leaving = [index for index, each in enumerate(self._residents) if each.name in exchange.leave]
-        if not self._is_busy[leaving].any():
-            return 0.0
+    def _least_gain(self, standing: Standing) -> float:
+        """One request, for what saves nobody who waits or is awaited: its gain is an estimate alone."""
+        is_certain = _num_in_time(standing) > 0 or standing.num_expected > 0
+        return 0.0 if is_certain else standing.weight
+
+    def _due_in_s(self, standing: Standing, victims: list[int]) -> float:
+        """Seconds for which a change can be put off without anybody missing a target; 0 if it costs nobody a pause,
+        or if nobody waits who could still be saved."""
         first = int(np.searchsorted(standing.slacks_s, standing.back_s))
-        if first == len(standing.slacks_s):
+        if first == len(standing.slacks_s) or not self._is_busy[victims].any():
             return 0.0
-        spare_s = float(standing.slacks_s[first]) - standing.back_s - self._config.swap_guard_s
-        return max(0.0, spare_s)
+        return max(0.0, float(standing.slacks_s[first]) - standing.back_s - self._config.swap_guard_s)
 
-    def _horizon_s(self, back_s: float) -> float:
-        """Seconds over which a change is judged: 10 times what it takes, at least 1 s, as a power of 2, so that many
-        models share one."""
-        return 2.0 ** math.ceil(math.log2(max(1.0, 10 * back_s)))
+    def _losses_of(self, horizon: float) -> NDArray[np.float64]:
+        """For each resident, the requests lost if it leaves for so long."""
+        if horizon not in self._losses:
+            away_s = horizon + self._back_s
+            in_time = self._slacks_s >= 0
+            paused = np.where(self._slacks_s < away_s[self._owner], 1.0, self._config.pause_loss) * in_time
+            num_lost = np.bincount(self._owner, paused, minlength=len(self._residents))
+            num_to_come = np.where(self._is_guest, 0.0, self._rate_per_s * horizon + self._num_expected)
+            self._losses[horizon] = self._weight * (num_lost + self._share_lost * num_to_come)
+        return self._losses[horizon]
 
-    def _share_lost(self, back_s: float | NDArray[np.float64]) -> float:
-        """Share of the requests that find their model away and miss their targets by that."""
-        return np.minimum(1.0, back_s / self._fresh_slack_s)  # type: ignore[return-value]
+    def _order(self, horizon: float, among: Among) -> list[int]:
+        """Residents in the order in which they leave, the one first that loses least for its bytes."""
+        if (horizon, among) not in self._orders:
+            losses = self._losses_of(horizon)
+            ranks = np.lexsort((self._num_bytes, losses / np.maximum(1, self._num_bytes))).tolist()
+            self._orders[horizon, among] = [
+                each for each in ranks if each not in self._gone and among.includes(self._residents[each])
+            ]
+        return self._orders[horizon, among]
 
-    def _variance(self, rate_per_s: float | NDArray[np.float64]) -> float:
-        """Variance of an exponentially decayed rate of Poisson arrivals, per second squared."""
-        return rate_per_s * math.log(2) / (2 * self._config.rate_half_life_s)  # type: ignore[return-value]
+    def _cheapest(self, horizon: float, lack: Lack, among: Among) -> list[int] | None:
+        """The residents whose leaving loses least for their bytes, none of them needlessly; None if all together do
+        not free enough."""
+        if (horizon, among, lack) not in self._found:
+            order = self._order(horizon, among)
+            self._found[horizon, among, lack] = self._least(order, self._losses_of(horizon), lack)
+        return self._found[horizon, among, lack]
 
-    def _losses_of(self, horizon_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """For each resident, the requests lost if it leaves for so long, and the error of that."""
-        if horizon_s not in self._losses:
-            away_s = horizon_s + self._back_s
-            is_lost = (self._slacks_s >= 0) & (self._slacks_s < away_s[self._owner])
-            num_lost = np.bincount(self._owner[is_lost], minlength=len(self._residents))
-            share = self._share_lost(self._back_s)
-            losses = self._weight * (num_lost + self._rate_per_s * share * horizon_s)
-            errors = self._weight * share * horizon_s * np.sqrt(self._variance(self._rate_per_s))
-            self._losses[horizon_s] = losses, errors
-        return self._losses[horizon_s]
-
-    def _cheapest(self, losses: NDArray[np.float64], shortage_bytes: int) -> NDArray[np.int64] | None:
-        """The residents whose leaving loses least for what it frees, none of them needlessly; None if all together
-        do not free enough."""
-        order = np.lexsort((self._num_bytes, losses / np.maximum(1, self._num_bytes)))
-        order = np.array(
-            [each for each in order.tolist() if self._residents[each].name not in self._gone], np.int64
+    def _least(self, order: list[int], losses: NDArray[np.float64], lack: Lack) -> list[int] | None:
+        """The first of these, as many as are needed, without those that turn out to be needless."""
+        num = bisect.bisect_left(
+            range(len(order) + 1), 0, key=lambda num: -max(0, lack(self._names(order[:num])))
         )
-        freed = np.cumsum(self._num_bytes[order])
-        num = int(np.searchsorted(freed, shortage_bytes)) + 1
         if num > len(order):
             return None
-        chosen = order[:num].tolist()
-        surplus = int(freed[num - 1]) - shortage_bytes
+        chosen = order[:num]
         for each in sorted(chosen, key=lambda index: -losses[index]):
-            if self._num_bytes[each] <= surplus:
+            if lack(self._names(other for other in chosen if other != each)) <= 0:
                 chosen.remove(each)
-                surplus -= int(self._num_bytes[each])
-        return np.array(chosen, np.int64)
+        return chosen
+
+    def _names(self, indices: Iterable[int]) -> list[str]:
+        return [self._residents[each].name for each in indices]

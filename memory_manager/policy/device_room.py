@@ -11,7 +11,14 @@ from memory_manager.policy.kv_floor import KVFloor
 from memory_manager.policy.plan_types import DeviceView, ReplicaView, SetKVLease, WorkerView
 from memory_manager.policy.residency import ON_DEVICE
 
-__all__ = ["DeviceRoom"]
+__all__ = ["DeviceRoom", "footprint_bytes"]
+
+
+def footprint_bytes(replica: ReplicaView) -> int:
+    """Bytes that a replica alone takes of its device: its lease, and its own KV guarantee while it is there. What is
+    kept for all models of its worker together is nobody's."""
+    guarantee_bytes = replica.kv_guarantee_bytes if replica.residency in ON_DEVICE else 0
+    return replica.lease_bytes + guarantee_bytes
 
 
 class DeviceRoom:
@@ -22,8 +29,6 @@ class DeviceRoom:
 
     Attributes:
         room_bytes: the budget less what cannot be moved and what is left to other processes.
-        closed: whether a want waits for a minimum residency to pass; no want behind it may evict here
-            meanwhile.
     """
 
     def __init__(
@@ -35,7 +40,6 @@ class DeviceRoom:
     ) -> None:
         """Starts the sums. ``replicas`` are all replicas that the device's workers know."""
         self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
-        self.closed = False
         self._workers = workers
         self._weights_bytes = sum(each.lease_bytes for each in replicas)
         self._now = {each.worker_id: self._new_floor(each, config) for each in workers}

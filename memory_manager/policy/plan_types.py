@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memory_manager.policy.arrivals import ArrivalWindow
+from memory_manager.policy.chooser import Exchange
 from memory_manager.policy.residency import Residency
 from mooring.policy import DeploymentPolicy
 
@@ -39,14 +40,14 @@ class DemandView:
 
     Attributes:
         oldest_arrival_s: when the first of them arrived or was parked, on the manager's clock.
-        nearest_deadline_s: the earliest of their deadlines, on the same clock; may be ``inf``.
         priority: the highest priority among them.
+        latest_s: of each, the latest moment at which it has to be computed to meet its targets, on the same clock.
     """
 
     num_waiting: int
     oldest_arrival_s: float
-    nearest_deadline_s: float
     priority: int
+    latest_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,9 @@ class DeploymentView:
         request_rate_per_s: exponentially decayed.
         reload_s: seconds that bringing the deployment to a device, or back there if it leaves, is expected to take:
             those of a wake, or of a load if no copy of its weights is, or would be, in host memory.
+        first_token_s: seconds that a request takes to its first token once the deployment is there.
+        longest_pause_s: the longest of the last pauses between its bursts of requests.
+        exchange: what decided that others made room for it; None if none did, or if it has come since.
         next_arrival: when requests are expected by the deployment's rhythm; None if it has no rhythm, or if
             nothing is woken ahead of time.
         wanted_replicas: number of replicas that the load asks for, once there is one.
@@ -79,6 +83,9 @@ class DeploymentView:
     demand: DemandView | None = None
     request_rate_per_s: float = 0.0
     reload_s: float = 1.0
+    first_token_s: float = 0.0
+    longest_pause_s: float = 0.0
+    exchange: Exchange | None = None
     next_arrival: ArrivalWindow | None = None
     wanted_replicas: int = 1
     rescale_at_s: float = math.inf
@@ -102,6 +109,8 @@ class ReplicaView:
         last_used_s: when the last request came or went.
         retry_at_s: nothing is tried on the replica before this time.
         can_sleep: whether it can leave its device for host memory; otherwise it is unloaded.
+        is_guest: it came for late requests alone.
+        latest_s: of each of its requests, the latest moment at which it has to be computed to meet its targets.
         artifact_key: names its weights; replicas with the same have one host copy.
         copy_bytes: bytes of host memory that a load by way of a host copy needs; 0 if somebody holds that copy.
         kv_guarantee_bytes, kv_longest_bytes: as its deployment's, when it was made.
@@ -123,6 +132,8 @@ class ReplicaView:
     last_used_s: float = 0.0
     retry_at_s: float = 0.0
     can_sleep: bool = True
+    is_guest: bool = False
+    latest_s: tuple[float, ...] = ()
     artifact_key: str = ""
     copy_bytes: int = 0
     kv_longest_bytes: int = 0
@@ -322,8 +333,10 @@ class Plan:
             plan.
         refusals: deployments that can never fit, with the message for the requests that wait.
         next_at_s: when time alone will change the plan; ``inf`` for never.
+        exchanges: deployments that others make room for by this plan, and what decided it.
     """
 
     actions: tuple[Action, ...]
     refusals: Mapping[str, str]
     next_at_s: float
+    exchanges: Mapping[str, Exchange] = field(default_factory=dict)

@@ -4,10 +4,10 @@ A plan is made anew on every event and remembers nothing. Actions under way show
 loads holds its lease already), and an action that must wait for something is left to a later plan. One plan:
 
 1. Replicas that must go (retired, disabled, asked to sleep, idle for too long) drain or sleep.
-2. Deployments that want a replica are taken in order of priority, then deadline. A replica that fits is
-   brought in; for one that does not, the cheapest replicas make room, and it comes in when they are gone. They sleep
-   at once, and what runs on them is parked there. If the host has no room for its copy, unused copies go first, or
-   it comes without one.
+2. Deployments that want a replica are taken in the order of what each gains for its bytes. A replica that fits is
+   brought in; for one that does not, others make room if the chooser finds the exchange worth while
+   (``memory_manager.policy.chooser``), and it comes in when they are gone. They sleep at once, and what runs on them
+   is parked there. If the host has no room for its copy, unused copies go first, or it comes without one.
 3. If sequences wait for KV, idle replicas are put to sleep for it.
 4. Draining replicas that need not go after all are resumed.
 5. The memory that is left over is KV, divided between the workers of the device.
@@ -20,14 +20,14 @@ always shrink to that, and admitted requests can always finish.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from memory_manager.config import PlannerConfig
+from memory_manager.policy import standings
 from memory_manager.policy.arrivals import wake_at_s
-from memory_manager.policy.device_room import DeviceRoom
-from memory_manager.policy.eviction import Candidate, choose, judge
+from memory_manager.policy.chooser import Among, Chooser, Exchange, Lack, horizon_s
+from memory_manager.policy.device_room import DeviceRoom, footprint_bytes
 from memory_manager.policy.host_room import HostRoom, Way
 from memory_manager.policy.plan_types import (
     Action,
@@ -50,6 +50,7 @@ from memory_manager.policy.residency import ON_DEVICE, Residency
 from memory_manager.policy.wants import (
     Displaces,
     Want,
+    idle_timeout_s,
     is_at_rest,
     is_parked,
     must_be_forgotten,
@@ -78,7 +79,7 @@ class _Option:
         weights_bytes: bytes of the weights that are still to be leased.
         need_bytes: of these, and of KV that is kept for the replica.
         load: requests that the worker serves.
-        victims: the replicas that would be asked to leave.
+        exchange: what is gained and lost if replicas leave for it; None if none does.
     """
 
     rank: int
@@ -88,12 +89,12 @@ class _Option:
     weights_bytes: int
     need_bytes: int
     load: int
-    victims: tuple[Candidate, ...] = ()
+    exchange: Exchange | None = None
 
     @property
     def order(self) -> tuple[int, bool, float, int, int, str]:
-        cost_s = sum(victim.value_s for victim in self.victims)
-        return (self.rank, self.moves, cost_s, self.load, -self.room.spare_bytes, self.worker.worker_id)
+        cost = 0.0 if self.exchange is None else self.exchange.loss + self.exchange.switching
+        return (self.rank, self.moves, cost, self.load, -self.room.spare_bytes, self.worker.worker_id)
 
 
 class _Planning:
@@ -133,6 +134,10 @@ class _Planning:
             if deployment.policy.max_replicas > 1
             for replica in surplus(deployment, self._by_deployment[deployment.name])
         }
+        self._replicas = {each.replica_id: each for each in state.replicas}
+        self._choosers: dict[str, Chooser] = {}  # by device
+        self._exchanges: dict[str, Exchange] = {}
+        self._lacks: dict[tuple[str, int, int, int], Lack] = {}
         self._host = HostRoom(state.host)
         self._others_bytes = {device.name: device.others_bytes for device in state.devices}
         self._rooms = {
@@ -154,7 +159,7 @@ class _Planning:
         self._make_room_for_kv()
         self._resume()
         leases = (lease for room in self._rooms.values() for lease in room.kv_leases())
-        return Plan((*leases, *self._actions), refused, self._next_at_s)
+        return Plan((*leases, *self._actions), refused, self._next_at_s, self._exchanges)
 
     def _at(self, when_s: float) -> bool:
         """Whether a time has come; if not, the next plan is due then at the latest."""
@@ -189,9 +194,7 @@ class _Planning:
             return "deployment disabled"
         if replica.replica_id in self._surplus:
             return f"the load asks for {deployment.wanted_replicas} replicas"
-        timeout_s = deployment.policy.idle_timeout_s
-        if timeout_s is None:
-            timeout_s = self._config.idle_timeout_s
+        timeout_s = idle_timeout_s(deployment, self._config)
         busy = replica.num_active or deployment.demand is not None
         if timeout_s is None or busy or num_kept(deployment):
             return None
@@ -234,6 +237,9 @@ class _Planning:
         figures = {**self._standing(replica), **(figures or {})}
         self._leaving.add(replica.replica_id)
         self._room_of(replica).leave(replica)
+        self._lacks.clear()
+        if (chooser := self._choosers.get(self._worker_of(replica).device)) is not None:
+            chooser.take_away(replica.replica_id)
         if replica.in_flight or not self._at(replica.retry_at_s):
             return
         since_s = replica.since_s if replica.residency is Residency.DRAINING else self._now_s
@@ -268,12 +274,10 @@ class _Planning:
             shortage_bytes = -room.spare_bytes
             if shortage_bytes <= 0:
                 continue
-            candidates = [
-                each
-                for each in self._candidates(device, self._judge_for_others)
-                if self._at(each.eligible_at_s)
-            ]
-            for victim in _choose_what_there_is(candidates, room, shortage_bytes):
+            chooser = self._chooser(device)
+            lack = self._freeing(room, shortage_bytes)
+            leaving = chooser.cheapest(lack, Among.ALL)
+            for name in chooser.in_order() if leaving is None else leaving:
                 others_bytes = self._others_bytes[device]
                 wanted = (
                     f"other processes want {format_bytes(others_bytes)} of {device}"
@@ -281,29 +285,37 @@ class _Planning:
                     else f"another worker has come to {device}"
                 )
                 reason = f"{wanted}; {format_bytes(shortage_bytes)} are missing"
-                self._leave(victim.replica, reason)
+                self._leave(self._replicas[name], reason)
 
-    def _candidates(self, device: str, judged: Callable[[ReplicaView], Candidate | None]) -> list[Candidate]:
-        """Replicas of a device that might make room, at once or later, and do not leave yet."""
-        return [
-            candidate
-            for replica in self._residents[device]
-            if not replica.retired
-            and replica.replica_id not in self._leaving
-            and (candidate := judged(replica)) is not None
-        ]
+    def _chooser(self, device: str) -> Chooser:
+        """The chooser of a device, made once it is asked for."""
+        if device not in self._choosers:
+            self._choosers[device] = Chooser(
+                [
+                    standings.of_resident(
+                        replica,
+                        self._deployments[replica.deployment],
+                        footprint_bytes(replica),
+                        len(self._hosts[replica.deployment]),
+                        may_leave=self._may_leave(replica),
+                        now_s=self._now_s,
+                        config=self._config,
+                    )
+                    for replica in self._by_device[device]
+                    if replica.residency in ON_DEVICE and not replica.retired
+                ],
+                self._config,
+            )
+        return self._choosers[device]
 
-    def _judge_for_others(self, replica: ReplicaView) -> Candidate | None:
-        """The replica as a candidate for making room for something that is no replica: for other processes,
-        whose memory is more urgent than any demand of ours, or for KV."""
-        return judge(
-            replica,
-            self._deployments[replica.deployment],
-            demand_since_s=-math.inf,
-            demand_priority=max(each.policy.priority for each in self._state.deployments),
-            config=self._config,
-            now_s=self._now_s,
-        )
+    def _may_leave(self, replica: ReplicaView) -> bool:
+        """Whether the replica may be asked to make room, if it is worth it."""
+        if replica.in_flight or replica.residency not in (Residency.RESIDENT, Residency.DRAINING):
+            return False
+        deployment = self._deployments[replica.deployment]
+        if (deployment.policy.pinned and not deployment.held) or replica.replica_id in self._leaving:
+            return False
+        return self._at(replica.retry_at_s)
 
     # 2. Deployments that want a replica.
 
@@ -331,15 +343,19 @@ class _Planning:
         elif best.rank == 0:
             wakes = replica.residency is Residency.WARM and replica.worker_id == worker_id
             way = Way.COPY if wakes else self._way_of_load(want)
+            self._lacks.clear()
             is_leased = best.room.bring(best.worker, replica, best.weights_bytes)
             if is_leased and way is not Way.LATER:
                 self._actions.append(self._arrival(want, best, wakes, way))
             return
-        for victim in best.victims:
-            reason, figures = _reason(want, best, victim, self._now_s)
-            name = want.deployment.name
-            self._leave(victim.replica, reason, figures, name)
+        if best.exchange is not None:
+            self._exchanges[want.deployment.name] = best.exchange
+            for name in best.exchange.leave:
+                victim = self._replicas[name]
+                reason, figures = _reason(want, best, best.exchange, victim, self._now_s)
+                self._leave(victim, reason, figures, want.deployment.name)
         best.room.await_room(best.worker, replica, best.weights_bytes)
+        self._lacks.clear()
 
     def _way_of_load(self, want: Want) -> Way:
         """The way of the replica's weights through host memory; others' copies are dropped for it if need be."""
@@ -387,39 +403,44 @@ class _Planning:
         option = _Option(rank, room, worker, moves, weights_bytes, need_bytes, load)
         if rank < 2:
             return option
-        shortage_bytes = partial(room.shortage_bytes, worker, replica, weights_bytes)
-        victims = self._victims(want, worker.device, shortage_bytes)
-        return replace(option, victims=victims) if victims else None
-
-    def _victims(
-        self, want: Want, device: str, shortage_bytes: Callable[[Sequence[ReplicaView]], int]
-    ) -> tuple[Candidate, ...] | None:
-        """The cheapest replicas that make enough room if they leave; None if none may now."""
-        room = self._rooms[device]
-        if room.closed or want.displaces is Displaces.NOBODY:
+        exchange = self._exchange(want, worker, self._lack(room, worker, replica, weights_bytes))
+        if exchange is None:
             return None
-        candidates = self._candidates(device, partial(self._judge, want))
-        now = [each for each in candidates if each.eligible_at_s <= self._now_s]
-        victims = choose(now, shortage_bytes)
-        if want.displaces is Displaces.WORTH_LESS:
-            return victims if _worth_less(victims, want) else None
-        if victims is None and choose(candidates, shortage_bytes) is not None:
-            # Time will mend it. Wants behind this one must not evict meanwhile: a small model that takes the
-            # place of each replica as it becomes eligible would keep a large one out for ever.
-            room.closed = True
-            for candidate in candidates:
-                self._at(candidate.eligible_at_s)
-        return victims
+        return replace(option, exchange=exchange)
 
-    def _judge(self, want: Want, replica: ReplicaView) -> Candidate | None:
-        return judge(
-            replica,
-            self._deployments[replica.deployment],
-            demand_since_s=want.since_s,
-            demand_priority=want.priority,
-            now_s=self._now_s,
-            config=self._config,
+    def _lack(self, room: DeviceRoom, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> Lack:
+        """Bytes that a replica still lacks on a worker if others leave as well; one function for all that need the
+        same there, so that the chooser answers for them once."""
+        key = (
+            worker.worker_id,
+            weights_bytes,
+            replica.kv_guarantee_bytes,
+            replica.kv_longest_bytes,
         )
+        if key not in self._lacks:
+            self._lacks[key] = lambda names: room.shortage_bytes(
+                worker, replica, weights_bytes, self._of(names)
+            )
+        return self._lacks[key]
+
+    def _freeing(self, room: DeviceRoom, num_bytes: int) -> Lack:
+        return lambda names: num_bytes - room.freed_bytes(self._of(names))
+
+    def _of(self, replica_ids: Collection[str]) -> list[ReplicaView]:
+        return [self._replicas[each] for each in replica_ids]
+
+    def _exchange(self, want: Want, worker: WorkerView, lack: Lack) -> Exchange | None:
+        """The exchange that makes enough room; None if none is worth while now."""
+        if want.displaces is Displaces.NOBODY:
+            return None
+        chooser = self._chooser(worker.device)
+        if want.displaces is not Displaces.WORTH_LESS:
+            among = Among.ALL if want.displaces is Displaces.ANYBODY else Among.UNUSED
+            leave = chooser.cheapest(lack, among)
+            return None if leave is None else Exchange(want.replica.replica_id, leave)
+        exchange = chooser.exchange(want.standing, lack)
+        wait_s = self._config.reweigh_s if exchange is None else exchange.due_in_s
+        return exchange if self._at(self._now_s + wait_s) else None
 
     # 3. Room for KV.
 
@@ -435,24 +456,33 @@ class _Planning:
             short_bytes, since_s = room.kv_short_bytes, room.kv_wanted_since_s
             if not short_bytes:
                 continue
-            candidates = [
-                each
-                for each in self._candidates(device, self._judge_for_others)
-                if each.rank == 1
-                and self._may_idle_away(each.replica.deployment)
-                and self._at(max(each.eligible_at_s, since_s + each.value_s))
-            ]
-            for victim in _choose_what_there_is(candidates, room, short_bytes):
+            chooser = self._chooser(device)
+            idle = [name for name in chooser.in_order() if self._idles_for_kv(self._replicas[name], since_s)]
+            leaving = chooser.cheapest(self._freeing(room, short_bytes), Among.ALL, idle)
+            for name in idle if leaving is None else leaving:
+                value_s = self._absence_s(self._deployments[self._replicas[name].deployment])
                 reason = (
-                    f"idle, worth {victim.value_s:.3g} s; sequences have waited {self._now_s - since_s:.2f} s for "
-                    f"{format_bytes(short_bytes)} of KV"
+                    f"idle, its absence costs {value_s:.3g} s; sequences have waited {self._now_s - since_s:.2f} s "
+                    f"for {format_bytes(short_bytes)} of KV"
                 )
-                figures = {"kv_short_bytes": short_bytes, "value_s": victim.value_s}
-                self._leave(victim.replica, reason, figures)
+                figures = {"kv_short_bytes": short_bytes, "value_s": value_s}
+                self._leave(self._replicas[name], reason, figures)
 
-    def _may_idle_away(self, name: str) -> bool:
+    def _idles_for_kv(self, replica: ReplicaView, since_s: float) -> bool:
+        """Whether a replica is idle, and KV has been waited for as long as its absence is expected to cost."""
+        deployment = self._deployments[replica.deployment]
+        if replica.num_active or not self._may_idle_away(deployment):
+            return False
+        return self._at(max(since_s, replica.last_used_s, replica.since_s) + self._absence_s(deployment))
+
+    def _absence_s(self, deployment: DeploymentView) -> float:
+        """Seconds that the absence of a model that is idle now is expected to cost: those of its reload, for each
+        request that comes meanwhile, and once at least."""
+        back_s = deployment.reload_s
+        return back_s * max(1.0, deployment.request_rate_per_s * horizon_s(back_s))
+
+    def _may_idle_away(self, deployment: DeploymentView) -> bool:
         """Whether nothing would bring a replica of the deployment back at once."""
-        deployment = self._deployments[name]
         wanted = deployment.demand is not None or num_kept(deployment) or deployment.wanted_replicas > 1
         return not wanted and not self._is_expected(deployment)
 
@@ -468,36 +498,31 @@ class _Planning:
                 self._actions.append(Resume(replica.replica_id))
 
 
-def _choose_what_there_is(
-    candidates: Sequence[Candidate], room: DeviceRoom, shortage_bytes: int
-) -> Sequence[Candidate]:
-    """Chooses as ``choose`` does; if all candidates do not free enough, chooses all: some room is better than
-    none."""
-    chosen = choose(candidates, lambda leaving: shortage_bytes - room.freed_bytes(leaving))
-    return candidates if chosen is None else chosen
-
-
-def _worth_less(victims: tuple[Candidate, ...] | None, want: Want) -> bool:
-    """Whether the victims are idle and together worth at most half of what the want is worth. The factor
-    keeps two models whose estimates waver from taking each other's place in turns."""
-    if victims is None or any(each.rank != 1 for each in victims):
-        return False
-    return sum(each.value_s for each in victims) <= want.worth_s / 2
-
-
-def _reason(want: Want, option: _Option, victim: Candidate, now_s: float) -> tuple[str, Figures]:
+def _reason(
+    want: Want, option: _Option, exchange: Exchange, victim: ReplicaView, now_s: float
+) -> tuple[str, Figures]:
     """Why a replica makes room, and the figures that decided it."""
-    state = ("draining", "idle", "in use")[victim.rank]
+    state = "in use" if victim.num_active else "idle"
     figures: Figures = {
         "room_for": want.deployment.name,
         "needed_bytes": option.need_bytes,
         "waited_s": now_s - want.since_s,
         "state": state,
-        "value_s": victim.value_s,
+        "gain": exchange.gain,
+        "loss": exchange.loss,
+        "switching": exchange.switching,
+        "margin": exchange.margin,
     }
     reason = (
-        f"makes room for {want.deployment.name}, which needs {format_bytes(option.weights_bytes)} and has "
-        f"waited {now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.replica.since_s:.1f} s, "
-        f"worth {victim.value_s:.3g} s"
+        f"makes room for {want.deployment.name}, which needs {format_bytes(option.need_bytes)} and has waited "
+        f"{now_s - want.since_s:.2f} s; {state}, resident for {now_s - victim.since_s:.1f} s; "
+    )
+    if want.displaces is not Displaces.WORTH_LESS:
+        return reason + want.reason, figures
+    if exchange.as_guest:
+        return reason + "for requests that are late already", figures
+    reason += (
+        f"{exchange.gain:.3g} requests meet their targets by that and {exchange.loss:.3g} miss them, "
+        f"{exchange.switching:.3g} more while weights move (error {exchange.margin:.3g})"
     )
     return reason, figures

@@ -4,19 +4,20 @@ requests that are expected."""
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory_manager.config import PlannerConfig
+from memory_manager.policy import standings
 from memory_manager.policy.arrivals import wake_at_s
-from memory_manager.policy.eviction import in_priority, worth_s
+from memory_manager.policy.chooser import Standing, comes_before
 from memory_manager.policy.plan_types import DeploymentView, ReplicaView
 from memory_manager.policy.residency import ON_DEVICE, Residency
 
 __all__ = [
     "Displaces",
     "Want",
+    "idle_timeout_s",
     "is_at_rest",
     "is_parked",
     "must_be_forgotten",
@@ -32,8 +33,9 @@ class Displaces(enum.Enum):
     """Which replicas a want may ask to make room."""
 
     NOBODY = enum.auto()
-    WORTH_LESS = enum.auto()  # idle replicas that together are worth clearly less
-    ANYBODY = enum.auto()  # by the rules of ``memory_manager.policy.eviction``
+    UNUSED = enum.auto()  # replicas that stand unused
+    WORTH_LESS = enum.auto()  # as the chooser weighs them
+    ANYBODY = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +46,26 @@ class Want:
         replica: the one to bring.
         since_s: when the oldest of the waiting requests arrived; if none waits, since when the replica is
             wanted.
-        deadline_s: deadline of the waiting requests; if none waits, when requests are expected, or ``inf``.
-        worth_s: seconds that having the replica is expected to save; counts if it displaces only what is
-            worth less.
+        displaces: whom it may ask to make room.
+        standing: as the chooser weighs it.
         reason: why the replica comes.
     """
 
     deployment: DeploymentView
     replica: ReplicaView
     since_s: float
-    deadline_s: float
-    priority: int
     displaces: Displaces
-    worth_s: float
+    standing: Standing
     reason: str
 
     @property
-    def order(self) -> tuple[bool, int, float, str]:
-        """Sort key. A want that no request waits for comes last: it must not take the room that was made for
-        demand."""
-        forced = self.displaces is Displaces.ANYBODY
-        return (not forced, -self.priority, self.deadline_s, self.deployment.name)
+    def order(self) -> tuple[bool, bool, bool, tuple[float, float, float, str]]:
+        """Sort key. Whom others have made room for comes first, and a want that no request waits for last, unless it
+        is pinned: it must not take the room that was made for demand."""
+        is_pinned = self.displaces is Displaces.ANYBODY
+        has_room = self.deployment.exchange is not None
+        is_asked_for = len(self.standing.slacks_s) > 0
+        return (not is_pinned, not has_room, not is_asked_for, comes_before(self.standing))
 
 
 def is_at_rest(replica: ReplicaView) -> bool:
@@ -74,7 +75,8 @@ def is_at_rest(replica: ReplicaView) -> bool:
 
 def is_parked(replica: ReplicaView) -> bool:
     """Whether requests wait for the replica itself: they are parked on it while it sleeps."""
-    return bool(replica.num_active) and replica.residency is Residency.WARM and is_at_rest(replica)
+    sleeps = replica.residency is Residency.WARM and replica.worker_id is not None
+    return bool(replica.num_active) and sleeps and is_at_rest(replica)
 
 
 def must_be_forgotten(replica: ReplicaView) -> bool:
@@ -87,6 +89,12 @@ def must_be_forgotten(replica: ReplicaView) -> bool:
 def num_kept(deployment: DeploymentView) -> int:
     """Replicas that stay resident whether requests come or not."""
     return 0 if deployment.held else max(deployment.policy.min_replicas, int(deployment.policy.pinned))
+
+
+def idle_timeout_s(deployment: DeploymentView, config: PlannerConfig) -> float | None:
+    """Seconds without a request after which it sleeps; None for never by time alone."""
+    own_s = deployment.policy.idle_timeout_s
+    return config.idle_timeout_s if own_s is None else own_s
 
 
 def surplus(deployment: DeploymentView, replicas: Sequence[ReplicaView]) -> list[ReplicaView]:
@@ -136,38 +144,48 @@ def wants_of(
     for replica in candidates[: max(0, min(deployment.policy.max_replicas, num_desired) - num_up)]:
         if at(replica.retry_at_s):
             num_requests = sum(each.num_active for each in replicas)
-            yield _wanted(deployment, replica, num_up, num_requests, config)
+            yield _wanted(deployment, replica, num_up, num_requests, now_s, config)
             num_up += 1
 
 
 def _wanted(
-    deployment: DeploymentView, replica: ReplicaView, num_up: int, num_requests: int, config: PlannerConfig
+    deployment: DeploymentView,
+    replica: ReplicaView,
+    num_up: int,
+    num_requests: int,
+    now_s: float,
+    config: PlannerConfig,
 ) -> Want:
-    demand = deployment.demand
+    demand, priority = deployment.demand, deployment.policy.priority
     if demand is not None and (num_up == 0 or is_parked(replica)):
-        since_s = demand.oldest_arrival_s
-        deadline_s = min(demand.nearest_deadline_s, since_s + config.patience_s)
-        priority = max(deployment.policy.priority, demand.priority)
+        standing = standings.of_wanted(
+            replica,
+            deployment,
+            num_expected=0.0,
+            priority=max(priority, demand.priority),
+            now_s=now_s,
+            config=config,
+        )
+        is_pinned = deployment.policy.pinned and num_up == 0
+        displaces = Displaces.ANYBODY if is_pinned else Displaces.WORTH_LESS
         reason = f"{demand.num_waiting} waiting"
-        return Want(deployment, replica, since_s, deadline_s, priority, Displaces.ANYBODY, 0.0, reason)
-    displaces, reason, saved_s = Displaces.NOBODY, "kept resident", 0.0
+        return Want(deployment, replica, demand.oldest_arrival_s, displaces, standing, reason)
+    displaces, reason = Displaces.NOBODY, "kept resident"
     if deployment.policy.pinned and num_up == 0:
         displaces = Displaces.ANYBODY
     elif num_up >= num_kept(deployment):
-        displaces = Displaces.WORTH_LESS
+        displaces = Displaces.UNUSED
         num_over = max(1, num_requests - num_up * config.requests_per_replica)
         reason = f"{num_over} requests more than {num_up} replicas serve well"
-        saved_s = num_over * config.scale_up_after_s  # each of these requests has waited so long at least
-    return Want(
-        deployment,
+    standing = standings.of_wanted(
         replica,
-        deployment.wanted_since_s,
-        math.inf,
-        deployment.policy.priority,
-        displaces,
-        in_priority(saved_s, deployment.policy.priority),
-        reason,
+        replace(deployment, demand=None),
+        num_expected=0.0,
+        priority=priority,
+        now_s=now_s,
+        config=config,
     )
+    return Want(deployment, replica, deployment.wanted_since_s, displaces, standing, reason)
 
 
 def _expected(
@@ -177,18 +195,26 @@ def _expected(
     now_s: float,
     config: PlannerConfig,
 ) -> Iterator[Want]:
-    """Wants a warm replica woken a little before its next request is likely to come."""
-    window = deployment.next_arrival
-    if window is None or deployment.held or replica.residency is not Residency.WARM:
+    """Wants a warm replica woken a little before its next request is likely to come, or in place of a guest if so
+    many are to come that some would miss their targets."""
+    if deployment.held or replica.residency is not Residency.WARM:
         return
-    if at(wake_at_s(window, deployment.reload_s, config)) and at(replica.retry_at_s):
-        yield Want(
-            deployment,
-            replica,
-            now_s,
-            window.earliest_s,
-            deployment.policy.priority,
-            Displaces.WORTH_LESS,
-            worth_s(deployment, config.expected_chance),
-            f"requests are expected in {window.earliest_s - now_s:.1f} to {window.latest_s - now_s:.1f} s",
-        )
+    window = deployment.next_arrival
+    is_near = window is not None and at(wake_at_s(window, deployment.reload_s, config))
+    if not is_near and idle_timeout_s(deployment, config) is not None:
+        return
+    standing = standings.of_wanted(
+        replica,
+        deployment,
+        num_expected=config.expected_chance if is_near else 0.0,
+        priority=deployment.policy.priority,
+        now_s=now_s,
+        config=config,
+    )
+    if standing.is_wanted and at(replica.retry_at_s):
+        reason = f"{standing.num_lost_soon:.3g} requests are expected to come too early for a wake"
+        if window is not None and is_near:
+            reason = (
+                f"requests are expected in {window.earliest_s - now_s:.1f} to {window.latest_s - now_s:.1f} s"
+            )
+        yield Want(deployment, replica, now_s, Displaces.WORTH_LESS, standing, reason)

@@ -11,6 +11,7 @@ from memory_manager.config import PlannerConfig
 from memory_manager.policy.device_room import DeviceRoom
 from memory_manager.policy.plan_types import (
     DemandView,
+    DeploymentView,
     Load,
     Plan,
     PlannerState,
@@ -71,28 +72,8 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
     own = [each for each in state.replicas if each.deployment == name and not each.retired]
     if any(each.residency in ON_DEVICE for each in own):
         return WayIn(Verdict.THERE, "it is on a device, or on its way")
-    alone = replace(
-        state,
-        deployments=tuple(
-            replace(
-                each,
-                demand=DemandView(1, now_s, math.inf, each.policy.priority),
-                held=False,
-                policy=replace(each.policy, enabled=True),
-            )
-            if each.name == name
-            else replace(each, demand=None)
-            for each in state.deployments
-        ),
-        replicas=tuple(
-            replace(
-                each,
-                retry_at_s=-math.inf if each.deployment == name else each.retry_at_s,
-                num_active=each.num_active if each.residency in ON_DEVICE else 0,
-            )
-            for each in state.replicas
-        ),
-    )
+    fresh = DemandView(1, now_s, 0, (now_s + config.ttft_target_s,))
+    alone = _alone(state, name, fresh)
     decided = plan(alone, now_s, config)
     if name in decided.refusals:
         return WayIn(Verdict.NEVER, decided.refusals[name])
@@ -104,10 +85,38 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
         return WayIn(Verdict.COMES, f"{need}, for which there is room once KV has given way")
     if leaving := _departures(alone, decided, name):
         return WayIn(Verdict.EVICTS, f"{need}: these would leave at once", leaving)
-    wait_s = config.min_residency_s + config.drain_after_s + config.idle_grace_s
-    if leaving := _departures(alone, plan(alone, now_s + wait_s, config), name):
-        return WayIn(Verdict.WAITS, f"{need}: these would leave within {wait_s:g} s", leaving)
+    due_s = decided.next_at_s - now_s
+    if due_s < math.inf and (leaving := _departures(alone, plan(alone, decided.next_at_s, config), name)):
+        return WayIn(Verdict.WAITS, f"{need}: these would leave in {due_s:.2g} s", leaving)
+    wait_s = config.starve_after_s
+    starved = _alone(state, name, DemandView(1, now_s - wait_s, 0, (-math.inf,)))
+    if leaving := _departures(starved, plan(starved, now_s, config), name):
+        message = f"{need}: these would leave once a request has waited {wait_s:g} s, or when they are unused"
+        return WayIn(Verdict.WAITS, message, leaving)
     return WayIn(Verdict.BLOCKED, f"{need}: {_obstacle(state)}")
+
+
+def _alone(state: PlannerState, name: str, demand: DemandView) -> PlannerState:
+    """The state in which one deployment alone is asked for, with nothing that would keep it from being brought."""
+
+    def asked(deployment: DeploymentView) -> DeploymentView:
+        if deployment.name != name:
+            return replace(deployment, demand=None, exchange=None)
+        policy = replace(deployment.policy, enabled=True)
+        wanted = replace(demand, priority=policy.priority)
+        return replace(deployment, demand=wanted, held=False, policy=policy, exchange=None)
+
+    def ready(replica: ReplicaView) -> ReplicaView:
+        num_active = replica.num_active if replica.residency in ON_DEVICE else 0
+        if replica.deployment != name:
+            return replace(replica, num_active=num_active)
+        return replace(replica, num_active=num_active, retry_at_s=-math.inf, since_s=-math.inf)
+
+    return replace(
+        state,
+        deployments=tuple(map(asked, state.deployments)),
+        replicas=tuple(map(ready, state.replicas)),
+    )
 
 
 def _obstacle(state: PlannerState) -> str:

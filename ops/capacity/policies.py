@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from memory_manager.config import PlannerConfig
+from memory_manager.policy.arrivals import unused_from_s
 from memory_manager.policy.chooser import Standing, choose
-from memory_manager.policy.slack import running_slack_s, waiting_slack_s
+from memory_manager.policy.slack import running_latest_s, waiting_latest_s
+from memory_manager.policy.standings import guest_s, slacks_s, stay_s
 from ops.capacity.simulation import SimulatedModel, SimulatedRequest, Simulation
 
 __all__ = ["Elastic", "Static", "SwapOneAtATime"]
@@ -24,48 +24,56 @@ class Elastic:
 
     def arrived(self, simulation: Simulation, model: SimulatedModel) -> None:
         model.rate.note(simulation.now_s, self._config.rate_half_life_s)
+        model.pattern.note(simulation.now_s)
 
     def plan(self, simulation: Simulation) -> None:
         models = simulation.models
         num_present = sum(each.is_resident or each.coming_at_s is not None for each in models)
-        first_token_s = max(each.first_token_s for each in models)
         choice = choose(
             [self._standing(simulation, each) for each in models],
             simulation.machine.num_resident - num_present,
-            self._config.ttft_target_s - first_token_s,
             self._config,
         )
         for exchange in choice.exchanges:
             for name in exchange.leave:
                 simulation.send_away(models[int(name)])
-            simulation.bring(models[int(exchange.come)])
+            simulation.bring(models[int(exchange.come)], as_guest=exchange.as_guest)
         simulation.plan_at_s = simulation.now_s + choice.due_in_s
 
     def _standing(self, simulation: Simulation, model: SimulatedModel) -> Standing:
+        now_s, back_s = simulation.now_s, simulation.machine.wake_s
         is_coming = model.coming_at_s is not None
-        slacks_s = [self._slack_s(simulation, model, each) for each in model.requests()]
+        latest_s = [self._latest_s(simulation, model, each) for each in model.requests()]
+        waited_s = now_s - max(model.left_at_s, min((each.at_s for each in model.waiting), default=now_s))
+        last_used_s = max(model.came_at_s, model.last_used_s)
         return Standing(
             name=str(model.index),
             num_bytes=1,
             is_present=model.is_resident or is_coming,
             may_leave=model.is_resident,
             may_come=not is_coming,
-            back_s=simulation.machine.wake_s,
-            slacks_s=np.sort(np.array(slacks_s, float)),
-            rate_per_s=model.rate.per_s(simulation.now_s, self._config.rate_half_life_s),
+            back_s=back_s,
+            slacks_s=slacks_s(latest_s, now_s),
+            rate_per_s=model.rate.per_s(now_s, self._config.rate_half_life_s),
+            fresh_slack_s=self._config.ttft_target_s - model.pace.first_token_s,
+            waited_s=waited_s,
+            is_starved=waited_s >= self._config.starve_after_s,
+            is_settled=now_s >= model.came_at_s + stay_s(back_s, is_guest=model.is_guest),
+            is_unused=not latest_s
+            and now_s >= unused_from_s(last_used_s, model.pattern.longest_pause_s, back_s, self._config),
+            is_guest=model.is_guest and now_s < model.came_at_s + guest_s(back_s),
         )
 
-    def _slack_s(self, simulation: Simulation, model: SimulatedModel, request: SimulatedRequest) -> float:
+    def _latest_s(self, simulation: Simulation, model: SimulatedModel, request: SimulatedRequest) -> float:
         if request.first_at_s is None:
-            return waiting_slack_s(request.deadline_s, model.first_token_s, simulation.now_s)
-        return running_slack_s(
+            return waiting_latest_s(request.deadline_s, model.pace.first_token_s)
+        return running_latest_s(
             first_at_s=request.first_at_s,
             deadline_s=request.deadline_s,
             num_tokens=request.num_done,
             expected_tokens=model.mean_output,
             token_s=simulation.token_s,
             tpot_target_s=self._config.tpot_target_s,
-            now_s=simulation.now_s,
         )
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from engines.torch.scheduling import compose, kv_forecast
 from engines.torch.scheduling.compose import AdmissionOrder, PreemptibleSequences, Turn
 from engines.torch.scheduling.kv_forecast import KVDemand
-from memory_manager.policy.arrivals import ArrivalRate
+from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate
+from memory_manager.policy.pace import Pace
 
 __all__ = ["Machine", "ResidencyPolicy", "SimulatedModel", "SimulatedRequest", "Simulation", "StepCosts"]
 
@@ -121,8 +122,10 @@ class SimulatedModel:
         mean_output: running mean of its outputs' tokens, of which there were ``num_ended``.
         num_since_late: admissions since the last one of a late request in its turn; of the first model those of all
             that share KV.
-        rate: of its requests.
-        first_token_s: running mean of the seconds from its being asked, or there, to a first token.
+        rate, pattern: of its requests.
+        pace: how soon their first tokens come; all models share the seconds of each further token.
+        last_used_s, left_at_s: when the last of them ended, and when the model last left.
+        is_guest: it came for late requests alone.
     """
 
     index: int
@@ -137,8 +140,12 @@ class SimulatedModel:
     mean_output: float = kv_forecast.UNMEASURED_OUTPUT_TOKENS
     num_ended: int = 0
     num_since_late: int = 0
-    first_token_s: float = 0.03
     rate: ArrivalRate = field(default_factory=ArrivalRate)
+    pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
+    pace: Pace = field(default_factory=Pace)
+    last_used_s: float = 0.0
+    left_at_s: float = 0.0
+    is_guest: bool = False
     last_step: int = 0
     num_turns_waited: int = 0
 
@@ -208,14 +215,15 @@ class Simulation:
 
     # What a policy may do.
 
-    def bring(self, model: SimulatedModel) -> None:
+    def bring(self, model: SimulatedModel, *, as_guest: bool = False) -> None:
+        model.is_guest = as_guest
         model.coming_at_s = self.now_s + self.machine.wake_s
         heapq.heappush(self._coming, (model.coming_at_s, model.index))
         self.num_moves += 1
 
     def send_away(self, model: SimulatedModel) -> None:
         """Its sequences keep their KV until others want it."""
-        model.is_resident = False
+        model.is_resident, model.left_at_s = False, self.now_s
 
     # Events.
 
@@ -233,6 +241,7 @@ class Simulation:
     def _end(self, model: SimulatedModel, request: SimulatedRequest) -> None:
         request.end_at_s = self.now_s
         model.running.remove(request)
+        model.last_used_s = self.now_s
         self._held -= request.num_computed
         model.mean_output = kv_forecast.mean_with(model.mean_output, model.num_ended, request.num_output)
         model.num_ended += 1
@@ -324,9 +333,7 @@ class Simulation:
             if request.first_at_s is None:
                 request.first_at_s = self.now_s
                 seconds = self.now_s - max(request.at_s, model.came_at_s)
-                model.first_token_s += (
-                    2 * _SMOOTHING * (min(seconds, 0.5 * self.machine.ttft_target_s) - model.first_token_s)
-                )
+                model.pace.note_first_token(seconds, self.machine.ttft_target_s)
             if request.num_done >= request.num_output:
                 self._end(model, request)
 

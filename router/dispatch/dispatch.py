@@ -59,6 +59,10 @@ class Ticket(Protocol):
     @property
     def artifact_key(self) -> str: ...
 
+    def note_tokens(self, num_tokens: int) -> None:
+        """Tells how many tokens a choice of the request has by now."""
+        ...
+
     def release(self) -> None: ...
 
 
@@ -233,6 +237,8 @@ class RequestStream:
         """The sink of one choice's sequence: called once a step, never blocks."""
         if new.token_ids:
             choice.output_ids += new.token_ids
+            if self._ticket is not None:
+                self._ticket.note_tokens(len(choice.output_ids))
         if new.first is not None and choice.num_at_start:
             new.first = replace(new.first, cached_tokens=None)  # of a prompt that was computed before
         finished = new.finished

@@ -94,6 +94,9 @@ class _Ticket:
         self._held = held
         held.add(self)
 
+    def note_tokens(self, num_tokens: int) -> None:
+        """Needs none."""
+
     def release(self) -> None:
         self._held.discard(self)
 

@@ -14,9 +14,6 @@ from memory_manager.policy.residency import Residency, ResidencyEvent
 from support.simulated_memory import PAGE, SimulatedHostCache, SimulatedWorker, deployment, run_virtually
 
 CONFIG = ManagerConfig(
-    min_residency_s=2,
-    drain_after_s=0.5,
-    idle_grace_s=0.1,
     max_waiting_requests=3,
 )
 BUDGET = 30 * PAGE  # two deployments of 10 + 2 and the worker's page fit, three do not

@@ -40,9 +40,7 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.cache = HostCache(64 * MIB)
-        config = ManagerConfig(
-            min_residency_s=0.05, drain_after_s=0.05, idle_grace_s=0.01, rate_half_life_s=HALF_LIFE_S
-        )
+        config = ManagerConfig(rate_half_life_s=HALF_LIFE_S)
         self.manager = MemoryManager([DeviceBudget("cpu", TWO_FIT_BYTES)], self.cache, config)
         self.num_deaths = 0
         self.spec = WorkerSpec(

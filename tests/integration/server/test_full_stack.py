@@ -56,10 +56,7 @@ def server(
     folders: dict[str, Path], budget_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     flags = ["--dtype", "float32", "--memory-budget", str(budget_bytes)]
-    environment = {
-        "MOORING_PLANNER__MIN_RESIDENCY_S": "0.2",
-        "MOORING_PLANNER__DRAIN_AFTER_S": "0.1",
-    }
+    environment = {"MOORING_PLANNER__STARVE_AFTER_S": "1"}
     with RunningServer(tmp_path_factory.mktemp("server") / "data", folders, flags, environment) as running:
         yield running
 

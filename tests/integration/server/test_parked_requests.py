@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     # A page less than both take with one longest sequence and the null page.
     budget_bytes = 2 * weights_bytes + round_to_pages(kv_bytes_for_tokens(groups, CONTEXT))
     flags = ["--dtype", "float32", "--memory-budget", str(budget_bytes)]
-    environment = {"MOORING_PLANNER__MIN_RESIDENCY_S": "0.2", "MOORING_PLANNER__DRAIN_AFTER_S": "0.05"}
+    environment = {"MOORING_PLANNER__STARVE_AFTER_S": "0.05"}
     with RunningServer(tmp_path_factory.mktemp("server") / "data", folders, flags, environment) as running:
         yield running
 

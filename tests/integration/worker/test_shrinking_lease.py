@@ -38,7 +38,7 @@ class TorchFleet(NullFleet):
     async def _load(self, client: WorkerClient) -> None:
         manifest = self._model.manifest
         artifact = ArtifactRef("key", Path("/nowhere"), manifest.num_bytes, manifest.to_json())
-        spec = DeploymentSpec("m", artifact, round_to_pages(manifest.num_bytes), PAGE_BYTES, 256)
+        spec = DeploymentSpec("m", artifact, round_to_pages(manifest.num_bytes), PAGE_BYTES, PAGE_BYTES, 256)
         descriptor = self._model.host_copy()
         try:
             await client.load("m/0", spec, descriptor)
@@ -161,6 +161,26 @@ def test_sequences_of_the_quicker_model_go_first(slow: str) -> None:
         driver.shrink()
         preemptions = preemptions_of(driver)
         assert preemptions[slow] == 0
+        assert sum(preemptions.values()) > 0
+
+
+@pytest.mark.parametrize("sure", ["a", "b"])
+def test_what_an_operator_guaranteed_goes_last(sure: str) -> None:
+    with engine_driver(lease_pages=24, max_running_sequences=8, max_tokens_per_step=512) as driver:
+        for replica_id in "ab":
+            guarantee_bytes = 8 * PAGE_BYTES if replica_id == sure else 0
+            driver.load(tiny_model("llama"), replica_id, kv_guarantee_bytes=guarantee_bytes)
+        for number in range(12):
+            prompt = prompt_of(number)[:20] * 3
+            driver.submit(number, prompt, "ab"[number % 2], max_tokens=100, cache_scope=None)
+        while len(driver.tokens) < 12:
+            driver.step()
+        driver.engine._shrinking._clock = count().__next__  # one at a time
+        held_pages = driver.engine.stats().kv_bytes // PAGE_BYTES - 1
+        driver.lease_pages(held_pages - 1)
+        driver.shrink()
+        preemptions = preemptions_of(driver)
+        assert preemptions.pop(sure) == 0
         assert sum(preemptions.values()) > 0
 
 

@@ -47,7 +47,9 @@ async def test_the_device_never_holds_more_than_its_budget(tmp_path: Path) -> No
     weights.write_bytes(model.packed)
     num_bytes = len(model.packed)
     cache = HostCache(64 * MIB)
-    config = ManagerConfig(usage_poll_s=0.02, min_residency_s=0.05, idle_grace_s=0.01)
+    config = ManagerConfig(
+        usage_poll_s=0.02,
+    )
     manager = MemoryManager([DeviceBudget("cpu", BUDGET_BYTES)], cache, config)
     supervisor = Supervisor(manager.add_worker, manager.worker_lost, manager.drain_worker)
     dispatcher = Dispatcher(manager, supervisor.client)

@@ -35,8 +35,6 @@ pytestmark = pytest.mark.integration
 
 BUDGET_BYTES = 12 * MIB
 CONFIG = ManagerConfig(
-    min_residency_s=0.05,
-    idle_grace_s=0.01,
     requests_per_replica=2,
     scale_up_after_s=0.05,
     scale_down_after_s=60,

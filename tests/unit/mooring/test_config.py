@@ -31,18 +31,18 @@ def test_flags_override_environment_overrides_file_overrides_defaults(
 ) -> None:
     file = tmp_path / "mooring.toml"
     file.write_text(
-        "http_port = 9000\ngrpc_port = 9001\nmemory_budget = '1GiB'\n[planner]\nmin_residency_s = 9\n"
-        "drain_after_s = 8\n[[models]]\nname = 'a'\nsource = '/b'\nkv_guarantee_bytes = '16MiB'\n"
+        "http_port = 9000\ngrpc_port = 9001\nmemory_budget = '1GiB'\n[planner]\nmax_drain_s = 9\n"
+        "starve_after_s = 8\n[[models]]\nname = 'a'\nsource = '/b'\nkv_guarantee_bytes = '16MiB'\n"
     )
     monkeypatch.setenv("MOORING_GRPC_PORT", "7001")
     monkeypatch.setenv("MOORING_HTTP_PORT", "7000")
-    monkeypatch.setenv("MOORING_PLANNER__DRAIN_AFTER_S", "3")
+    monkeypatch.setenv("MOORING_PLANNER__STARVE_AFTER_S", "3")
     settings = load_settings({"http_port": 6000, "log_level": None}, file)
     assert settings.http_port == 6000
     assert settings.grpc_port == 7001
     assert settings.memory_budget == 1024 * MIB
-    assert settings.planner.min_residency_s == 9
-    assert settings.planner.drain_after_s == 3
+    assert settings.planner.max_drain_s == 9
+    assert settings.planner.starve_after_s == 3
     assert settings.log_level == "info"
     assert settings.models[0].kv_guarantee_bytes == 16 * MIB
 
@@ -51,7 +51,7 @@ def test_flags_override_environment_overrides_file_overrides_defaults(
     ("text", "names"),
     [
         ("htp_port = 1", ["htp_port", "did you mean http_port"]),
-        ("[planner]\nmin_residency = 1", ["planner.min_residency", "planner.min_residency_s"]),
+        ("[planner]\nmax_drain = 1", ["planner.max_drain", "planner.max_drain_s"]),
         ("http_port = 'x'", ["http_port"]),
         ("memory_budget = 'lots'", ["memory_budget", "512MiB"]),
         ("memory_budget = 1.5", ["memory_budget", "512MiB"]),

@@ -97,8 +97,8 @@ def test_a_setting_of_a_part_reaches_it_checked() -> None:
     assert settings.torch.num_threads == 3
     for flags, message in (
         ({"others": {"margin_bytes": 1}}, "others.margin_bytes"),
-        ({"planner": {"idle_grace_s": 1}}, "unknown setting: planner.idle_grace_s"),
-        ({"planner": {"drain_after_s": -1}}, "setting planner.drain_after_s: .* greater than or equal to 0"),
+        ({"planner": {"patience_s": 1}}, "unknown setting: planner.patience_s"),
+        ({"planner": {"max_drain_s": -1}}, "setting planner.max_drain_s: .* greater than or equal to 0"),
         (
             {"torch": {"max_tokens_per_step": 2}},
             "setting torch: .*max_tokens_per_step .* at least max_running",

@@ -176,13 +176,15 @@ async def test_what_would_have_to_leave_is_what_then_leaves() -> None:
 
 
 @virtually
-async def test_pinned_models_block_the_way_in() -> None:
+async def test_requests_of_high_priority_block_the_way_in() -> None:
     async with house() as h:
         h.add_worker()
         for name in "ab":
-            h.manager.upsert_deployment(deployment(name, priority=1))
+            h.manager.upsert_deployment(deployment(name, priority=10))
         h.manager.upsert_deployment(deployment("c"))
         leases = [await h.manager.acquire(name) for name in "ab"]
+        for lease in leases:
+            lease.note_tokens(1)
         assert h.manager.way_in("c").verdict is Verdict.BLOCKED
         for lease in leases:
             lease.release()

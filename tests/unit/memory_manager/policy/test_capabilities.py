@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,7 @@ from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency
 from memory_manager.policy.what_if import Verdict, way_in
 
-CONFIG = PlannerConfig(min_residency_s=5, drain_after_s=1, idle_grace_s=0.5)
+CONFIG = PlannerConfig()
 NOW = 100.0
 
 
@@ -36,7 +35,7 @@ def model(name: str, **policy: Any) -> DeploymentView:
 
 
 def wanted(name: str, **policy: Any) -> DeploymentView:
-    return model(name, demand=DemandView(1, NOW, math.inf, 0), **policy)
+    return model(name, demand=DemandView(1, NOW, 0, (NOW + 2,)), **policy)
 
 
 def replica(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -31,7 +30,7 @@ from memory_manager.policy.residency import Residency
 from memory_manager.policy.what_if import Verdict, way_in
 
 NOW = 100.0
-CONFIG = PlannerConfig(min_residency_s=5, idle_grace_s=0.5)
+CONFIG = PlannerConfig()
 
 
 class Need(NamedTuple):
@@ -84,7 +83,7 @@ def model(name: str, weights_pages: int, longest_pages: int, **values: Any) -> D
 
 
 def waiting(name: str, weights_pages: int, longest_pages: int, **values: Any) -> DeploymentView:
-    return model(name, weights_pages, longest_pages, demand=DemandView(1, NOW - 1, math.inf, 0), **values)
+    return model(name, weights_pages, longest_pages, demand=DemandView(1, NOW - 1, 0, (NOW + 1,)), **values)
 
 
 def replica(deployment: DeploymentView, *, is_there: bool = False, **values: Any) -> ReplicaView:

@@ -10,6 +10,7 @@ from support.planner_views import deployment_view
 
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
+from memory_manager.policy.chooser import Exchange
 from memory_manager.policy.plan_types import (
     Action,
     DemandView,
@@ -30,7 +31,7 @@ from memory_manager.policy.plan_types import (
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency
 
-CONFIG = PlannerConfig(min_residency_s=5, drain_after_s=1, idle_grace_s=0.5, patience_s=30)
+CONFIG = PlannerConfig(starve_after_s=60)
 NOW = 100.0
 
 
@@ -40,7 +41,7 @@ def model(name: str, **policy: Any) -> DeploymentView:
 
 
 def waiting(since_s: float = NOW, deadline_s: float = math.inf, priority: int = 0) -> DemandView:
-    return DemandView(1, since_s, deadline_s, priority)
+    return DemandView(1, since_s, priority, (min(deadline_s, since_s + CONFIG.ttft_target_s),))
 
 
 def replica(name: str, residency: Residency = Residency.COLD, **values: Any) -> ReplicaView:
@@ -103,7 +104,7 @@ def test_a_sleeper_is_woken_in_its_worker() -> None:
 def test_kv_never_shrinks_below_the_guarantees() -> None:
     """Two resident take 20 of weights and 10 of guarantees: a third does not fit, however small KV gets."""
     deployments = [model("a"), model("b"), model("c", demand=waiting())]
-    busy = {"num_active": 1, "since_s": NOW - 1}
+    busy = {"num_active": 1, "latest_s": (NOW + 0.5,)}
     replicas = [
         replica("a", Residency.RESIDENT, **busy),
         replica("b", Residency.RESIDENT, **busy),
@@ -113,9 +114,9 @@ def test_kv_never_shrinks_below_the_guarantees() -> None:
 
 
 def test_the_idle_one_goes_first_and_the_lease_waits_for_its_bytes() -> None:
-    deployments = [model("a"), model("b", request_rate_per_s=9.0), model("c", demand=waiting())]
+    deployments = [model("a"), model("b"), model("c", demand=waiting())]
     replicas = [
-        replica("a", Residency.RESIDENT, num_active=1),
+        replica("a", Residency.RESIDENT, num_active=1, latest_s=(NOW + 0.5,)),
         replica("b", Residency.RESIDENT),
         replica("c", Residency.WARM),
     ]
@@ -144,38 +145,52 @@ def test_the_victim_is_the_one_whose_absence_costs_least(
         assert actions(state(deployments, replicas)) == {Sleep: [f"{name_of_cheaper}/0"]}
 
 
-def contended(waited_s: float, resident_s: float, **values: Any) -> PlannerState:
-    """a and b are busy, c waits."""
+def contended(waited_s: float, slack_s: float, **values: Any) -> PlannerState:
+    """a and b are busy, with requests of so much slack, and c waits."""
     deployments = [model("a"), model("b"), model("c", demand=waiting(NOW - waited_s))]
-    values.setdefault("num_active", 3)
-    return state(
-        deployments,
-        [
-            replica("a", Residency.RESIDENT, since_s=NOW - resident_s, **values),
-            replica("b", Residency.RESIDENT, since_s=NOW - resident_s + 1, **values),
-            replica("c"),
-        ],
-    )
+    values = {"num_active": 3, "latest_s": (NOW + slack_s,) * 3, **values}
+    residents = [replica(name, Residency.RESIDENT, since_s=NOW - 60, **values) for name in "ab"]
+    return state(deployments, [*residents, replica("c")])
 
 
-def test_a_busy_one_sleeps_only_for_demand_that_has_waited_and_after_its_minimum_residency() -> None:
-    assert actions(contended(waited_s=0.9, resident_s=60)) == {}
-    assert actions(contended(waited_s=60, resident_s=4.9)) == {}
-    # Among equals the one that has been resident longest.
-    assert actions(contended(waited_s=1.0, resident_s=60)) == {Sleep: ["a/0"]}
+def test_a_busy_one_sleeps_for_others_if_its_requests_can_stand_it() -> None:
+    assert actions(contended(waited_s=0.25, slack_s=0.5)) == {}
+    made = contended(waited_s=0.25, slack_s=60)
+    assert actions(made) == {}, "c can still wait"
+    last_s = NOW + 2 - 0.25 - 1.0 - CONFIG.swap_guard_s
+    assert decide(made).next_at_s == pytest.approx(last_s)
+    assert actions(made, last_s) == {Sleep: ["a/0"]}
 
 
-def test_the_plan_tells_when_time_will_change_it() -> None:
-    assert decide(contended(waited_s=0.25, resident_s=60)).next_at_s == pytest.approx(NOW + 0.75)
-    assert decide(contended(waited_s=9, resident_s=3)).next_at_s == pytest.approx(NOW + 2)
-
-
-def test_a_gap_between_two_requests_is_not_idleness() -> None:
-    gap = {"num_active": 0, "last_used_s": NOW - 0.1}
-    made = contended(waited_s=9, resident_s=3, **gap)
+def test_for_a_late_request_a_busy_one_sleeps_once_it_starves() -> None:
+    made = contended(waited_s=59.7, slack_s=60)
     assert actions(made) == {}
-    assert decide(made).next_at_s == pytest.approx(NOW + 0.4)
-    assert actions(made, NOW + 0.4) == {Sleep: ["a/0"]}
+    assert decide(made).next_at_s == pytest.approx(NOW + CONFIG.reweigh_s)
+    assert actions(contended(waited_s=60, slack_s=60)) == {Sleep: ["a/0"]}
+    assert decide(contended(waited_s=60, slack_s=60)).exchanges["c"].as_guest
+
+
+def test_for_a_late_request_an_unused_one_sleeps() -> None:
+    made = contended(waited_s=9, slack_s=0, num_active=0, latest_s=(), last_used_s=NOW - 0.1)
+    assert actions(made) == {}
+    assert actions(made, NOW + 9.9) == {Sleep: ["a/0"]}
+    rhythm = [replace(each, longest_pause_s=5.0) for each in made.deployments]
+    assert actions(replace(made, deployments=tuple(rhythm)), NOW + 9.9) == {}
+    assert actions(replace(made, deployments=tuple(rhythm)), NOW + 19.9) == {Sleep: ["a/0"]}
+
+
+def test_who_came_for_late_requests_alone_makes_room_for_who_was_there_before() -> None:
+    """a is asked for so often that some of its requests come too early for a wake."""
+    deployments = [model("a", request_rate_per_s=0.5), model("b"), model("c", request_rate_per_s=0.3)]
+    residents = [
+        replica("b", Residency.RESIDENT, num_active=1, latest_s=(NOW + 60,)),
+        replica("c", Residency.RESIDENT, is_guest=True, since_s=NOW - 1),
+    ]
+    made = state(deployments, [replica("a", Residency.WARM), *residents])
+    assert actions(made) == {Sleep: ["c/0"]}
+    assert actions(made, NOW - 0.5) == {}, "its visit has not ended"
+    settled = replace(made, replicas=(made.replicas[0], residents[0], replace(residents[1], is_guest=False)))
+    assert actions(settled) == {}
 
 
 def test_a_drain_that_nobody_needs_any_more_is_called_off() -> None:
@@ -229,7 +244,7 @@ def test_of_two_replicas_the_one_with_parked_requests_comes_back_though_the_othe
 
 
 def test_a_busy_one_does_not_sleep_for_demand_of_lower_priority() -> None:
-    made = contended(waited_s=60, resident_s=60)
+    made = contended(waited_s=60, slack_s=60)
     high = [
         replace(each, policy=replace(each.policy, priority=1)) if each.demand is None else each
         for each in made.deployments
@@ -245,8 +260,8 @@ def test_a_busy_one_does_not_sleep_for_demand_of_lower_priority() -> None:
         ({"priority": 1}, {}),
         ({"deadline_s": NOW + 1}, {}),
         ({"since_s": NOW - 3}, {"since_s": NOW - 2}),
-        # Best effort ages: after 30 s it is ahead of a deadline that is still to come.
-        ({"since_s": NOW - 31}, {"deadline_s": NOW + 1}),
+        # Who can be in time comes before who is late.
+        ({}, {"since_s": NOW - 31}),
     ],
 )
 def test_who_comes_first_when_only_one_fits(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -264,19 +279,17 @@ def test_who_comes_first_when_only_one_fits(first: dict[str, Any], second: dict[
         assert actions(state(deployments, replicas, kv_pages=11))[Load] == [f"{name_of_first}/0"]
 
 
-def test_small_ones_cannot_keep_a_large_one_out_for_ever() -> None:
-    """big needs both a and b gone, and b is not yet due; small must not take a's place meanwhile."""
-    big = deployment_view("big", 20 * PAGE, 10 * PAGE, demand=waiting(NOW - 20))
-    deployments = [model("a"), model("b"), big, model("small", demand=waiting(NOW - 10))]
+def test_a_large_one_that_has_starved_gets_the_room_of_several() -> None:
+    big = deployment_view("big", 20 * PAGE, 10 * PAGE, demand=waiting(NOW - 60))
+    deployments = [model("a"), model("b"), big, model("small", demand=waiting(NOW - 0.1))]
+    busy = {"num_active": 1, "latest_s": (NOW + 0.5,)}
     replicas = [
-        replica("a", Residency.RESIDENT, num_active=1, since_s=NOW - 60),
-        replica("b", Residency.RESIDENT, num_active=1, since_s=NOW - 1),
+        replica("a", Residency.RESIDENT, **busy),
+        replica("b", Residency.RESIDENT, **busy),
         ReplicaView("big/0", "big", Residency.COLD, 20 * PAGE, 10 * PAGE),
         replica("small"),
     ]
-    made = state(deployments, replicas)
-    assert actions(made) == {}
-    assert actions(made, NOW + 4) == {Sleep: ["a/0", "b/0"]}
+    assert actions(state(deployments, replicas)) == {Sleep: ["a/0", "b/0"]}
 
 
 def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
@@ -292,8 +305,9 @@ def test_kv_does_not_grow_into_what_a_leaving_replica_frees() -> None:
 
 def test_room_that_somebody_waits_for_is_not_given_to_who_comes_later() -> None:
     """small would fit beside a, but then big would not once a has gone."""
-    big = deployment_view("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 2))
-    small = model("small", demand=waiting(NOW - 1))
+    made_room = Exchange("big/0", ("a/0",), as_guest=True)
+    big = deployment_view("big", 25 * PAGE, 10 * PAGE, demand=waiting(NOW - 60), exchange=made_room)
+    small = model("small", demand=waiting(NOW - 0.1))
     replicas = [
         replica("a", Residency.RESIDENT, num_active=1, in_flight=True, is_leaving=True),
         ReplicaView("big/0", "big", Residency.COLD, 25 * PAGE, 10 * PAGE),

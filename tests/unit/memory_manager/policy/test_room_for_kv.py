@@ -30,9 +30,8 @@ from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import Residency
 
 NOW = 100.0
-CONFIG = PlannerConfig(min_residency_s=5, idle_grace_s=0.5)
-CERTAIN = 99.0
-"""A rate of requests that makes another one within the horizon certain: worth what the reload takes."""
+CONFIG = PlannerConfig()
+RARELY = 0.01  # requests per second: not one is expected while a model is away
 
 
 def asked(
@@ -45,7 +44,7 @@ def asked(
     """The plan for a busy model and idle ones of 10 pages and a guarantee of 2, on a budget of 60."""
     policies: dict[str, dict[str, Any]] = {"busy": {}, **({"a": {}} if idle is None else idle)}
     deployments = [
-        deployment_view(name, 10 * PAGE, 2 * PAGE, request_rate_per_s=CERTAIN, **policy)
+        deployment_view(name, 10 * PAGE, 2 * PAGE, **{"request_rate_per_s": RARELY, **policy})
         for name, policy in policies.items()
     ]
     replicas = [
@@ -87,7 +86,7 @@ def test_nobody_leaves_where_nothing_waits_or_the_lease_suffices() -> None:
 
 
 def test_as_many_leave_as_are_needed_the_cheapest_first() -> None:
-    idle = {"a": {"reload_s": 3.0}, "b": {"reload_s": 1.0}, "c": {"reload_s": 2.0}}
+    idle = {name: {"request_rate_per_s": rate} for name, rate in {"a": 0.03, "b": 0.01, "c": 0.02}.items()}
     assert slept(asked(21, idle=idle)) == ["b/0"]
     assert slept(asked(40, idle=idle)) == ["b/0", "c/0"]
     assert sorted(slept(asked(500, idle=idle))) == ["a/0", "b/0", "c/0"], "some of it is better than nothing"
@@ -98,10 +97,10 @@ def test_as_many_leave_as_are_needed_the_cheapest_first() -> None:
     [
         {"pinned": True},
         {"min_replicas": 1},
-        {"demand": DemandView(1, NOW, NOW + 1, 0)},
+        {"demand": DemandView(1, NOW, 0, (NOW + 1,))},
         {"max_replicas": 2, "wanted_replicas": 2},
         {"next_arrival": ArrivalWindow(NOW + 0.2, NOW + 5)},
-        {"priority": 5},  # worth 32 seconds of another's wait
+        {"request_rate_per_s": 5.0},  # many would wait for it as long
     ],
 )
 def test_who_would_be_back_at_once_or_is_worth_more_stays(policy: dict[str, Any]) -> None:
@@ -109,7 +108,7 @@ def test_who_would_be_back_at_once_or_is_worth_more_stays(policy: dict[str, Any]
 
 
 def test_a_model_that_waits_for_its_place_comes_before_kv() -> None:
-    big = deployment_view("big", 30 * PAGE, 2 * PAGE, demand=DemandView(1, NOW, NOW + 1, 0))
+    big = deployment_view("big", 30 * PAGE, 2 * PAGE, demand=DemandView(1, NOW, 0, (NOW + 1,)))
     made = asked(500, idle={"a": {}, "b": {"reload_s": 5.0}}, others=(big,))
     [sleep] = [each for each in made.actions if isinstance(each, Sleep)]
     assert sleep.room_for == "big"

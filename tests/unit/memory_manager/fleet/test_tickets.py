@@ -1,0 +1,116 @@
+"""Requests that wait for a replica or have one: who is counted, and until when each can be left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
+from memory_manager.policy.pace import Pace
+
+
+@dataclass(eq=False)
+class Held:
+    """A ticket, the clock that it reads, and those that were released."""
+
+    ticket: ReplicaTicket
+    released: list[ReplicaTicket]
+    now_s: float
+
+
+def held(*, asked_at_s: float = 10.0, deadline_s: float = 11.0, pace: Pace | None = None) -> Held:
+    released: list[ReplicaTicket] = []
+    ticket = ReplicaTicket(
+        replica_id="a/0",
+        worker_id="w",
+        artifact_key="key",
+        tenant=None,
+        asked_at_s=asked_at_s,
+        deadline_s=deadline_s,
+        pace=Pace() if pace is None else pace,
+        clock=lambda: found.now_s,
+        on_release=released.append,
+    )
+    found = Held(ticket, released, asked_at_s)
+    return found
+
+
+def ticket_of(tenant: str | None) -> ReplicaTicket:
+    ticket = held().ticket
+    ticket.tenant = tenant
+    return ticket
+
+
+def test_places_are_counted_by_tenant() -> None:
+    places: Places[ReplicaTicket] = Places()
+    first, second, other, nobodys = map(ticket_of, ("t", "t", "u", None))
+    for each in (first, second, other, nobodys, first):
+        places.add(each)
+    assert list(places) == [first, second, other, nobodys]
+    assert [places.num_of(each) for each in ("t", "u", None, "v")] == [2, 1, 1, 0]
+    places.discard(first)
+    places.discard(first)
+    assert places.num_of("t") == 1
+    assert first not in places
+    assert second in places
+    places.clear()
+    assert not places
+    assert places.num_of("t") == places.num_of(None) == 0
+
+
+def test_a_waiter_has_until_its_deadline_less_what_its_first_token_takes() -> None:
+    with asyncio.Runner() as runner:
+        ticket: asyncio.Future[ReplicaTicket] = runner.get_loop().create_future()
+        waiter = Waiter(10.0, 12.0, 0, None, ticket)
+        assert waiter.latest_s(Pace(first_token_s=0.5)) == pytest.approx(11.5)
+
+
+def test_a_ticket_has_until_its_deadline_before_its_first_token_and_then_what_its_tokens_leave() -> None:
+    running = held(pace=Pace(first_token_s=0.25, token_s=0.02, output_tokens=101.0))
+    assert running.ticket.latest_s(0.1) == pytest.approx(10.75)
+    running.now_s = 10.5
+    running.ticket.note_tokens(1)
+    assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 100 * 0.02)
+    running.now_s = 12.0
+    running.ticket.note_tokens(51)
+    assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
+    running.ticket.note_tokens(3)  # of another choice, which is behind
+    assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
+
+
+def test_a_ticket_whose_first_token_came_late_has_nothing_to_lose() -> None:
+    late = held(deadline_s=11.0)
+    late.now_s = 11.5
+    late.ticket.note_tokens(1)
+    assert late.ticket.latest_s(0.1) == -math.inf
+
+
+def test_what_a_request_took_enters_its_deployments_means() -> None:
+    pace, expected = Pace(), Pace()
+    running = held(pace=pace)
+    running.now_s = 10.2
+    running.ticket.note_tokens(1)
+    running.now_s = 12.2
+    running.ticket.note_tokens(21)
+    running.ticket.note_pace(1.0)
+    expected.note_first_token(0.2, 1.0)
+    expected.note_end(21, 2.0)
+    assert pace.first_token_s == pytest.approx(expected.first_token_s)
+    assert pace.token_s == pytest.approx(expected.token_s)
+    assert pace.output_tokens == expected.output_tokens
+
+
+def test_a_request_without_a_token_says_nothing_of_the_pace() -> None:
+    pace = Pace()
+    held(pace=pace).ticket.note_pace(1.0)
+    assert pace == Pace()
+
+
+def test_a_ticket_is_released_at_the_end_of_its_block() -> None:
+    running = held()
+    with running.ticket as ticket:
+        assert not running.released
+    assert running.released == [ticket]
