@@ -52,7 +52,6 @@ class PlannerConfig:
         num_errors: standard errors of what rates let expect, by which a change of the resident set has to gain.
         pause_loss: what a pause counts of a request that meets its targets in spite of it.
         move_slows: share by which steps take longer while weights are moved.
-        swap_guard_s: seconds before the last moment at which a change that pauses others is made.
         reweigh_s: seconds after which what was not worth while is weighed again, while requests wait.
         unused_pauses: a model is unused after a pause of so many times the longest of its last pauses.
     """
@@ -113,7 +112,6 @@ class PlannerConfig:
     num_errors: Annotated[float, _NOT_NEGATIVE] = 2.0
     pause_loss: Annotated[float, _NOT_NEGATIVE] = 0.02
     move_slows: Annotated[float, _NOT_NEGATIVE] = 0.3
-    swap_guard_s: Annotated[float, _NOT_NEGATIVE] = 0.02
     reweigh_s: Annotated[float, _POSITIVE] = 0.5
     unused_pauses: Annotated[float, _NOT_NEGATIVE] = 4.0
 

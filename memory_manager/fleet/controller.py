@@ -343,9 +343,8 @@ class MemoryManager:
         decided = plan(state, now_s, self._config)
         for deployment in deployments:
             self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
-            exchange = decided.exchanges.get(deployment.spec.name)
-            if exchange is not None or not deployment.is_awaited:
-                deployment.exchange = exchange
+            if not deployment.is_coming:
+                deployment.exchange = decided.exchanges.get(deployment.spec.name)
         for action in decided.actions:
             self._execution.begin(action)
         self._admission.serve(deployments)

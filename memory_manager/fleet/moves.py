@@ -78,6 +78,7 @@ class Moves:
         duration_s = replica.state.move(after, now_s, reason)
         if after is Residency.RESIDENT and before is not Residency.DRAINING:
             assert replica.group is not None, "what has arrived is on a worker"
+            replica.deployment.asked_in_vain_since_s = None
             exchange, replica.deployment.exchange = replica.deployment.exchange, None
             replica.is_guest = exchange is not None and exchange.as_guest
             replica.deployment.note_reload(before, replica.group.first.port.device, duration_s)

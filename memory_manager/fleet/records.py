@@ -241,6 +241,7 @@ class Deployment:
     Attributes:
         replicas: those not retired; as many as it may have, most of them cold.
         waiters: in order of arrival.
+        asked_in_vain_since_s: when a request first waited for it since it was last there; None if none has.
         exchange: what decided that others make room for it; None if none do.
         held: an operator put it to sleep; cleared by the next request.
         wanted_since_s: when its present policy was set.
@@ -259,6 +260,7 @@ class Deployment:
     wanted_since_s: float
     replicas: list[Replica] = field(default_factory=list)
     waiters: Places[Waiter] = field(default_factory=Places)
+    asked_in_vain_since_s: float | None = None
     exchange: Exchange | None = None
     held: bool = False
     refusal: str = ""
@@ -305,6 +307,11 @@ class Deployment:
         return max(self.replicas, key=lambda each: (_BEST.index(each.residency), -len(each.tickets)))
 
     @property
+    def is_coming(self) -> bool:
+        """Whether a replica of it is on its way to a device."""
+        return any(each.residency in (Residency.LOADING, Residency.WAKING) for each in self.replicas)
+
+    @property
     def is_awaited(self) -> bool:
         """Whether requests wait for it or are parked on it."""
         return bool(self.waiters) or any(each.num_parked for each in self.replicas)
@@ -316,6 +323,8 @@ class Deployment:
         arrivals_s = [each.state.since_s for each in parked]
         if self.waiters:
             arrivals_s.append(next(iter(self.waiters)).arrival_s)
+        if self.asked_in_vain_since_s is not None:
+            arrivals_s.append(self.asked_in_vain_since_s)
         return DemandView(
             num_waiting=len(self.waiters) + sum(each.num_parked for each in parked),
             oldest_arrival_s=min(arrivals_s),

@@ -95,12 +95,13 @@ class ReplicaTicket:
     clock: Callable[[], float]
     on_release: Callable[[ReplicaTicket], None]
     _first_at_s: float | None = field(default=None, init=False)
+    _num_before: int = field(default=0, init=False)  # tokens that the request had from a former ticket
     _num_tokens: int = field(default=0, init=False)
 
     def note_tokens(self, num_tokens: int) -> None:
         """Tells how many tokens the request has by now; of several choices, that of any."""
         if self._first_at_s is None:
-            self._first_at_s = self.clock()
+            self._first_at_s, self._num_before = self.clock(), num_tokens - 1
         self._num_tokens = max(self._num_tokens, num_tokens)
 
     def latest_s(self, tpot_target_s: float) -> float:
@@ -110,8 +111,8 @@ class ReplicaTicket:
         return running_latest_s(
             first_at_s=self._first_at_s,
             deadline_s=self.deadline_s,
-            num_tokens=self._num_tokens,
-            expected_tokens=self.pace.output_tokens,
+            num_tokens=self._num_tokens - self._num_before,
+            expected_tokens=self.pace.output_tokens - self._num_before,
             token_s=self.pace.token_s,
             tpot_target_s=tpot_target_s,
         )
@@ -120,7 +121,8 @@ class ReplicaTicket:
         """Takes what the request took, if it has tokens, into its deployment's means."""
         if self._first_at_s is not None:
             self.pace.note_first_token(max(0.0, self._first_at_s - self.asked_at_s), ttft_target_s)
-            self.pace.note_end(self._num_tokens, self.clock() - self._first_at_s)
+            num_timed = self._num_tokens - self._num_before - 1
+            self.pace.note_end(self._num_tokens, num_timed, self.clock() - self._first_at_s)
 
     def release(self) -> None:
         """Ends the use. Safe to call more than once, and after the worker's death."""

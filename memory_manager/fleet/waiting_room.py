@@ -53,6 +53,8 @@ class Admission:
         """See ``MemoryManager.acquire``."""
         now_s = self._clock()
         deadline_s = min(deadline_s, now_s + self._config.patience_s)
+        if again:  # what it had is not forgotten by its reader, who waits for the next token now
+            deadline_s = max(deadline_s, now_s + self._config.ttft_target_s)
         try:
             deployment.check_available(now_s)
         except MooringError as error:
@@ -71,6 +73,8 @@ class Admission:
             self._check_room(deployment, deployment.waiters, tenant, "max_waiting_requests")
         waiter = Waiter(now_s, deadline_s, priority, tenant, asyncio.get_running_loop().create_future())
         deployment.waiters.add(waiter)
+        if deployment.asked_in_vain_since_s is None:
+            deployment.asked_in_vain_since_s = now_s
         self._replan_soon()
         try:
             return await waiter.ticket

@@ -20,6 +20,7 @@ __all__ = ["BURST_GAP_S", "ArrivalPattern", "ArrivalRate", "ArrivalWindow", "unu
 
 BURST_GAP_S = 2.0  # arrivals closer together than this belong to one burst
 _NUM_KEPT = 8
+_LEAST_UNUSED_S, _MOST_UNUSED_S = 10.0, 60.0
 _NUM_NEEDED = 4
 _MAX_SPREAD = 0.25  # of the shortest interval; exponential intervals are as much alike once in 700 times
 
@@ -106,5 +107,6 @@ def wake_at_s(window: ArrivalWindow, reload_s: float, config: PlannerConfig) -> 
 
 def unused_from_s(last_used_s: float, longest_pause_s: float, back_s: float, config: PlannerConfig) -> float:
     """From when on a model that nobody asks for any more is taken for unused: after a pause that is much longer than
-    its own, and than bringing it back takes."""
-    return last_used_s + max(10.0, back_s, config.unused_pauses * longest_pause_s)
+    its own, up to a limit, and than bringing it back takes."""
+    pause_s = min(config.unused_pauses * longest_pause_s, _MOST_UNUSED_S)
+    return last_used_s + max(_LEAST_UNUSED_S, back_s, pause_s)

@@ -13,8 +13,8 @@ meanwhile more come that it serves as well.
 
 Late requests save nothing: they come in where it costs nobody anything, to the room of models that stand unused
 (``Standing.is_unused``), and once they have waited for ``starve_after_s`` to whatever room is cheapest. What came for
-late requests alone is a guest for a while: only requests that run on it hold it, and those who were there before come
-back in its place even before they are asked for.
+late requests alone is a guest for a while: only requests that run on it in time hold it, and those who were there
+before come back in its place even before they are asked for.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ __all__ = [
     "Standing",
     "choose",
     "comes_before",
+    "guard_s",
     "horizon_s",
     "num_lost_soon",
 ]
 
+
+_LEAST_GUARD_S, _GUARD_SHARE = 0.05, 0.25  # the latter of the time to come
 
 Lack = Callable[[Collection[str]], int]
 """Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend
@@ -210,8 +213,14 @@ def _gain(standing: Standing, horizon_s: float) -> float:
 
 
 def _num_in_time(standing: Standing) -> int:
-    """Requests that wait and that its coming saves."""
-    return len(standing.slacks_s) - int(np.searchsorted(standing.slacks_s, standing.back_s))
+    """Requests that wait and that its coming saves, as far as the error of its time to come lets tell."""
+    least_s = max(0.0, standing.back_s - guard_s(standing.back_s))
+    return len(standing.slacks_s) - int(np.searchsorted(standing.slacks_s, least_s))
+
+
+def guard_s(back_s: float) -> float:
+    """Error of the seconds that a model takes to come, with those that pass before somebody who leaves has left."""
+    return _LEAST_GUARD_S + _GUARD_SHARE * back_s
 
 
 class Among(enum.Enum):
@@ -278,12 +287,12 @@ class Chooser:
             return weighed
         if not len(standing.slacks_s):
             return None
-        unused = self._cheapest(horizon, lack, Among.UNUSED)
-        if unused is not None:
-            return self._bring_late(standing, unused, horizon)
-        if standing.is_starved and self._may_starve_for(standing, victims):
-            return self._bring_late(standing, victims, horizon)
-        return None
+        losers = self._cheapest(horizon, lack, Among.UNUSED)
+        if losers is None and standing.is_starved:
+            order = self._order(horizon, Among.SETTLED)
+            order = [each for each in order if not self._counts_more(each, standing)]
+            losers = self._least(order, self._losses_of(horizon), lack)
+        return None if losers is None else self._bring_late(standing, losers, horizon)
 
     def take(self, exchange: Exchange) -> int:
         """Counts those who leave as gone; returns the bytes that they free."""
@@ -322,11 +331,9 @@ class Chooser:
         loss = float(self._losses_of(horizon)[list(victims)].sum())
         return Exchange(standing.name, leave, loss=loss, as_guest=True)
 
-    def _may_starve_for(self, standing: Standing, victims: Sequence[int]) -> bool:
-        """Whether nobody of higher weight is in use among those who would leave."""
-        return not any(
-            self._is_busy[each] and self._residents[each].weight > standing.weight for each in victims
-        )
+    def _counts_more(self, index: int, standing: Standing) -> bool:
+        """Whether a resident is in use whose requests are of higher weight."""
+        return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
     def _weigh(self, standing: Standing, victims: Sequence[int], horizon: float, gain: float) -> Exchange:
         index = list(victims)
@@ -366,10 +373,10 @@ class Chooser:
     def _due_in_s(self, standing: Standing, victims: list[int]) -> float:
         """Seconds for which a change can be put off without anybody missing a target; 0 if it costs nobody a pause,
         or if nobody waits who could still be saved."""
-        first = int(np.searchsorted(standing.slacks_s, standing.back_s))
-        if first == len(standing.slacks_s) or not self._is_busy[victims].any():
+        num_in_time = _num_in_time(standing)
+        if not num_in_time or not self._is_busy[victims].any():
             return 0.0
-        return max(0.0, float(standing.slacks_s[first]) - standing.back_s - self._config.swap_guard_s)
+        return max(0.0, float(standing.slacks_s[-num_in_time]) - standing.back_s - guard_s(standing.back_s))
 
     def _losses_of(self, horizon: float) -> NDArray[np.float64]:
         """For each resident, the requests lost if it leaves for so long."""

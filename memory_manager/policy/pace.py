@@ -28,8 +28,8 @@ class Pace:
         """Notes a first token. Half of the target is the most that counts: what took longer had to wait."""
         self.first_token_s += _NEW_SHARE * (min(seconds, 0.5 * target_s) - self.first_token_s)
 
-    def note_end(self, num_tokens: int, seconds: float) -> None:
-        """Notes the end of an output, so many seconds after its first token."""
+    def note_end(self, num_tokens: int, num_timed: int, seconds: float) -> None:
+        """Notes the end of an output, of whose tokens so many took so many seconds."""
         self.output_tokens += _NEW_SHARE * (num_tokens - self.output_tokens)
-        if num_tokens > 1:
-            self.token_s += _NEW_SHARE * (seconds / (num_tokens - 1) - self.token_s)
+        if num_timed > 0:
+            self.token_s += _NEW_SHARE * (seconds / num_timed - self.token_s)

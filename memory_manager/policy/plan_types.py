@@ -39,7 +39,8 @@ class DemandView:
     """Requests that wait for a deployment, those included that are parked on a replica of it.
 
     Attributes:
-        oldest_arrival_s: when the first of them arrived or was parked, on the manager's clock.
+        oldest_arrival_s: when the first of them arrived or was parked, on the manager's clock; or the first that gave
+            up since the deployment was last there.
         priority: the highest priority among them.
         latest_s: of each, the latest moment at which it has to be computed to meet its targets, on the same clock.
     """
@@ -333,7 +334,7 @@ class Plan:
             plan.
         refusals: deployments that can never fit, with the message for the requests that wait.
         next_at_s: when time alone will change the plan; ``inf`` for never.
-        exchanges: deployments that others make room for by this plan, and what decided it.
+        exchanges: deployments that others make room for, or have made room for, and what decided it.
     """
 
     actions: tuple[Action, ...]

@@ -6,6 +6,7 @@ import asyncio
 import math
 from types import TracebackType
 
+import grpc
 from google.protobuf.message import Message
 
 from router.doors.grpc.errors import Context
@@ -64,6 +65,9 @@ class MessageWriter:
             if self._is_late and task.uncancel() <= num_cancels:  # nobody else ended it
                 raise SlowReaderError(self._max_stall_s) from error
             raise
+        except grpc.aio.InternalError as error:
+            # The client has gone, and gRPC is about to cancel the call for it.
+            raise asyncio.CancelledError from error
         finally:
             self._late_at_s = math.inf
 

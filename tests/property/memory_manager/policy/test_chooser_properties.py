@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.chooser import Among, Chooser, Lack, Standing, choose
+from memory_manager.policy.chooser import Among, Chooser, Lack, Standing, choose, guard_s
 
 CONFIG = PlannerConfig(starve_after_s=60.0)
 
@@ -124,9 +124,10 @@ def test_a_pause_is_not_put_upon_anybody_before_it_must_be(found: list[Standing]
     by_name = {each.name: each for each in found}
     for exchange in choose(found, 0, CONFIG).exchanges:
         comes = by_name[exchange.come]
-        in_time_s = [slack_s for slack_s in comes.slacks_s if slack_s >= comes.back_s]
+        least_s = max(0.0, comes.back_s - guard_s(comes.back_s))
+        in_time_s = [slack_s for slack_s in comes.slacks_s if slack_s >= least_s]
         if in_time_s and not exchange.as_guest and any(is_busy(by_name[name]) for name in exchange.leave):
-            assert min(in_time_s) <= comes.back_s + CONFIG.swap_guard_s + 1e-9
+            assert min(in_time_s) <= comes.back_s + guard_s(comes.back_s) + 1e-9
 
 
 @given(standings(), st.data())

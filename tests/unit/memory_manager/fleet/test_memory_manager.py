@@ -96,6 +96,34 @@ async def test_three_models_that_are_asked_for_all_the_time_take_turns_at_the_pl
 
 
 @virtually
+async def test_who_gives_up_and_asks_again_comes_in_when_the_first_would_have() -> None:
+    async with house(replace(CONFIG, starve_after_s=30.0)) as h:
+        worker = h.add_worker()
+        for name in "ab":
+            h.manager.upsert_deployment(deployment(name, weights_pages=20))
+
+        async def in_use() -> None:
+            while True:
+                with await h.manager.acquire("a") as ticket:
+                    ticket.note_tokens(1)
+                    assert not await worker.run(ticket.replica_id, 5.0)
+
+        use = asyncio.create_task(in_use())
+        await asyncio.sleep(5)
+        served_at_s = 0.0
+        for _ in range(9):
+            try:
+                async with asyncio.timeout(7):
+                    with await h.manager.acquire("b", deadline_s=0.0):
+                        served_at_s = asyncio.get_running_loop().time()
+                        break
+            except TimeoutError:
+                continue
+        assert 30 < served_at_s < 45
+        use.cancel()
+
+
+@virtually
 async def test_requests_of_two_models_in_the_room_of_one_go_on_in_turns() -> None:
     async with house() as h:
         worker = h.add_worker()

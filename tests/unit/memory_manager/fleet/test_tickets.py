@@ -97,10 +97,22 @@ def test_what_a_request_took_enters_its_deployments_means() -> None:
     running.ticket.note_tokens(21)
     running.ticket.note_pace(1.0)
     expected.note_first_token(0.2, 1.0)
-    expected.note_end(21, 2.0)
+    expected.note_end(21, 20, 2.0)
     assert pace.first_token_s == pytest.approx(expected.first_token_s)
     assert pace.token_s == pytest.approx(expected.token_s)
     assert pace.output_tokens == expected.output_tokens
+
+
+def test_of_a_request_that_moved_only_further_tokens_are_timed() -> None:
+    pace = Pace(first_token_s=0.25, token_s=0.02, output_tokens=101.0)
+    moved = held(pace=pace)
+    moved.now_s = 10.5
+    moved.ticket.note_tokens(41)
+    assert moved.ticket.latest_s(0.1) == pytest.approx(10.5 + 60 * 0.1 - 60 * 0.02)
+    moved.now_s = 11.5
+    moved.ticket.note_tokens(91)
+    moved.ticket.note_pace(1.0)
+    assert pace.token_s == pytest.approx(0.02)
 
 
 def test_a_request_without_a_token_says_nothing_of_the_pace() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.chooser import Among, Choice, Chooser, Lack, Standing, choose, horizon_s
+from memory_manager.policy.chooser import Among, Choice, Chooser, Lack, Standing, choose, guard_s, horizon_s
 
 FRESH_SLACK_S = 0.2
 
@@ -83,7 +83,7 @@ def test_requests_that_can_stand_a_pause_let_others_in_at_the_last_moment() -> N
     patient = there("patient", (30.0, 40.0))
     choice = chosen(standing("a", (0.1,)), patient)
     assert not moves(choice)
-    assert choice.due_in_s == pytest.approx(0.1 - 0.02 - PlannerConfig().swap_guard_s)
+    assert choice.due_in_s == pytest.approx(0.1 - 0.02 - guard_s(0.02))
     assert moves(chosen(standing("a", (0.03,)), patient)) == [("a", ("patient",))]
 
 
@@ -119,6 +119,20 @@ def test_late_requests_never_displace_what_is_in_use_and_counts_more() -> None:
     assert not moves(chosen(starving, there("b", (0.5,), weight=2.0)))
     assert moves(chosen(starving, there("b", weight=2.0, rate_per_s=9.0))) == [("a", ("b",))]
     assert moves(chosen(starving, there("b", (-0.5,), weight=2.0))) == [("a", ("b",))]
+
+
+def test_who_starves_takes_the_room_of_its_equals_if_the_cheapest_counts_more() -> None:
+    starving = standing("a", (-1.0,), is_starved=True)
+    others = (there("heavy", (0.5,), weight=2.0), there("equal", (0.5,) * 9))
+    assert moves(chosen(starving, *others)) == [("a", ("equal",))]
+
+
+def test_a_request_that_just_can_or_just_cannot_be_saved_counts_as_one_that_can() -> None:
+    error_s = guard_s(0.1)
+    for slack_s in (0.1 + error_s, 0.1, 0.1 - 0.9 * error_s):
+        [exchange] = chosen(standing("a", (slack_s,), back_s=0.1), there("b", (30.0,))).exchanges
+        assert exchange.leave == ("b",)
+    assert not moves(chosen(standing("a", (0.1 - 1.1 * error_s,), back_s=0.1), there("b", (30.0,))))
 
 
 def test_of_late_requests_those_come_first_that_have_waited_longest() -> None:
@@ -160,7 +174,7 @@ def test_of_two_that_lose_as_much_the_idle_one_leaves() -> None:
 def test_a_guest_that_can_stand_a_pause_stays_until_the_last_moment() -> None:
     choice = chosen(standing("a", (0.1,)), there("guest", (30.0,), is_guest=True))
     assert not moves(choice)
-    assert choice.due_in_s == pytest.approx(0.1 - 0.02 - PlannerConfig().swap_guard_s)
+    assert choice.due_in_s == pytest.approx(0.1 - 0.02 - guard_s(0.02))
 
 
 def test_who_is_asked_for_often_comes_back_in_a_guests_place_unasked() -> None:

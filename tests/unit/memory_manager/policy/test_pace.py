@@ -12,7 +12,7 @@ from memory_manager.policy.pace import Pace
 def test_a_new_figure_counts_a_tenth() -> None:
     pace = Pace(first_token_s=0.1, token_s=0.02, output_tokens=100.0)
     pace.note_first_token(0.2, 1.0)
-    pace.note_end(50, 49 * 0.04)
+    pace.note_end(50, 49, 49 * 0.04)
     assert pace.first_token_s == pytest.approx(0.11)
     assert pace.token_s == pytest.approx(0.022)
     assert pace.output_tokens == pytest.approx(95.0)
@@ -28,7 +28,7 @@ def test_of_a_first_token_that_had_to_wait_half_of_the_target_counts() -> None:
 def test_an_output_of_one_token_says_nothing_of_further_ones() -> None:
     pace = Pace(token_s=0.02)
     before = pace.output_tokens
-    pace.note_end(1, 9.0)
+    pace.note_end(1, 0, 9.0)
     assert pace.token_s == 0.02
     assert pace.output_tokens < before
 
@@ -40,7 +40,7 @@ def test_a_first_token_is_never_thought_to_take_longer_than_half_of_the_target(
     pace = Pace()
     for first_s, num_tokens, seconds in noted:
         pace.note_first_token(first_s, 1.0)
-        pace.note_end(num_tokens, seconds)
+        pace.note_end(num_tokens, num_tokens - 1, seconds)
         assert 0 <= pace.first_token_s <= 0.5
     if noted:
         most, least = max(each[1] for each in noted), min(each[1] for each in noted)

@@ -10,7 +10,7 @@ from support.planner_views import deployment_view
 
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
-from memory_manager.policy.chooser import Exchange
+from memory_manager.policy.chooser import Exchange, guard_s
 from memory_manager.policy.plan_types import (
     Action,
     DemandView,
@@ -157,7 +157,7 @@ def test_a_busy_one_sleeps_for_others_if_its_requests_can_stand_it() -> None:
     assert actions(contended(waited_s=0.25, slack_s=0.5)) == {}
     made = contended(waited_s=0.25, slack_s=60)
     assert actions(made) == {}, "c can still wait"
-    last_s = NOW + 2 - 0.25 - 1.0 - CONFIG.swap_guard_s
+    last_s = NOW + 2 - 0.25 - 1.0 - guard_s(1.0)
     assert decide(made).next_at_s == pytest.approx(last_s)
     assert actions(made, last_s) == {Sleep: ["a/0"]}
 

@@ -100,6 +100,7 @@ def test_as_many_leave_as_are_needed_the_cheapest_first() -> None:
         {"demand": DemandView(1, NOW, 0, (NOW + 1,))},
         {"max_replicas": 2, "wanted_replicas": 2},
         {"next_arrival": ArrivalWindow(NOW + 0.2, NOW + 5)},
+        {"request_rate_per_s": 0.5},  # and some would come too early for a wake
         {"request_rate_per_s": 5.0},  # many would wait for it as long
     ],
 )

@@ -44,10 +44,11 @@ def test_a_resident_is_unused_after_a_pause_much_longer_than_its_own() -> None:
         return resident(model(**values), last_used_s=NOW - unused_s).is_unused
 
     assert (is_unused(9.9), is_unused(10.0)) == (False, True)
-    pause_s = 30.0
+    pause_s = 12.0
     limit_s = CONFIG.unused_pauses * pause_s
     assert not is_unused(limit_s - 0.1, longest_pause_s=pause_s)
     assert is_unused(limit_s, longest_pause_s=pause_s)
+    assert is_unused(60.0, longest_pause_s=9e9)
     assert not is_unused(50.0, reload_s=60.0)
     assert is_unused(60.0, reload_s=60.0)
 
