@@ -14,11 +14,12 @@ from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
 from memory_manager.fleet.worker_group import Worker, WorkerGroup
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate, ArrivalWindow, wake_at_s
-from memory_manager.policy.chooser import Exchange, num_lost_soon
+from memory_manager.policy.chooser import Exchange
 from memory_manager.policy.pace import Pace
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
+from memory_manager.policy.standings import is_missed
 from memory_manager.ports import ArtifactRef, DeploymentSpec, WarmPlace
 from memory_manager.stats import ReplicaStats
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
@@ -292,9 +293,8 @@ class Deployment:
 
     def is_missed(self, now_s: float, config: ManagerConfig) -> bool:
         """Whether it sleeps although so many requests are to come that some will miss their targets by that."""
-        rate_per_s, back_s = self.rate.per_s(now_s, config.rate_half_life_s), self.reload_s(config)
-        fresh_slack_s = config.ttft_target_s - self.pace.first_token_s
-        return rate_per_s > 0 and num_lost_soon(rate_per_s, back_s, fresh_slack_s) >= 1
+        rate_per_s = self.rate.per_s(now_s, config.rate_half_life_s)
+        return is_missed(rate_per_s, self.reload_s(config), self.pace.first_token_s, config)
 
     def best_replica(self) -> Replica:
         return min(

@@ -69,7 +69,6 @@ class Standing:
         fresh_slack_s: slack of a request for it that has just come.
         weight: that of each of its requests.
         waited_s: seconds for which the oldest of the requests that wait for it has waited since it was there.
-        is_starved: that is ``starve_after_s`` or more.
         is_settled: it has been there for as long as it stays at least.
         is_unused: no request has run on it for longer than its own pauses.
         is_guest: it came for late requests alone, a short while ago.
@@ -87,7 +86,6 @@ class Standing:
     fresh_slack_s: float = 1.0
     weight: float = 1.0
     waited_s: float = 0.0
-    is_starved: bool = False
     is_settled: bool = True
     is_unused: bool = False
     is_guest: bool = False
@@ -185,10 +183,8 @@ def comes_before(standing: Standing) -> tuple[float, float, float, str]:
     """Sort key of those who are wanted: what each gains in time for its bytes, most first; whose slack is least; who
     waits longest."""
     gain = _gain(standing, horizon_s(standing.back_s))
-    num_in_time = _num_in_time(standing)
-    least_s = float(standing.slacks_s[-num_in_time]) if num_in_time else math.inf
     density = gain / max(1, standing.num_bytes)
-    return -density, least_s, -standing.waited_s, standing.name
+    return -density, _least_slack_s(standing), -standing.waited_s, standing.name
 
 
 def horizon_s(back_s: float) -> float:
@@ -216,6 +212,12 @@ def _num_in_time(standing: Standing) -> int:
     """Requests that wait and that its coming saves, as far as the error of its time to come lets tell."""
     least_s = max(0.0, standing.back_s - guard_s(standing.back_s))
     return len(standing.slacks_s) - int(np.searchsorted(standing.slacks_s, least_s))
+
+
+def _least_slack_s(standing: Standing) -> float:
+    """Least slack of the requests that its coming saves; ``inf`` if there are none."""
+    num_in_time = _num_in_time(standing)
+    return float(standing.slacks_s[-num_in_time]) if num_in_time else math.inf
 
 
 def guard_s(back_s: float) -> float:
@@ -288,7 +290,7 @@ class Chooser:
         if not len(standing.slacks_s):
             return None
         losers = self._cheapest(horizon, lack, Among.UNUSED)
-        if losers is None and standing.is_starved:
+        if losers is None and standing.waited_s >= self._config.starve_after_s:
             order = self._order(horizon, Among.SETTLED)
             order = [each for each in order if not self._counts_more(each, standing)]
             losers = self._least(order, self._losses_of(horizon), lack)
@@ -326,33 +328,33 @@ class Chooser:
         """All that may leave, the one first that loses least for what it frees."""
         return self._names(self._order(1.0, Among.ALL))
 
-    def _bring_late(self, standing: Standing, victims: Sequence[int], horizon: float) -> Exchange:
-        leave = tuple(self._residents[each].name for each in victims)
-        loss = float(self._losses_of(horizon)[list(victims)].sum())
-        return Exchange(standing.name, leave, loss=loss, as_guest=True)
+    def _bring_late(self, standing: Standing, victims: list[int], horizon: float) -> Exchange:
+        loss = float(self._losses_of(horizon)[victims].sum())
+        return Exchange(standing.name, tuple(self._names(victims)), loss=loss, as_guest=True)
 
     def _counts_more(self, index: int, standing: Standing) -> bool:
         """Whether a resident is in use whose requests are of higher weight."""
         return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
-    def _weigh(self, standing: Standing, victims: Sequence[int], horizon: float, gain: float) -> Exchange:
-        index = list(victims)
-        leave = tuple(self._residents[each].name for each in index)
-        loss = float(self._losses_of(horizon)[index].sum())
-        least_gain, due_in_s = self._least_gain(standing), self._due_in_s(standing, index)
-        if self._is_guest[index].all():
+    def _weigh(self, standing: Standing, victims: list[int], horizon: float, gain: float) -> Exchange:
+        leave = tuple(self._names(victims))
+        loss = float(self._losses_of(horizon)[victims].sum())
+        least_gain, due_in_s = self._least_gain(standing), self._due_in_s(standing, victims)
+        if self._is_guest[victims].all():
             return Exchange(standing.name, leave, gain, loss, margin=least_gain, due_in_s=due_in_s)
         # A rate that decays exponentially, of Poisson arrivals, has this variance for each request per second; one
         # request is taken for seen of each model, so that none counts as known for never being asked for.
         unit = math.log(2) / self._config.rate_half_life_s
         variance = (standing.weight * standing.share_lost) ** 2 * (standing.rate_per_s + unit)
         variance += float(
-            ((self._weight[index] * self._share_lost[index]) ** 2 * (self._rate_per_s[index] + unit)).sum()
+            (
+                (self._weight[victims] * self._share_lost[victims]) ** 2 * (self._rate_per_s[victims] + unit)
+            ).sum()
         )
         variance *= horizon**2 * unit / 2
         switching = (
             self._present_rate_per_s
-            * (standing.back_s + float(self._back_s[index].sum()))
+            * (standing.back_s + float(self._back_s[victims].sum()))
             * (self._config.move_slows + standing.share_lost)
         )
         return Exchange(
@@ -373,10 +375,10 @@ class Chooser:
     def _due_in_s(self, standing: Standing, victims: list[int]) -> float:
         """Seconds for which a change can be put off without anybody missing a target; 0 if it costs nobody a pause,
         or if nobody waits who could still be saved."""
-        num_in_time = _num_in_time(standing)
-        if not num_in_time or not self._is_busy[victims].any():
+        least_s = _least_slack_s(standing)
+        if least_s == math.inf or not self._is_busy[victims].any():
             return 0.0
-        return max(0.0, float(standing.slacks_s[-num_in_time]) - standing.back_s - guard_s(standing.back_s))
+        return max(0.0, least_s - standing.back_s - guard_s(standing.back_s))
 
     def _losses_of(self, horizon: float) -> NDArray[np.float64]:
         """For each resident, the requests lost if it leaves for so long."""

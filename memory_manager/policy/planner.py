@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
 from memory_manager.policy.arrivals import wake_at_s
-from memory_manager.policy.chooser import Among, Chooser, Exchange, Lack, horizon_s, num_lost_soon
+from memory_manager.policy.chooser import Among, Chooser, Exchange, Lack, horizon_s
 from memory_manager.policy.device_room import DeviceRoom, footprint_bytes
 from memory_manager.policy.host_room import HostRoom, Way
 from memory_manager.policy.plan_types import (
@@ -485,11 +485,11 @@ class _Planning:
 
     def _may_idle_away(self, deployment: DeploymentView) -> bool:
         """Whether nothing would bring a replica of the deployment back at once."""
-        rate_per_s, back_s = deployment.request_rate_per_s, deployment.reload_s
-        fresh_slack_s = self._config.ttft_target_s - deployment.first_token_s
+        is_missed = standings.is_missed(
+            deployment.request_rate_per_s, deployment.reload_s, deployment.first_token_s, self._config
+        )
         wanted = deployment.demand is not None or num_kept(deployment) or deployment.wanted_replicas > 1
-        wanted = wanted or num_lost_soon(rate_per_s, back_s, fresh_slack_s) >= 1
-        return not wanted and not self._is_expected(deployment)
+        return not wanted and not is_missed and not self._is_expected(deployment)
 
     # 4. Replicas that may stay after all.
 

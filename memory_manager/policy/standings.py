@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import BURST_GAP_S, unused_from_s
-from memory_manager.policy.chooser import Standing, horizon_s
+from memory_manager.policy.chooser import Standing, horizon_s, num_lost_soon
 from memory_manager.policy.plan_types import DeploymentView, ReplicaView
 
-__all__ = ["guest_s", "of_resident", "of_wanted", "slacks_s", "stay_s", "weight_of"]
+__all__ = [
+    "fresh_slack_s",
+    "guest_s",
+    "is_missed",
+    "of_resident",
+    "of_wanted",
+    "slacks_s",
+    "stay_s",
+    "weight_of",
+]
 
 _MAX_DOUBLINGS = 32
 
@@ -30,6 +39,16 @@ def stay_s(back_s: float, *, is_guest: bool) -> float:
 def guest_s(back_s: float) -> float:
     """Seconds for which what came for late requests alone counts as a guest."""
     return 2 * horizon_s(back_s)
+
+
+def fresh_slack_s(first_token_s: float, config: PlannerConfig) -> float:
+    """Slack of a request that has just come."""
+    return config.ttft_target_s - first_token_s
+
+
+def is_missed(rate_per_s: float, back_s: float, first_token_s: float, config: PlannerConfig) -> bool:
+    """Whether so many requests are to come that some would miss their targets while their model is away."""
+    return num_lost_soon(rate_per_s, back_s, fresh_slack_s(first_token_s, config)) >= 1
 
 
 def slacks_s(latest_s: Sequence[float], now_s: float) -> NDArray[np.float64]:
@@ -68,7 +87,7 @@ def of_resident(
         slacks_s=slacks_s(replica.latest_s, now_s),
         rate_per_s=rate_per_s / max(1, num_up),
         num_expected=num_expected / max(1, num_up),
-        fresh_slack_s=config.ttft_target_s - deployment.first_token_s,
+        fresh_slack_s=fresh_slack_s(deployment.first_token_s, config),
         weight=weight_of(deployment.policy.priority),
         is_settled=now_s >= replica.since_s + stay_s(back_s, is_guest=replica.is_guest),
         is_unused=not replica.num_active and deployment.demand is None and now_s >= unused_at_s,
@@ -103,10 +122,9 @@ def of_wanted(
         slacks_s=slacks_s(() if demand is None else demand.latest_s, now_s),
         rate_per_s=deployment.request_rate_per_s,
         num_expected=num_expected,
-        fresh_slack_s=config.ttft_target_s - deployment.first_token_s,
+        fresh_slack_s=fresh_slack_s(deployment.first_token_s, config),
         weight=weight_of(priority),
         waited_s=waited_s,
-        is_starved=waited_s >= config.starve_after_s,
     )
 
 

@@ -6,7 +6,7 @@ from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import unused_from_s
 from memory_manager.policy.chooser import Standing, choose
 from memory_manager.policy.slack import running_latest_s, waiting_latest_s
-from memory_manager.policy.standings import guest_s, slacks_s, stay_s
+from memory_manager.policy.standings import fresh_slack_s, guest_s, slacks_s, stay_s
 from ops.capacity.simulation import SimulatedModel, SimulatedRequest, Simulation
 
 __all__ = ["Elastic", "Static", "SwapOneAtATime"]
@@ -55,9 +55,8 @@ class Elastic:
             back_s=back_s,
             slacks_s=slacks_s(latest_s, now_s),
             rate_per_s=model.rate.per_s(now_s, self._config.rate_half_life_s),
-            fresh_slack_s=self._config.ttft_target_s - model.pace.first_token_s,
+            fresh_slack_s=fresh_slack_s(model.pace.first_token_s, self._config),
             waited_s=waited_s,
-            is_starved=waited_s >= self._config.starve_after_s,
             is_settled=now_s >= model.came_at_s + stay_s(back_s, is_guest=model.is_guest),
             is_unused=not latest_s
             and now_s >= unused_from_s(last_used_s, model.pattern.longest_pause_s, back_s, self._config),

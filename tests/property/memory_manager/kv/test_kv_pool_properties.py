@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.hand_fence import HandFence
 
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv.pool import KVPool
@@ -25,18 +24,6 @@ CAPS = {"small": None, "odd": 6, "whole": None}
 models = st.sampled_from(sorted(GROUPS))
 
 
-class _Fence:
-    """Passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.num_marked = self.num_passed = 0
-
-    def mark(self) -> Callable[[], bool]:
-        self.num_marked += 1
-        number = self.num_marked
-        return lambda: self.num_passed >= number
-
-
 class PoolTraffic(RuleBasedStateMachine):
     @initialize()
     def build(self) -> None:
@@ -44,7 +31,7 @@ class PoolTraffic(RuleBasedStateMachine):
         self.pool = KVPool(self.arena, NUM_PAGES * PAGE)
         self.held: dict[tuple[str, int], list[int]] = {}
         self.limit = self.most = 1
-        self.fence = _Fence()
+        self.fence = HandFence()
         self.pool.leave_behind(self.fence)
 
     @rule(num_pages=st.integers(0, NUM_PAGES + 2))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from support.hand_fence import HandFence
 
 from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv.pool import KVPool
@@ -163,20 +164,8 @@ def test_lowering_the_limit_lets_free_pages_leave_so_many_at_once(pool: KVPool, 
     assert pool.let_leave(3) == 0
 
 
-class _Fence:
-    """Passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.num_marked = self.num_passed = 0
-
-    def mark(self) -> Callable[[], bool]:
-        self.num_marked += 1
-        number = self.num_marked
-        return lambda: self.num_passed >= number
-
-
 def test_pages_leave_behind_the_fence_and_count_until_then(pool: KVPool, arena: HostArena) -> None:
-    fence = _Fence()
+    fence = HandFence()
     pool.leave_behind(fence)
     pool.set_limit(8 * PAGE)
     pool.add_model("a", [WHOLE], 0, None)
@@ -200,7 +189,7 @@ def test_pages_leave_behind_the_fence_and_count_until_then(pool: KVPool, arena: 
 
 
 def test_pages_in_quarantine_come_back_if_the_lease_grows(pool: KVPool, arena: HostArena) -> None:
-    fence = _Fence()
+    fence = HandFence()
     pool.leave_behind(fence)
     pool.set_limit(8 * PAGE)
     pool.add_model("a", [WHOLE], 0, None)

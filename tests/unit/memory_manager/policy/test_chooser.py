@@ -107,7 +107,7 @@ def test_late_requests_displace_unused_models_alone() -> None:
 
 
 def test_late_requests_that_have_waited_for_long_displace_whoever_loses_least() -> None:
-    starving = standing("a", (-1.0,), is_starved=True)
+    starving = standing("a", (-1.0,), waited_s=PlannerConfig().starve_after_s)
     others = (there("b", (0.5, 0.5)), there("c", (0.5,)))
     [exchange] = chosen(starving, *others).exchanges
     assert (exchange.leave, exchange.as_guest, exchange.due_in_s) == (("c",), True, 0.0)
@@ -115,14 +115,14 @@ def test_late_requests_that_have_waited_for_long_displace_whoever_loses_least() 
 
 
 def test_late_requests_never_displace_what_is_in_use_and_counts_more() -> None:
-    starving = standing("a", (-1.0,), is_starved=True)
+    starving = standing("a", (-1.0,), waited_s=PlannerConfig().starve_after_s)
     assert not moves(chosen(starving, there("b", (0.5,), weight=2.0)))
     assert moves(chosen(starving, there("b", weight=2.0, rate_per_s=9.0))) == [("a", ("b",))]
     assert moves(chosen(starving, there("b", (-0.5,), weight=2.0))) == [("a", ("b",))]
 
 
 def test_who_starves_takes_the_room_of_its_equals_if_the_cheapest_counts_more() -> None:
-    starving = standing("a", (-1.0,), is_starved=True)
+    starving = standing("a", (-1.0,), waited_s=PlannerConfig().starve_after_s)
     others = (there("heavy", (0.5,), weight=2.0), there("equal", (0.5,) * 9))
     assert moves(chosen(starving, *others)) == [("a", ("equal",))]
 
@@ -155,7 +155,7 @@ def test_a_guest_is_held_by_requests_that_run_on_it_in_time_and_by_nothing_else(
 
 def test_who_has_not_settled_stays_but_for_who_has_to_have_the_room() -> None:
     new = there("new", is_settled=False)
-    assert not moves(chosen(standing("a", (0.1,), is_starved=True), new))
+    assert not moves(chosen(standing("a", (0.1,), waited_s=PlannerConfig().starve_after_s), new))
     assert Chooser([new], PlannerConfig()).cheapest(lacking(10, new=10), Among.ALL) == ("new",)
     assert not moves(chosen(standing("a", (0.1,)), there("kept", may_leave=False)))
 
