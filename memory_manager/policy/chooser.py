@@ -211,7 +211,7 @@ def _gain(standing: Standing, horizon_s: float) -> float:
 def _num_in_time(standing: Standing) -> int:
     """Requests that wait and that its coming saves, as far as the error of its time to come lets tell."""
     least_s = max(0.0, standing.back_s - guard_s(standing.back_s))
-    return len(standing.slacks_s) - int(np.searchsorted(standing.slacks_s, least_s))
+    return len(standing.slacks_s) - int(standing.slacks_s.searchsorted(least_s))
 
 
 def _least_slack_s(standing: Standing) -> float:
@@ -241,6 +241,29 @@ class Among(enum.Enum):
         return standing.is_unused
 
 
+@dataclass(frozen=True, slots=True)
+class _Victims:
+    """Residents that leave together, with what that costs whoever comes for it.
+
+    Attributes:
+        names: of the models.
+        loss: requests that are expected to miss their targets because they leave.
+        variance: of what their rates let expect; scaled to the horizon where they are weighed.
+        back_s: seconds to bring all of them back, one after the other.
+        all_guests: each of them is a guest.
+        any_used: requests run on one of them.
+        any_busy: requests that can still meet their targets run on one of them.
+    """
+
+    names: tuple[str, ...]
+    loss: float
+    variance: float
+    back_s: float
+    all_guests: bool
+    any_used: bool
+    any_busy: bool
+
+
 class Chooser:
     """Weighs models that want to come against those that are there, one after the other.
 
@@ -262,29 +285,33 @@ class Chooser:
         self._num_expected = np.array([each.num_expected for each in residents])
         self._share_lost = np.array([each.share_lost for each in residents])
         self._weight = np.array([each.weight for each in residents])
+        # A rate that decays exponentially, of Poisson arrivals, has this variance for each request per second; one
+        # request is taken for seen of each model, so that none counts as known for never being asked for.
+        self._unit_per_s = math.log(2) / config.rate_half_life_s
+        self._variance = (self._weight * self._share_lost) ** 2 * (self._rate_per_s + self._unit_per_s)
         self._is_guest = np.array([each.is_guest for each in residents], np.bool_)
         self._num_bytes = np.array([each.num_bytes for each in residents], np.int64)
+        self._is_used = num > 0
         in_time = self._owner[self._slacks_s >= 0]
         self._is_busy = np.bincount(in_time, minlength=len(num)) > 0
         self._losses: dict[float, NDArray[np.float64]] = {}
         self._orders: dict[tuple[float, Among], list[int]] = {}
-        self._found: dict[tuple[float, Among, Lack], list[int] | None] = {}
+        self._found: dict[tuple[float, Among, Lack], _Victims | None] = {}
 
     def exchange(self, standing: Standing, lack: Lack) -> Exchange | None:
         """The exchange that brings a model; None if none is worth while."""
         horizon = horizon_s(standing.back_s)
-        gain = _gain(standing, horizon)
         is_asked_for = len(standing.slacks_s) > 0 or standing.num_expected > 0
         if lack(()) <= 0:
-            return Exchange(standing.name, gain=gain) if is_asked_for else None
+            return Exchange(standing.name, gain=_gain(standing, horizon)) if is_asked_for else None
         victims = self._cheapest(horizon, lack, Among.SETTLED)
         if victims is None:
             return None
         # What is merely expected takes no room that is in use, but that of guests.
-        in_use = not is_asked_for or any(len(self._residents[each].slacks_s) for each in victims)
-        if in_use and not len(standing.slacks_s) and not self._is_guest[victims].all():
+        in_use = not is_asked_for or victims.any_used
+        if in_use and not len(standing.slacks_s) and not victims.all_guests:
             return None
-        weighed = self._weigh(standing, victims, horizon, gain)
+        weighed = self._weigh(standing, victims, horizon)
         if weighed.net > 0:
             return weighed
         if not len(standing.slacks_s):
@@ -293,8 +320,10 @@ class Chooser:
         if losers is None and standing.waited_s >= self._config.starve_after_s:
             order = self._order(horizon, Among.SETTLED)
             order = [each for each in order if not self._counts_more(each, standing)]
-            losers = self._least(order, self._losses_of(horizon), lack)
-        return None if losers is None else self._bring_late(standing, losers, horizon)
+            losers = self._victims(self._least(order, self._losses_of(horizon), lack), horizon)
+        if losers is None:
+            return None
+        return Exchange(standing.name, losers.names, loss=losers.loss, as_guest=True)
 
     def take(self, exchange: Exchange) -> int:
         """Counts those who leave as gone; returns the bytes that they free."""
@@ -328,40 +357,29 @@ class Chooser:
         """All that may leave, the one first that loses least for what it frees."""
         return self._names(self._order(1.0, Among.ALL))
 
-    def _bring_late(self, standing: Standing, victims: list[int], horizon: float) -> Exchange:
-        loss = float(self._losses_of(horizon)[victims].sum())
-        return Exchange(standing.name, tuple(self._names(victims)), loss=loss, as_guest=True)
-
     def _counts_more(self, index: int, standing: Standing) -> bool:
         """Whether a resident is in use whose requests are of higher weight."""
         return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
-    def _weigh(self, standing: Standing, victims: list[int], horizon: float, gain: float) -> Exchange:
-        leave = tuple(self._names(victims))
-        loss = float(self._losses_of(horizon)[victims].sum())
-        least_gain, due_in_s = self._least_gain(standing), self._due_in_s(standing, victims)
-        if self._is_guest[victims].all():
-            return Exchange(standing.name, leave, gain, loss, margin=least_gain, due_in_s=due_in_s)
-        # A rate that decays exponentially, of Poisson arrivals, has this variance for each request per second; one
-        # request is taken for seen of each model, so that none counts as known for never being asked for.
-        unit = math.log(2) / self._config.rate_half_life_s
-        variance = (standing.weight * standing.share_lost) ** 2 * (standing.rate_per_s + unit)
-        variance += float(
-            (
-                (self._weight[victims] * self._share_lost[victims]) ** 2 * (self._rate_per_s[victims] + unit)
-            ).sum()
-        )
-        variance *= horizon**2 * unit / 2
+    def _weigh(self, standing: Standing, victims: _Victims, horizon: float) -> Exchange:
+        gain, least_gain = _gain(standing, horizon), self._least_gain(standing)
+        due_in_s = self._due_in_s(standing, victims)
+        if victims.all_guests:
+            return Exchange(
+                standing.name, victims.names, gain, victims.loss, margin=least_gain, due_in_s=due_in_s
+            )
+        variance = (standing.weight * standing.share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
+        variance = (variance + victims.variance) * (horizon**2 * self._unit_per_s / 2)
         switching = (
             self._present_rate_per_s
-            * (standing.back_s + float(self._back_s[victims].sum()))
+            * (standing.back_s + victims.back_s)
             * (self._config.move_slows + standing.share_lost)
         )
         return Exchange(
             standing.name,
-            leave,
+            victims.names,
             gain,
-            loss,
+            victims.loss,
             switching,
             self._config.num_errors * math.sqrt(variance) + least_gain,
             due_in_s=due_in_s,
@@ -372,11 +390,11 @@ class Chooser:
         is_certain = _num_in_time(standing) > 0 or standing.num_expected > 0
         return 0.0 if is_certain else standing.weight
 
-    def _due_in_s(self, standing: Standing, victims: list[int]) -> float:
+    def _due_in_s(self, standing: Standing, victims: _Victims) -> float:
         """Seconds for which a change can be put off without anybody missing a target; 0 if it costs nobody a pause,
         or if nobody waits who could still be saved."""
         least_s = _least_slack_s(standing)
-        if least_s == math.inf or not self._is_busy[victims].any():
+        if least_s == math.inf or not victims.any_busy:
             return 0.0
         return max(0.0, least_s - standing.back_s - guard_s(standing.back_s))
 
@@ -401,13 +419,27 @@ class Chooser:
             ]
         return self._orders[horizon, among]
 
-    def _cheapest(self, horizon: float, lack: Lack, among: Among) -> list[int] | None:
+    def _cheapest(self, horizon: float, lack: Lack, among: Among) -> _Victims | None:
         """The residents whose leaving loses least for their bytes, none of them needlessly; None if all together do
         not free enough."""
         if (horizon, among, lack) not in self._found:
             order = self._order(horizon, among)
-            self._found[horizon, among, lack] = self._least(order, self._losses_of(horizon), lack)
+            victims = self._least(order, self._losses_of(horizon), lack)
+            self._found[horizon, among, lack] = self._victims(victims, horizon)
         return self._found[horizon, among, lack]
+
+    def _victims(self, indices: list[int] | None, horizon: float) -> _Victims | None:
+        if indices is None:
+            return None
+        return _Victims(
+            tuple(self._names(indices)),
+            float(self._losses_of(horizon)[indices].sum()),
+            float(self._variance[indices].sum()),
+            float(self._back_s[indices].sum()),
+            bool(self._is_guest[indices].all()),
+            bool(self._is_used[indices].any()),
+            bool(self._is_busy[indices].any()),
+        )
 
     def _least(self, order: list[int], losses: NDArray[np.float64], lack: Lack) -> list[int] | None:
         """The first of these, as many as are needed, without those that turn out to be needless."""

@@ -111,8 +111,9 @@ class DeviceRoom:
     ) -> int:
         """Bytes that a replica which comes to this worker would still lack if these left as well; 0 or less if
         none."""
+        ids = _ids(leaving)
         kept_bytes = sum(
-            floor.bytes_if(_ids(leaving), replica if worker_id == worker.worker_id else None)
+            floor.bytes_if(ids, replica if worker_id == worker.worker_id else None)
             for worker_id, floor in self._after.items()
         )
         weights_after_bytes = (
@@ -123,7 +124,8 @@ class DeviceRoom:
     def freed_bytes(self, leaving: Collection[ReplicaView]) -> int:
         """Bytes that these would free if they left as well: their weights, and by what the least KV of their workers
         shrinks."""
-        kept_bytes = sum(floor.bytes_if(_ids(leaving)) for floor in self._after.values())
+        ids = _ids(leaving)
+        kept_bytes = sum(floor.bytes_if(ids) for floor in self._after.values())
         return sum(each.lease_bytes for each in leaving) + _total_bytes(self._after) - kept_bytes
 
     def leave(self, replica: ReplicaView) -> None:

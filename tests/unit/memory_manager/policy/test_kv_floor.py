@@ -11,7 +11,7 @@ from support.planner_views import deployment_view
 
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
-from memory_manager.policy.kv_floor import KVFloor, kv_floor_bytes
+from memory_manager.policy.kv_floor import KVFloor
 from memory_manager.policy.plan_types import (
     Action,
     DemandView,
@@ -41,9 +41,16 @@ class Need(NamedTuple):
 needs = st.builds(Need, st.integers(0, 9), st.integers(0, 9))
 
 
+def floor_of(there: list[Need], *, is_elastic: bool) -> KVFloor:
+    floor = KVFloor(0, is_elastic=is_elastic)
+    for number, each in enumerate(there):
+        floor.add(str(number), each)
+    return floor
+
+
 @given(st.lists(needs))
 def test_one_sequence_of_any_model_fits_beside_what_is_guaranteed_to_others(there: list[Need]) -> None:
-    floor_bytes = kv_floor_bytes(there, is_elastic=True)
+    floor_bytes = floor_of(there, is_elastic=True).num_bytes
     own_bytes = sum(each.kv_guarantee_bytes for each in there)
     wanted = [own_bytes - each.kv_guarantee_bytes + each.kv_longest_bytes for each in there]
     assert floor_bytes == max([own_bytes, *wanted]), "and no byte more is kept"
@@ -51,7 +58,7 @@ def test_one_sequence_of_any_model_fits_beside_what_is_guaranteed_to_others(ther
 
 @given(st.lists(needs))
 def test_without_elastic_kv_each_has_a_sequence_of_its_own(there: list[Need]) -> None:
-    assert kv_floor_bytes(there, is_elastic=False) == sum(map(max, there))
+    assert floor_of(there, is_elastic=False).num_bytes == sum(map(max, there))
 
 
 @given(st.lists(needs, min_size=1), needs, st.booleans(), st.data())
