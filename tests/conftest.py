@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ settings.load_profile("ci" if os.environ.get("CI") else "desk")
 # Tests run beside each other and compute little: if two processes have as many threads as there are cores, each waits
 # for the other's, and a product of a few rows takes ten times as long. This holds for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spares what the tests import and are, all of which stays, the collections of garbage: they would take a quarter
+    of the time here, and a tenth of what the property tests compute."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

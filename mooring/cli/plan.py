@@ -13,7 +13,6 @@ from memory_manager.watch.devices import default_budget_bytes
 from mooring.cli.connection import Connection
 from mooring.cli.output import Json, console, print_json, print_table
 from mooring.errors import ConfigurationError
-from mooring.server.devices import DEFAULT_GPU_RESERVE_BYTES, device_reader
 from mooring.units import format_bytes, parse_bytes
 from ops.capacity.memory import (
     DEVICES,
@@ -90,6 +89,8 @@ def _find(connection: Connection, name: str) -> PlannedModel:
 
 def _device(name: str | None, size: str | None, reserve: str | None) -> tuple[int | None, int]:
     """Bytes of the device (None if there is none) and of its reserve."""
+    from mooring.server.devices import DEFAULT_GPU_RESERVE_BYTES, device_reader  # they import numpy
+
     if name is not None and size is not None:
         raise ConfigurationError(
             "--device and --device-memory are two ways to say one thing: give one of them"

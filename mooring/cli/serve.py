@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,9 @@ def serve(
     # gRPC reads this variable when it is imported. We start workers by exec, never by a bare fork, and gRPC's
     # handlers for forks would only complain of the threads that they find.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    gc.disable()  # all that is imported stays, and collections would look at it again and again
     from mooring.server.server import run  # the doors and the registry take half a second to import
 
+    gc.freeze()
+    gc.enable()
     run(settings)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import TYPE_CHECKING
 
-from model_registry.registry import Registry
 from mooring.config import Settings
 from mooring.errors import ConfigurationError
 from router.request.exposure import Exposure
+
+if TYPE_CHECKING:  # it takes longer to import than all that a command needs, and commands import this module
+    from model_registry.registry import Registry
 
 __all__ = ["check_keys", "exposure_of", "is_loopback"]
 
