@@ -33,7 +33,7 @@ test: ## Set everything up and run every check and test
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(STAMPS)/dev $(STAMPS)/debian $(STAMPS)/clients ## Run the tests that `make test` leaves out: fuzzers, benchmarks at some length
+test-slow: $(STAMPS)/dev $(STAMPS)/debian $(STAMPS)/clients ## Run the tests that `make test` leaves out: fuzzers, benchmarks, variations
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --durations=10 -m slow $(ARGS)
 
 # What a change should pass before it is committed: under a minute once the tools' caches are warm. Lint and types run

@@ -21,10 +21,10 @@ OURS = Path(sys.executable)
 OTHERS = ROOT / ".venv-clients" / "bin" / "python"  # `make test` makes it
 CLIENTS = [
     pytest.param(OURS, "openai_checks", "openai", "3", id="openai-3"),
-    pytest.param(OTHERS, "openai_checks", "openai", "2", id="openai-2"),
-    pytest.param(OTHERS, "langchain_checks", "langchain_openai", "1", id="langchain"),
-    pytest.param(OTHERS, "litellm_checks", "litellm", "1", id="litellm"),
-    pytest.param(OTHERS, "llm_checks", "llm", "0", id="llm"),
+    pytest.param(OTHERS, "openai_checks", "openai", "2", id="openai-2", marks=pytest.mark.slow),
+    pytest.param(OTHERS, "langchain_checks", "langchain_openai", "1", id="langchain", marks=pytest.mark.slow),
+    pytest.param(OTHERS, "litellm_checks", "litellm", "1", id="litellm", marks=pytest.mark.slow),
+    pytest.param(OTHERS, "llm_checks", "llm", "0", id="llm", marks=pytest.mark.slow),
 ]
 
 
@@ -77,6 +77,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", [OURS, OTHERS], ids=["openai-3", "openai-2"])
 def test_leaving_a_stream_frees_the_blocks_of_a_real_engine(real_server: RunningServer, python: Path) -> None:
     ended = run(python, "run_checks.py", "cancel_checks", real_server.http_url)

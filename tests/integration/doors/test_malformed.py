@@ -249,6 +249,7 @@ def weights_of(status: dict[str, Any]) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 async def test_clients_that_vanish_leave_no_blocks(server: RunningServer) -> None:
     """Each goes at another moment: before its request is whole, while it waits, between tokens, at the end."""
     dice = random.Random(SEED)

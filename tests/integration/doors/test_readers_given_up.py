@@ -111,6 +111,7 @@ async def test_one_that_reads_slowly_gets_all_of_it(server: RunningServer, door:
     assert num_aborted(server) == before
 
 
+@pytest.mark.slow
 def test_a_whole_answer_that_nobody_reads_is_given_up(server: RunningServer) -> None:
     body = {**BODY, "stream": False, "logprobs": 2}
     with RawClient(server, receive_buffer_bytes=16_384) as client:

@@ -75,12 +75,14 @@ def test_a_stall_is_noticed_and_nothing_else(victims: Victims, target: Target) -
     assert run.answers == {"done": 1}
 
 
+@pytest.mark.slow
 def test_a_death_is_noticed_and_ends_the_runs(victims: Victims, target: Target) -> None:
     [run] = measure(victims, target, attack(lambda aimed: aimed.server.kill()), 3)
     assert run.died
     assert run.is_altered
 
 
+@pytest.mark.slow
 def test_a_stream_that_says_something_else_is_altered(victims: Victims, target: Target) -> None:
     said, victims.good_text = victims.good_text, "something else"
     try:

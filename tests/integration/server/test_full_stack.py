@@ -193,6 +193,7 @@ def test_bad_requests_cost_the_good_ones_nothing(server: RunningServer, client: 
     assert outcome.token_ids == reference.token_ids
 
 
+@pytest.mark.slow
 def test_nothing_of_the_server_is_left_when_it_stops(folders: dict[str, Path], tmp_path: Path) -> None:
     flags = ["--dtype", "float32", "--memory-budget", "64MiB"]
     with RunningServer(tmp_path / "data", {"a": folders["a"]}, flags) as running:

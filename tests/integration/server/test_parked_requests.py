@@ -51,11 +51,11 @@ def streams() -> list[Stream]:
 
 @pytest.fixture(scope="module")
 def references(server: RunningServer, streams: list[Stream]) -> list[Outcome]:
-    """Of one model after the other."""
+    """Of one model after the other, so that none is parked."""
     outcomes: dict[int, Outcome] = {}
     for name in MODELS:
         own = [index for index, stream in enumerate(streams) if stream.model == name]
-        found = asyncio.run(run_streams(server.grpc_target, [streams[index] for index in own], 1))
+        found = asyncio.run(run_streams(server.grpc_target, [streams[index] for index in own], len(own)))
         outcomes.update(zip(own, found, strict=True))
     return [outcomes[index] for index in range(len(streams))]
 

@@ -103,6 +103,7 @@ def test_a_database_that_is_away_is_said_and_found_again(restartable: PostgresCl
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_a_server_on_postgresql(restartable: PostgresCluster, tmp_path: Path) -> None:
     password_file = tmp_path / "password"
     password_file.write_text(PASSWORD)

@@ -32,6 +32,7 @@ def pythonlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_python_model_is_a_folder_that_transformers_reads(pythonlm: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(pythonlm)
     model = transformers.AutoModelForCausalLM.from_pretrained(pythonlm)
@@ -42,6 +43,7 @@ def test_the_python_model_is_a_folder_that_transformers_reads(pythonlm: Path) ->
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_a_draft_takes_its_bases_tokenizer(pythonlm: Path, tmp_path: Path) -> None:
     make_draft(tmp_path, pythonlm, lambda *_: None, shortened(DRAFT))
     assert (tmp_path / "tokenizer.json").read_bytes() == (pythonlm / "tokenizer.json").read_bytes()

@@ -142,6 +142,7 @@ def shown_status(server: RunningServer) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
+@pytest.mark.slow
 def test_the_work_ends_with_a_server_that_is_killed(tmp_path: Path, checkpoint: Path) -> None:
     with started(tmp_path / "data", checkpoint, FOR_EVER) as server:
         until(lambda: len(makers(server)) == 2)

@@ -54,11 +54,13 @@ def test_bash_offers_what_there_is(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_fish_offers_what_there_is(tmp_path: Path) -> None:
     found = in_shell("fish", f"mooring --show-completion | source\n{FISH}", tmp_path)
     assert found.split() == ["deployments", "sleep"]
 
 
+@pytest.mark.slow
 def test_zsh_offers_what_there_is(tmp_path: Path) -> None:
     script = f'autoload -U compinit; compinit -u\neval "$(mooring --show-completion)"\n{ZSH}'
     first, second = (line for line in in_shell("zsh", script, tmp_path).splitlines() if line.startswith("*"))
@@ -70,8 +72,8 @@ def test_zsh_offers_what_there_is(tmp_path: Path) -> None:
     ("shell", "written"),
     [
         ("bash", ".bash_completions/mooring.sh"),
-        ("zsh", ".zfunc/_mooring"),
-        ("fish", ".config/fish/completions/mooring.fish"),
+        pytest.param("zsh", ".zfunc/_mooring", marks=pytest.mark.slow),
+        pytest.param("fish", ".config/fish/completions/mooring.fish", marks=pytest.mark.slow),
     ],
 )
 def test_installed_once_it_is_there_in_the_next_shell(tmp_path: Path, shell: str, written: str) -> None:
