@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -51,6 +52,19 @@ CLIENT_COMMANDS = [
 ]
 
 
+def is_of_others(example: str) -> bool:
+    """Whether it needs what we do not: a client that takes seconds to import."""
+    return bool(re.search(r"langchain_openai|litellm|^llm ", example, re.MULTILINE))
+
+
+def numbers_of(listed: list[str]) -> list[Any]:
+    """A parameter for each example."""
+    return [
+        pytest.param(number, marks=[pytest.mark.slow] if is_of_others(each) else [])
+        for number, each in enumerate(listed)
+    ]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = tmp_path_factory.mktemp("docs")
@@ -85,15 +99,14 @@ def test_shell_examples_work_as_pasted(server: RunningServer, number: int) -> No
     assert run(server, ["bash", "-c"], script)
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON_EXAMPLES)))
+@pytest.mark.parametrize("number", numbers_of(PYTHON_EXAMPLES))
 def test_python_examples_work_as_pasted(server: RunningServer, number: int) -> None:
     example = PYTHON_EXAMPLES[number]
-    of_others = "langchain_openai" in example or "litellm" in example
-    python = str(OTHER_CLIENTS / "python") if of_others else sys.executable
+    python = str(OTHER_CLIENTS / "python") if is_of_others(example) else sys.executable
     assert run(server, [python, "-c"], example).strip()
 
 
-@pytest.mark.parametrize("number", range(len(CLIENT_COMMANDS)))
+@pytest.mark.parametrize("number", numbers_of(CLIENT_COMMANDS))
 def test_commands_of_clients_work_as_pasted(server: RunningServer, tmp_path: Path, number: int) -> None:
     script = "set -e\n" + CLIENT_COMMANDS[number].replace("curl ", "curl --silent --show-error --fail ")
     path = f"{os.environ['PATH']}:{OTHER_CLIENTS}"

@@ -69,7 +69,7 @@ def client(server: RunningServer) -> openai.OpenAI:
 def test_three_models_finish_on_a_budget_for_two_with_the_text_each_gives_alone(
     server: RunningServer, budget_bytes: int
 ) -> None:
-    streams = draw_streams(MODELS, 24, max_tokens=24, seed=1, vocab_size=NUM_TOKENS)
+    streams = draw_streams(MODELS, 12, max_tokens=24, seed=1, vocab_size=NUM_TOKENS)
     references = asyncio.run(run_streams(server.grpc_target, streams, 1))
     assert [outcome.error for outcome in references if outcome.error] == []
     assert {outcome.finish_reason for outcome in references} == {"length"}

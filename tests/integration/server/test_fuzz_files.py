@@ -13,12 +13,14 @@ from support.paths import ROOT
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("reader", ["gguf", "safetensors", "tokenizer", "template"])
-def test_a_reader_answers_or_dies(reader: str, tmp_path: Path) -> None:
+READERS = ("gguf", "safetensors", "tokenizer", "template")
+
+
+def test_readers_answer_or_die(tmp_path: Path) -> None:
     program = ROOT / "tests" / "fuzz" / "strangers_files.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     ended = subprocess.run(
-        [sys.executable, str(program), reader, "--files", "40", "--seed", str(os.getpid())],
+        [sys.executable, str(program), "--files", "40", "--seed", str(os.getpid())],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -26,5 +28,6 @@ def test_a_reader_answers_or_dies(reader: str, tmp_path: Path) -> None:
         timeout=250,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr[-4000:]
-    assert f"{reader}: 40 files: " in ended.stdout
-    assert "'refused': " in ended.stdout
+    for reader in READERS:
+        (line,) = [each for each in ended.stdout.splitlines() if each.startswith(f"{reader}: 40 files: ")]
+        assert "'refused': " in line
