@@ -24,6 +24,11 @@ from mooring.units import MIB
 
 pytestmark = pytest.mark.integration
 
+# The other two doors are in test_slow_readers.py; `make test-slow` has all four in both.
+DOORS = [
+    pytest.param(door, marks=[] if door in ("websocket", "kserve") else [pytest.mark.slow])
+    for door in READERS
+]
 MAX_STALL_S = 1.5
 NUM_PAUSED = 4
 MAX_KEPT_BYTES = 64 * MIB
@@ -61,7 +66,7 @@ async def read_on(pieces: AsyncIterator[tuple[int, str]]) -> None:
         pass
 
 
-@pytest.mark.parametrize("door", READERS)
+@pytest.mark.parametrize("door", DOORS)
 async def test_one_that_stands_still_is_given_up_and_all_that_it_held_is_free(
     server: RunningServer, door: str
 ) -> None:

@@ -19,6 +19,8 @@ from mooring.units import MIB
 
 pytestmark = pytest.mark.integration
 
+# The other two doors are in test_readers_given_up.py; `make test-slow` has all four in both.
+DOORS = [pytest.param(door, marks=[] if door in ("http", "grpc") else [pytest.mark.slow]) for door in READERS]
 NUM_OTHERS = 60
 MAX_GROWTH_BYTES = 96 * MIB
 
@@ -60,7 +62,7 @@ async def stream_others(server: RunningServer) -> float:
         return time.monotonic() - began
 
 
-@pytest.mark.parametrize("door", READERS)
+@pytest.mark.parametrize("door", DOORS)
 async def test_one_that_stands_still_holds_up_nobody_and_finds_all_of_it_later(
     server: RunningServer, whole: Texts, door: str
 ) -> None:

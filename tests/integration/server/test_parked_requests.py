@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def streams() -> list[Stream]:
-    return draw_streams(MODELS, 3, max_tokens=440, seed=1, vocab_size=NUM_TOKENS)
+    return draw_streams(MODELS, 3, max_tokens=300, seed=1, vocab_size=NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mooring.units import MIB
 pytestmark = pytest.mark.integration
 
 NUM_STREAMS = 24
-NUM_TOKENS = 150
+NUM_TOKENS = 100
 LEASE_BYTES = 32 * PAGE_BYTES
 
 
