@@ -19,6 +19,7 @@ from mooring.server.server import Server
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 async def test_readers_wait_for_the_steps_that_stop_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_answers_of_both_go_on_in_turns_and_are_what_they_would_have_been(
     assert server.status()["ledger_mismatches"] == 0
 
 
+@pytest.mark.slow
 def test_a_death_while_requests_are_parked_loses_none(
     server: RunningServer, streams: list[Stream], references: list[Outcome]
 ) -> None:

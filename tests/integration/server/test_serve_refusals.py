@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -41,6 +42,10 @@ def refused(data_dir: Path, flags: Sequence[str], environment: Mapping[str, str]
     return last
 
 
+# Of a kind that a case of `make test` shows.
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def busy_port() -> Iterator[str]:
     with socket.socket() as taken:
@@ -55,20 +60,20 @@ def busy_port() -> Iterator[str]:
         (["--log-level", "loud"], {}, ["log_level", "debug"]),
         (["--memory-budget", "1KiB"], {}, ["memory budget of cpu", "2 MiB"]),
         ([], {"MOORING_HTP_PORT": "1"}, ["MOORING_HTP_PORT", "did you mean MOORING_HTTP_PORT?"]),
-        ([], {"MOORING_NULL__STEP_TIME_S": "-1"}, ["null.step_time_s"]),
-        ([], {"MOORING_CONFIG": "/nowhere.toml"}, ["no configuration file /nowhere.toml"]),
+        slow([], {"MOORING_NULL__STEP_TIME_S": "-1"}, ["null.step_time_s"]),
+        slow([], {"MOORING_CONFIG": "/nowhere.toml"}, ["no configuration file /nowhere.toml"]),
         (["--database-url", "nonsense"], {}, ["registry's database URL"]),
         (["--http-host", "0.0.0.0", "--behind-proxy"], {}, ["no API keys", "--allow-anonymous"]),
-        (["--grpc-host", "::", "--behind-proxy"], {}, ["no API keys", "--allow-anonymous"]),
+        slow(["--grpc-host", "::", "--behind-proxy"], {}, ["no API keys", "--allow-anonymous"]),
         (
             ["--http-host", "0.0.0.0", "--allow-anonymous"],
             {},
             ["0.0.0.0", "--tls-certificate", "--behind-proxy"],
         ),
-        (["--require-keys", "--allow-anonymous"], {}, ["require_keys and allow_anonymous"]),
-        (["--tls-certificate", "/no.pem"], {}, ["tls_certificate and tls_key"]),
+        slow(["--require-keys", "--allow-anonymous"], {}, ["require_keys and allow_anonymous"]),
+        slow(["--tls-certificate", "/no.pem"], {}, ["tls_certificate and tls_key"]),
         (["--tls-certificate", "/no.pem", "--tls-key", "/no.pem"], {}, ["/no.pem", "No such file"]),
-        (["--allowed-host", "http://a.example"], {}, ["allowed_hosts", "without scheme and port"]),
+        slow(["--allowed-host", "http://a.example"], {}, ["allowed_hosts", "without scheme and port"]),
         (["--model", "a=/nowhere"], {}, ["model a: there is nothing at /nowhere"]),
     ],
 )

@@ -84,6 +84,7 @@ def test_a_server_makes_way_for_another_process_and_comes_back(tmp_path: Path) -
         assert len(server.admin("GET", "/events?kind=budget").json()) >= 2
 
 
+@pytest.mark.slow
 def test_copies_of_sleeping_models_go_where_that_is_not_enough(tmp_path: Path) -> None:
     """The null engine's KV is a number, so nothing but the host copy can really go."""
     with memory_cgroup(GIB) as group, server_in(group, tmp_path, "64MiB") as server:

@@ -139,6 +139,7 @@ def test_a_model_goes_where_there_is_room(server: RunningServer) -> None:
         assert sum(device["owners"].values()) <= device["budget_bytes"]
 
 
+@pytest.mark.slow
 def test_the_torch_engine_on_two_devices(checkpoint: Path, tmp_path: Path) -> None:
     flags = ["--device", "cpu:0=96MiB", "--device", "cpu:1=64MiB", "--dtype", "float32"]
     environment = {**EAGER, "MOORING_TORCH__READY_BYTES": "2MiB"}

@@ -12,7 +12,8 @@ from benchmarks.random_models import TINY_SHAPE
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("cpu_wake", ["copy", pytest.param("remap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu_wake", ["copy", "remap"])
 def test_all_models_serve_whatever_the_host_tier_holds(cpu_wake: str, tmp_path: Path) -> None:
     found = measure_host_tier(
         tmp_path, TINY_SHAPE, rounds=2, max_model_len=256, num_threads=1, cpu_wake=cpu_wake

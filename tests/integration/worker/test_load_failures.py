@@ -91,6 +91,7 @@ def test_a_damaged_file_fails_its_model_alone_and_is_tried_again(tmp_path: Path)
         check_idle(server)
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_a_registration_and_a_start_and_heals(small_disk: Path, tmp_path: Path) -> None:
     models = {name: write_checkpoint(tmp_path / name, seed) for seed, name in enumerate("ab")}
     filler = small_disk / "store" / "filler"
@@ -128,6 +129,7 @@ def fill(filler: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_a_worker_without_memory_fails_the_load_or_the_wake_and_serves_what_it_has(tmp_path: Path) -> None:
     """The worker's address space is bounded to what it has: new memory is refused by the kernel."""
     models = {name: write_checkpoint(tmp_path / name, seed) for seed, name in enumerate("ab")}

@@ -84,7 +84,7 @@ def copying_is_always_quicker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scope", [b"", None])
+@pytest.mark.parametrize("scope", [b"", pytest.param(None, marks=pytest.mark.slow)])
 @settings(
     max_examples=6,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
