@@ -62,7 +62,7 @@ class Standing:
         may_leave: it is there, with nothing under way, and nothing keeps it.
         may_come: it can be brought, and would be served.
         back_s: seconds to bring it, or to bring it back if it leaves.
-        slacks_s: float64 [R], in ascending order, of the requests that wait for it or run on it: seconds for which
+        slacks_s: in ascending order, of the requests that wait for it or run on it: seconds for which
             each can be left alone and still meet its targets; below 0 for those that cannot meet them any more.
         rate_per_s: requests expected per second.
         num_expected: requests that a rhythm lets expect soon, beside those of the rate.
@@ -80,7 +80,7 @@ class Standing:
     may_leave: bool
     may_come: bool
     back_s: float
-    slacks_s: NDArray[np.float64]
+    slacks_s: tuple[float, ...]
     rate_per_s: float
     num_expected: float = 0.0
     fresh_slack_s: float = 1.0
@@ -211,13 +211,13 @@ def _gain(standing: Standing, horizon_s: float) -> float:
 def _num_in_time(standing: Standing) -> int:
     """Requests that wait and that its coming saves, as far as the error of its time to come lets tell."""
     least_s = max(0.0, standing.back_s - guard_s(standing.back_s))
-    return len(standing.slacks_s) - int(standing.slacks_s.searchsorted(least_s))
+    return len(standing.slacks_s) - bisect.bisect_left(standing.slacks_s, least_s)
 
 
 def _least_slack_s(standing: Standing) -> float:
     """Least slack of the requests that its coming saves; ``inf`` if there are none."""
     num_in_time = _num_in_time(standing)
-    return float(standing.slacks_s[-num_in_time]) if num_in_time else math.inf
+    return standing.slacks_s[-num_in_time] if num_in_time else math.inf
 
 
 def guard_s(back_s: float) -> float:
@@ -279,7 +279,7 @@ class Chooser:
         self._gone: set[int] = set()
         num = np.array([len(each.slacks_s) for each in residents], np.int64)
         self._owner = np.repeat(np.arange(len(num)), num)
-        self._slacks_s = np.concatenate([np.zeros(0), *(each.slacks_s for each in residents)])
+        self._slacks_s = np.array([slack_s for each in residents for slack_s in each.slacks_s], np.float64)
         self._back_s = np.array([each.back_s for each in residents])
         self._rate_per_s = np.array([each.rate_per_s for each in residents])
         self._num_expected = np.array([each.num_expected for each in residents])

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
@@ -69,15 +69,29 @@ def plan(state: PlannerState, now_s: float, config: PlannerConfig) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class _Fit:
+    """How a replica fits on a worker.
+
+    Attributes:
+        rank: 0 if it fits now, 1 if it will fit once what leaves has left, 2 if others must be asked to leave.
+        need_bytes: bytes that it takes there, of weights and of KV that is kept for it.
+        lack: bytes that are still missing if others leave as well. One function for all that need the same, so that
+            the chooser answers for them once.
+    """
+
+    rank: int
+    need_bytes: int
+    lack: Lack
+
+
+@dataclass(frozen=True, slots=True)
 class _Option:
     """One place for a want.
 
     Attributes:
-        rank: 0 if the replica fits now, 1 if it will fit once what leaves has left, 2 if others must be asked
-            to leave.
+        rank, need_bytes: as of its ``_Fit``.
         moves: whether the replica sleeps in another worker, which forgets it first.
         weights_bytes: bytes of the weights that are still to be leased.
-        need_bytes: of these, and of KV that is kept for the replica.
         load: requests that the worker serves.
         exchange: what is gained and lost if replicas leave for it; None if none does.
     """
@@ -137,7 +151,7 @@ class _Planning:
         self._replicas = {each.replica_id: each for each in state.replicas}
         self._choosers: dict[str, Chooser] = {}  # by device
         self._exchanges: dict[str, Exchange] = {}
-        self._lacks: dict[tuple[str, int, int, int], Lack] = {}
+        self._fits: dict[tuple[str, int, int, int], _Fit] = {}
         self._host = HostRoom(state.host)
         self._others_bytes = {device.name: device.others_bytes for device in state.devices}
         self._rooms = {
@@ -237,7 +251,7 @@ class _Planning:
         figures = {**self._standing(replica), **(figures or {})}
         self._leaving.add(replica.replica_id)
         self._room_of(replica).leave(replica)
-        self._lacks.clear()
+        self._fits.clear()
         if (chooser := self._choosers.get(self._worker_of(replica).device)) is not None:
             chooser.take_away(replica.replica_id)
         if replica.in_flight or not self._at(replica.retry_at_s):
@@ -345,7 +359,7 @@ class _Planning:
         elif best.rank == 0:
             wakes = replica.residency is Residency.WARM and replica.worker_id == worker_id
             way = Way.COPY if wakes else self._way_of_load(want)
-            self._lacks.clear()
+            self._fits.clear()
             is_leased = best.room.bring(best.worker, replica, best.weights_bytes)
             if is_leased and way is not Way.LATER:
                 self._actions.append(self._arrival(want, best, wakes, way))
@@ -357,7 +371,7 @@ class _Planning:
                 reason, figures = _reason(want, best, best.exchange, victim, self._now_s)
                 self._leave(victim, reason, figures, want.deployment.name)
         best.room.await_room(best.worker, replica, best.weights_bytes)
-        self._lacks.clear()
+        self._fits.clear()
 
     def _way_of_load(self, want: Want) -> Way:
         """The way of the replica's weights through host memory; others' copies are dropped for it if need be."""
@@ -397,33 +411,32 @@ class _Planning:
         replica, room = want.replica, self._rooms[worker.device]
         moves = replica.worker_id is not None and replica.worker_id != worker.worker_id
         weights_bytes = replica.weights_bytes - (0 if moves else replica.lease_bytes)
-        need_bytes = room.need_bytes(worker, replica, weights_bytes)
-        rank = (
-            0 if room.fits_now(worker, replica, weights_bytes) else 1 if need_bytes <= room.spare_bytes else 2
-        )
+        fit = self._fit(room, worker, replica, weights_bytes)
+        exchange = None
+        if fit.rank == 2:
+            exchange = self._exchange(want, worker, fit.lack)
+            if exchange is None:
+                return None
         load = self._load[worker.worker_id]
-        option = _Option(rank, room, worker, moves, weights_bytes, need_bytes, load)
-        if rank < 2:
-            return option
-        exchange = self._exchange(want, worker, self._lack(room, worker, replica, weights_bytes))
-        if exchange is None:
-            return None
-        return replace(option, exchange=exchange)
+        return _Option(fit.rank, room, worker, moves, weights_bytes, fit.need_bytes, load, exchange)
 
-    def _lack(self, room: DeviceRoom, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> Lack:
-        """Bytes that a replica still lacks on a worker if others leave as well; one function for all that need the
-        same there, so that the chooser answers for them once."""
+    def _fit(self, room: DeviceRoom, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> _Fit:
+        """How a replica fits on a worker, worked out once for all that need the same there."""
         key = (
             worker.worker_id,
             weights_bytes,
             replica.kv_guarantee_bytes,
             replica.kv_longest_bytes,
         )
-        if key not in self._lacks:
-            self._lacks[key] = lambda names: room.shortage_bytes(
-                worker, replica, weights_bytes, self._of(names)
+        if key not in self._fits:
+            need_bytes = room.need_bytes(worker, replica, weights_bytes)
+            will_fit = need_bytes <= room.spare_bytes
+            self._fits[key] = _Fit(
+                0 if room.fits_now(worker, replica, weights_bytes) else 1 if will_fit else 2,
+                need_bytes,
+                lambda names: room.shortage_bytes(worker, replica, weights_bytes, self._of(names)),
             )
-        return self._lacks[key]
+        return self._fits[key]
 
     def _freeing(self, room: DeviceRoom, num_bytes: int) -> Lack:
         return lambda names: num_bytes - room.freed_bytes(self._of(names))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import BURST_GAP_S, unused_from_s
 from memory_manager.policy.chooser import Standing, horizon_s, num_lost_soon
@@ -51,9 +48,9 @@ def is_missed(rate_per_s: float, back_s: float, first_token_s: float, config: Pl
     return num_lost_soon(rate_per_s, back_s, fresh_slack_s(first_token_s, config)) >= 1
 
 
-def slacks_s(latest_s: Sequence[float], now_s: float) -> NDArray[np.float64]:
-    """Slacks of requests, float64 [R] in ascending order, from the latest moments of each."""
-    return np.sort(np.array(latest_s, np.float64)) - now_s
+def slacks_s(latest_s: Sequence[float], now_s: float) -> tuple[float, ...]:
+    """Slacks of requests, in ascending order, from the latest moments of each."""
+    return tuple(latest - now_s for latest in sorted(latest_s))
 
 
 def of_resident(

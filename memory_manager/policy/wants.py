@@ -130,6 +130,8 @@ def wants_of(
         num_desired = max(num_desired, deployment.wanted_replicas)
         at(deployment.rescale_at_s)
     candidates = [each for each in replicas if is_at_rest(each) and each.replica_id not in leaving]
+    if not candidates:
+        return
     candidates.sort(
         key=lambda each: (
             not is_parked(each),
@@ -139,7 +141,7 @@ def wants_of(
         )
     )
     num_desired = max(num_desired, num_up + sum(map(is_parked, candidates)))
-    if not num_desired and not num_up and candidates:
+    if not num_desired and not num_up:
         yield from _expected(deployment, candidates[0], at, now_s, config)
     for replica in candidates[: max(0, min(deployment.policy.max_replicas, num_desired) - num_up)]:
         if at(replica.retry_at_s):

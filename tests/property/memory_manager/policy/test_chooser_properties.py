@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +33,7 @@ def standings(draw: st.DrawFn) -> list[Standing]:
                 may_leave=is_present and draw(st.booleans()),
                 may_come=not is_present and draw(st.booleans()),
                 back_s=draw(st.floats(0.001, 3)),
-                slacks_s=np.sort(np.array(slacks_s, float)),
+                slacks_s=tuple(sorted(slacks_s)),
                 rate_per_s=draw(st.just(0.0) | st.floats(0, 20)),
                 num_expected=draw(st.sampled_from([0.0, 0.0, 0.1, 0.9])),
                 fresh_slack_s=draw(st.floats(0.01, 2)),
@@ -49,16 +48,16 @@ def standings(draw: st.DrawFn) -> list[Standing]:
 
 def only_late(found: list[Standing]) -> list[Standing]:
     """Has all who are away be asked for by late requests alone."""
-    return [
-        each
-        if each.is_present
-        else replace(each, slacks_s=np.minimum(each.slacks_s, -0.5), rate_per_s=0.0, num_expected=0.0)
-        for each in found
-    ]
+
+    def late(away: Standing) -> Standing:
+        slacks_s = tuple(min(each, -0.5) for each in away.slacks_s)
+        return replace(away, slacks_s=slacks_s, rate_per_s=0.0, num_expected=0.0)
+
+    return [each if each.is_present else late(each) for each in found]
 
 
 def is_busy(standing: Standing) -> bool:
-    return bool((standing.slacks_s >= 0).any())
+    return any(slack_s >= 0 for slack_s in standing.slacks_s)
 
 
 @given(standings(), st.integers(-20, 60))

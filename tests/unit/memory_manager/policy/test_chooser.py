@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from memory_manager.config import PlannerConfig
@@ -18,7 +17,7 @@ def standing(name: str, slacks_s: tuple[float, ...] = (), **fields: Any) -> Stan
     present = fields.setdefault("is_present", False)
     return Standing(
         name=name,
-        slacks_s=np.sort(np.array(slacks_s, float)),
+        slacks_s=tuple(sorted(slacks_s)),
         **{
             "num_bytes": 10,
             "may_leave": present,

@@ -114,9 +114,9 @@ def test_a_priority_counts_double_what_the_one_below_does() -> None:
 
 
 def test_slack_is_what_is_left_until_the_latest_moment_the_least_first() -> None:
-    assert resident(model(), latest_s=(NOW + 5, NOW - 1)).slacks_s.tolist() == [-1, 5]
+    assert resident(model(), latest_s=(NOW + 5, NOW - 1)).slacks_s == (-1, 5)
     demand = DemandView(2, NOW - 3, 0, latest_s=(NOW + 2, NOW + 1))
-    assert wanted(model(demand=demand)).slacks_s.tolist() == [1, 2]
+    assert wanted(model(demand=demand)).slacks_s == (1, 2)
     assert not len(wanted(model()).slacks_s)
 
 
