@@ -47,6 +47,7 @@ _BEST = (
     Residency.FAILED,
 )
 _OFF_DEVICE = (Residency.WARM, Residency.COLD, Residency.FAILED)
+_ALONE = Scale()
 
 
 class HeldCopy(Protocol):
@@ -297,6 +298,8 @@ class Deployment:
         return is_missed(rate_per_s, self.reload_s(config), self.pace.first_token_s, config)
 
     def best_replica(self) -> Replica:
+        if len(self.replicas) == 1:
+            return self.replicas[0]
         return min(
             self.replicas,
             key=lambda each: (not each.takes_requests, _BEST.index(each.residency), len(each.tickets)),
@@ -358,6 +361,9 @@ class Deployment:
 
     def rescale(self, now_s: float, config: PlannerConfig) -> None:
         """Takes the present load into ``scale``."""
+        if self.spec.policy.max_replicas == 1:
+            self.scale = _ALONE
+            return
         num_requests = len(self.waiters) + sum(len(each.tickets) for each in self.replicas)
         num_up = sum(each.residency in ON_DEVICE for each in self.replicas)
         self.scale = rescale(self.scale, num_requests, num_up, self.spec.policy.max_replicas, now_s, config)

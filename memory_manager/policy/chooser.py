@@ -24,6 +24,7 @@ import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,7 @@ Lack = Callable[[Collection[str]], int]
 on who else leaves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """A model, as far as the choice turns on it.
 
     Attributes:
@@ -107,8 +107,7 @@ class Standing:
         return _share_lost(self.back_s, self.fresh_slack_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A change of the set: one model comes, and others leave for it.
 
     Attributes:
@@ -302,11 +301,11 @@ class Chooser:
         """The exchange that brings a model; None if none is worth while."""
         horizon = horizon_s(standing.back_s)
         is_asked_for = len(standing.slacks_s) > 0 or standing.num_expected > 0
-        if lack(()) <= 0:
-            return Exchange(standing.name, gain=_gain(standing, horizon)) if is_asked_for else None
         victims = self._cheapest(horizon, lack, Among.SETTLED)
         if victims is None:
             return None
+        if not victims.names:  # there is room
+            return Exchange(standing.name, gain=_gain(standing, horizon)) if is_asked_for else None
         # What is merely expected takes no room that is in use, but that of guests.
         in_use = not is_asked_for or victims.any_used
         if in_use and not len(standing.slacks_s) and not victims.all_guests:

@@ -83,6 +83,8 @@ class KVFloor:
 
     def _longest_bytes(self, leaving: Collection[str] = ()) -> int:
         """The longest of the sequences that share, without some of the replicas."""
+        if not leaving:
+            return self._shared[-1][0] if self._shared else 0
         return next((size for size, replica_id in reversed(self._shared) if replica_id not in leaving), 0)
 
     def _parts(self, replica: NeedsKV) -> tuple[int, int]:

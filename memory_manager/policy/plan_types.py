@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memory_manager.policy.arrivals import ArrivalWindow
 from memory_manager.policy.chooser import Exchange
@@ -51,9 +52,9 @@ class DemandView:
     latest_s: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeploymentView:
-    """A deployment's policy and what is known of its traffic.
+class DeploymentView(NamedTuple):
+    """A deployment's policy and what is known of its traffic. A tuple, as ``ReplicaView`` is: they are made by the
+    hundred for each plan, and a frozen dataclass takes several times as long.
 
     Attributes:
         policy: as the administrator set it.
@@ -78,7 +79,7 @@ class DeploymentView:
     name: str
     weights_bytes: int
     kv_guarantee_bytes: int
-    policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
+    policy: DeploymentPolicy = DeploymentPolicy()
     held: bool = False
     wanted_since_s: float = 0.0
     demand: DemandView | None = None
@@ -93,8 +94,7 @@ class DeploymentView:
     kv_longest_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaView:
+class ReplicaView(NamedTuple):
     """One replica.
 
     Attributes:

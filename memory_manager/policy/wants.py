@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
@@ -132,29 +132,29 @@ def wants_of(
     candidates = [each for each in replicas if is_at_rest(each) and each.replica_id not in leaving]
     if not candidates:
         return
-    candidates.sort(
-        key=lambda each: (
-            not is_parked(each),
-            _TRYABLE.index(each.residency),
-            each.worker_id is None,
-            each.replica_id,
+    if len(candidates) > 1:
+        candidates.sort(
+            key=lambda each: (
+                not is_parked(each),
+                _TRYABLE.index(each.residency),
+                each.worker_id is None,
+                each.replica_id,
+            )
         )
-    )
     num_desired = max(num_desired, num_up + sum(map(is_parked, candidates)))
     if not num_desired and not num_up:
         yield from _expected(deployment, candidates[0], at, now_s, config)
     for replica in candidates[: max(0, min(deployment.policy.max_replicas, num_desired) - num_up)]:
         if at(replica.retry_at_s):
-            num_requests = sum(each.num_active for each in replicas)
-            yield _wanted(deployment, replica, num_up, num_requests, now_s, config)
+            yield _wanted(deployment, replica, replicas, num_up, now_s, config)
             num_up += 1
 
 
 def _wanted(
     deployment: DeploymentView,
     replica: ReplicaView,
+    replicas: Sequence[ReplicaView],
     num_up: int,
-    num_requests: int,
     now_s: float,
     config: PlannerConfig,
 ) -> Want:
@@ -177,11 +177,12 @@ def _wanted(
         displaces = Displaces.ANYBODY
     elif num_up >= num_kept(deployment):
         displaces = Displaces.UNUSED
+        num_requests = sum(each.num_active for each in replicas)
         num_over = max(1, num_requests - num_up * config.requests_per_replica)
         reason = f"{num_over} requests more than {num_up} replicas serve well"
     standing = standings.of_wanted(
         replica,
-        replace(deployment, demand=None),
+        deployment._replace(demand=None),
         num_expected=0.0,
         priority=priority,
         now_s=now_s,

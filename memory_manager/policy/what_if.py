@@ -101,16 +101,16 @@ def _alone(state: PlannerState, name: str, demand: DemandView) -> PlannerState:
 
     def asked(deployment: DeploymentView) -> DeploymentView:
         if deployment.name != name:
-            return replace(deployment, demand=None, exchange=None)
+            return deployment._replace(demand=None, exchange=None)
         policy = replace(deployment.policy, enabled=True)
         wanted = replace(demand, priority=policy.priority)
-        return replace(deployment, demand=wanted, held=False, policy=policy, exchange=None)
+        return deployment._replace(demand=wanted, held=False, policy=policy, exchange=None)
 
     def ready(replica: ReplicaView) -> ReplicaView:
         num_active = replica.num_active if replica.residency in ON_DEVICE else 0
         if replica.deployment != name:
-            return replace(replica, num_active=num_active)
-        return replace(replica, num_active=num_active, retry_at_s=-math.inf, since_s=-math.inf)
+            return replica._replace(num_active=num_active)
+        return replica._replace(num_active=num_active, retry_at_s=-math.inf, since_s=-math.inf)
 
     return replace(
         state,

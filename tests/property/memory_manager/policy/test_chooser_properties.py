@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +50,7 @@ def only_late(found: list[Standing]) -> list[Standing]:
 
     def late(away: Standing) -> Standing:
         slacks_s = tuple(min(each, -0.5) for each in away.slacks_s)
-        return replace(away, slacks_s=slacks_s, rate_per_s=0.0, num_expected=0.0)
+        return away._replace(slacks_s=slacks_s, rate_per_s=0.0, num_expected=0.0)
 
     return [each if each.is_present else late(each) for each in found]
 
@@ -141,7 +140,7 @@ def test_who_was_taken_away_counts_as_one_who_may_not_leave(
             assert chooser.take_away(each.name) == (each.num_bytes if each.may_leave else 0)
             assert chooser.take_away(each.name) == 0
     without = Chooser(
-        [replace(each, may_leave=each.may_leave and each.name not in gone) for each in found], CONFIG
+        [each._replace(may_leave=each.may_leave and each.name not in gone) for each in found], CONFIG
     )
     assert chooser.in_order() == without.in_order()
     assert not gone.intersection(chooser.in_order())

@@ -174,7 +174,7 @@ def test_for_a_late_request_an_unused_one_sleeps() -> None:
     made = contended(waited_s=9, slack_s=0, num_active=0, latest_s=(), last_used_s=NOW - 0.1)
     assert actions(made) == {}
     assert actions(made, NOW + 9.9) == {Sleep: ["a/0"]}
-    rhythm = [replace(each, longest_pause_s=5.0) for each in made.deployments]
+    rhythm = [each._replace(longest_pause_s=5.0) for each in made.deployments]
     assert actions(replace(made, deployments=tuple(rhythm)), NOW + 9.9) == {}
     assert actions(replace(made, deployments=tuple(rhythm)), NOW + 19.9) == {Sleep: ["a/0"]}
 
@@ -189,7 +189,7 @@ def test_who_came_for_late_requests_alone_makes_room_for_who_was_there_before() 
     made = state(deployments, [replica("a", Residency.WARM), *residents])
     assert actions(made) == {Sleep: ["c/0"]}
     assert actions(made, NOW - 0.5) == {}, "its visit has not ended"
-    settled = replace(made, replicas=(made.replicas[0], residents[0], replace(residents[1], is_guest=False)))
+    settled = replace(made, replicas=(made.replicas[0], residents[0], residents[1]._replace(is_guest=False)))
     assert actions(settled) == {}
 
 
@@ -222,14 +222,14 @@ def test_a_sleeper_with_parked_requests_is_woken_as_for_requests_that_wait() -> 
     parked = replica("a", Residency.WARM, num_active=2)
     demand = model("a", demand=waiting(NOW - 1))
     assert actions(state([demand], [parked], kv_pages=29)) == {Wake: ["a/0"]}
-    disabled = replace(demand, policy=replace(demand.policy, enabled=False))
+    disabled = demand._replace(policy=replace(demand.policy, enabled=False))
     assert actions(state([disabled], [parked], kv_pages=29)) == {Wake: ["a/0"]}
-    assert Wake not in actions(state([disabled], [replace(parked, num_active=0)], kv_pages=29))
+    assert Wake not in actions(state([disabled], [parked._replace(num_active=0)], kv_pages=29))
 
 
 def test_of_two_replicas_the_one_with_parked_requests_comes_back_though_the_other_is_there() -> None:
     deployment = model("a", demand=waiting(NOW - 60), max_replicas=2)
-    there = replace(replica("a", Residency.RESIDENT, num_active=1), replica_id="a/1", worker_id="v")
+    there = replica("a", Residency.RESIDENT, num_active=1)._replace(replica_id="a/1", worker_id="v")
     parked = replica("a", Residency.WARM, num_active=1)
     other = replica("b", Residency.RESIDENT, num_active=1, since_s=NOW - 60)
     another = replica("c", Residency.RESIDENT, num_active=1, since_s=NOW - 60)
@@ -246,11 +246,11 @@ def test_of_two_replicas_the_one_with_parked_requests_comes_back_though_the_othe
 def test_a_busy_one_does_not_sleep_for_demand_of_lower_priority() -> None:
     made = contended(waited_s=60, slack_s=60)
     high = [
-        replace(each, policy=replace(each.policy, priority=1)) if each.demand is None else each
+        each._replace(policy=replace(each.policy, priority=1)) if each.demand is None else each
         for each in made.deployments
     ]
     assert actions(replace(made, deployments=tuple(high))) == {}
-    urgent = [replace(each, demand=waiting(NOW - 60, priority=1)) if each.demand else each for each in high]
+    urgent = [each._replace(demand=waiting(NOW - 60, priority=1)) if each.demand else each for each in high]
     assert actions(replace(made, deployments=tuple(urgent))) == {Sleep: ["a/0"]}
 
 
@@ -323,7 +323,7 @@ def test_idle_timeout() -> None:
     assert decide(made).next_at_s == pytest.approx(NOW + 1)
     assert actions(made, NOW + 1) == {Sleep: ["a/0"]}
     assert actions(state([model("a", idle_timeout_s=10, pinned=True)], [idle]), NOW + 1) == {}
-    assert actions(state([model("a", idle_timeout_s=10)], [replace(idle, num_active=1)]), NOW + 1) == {}
+    assert actions(state([model("a", idle_timeout_s=10)], [idle._replace(num_active=1)]), NOW + 1) == {}
 
 
 def test_pinned_and_min_replicas_are_loaded_without_demand_and_held_ones_are_not() -> None:
@@ -366,10 +366,10 @@ def test_disabled_asked_and_retired_ones_leave() -> None:
     ):
         leaving = replica("a", Residency.RESIDENT, num_active=1, **values)
         assert actions(state([deployment], [leaving])) == {Drain: ["a/0"]}
-        assert actions(state([deployment], [replace(leaving, num_active=0)])) == {Sleep: ["a/0"]}
+        assert actions(state([deployment], [leaving._replace(num_active=0)])) == {Sleep: ["a/0"]}
     retired = replica("gone", Residency.RESIDENT, retired=True)
     assert actions(state([], [retired])) == {Unload: ["gone/0"]}
-    assert actions(state([], [replace(retired, residency=Residency.WARM, lease_bytes=0)]))[Unload] == [
+    assert actions(state([], [retired._replace(residency=Residency.WARM, lease_bytes=0)]))[Unload] == [
         "gone/0"
     ]
 
@@ -414,7 +414,7 @@ def test_of_two_pins_that_do_not_fit_together_the_one_that_is_there_stays() -> N
     ]
     replicas = [ReplicaView(f"{each.name}/0", each.name, Residency.COLD, 20 * PAGE, 0) for each in pins]
     assert set(decide(state(pins, replicas)).refusals) == {"p"}
-    replicas[0] = replace(replicas[0], residency=Residency.RESIDENT, worker_id="w", lease_bytes=20 * PAGE)
+    replicas[0] = replicas[0]._replace(residency=Residency.RESIDENT, worker_id="w", lease_bytes=20 * PAGE)
     assert set(decide(state(pins, replicas)).refusals) == {"q"}
 
 
@@ -422,7 +422,7 @@ def test_two_devices_are_filled_by_fit_and_one_deployment_is_not_twice_on_a_work
     devices = (DeviceView("cpu:0", 20 * PAGE), DeviceView("cpu:1", 40 * PAGE))
     workers = (WorkerView("w0", "cpu:0"), WorkerView("w1", "cpu:1"))
     wanted = model("a", min_replicas=2, max_replicas=2)
-    replicas = tuple(replace(replica("a"), replica_id=f"a/{i}") for i in range(2))
+    replicas = tuple(replica("a")._replace(replica_id=f"a/{i}") for i in range(2))
     made = plan(PlannerState(devices, workers, (wanted,), replicas), NOW, CONFIG)
     loads = [(each.replica_id, each.worker_id) for each in made.actions if isinstance(each, Load)]
     assert loads == [("a/0", "w1"), ("a/1", "w0")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ VISIT_S = stay_s(BACK_S, is_guest=True)
 
 def model(priority: int = 0, **values: Any) -> DeploymentView:
     view = deployment_view("a", weights_bytes=10, kv_guarantee_bytes=5, priority=priority)
-    return replace(view, **{"reload_s": BACK_S, **values})
+    return view._replace(**{"reload_s": BACK_S, **values})
 
 
 def resident(
