@@ -28,7 +28,8 @@ class DeviceRoom:
     promised to nobody and gives way. So what a replica takes, or frees, depends on who else is there.
 
     Attributes:
-        room_bytes: the budget less what cannot be moved and what is left to other processes.
+        others_bytes: what is left to other processes.
+        room_bytes: the budget less that and what cannot be moved.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class DeviceRoom:
         config: PlannerConfig,
     ) -> None:
         """Starts the sums. ``replicas`` are all replicas that the device's workers know."""
+        self.others_bytes = device.others_bytes
         self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
         self._workers = workers
         self._weights_bytes = sum(each.lease_bytes for each in replicas)
