@@ -35,7 +35,7 @@ __all__ = ["measure"]
 SIZES = (10, 100, 1000)
 NUM_RESIDENT = 32
 WEIGHTS_PAGES, KV_PAGES = 10, 2
-WAITING_SHARE = 0.05
+WAITING_SHARE = 0.1
 REPEATS = 50
 
 
@@ -128,7 +128,7 @@ class InstantWorker:
 
 
 def measure(sizes: Sequence[int] = SIZES, repeats: int = REPEATS) -> dict[str, float]:
-    """Median milliseconds of one decision: ``planner_ms_N`` with N deployments, of which one in twenty has a
+    """Median milliseconds of one decision: ``planner_ms_N`` with N deployments, of which one in ten has a
     request waiting, and ``planner_ms_N_all_waiting`` with a request waiting for each that is not resident."""
     figures = {}
     for size in sizes:
