@@ -328,14 +328,14 @@ class Deployment:
             arrivals_s.append(next(iter(self.waiters)).arrival_s)
         if self.asked_in_vain_since_s is not None:
             arrivals_s.append(self.asked_in_vain_since_s)
+        latest_s = [each.latest_s(self.pace) for each in self.waiters]
+        latest_s += [ticket.latest_s(config.tpot_target_s) for each in parked for ticket in each.tickets]
+        priorities = [each.priority for each in self.waiters]
         return DemandView(
-            num_waiting=len(self.waiters) + sum(each.num_parked for each in parked),
+            num_waiting=len(latest_s),
             oldest_arrival_s=min(arrivals_s),
-            priority=max((each.priority for each in self.waiters), default=self.spec.policy.priority),
-            latest_s=(
-                *(each.latest_s(self.pace) for each in self.waiters),
-                *(ticket.latest_s(config.tpot_target_s) for each in parked for ticket in each.tickets),
-            ),
+            priority=max(priorities) if priorities else self.spec.policy.priority,
+            latest_s=tuple(latest_s),
         )
 
     def check_available(self, now_s: float) -> None:

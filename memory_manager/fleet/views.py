@@ -46,8 +46,8 @@ def unsettled(
     for deployment in deployments:
         if deployment.stirred:
             moving.append(deployment)
-        else:
-            next_due_s = min(next_due_s, deployment.due_s)
+        elif deployment.due_s < next_due_s:
+            next_due_s = deployment.due_s
     stirred = [each for each in replicas if each.deployment.stirred or (each.retired and not each.is_at_rest)]
     return moving, stirred, next_due_s
 

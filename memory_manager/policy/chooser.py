@@ -367,12 +367,13 @@ class Chooser:
             return Exchange(
                 standing.name, victims.names, gain, victims.loss, margin=least_gain, due_in_s=due_in_s
             )
-        variance = (standing.weight * standing.share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
+        share_lost = standing.share_lost
+        variance = (standing.weight * share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
         variance = (variance + victims.variance) * (horizon**2 * self._unit_per_s / 2)
         switching = (
             self._present_rate_per_s
             * (standing.back_s + victims.back_s)
-            * (self._config.move_slows + standing.share_lost)
+            * (self._config.move_slows + share_lost)
         )
         return Exchange(
             standing.name,

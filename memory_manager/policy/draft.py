@@ -1,4 +1,4 @@
-"""A plan in the making: what its steps share."""
+"""The draft of a plan: what its steps share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["PlanDraft"]
 
 
 class PlanDraft:
-    """What one plan follows from, and what has been decided of it.
+    """A plan in the making: what it follows from, and what has been decided of it.
 
     Attributes:
         actions: those to begin now, but for KV leases.
@@ -151,7 +151,7 @@ class PlanDraft:
         return self.at(replica.retry_at_s)
 
     def freeing(self, room: DeviceRoom, num_bytes: int) -> Lack:
-        """What is missing of so many bytes on a device if others leave."""
+        """The lack of so many bytes on a device, as others leave."""
         return lambda names: num_bytes - room.freed_bytes(self.replicas_of(names))
 
     def replicas_of(self, replica_ids: Collection[str]) -> list[ReplicaView]:

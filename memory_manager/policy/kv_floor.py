@@ -79,7 +79,8 @@ class KVFloor:
 
     def growth_bytes(self, coming: NeedsKV) -> int:
         """By how much it would grow with another replica."""
-        return self.bytes_if(coming=coming) - self.num_bytes
+        own_bytes, shared_bytes = self._parts(coming)
+        return own_bytes + max(0, shared_bytes - self._longest_bytes())
 
     def _longest_bytes(self, leaving: Collection[str] = ()) -> int:
         """The longest of the sequences that share, without some of the replicas."""

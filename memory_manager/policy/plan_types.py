@@ -1,4 +1,7 @@
-"""Values that the planner reads and answers with: plain and frozen, no I/O, no clock."""
+"""Values that the planner reads and answers with: plain and frozen, no I/O, no clock.
+
+Those of which a plan needs hundreds are tuples: a frozen dataclass takes several times as long to make.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class DemandView:
+class DemandView(NamedTuple):
     """Requests that wait for a deployment, those included that are parked on a replica of it.
 
     Attributes:
@@ -53,8 +55,7 @@ class DemandView:
 
 
 class DeploymentView(NamedTuple):
-    """A deployment's policy and what is known of its traffic. A tuple, as ``ReplicaView`` is: they are made by the
-    hundred for each plan, and a frozen dataclass takes several times as long.
+    """A deployment's policy and what is known of its traffic.
 
     Attributes:
         policy: as the administrator set it.

@@ -55,13 +55,14 @@ def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
     """
     devices = {each.name: _device(each, state, config) for each in state.devices}
     homed = _place_pinned(state, devices)
+    rooms = [(each, each.left_bytes) for each in devices.values()]
     return {
         each.name: _message(each, devices.values())
         for each in state.deployments
         if each.policy.enabled
         and (each.demand is not None or each.policy.pinned)
         and each.name not in homed
-        and not any(device.has_room(each) for device in devices.values())
+        and not any(device.need_bytes(each) <= left_bytes for device, left_bytes in rooms)
     }
 
 

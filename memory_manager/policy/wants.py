@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
@@ -38,8 +38,7 @@ class Displaces(enum.Enum):
     ANYBODY = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """A deployment that wants one more replica.
 
     Attributes:

@@ -103,7 +103,7 @@ def _alone(state: PlannerState, name: str, demand: DemandView) -> PlannerState:
         if deployment.name != name:
             return deployment._replace(demand=None, exchange=None)
         policy = replace(deployment.policy, enabled=True)
-        wanted = replace(demand, priority=policy.priority)
+        wanted = demand._replace(priority=policy.priority)
         return deployment._replace(demand=wanted, held=False, policy=policy, exchange=None)
 
     def ready(replica: ReplicaView) -> ReplicaView:
