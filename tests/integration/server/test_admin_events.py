@@ -154,6 +154,7 @@ def test_refusals_are_counted_in_one_event(server: RunningServer) -> None:
     server.admin("PATCH", "/deployments/c", {"kv_guarantee_bytes": None})
 
 
+@pytest.mark.slow
 def test_events_outlive_the_server_within_their_bound(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "MOORING_MAX_EVENTS": "20"}
     models = {"a": write_checkpoint(tmp_path / "a")}

@@ -18,7 +18,7 @@ from benchmarks.streams import Agreement, Outcome, Stream, count_agreements, dra
 from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import kv_bytes_for_tokens, round_to_pages
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MODELS = ("a", "b")
 CONTEXT = 512
@@ -93,7 +93,6 @@ def test_answers_of_both_go_on_in_turns_and_are_what_they_would_have_been(
     assert server.status()["ledger_mismatches"] == 0
 
 
-@pytest.mark.slow
 def test_a_death_while_requests_are_parked_loses_none(
     server: RunningServer, streams: list[Stream], references: list[Outcome]
 ) -> None:

@@ -152,6 +152,7 @@ def test_the_work_ends_with_a_server_that_is_killed(tmp_path: Path, checkpoint: 
         check_all_gone(processes)
 
 
+@pytest.mark.slow
 def test_a_sample_that_cannot_be_made_is_withheld_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
     with started(tmp_path / "data", checkpoint, FOR_EVER) as server:
         until(lambda: len(makers(server)) == 2)

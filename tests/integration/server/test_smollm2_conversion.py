@@ -13,7 +13,7 @@ from support.running_server import RunningServer
 from mooring.errors import ConfigurationError
 from ops.samples.smollm2 import make_smollm2
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_transformers_answers_from_the_converted_folder(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,7 +42,7 @@ def test_transformers_answers_from_the_converted_folder(folder: Path) -> None:
     assert answer == "The capital of France is Paris.<|im_end|>"
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_server_answers_as_transformers_does(folder: Path, tmp_path: Path, dtype: str) -> None:
     flags = ["--dtype", dtype, "--memory-budget", "1GiB"]
     with (

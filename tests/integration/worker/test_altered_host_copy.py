@@ -91,7 +91,7 @@ async def serving(model: TinyModel, folder: Path, cpu_wake: str) -> AsyncIterato
     await stack.cache.close()
 
 
-@pytest.mark.parametrize("cpu_wake", ["copy", "remap"])
+@pytest.mark.parametrize("cpu_wake", ["copy", pytest.param("remap", marks=pytest.mark.slow)])
 async def test_a_model_whose_host_copy_was_altered_is_read_again_and_says_the_same(
     tmp_path: Path, cpu_wake: str
 ) -> None:

@@ -13,7 +13,7 @@ from engines.api import SamplingParams, SequenceRequest
 lengths = st.tuples(st.integers(1, 50), st.integers(2, 60))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(first=lengths, others=st.lists(lengths, min_size=1, max_size=6), shares=st.booleans())
 def test_the_earliest_always_ends(
     first: tuple[int, int], others: list[tuple[int, int]], shares: bool

@@ -137,7 +137,7 @@ class World:
         sharer.preempt(slot)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     asked=st.lists(models, min_size=1, max_size=4),
     coming=st.lists(arrivals, min_size=1, max_size=MOST_SEQUENCES),

@@ -44,7 +44,7 @@ def test_every_message_that_is_known_passes(message: Message) -> None:
     assert accepts(type(message), message.SerializeToString())
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(ANY_MESSAGE, st.data())
 def test_what_passes_parses_and_has_no_unknown_field(message: Message, data: st.DataObject) -> None:
     broken = bytearray(message.SerializeToString())
