@@ -50,8 +50,8 @@ class PlannerConfig:
         kv_base_bytes: KV that a worker holds while it serves nothing (the pool's null page).
         rate_half_life_s: half-life of the request rates that the planner reads.
         num_errors: standard errors of what rates let expect, by which a change of the resident set has to gain.
-        pause_loss: what a pause counts of a request that meets its targets in spite of it.
         move_slows: share by which steps take longer while weights are moved.
+        kv_short_s: seconds after sequences waited for KV for which it counts as short, and what leaves loses its own.
         reweigh_s: seconds after which what was not worth while is weighed again, while requests wait.
         unused_pauses: a model is unused after a pause of so many times the longest of its last pauses.
     """
@@ -110,8 +110,8 @@ class PlannerConfig:
     kv_base_bytes: int = PAGE_BYTES
     rate_half_life_s: Annotated[float, _POSITIVE] = 120.0
     num_errors: Annotated[float, _NOT_NEGATIVE] = 2.0
-    pause_loss: Annotated[float, _NOT_NEGATIVE] = 0.02
     move_slows: Annotated[float, _NOT_NEGATIVE] = 0.3
+    kv_short_s: Annotated[float, _POSITIVE] = 3.0
     reweigh_s: Annotated[float, _POSITIVE] = 0.5
     unused_pauses: Annotated[float, _NOT_NEGATIVE] = 4.0
 

@@ -14,6 +14,8 @@ from memory_manager.policy.slack import running_latest_s, waiting_latest_s
 
 __all__ = ["Places", "ReplicaTicket", "Waiter"]
 
+_NUM_TIMED_AT_ONCE = 8  # tokens; single ones may come in one message
+
 
 class _OfTenant(Protocol):
     @property
@@ -97,12 +99,19 @@ class ReplicaTicket:
     _first_at_s: float | None = field(default=None, init=False)
     _num_before: int = field(default=0, init=False)  # tokens that the request had from a former ticket
     _num_tokens: int = field(default=0, init=False)
+    _timed_at_s: float = field(default=0.0, init=False)  # when it had ``_num_timed`` tokens
+    _num_timed: int = field(default=0, init=False)
 
     def note_tokens(self, num_tokens: int) -> None:
         """Tells how many tokens the request has by now; of several choices, that of any."""
         if self._first_at_s is None:
-            self._first_at_s, self._num_before = self.clock(), num_tokens - 1
+            self._first_at_s = self._timed_at_s = self.clock()
+            self._num_before, self._num_timed = num_tokens - 1, num_tokens
         self._num_tokens = max(self._num_tokens, num_tokens)
+        if (num_new := self._num_tokens - self._num_timed) >= _NUM_TIMED_AT_ONCE:
+            now_s = self.clock()
+            self.pace.note_tokens(num_new, now_s - self._timed_at_s)
+            self._timed_at_s, self._num_timed = now_s, self._num_tokens
 
     def latest_s(self, tpot_target_s: float) -> float:
         """The latest moment at which it has to be computed to meet its targets, on the manager's clock."""
@@ -121,8 +130,7 @@ class ReplicaTicket:
         """Takes what the request took, if it has tokens, into its deployment's means."""
         if self._first_at_s is not None:
             self.pace.note_first_token(max(0.0, self._first_at_s - self.asked_at_s), ttft_target_s)
-            num_timed = self._num_tokens - self._num_before - 1
-            self.pace.note_end(self._num_tokens, num_timed, self.clock() - self._first_at_s)
+            self.pace.note_end(self._num_tokens)
 
     def release(self) -> None:
         """Ends the use. Safe to call more than once, and after the worker's death."""

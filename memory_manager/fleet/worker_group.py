@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Worker:
         tasks: what is under way on it; cancelled when it is lost.
         stats: its figures at the last poll.
         kv_wanted_since_s: since when some of its sequences wait for KV.
+        kv_wanted_until_s: until when some did the last time.
     """
 
     port: WorkerPort
@@ -57,6 +59,7 @@ class Worker:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     stats: WorkerStats = field(default_factory=WorkerStats)
     kv_wanted_since_s: float = 0.0
+    kv_wanted_until_s: float = -math.inf
     leaves_by_s: float | None = None
     drained: asyncio.Event = field(default_factory=asyncio.Event)
 

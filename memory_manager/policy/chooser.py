@@ -1,8 +1,9 @@
 """Which models are to be on a device: what a change of the set gains is weighed against what it costs.
 
 A request has slack: for how long it can be left alone and still meet its targets. A model that leaves is away until
-somebody wants it back, so of its requests those are lost whose slack is shorter than that time; of the requests that
-are still to come a share is lost, which grows with the time to bring the model back. A model that comes saves the
+somebody wants it back: that takes a share of the slack of each of its requests, and so many of them are taken for
+lost; all of them if sequences wait for KV, and take theirs. Of the requests that are still to come a share is lost,
+which grows with the time to bring the model back. A model that comes saves the
 requests that wait for it and whose slack is longer than the time that it takes to come, and the same share of those
 to come.
 
@@ -42,6 +43,7 @@ __all__ = [
     "comes_before",
     "guard_s",
     "horizon_s",
+    "is_in_time",
     "num_lost_soon",
 ]
 
@@ -148,16 +150,20 @@ class Choice:
     due_in_s: float = math.inf
 
 
-def choose(standings: Sequence[Standing], room_bytes: int, config: PlannerConfig) -> Choice:
+def choose(
+    standings: Sequence[Standing], room_bytes: int, config: PlannerConfig, *, is_short_of_kv: bool = False
+) -> Choice:
     """The changes that are worth their cost.
 
     Args:
         room_bytes: free beside all that are present.
+        is_short_of_kv: see ``Chooser``.
     """
     wanted = sorted((each for each in standings if each.is_wanted), key=comes_before)
     if not wanted:
         return Choice(())
-    chooser = Chooser(standings, config)
+    num_away = sum(not each.is_present and is_in_time(each.slacks_s) for each in standings)
+    chooser = Chooser(standings, config, num_away=num_away, is_short_of_kv=is_short_of_kv)
     num_bytes = {each.name: each.num_bytes for each in standings}
     exchanges: list[Exchange] = []
     due_in_s = config.reweigh_s
@@ -184,6 +190,11 @@ def comes_before(standing: Standing) -> tuple[float, float, float, str]:
     gain = _gain(standing, horizon_s(standing.back_s))
     density = gain / max(1, standing.num_bytes)
     return -density, _least_slack_s(standing), -standing.waited_s, standing.name
+
+
+def is_in_time(slacks_s: Sequence[float]) -> bool:
+    """Whether any of these requests can still meet its targets; ``slacks_s`` are in ascending order."""
+    return bool(slacks_s) and slacks_s[-1] >= 0
 
 
 def horizon_s(back_s: float) -> float:
@@ -268,10 +279,21 @@ class Chooser:
 
     Args:
         standings: all of a device; those that may leave are weighed.
+        num_away: models that have requests in time and are away: whoever leaves comes back after them.
+        is_short_of_kv: sequences wait there for KV: they take that of whoever leaves.
     """
 
-    def __init__(self, standings: Sequence[Standing], config: PlannerConfig) -> None:
+    def __init__(
+        self,
+        standings: Sequence[Standing],
+        config: PlannerConfig,
+        *,
+        num_away: int = 1,
+        is_short_of_kv: bool = False,
+    ) -> None:
         self._config = config
+        self._num_away = max(1, num_away)
+        self._is_short_of_kv = is_short_of_kv
         self._residents = residents = [each for each in standings if each.may_leave]
         self._index = {each.name: index for index, each in enumerate(residents)}
         self._present_rate_per_s = sum(each.weight * each.rate_per_s for each in standings if each.is_present)
@@ -401,9 +423,12 @@ class Chooser:
     def _losses_of(self, horizon: float) -> NDArray[np.float64]:
         """For each resident, the requests lost if it leaves for so long."""
         if horizon not in self._losses:
-            away_s = horizon + self._back_s
+            # It comes back after them, and they are not expected to go for it at once.
+            away_s = horizon * (1 + self._num_away) + self._back_s
             in_time = self._slacks_s >= 0
-            paused = np.where(self._slacks_s < away_s[self._owner], 1.0, self._config.pause_loss) * in_time
+            # What a pause takes of its slack a request lacks at the next pause, or beside the next who come.
+            share_used = away_s[self._owner] / np.maximum(self._slacks_s, 1e-3)
+            paused = np.where(self._is_short_of_kv, 1.0, np.minimum(1.0, share_used)) * in_time
             num_lost = np.bincount(self._owner, paused, minlength=len(self._residents))
             num_to_come = np.where(self._is_guest, 0.0, self._rate_per_s * horizon + self._num_expected)
             self._losses[horizon] = self._weight * (num_lost + self._share_lost * num_to_come)

@@ -43,6 +43,7 @@ class DeviceRoom:
         self.others_bytes = device.others_bytes
         self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
         self._workers = workers
+        self._kv_short_s = config.kv_short_s
         self._weights_bytes = sum(each.lease_bytes for each in replicas)
         self._now = {each.worker_id: self._new_floor(each, config) for each in workers}
         self._after = {each.worker_id: self._new_floor(each, config) for each in workers}
@@ -77,6 +78,10 @@ class DeviceRoom:
             if each.elastic_kv
         )
         return max(0, wanted_bytes - max(0, self.spare_bytes))
+
+    def is_short_of_kv(self, now_s: float) -> bool:
+        """Whether sequences wait for KV, or did a short while ago."""
+        return any(now_s < each.kv_wanted_at_s + self._kv_short_s for each in self._workers)
 
     @property
     def kv_wanted_since_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from memory_manager.config import PlannerConfig
@@ -56,6 +57,12 @@ class PlanDraft:
                 if replica.residency in ON_DEVICE and not replica.retired:
                     self.hosts[replica.deployment].add(replica.worker_id)
         self.replicas = {each.replica_id: each for each in state.replicas}
+        self._num_away = sum(
+            each.demand is not None
+            and not self.hosts[each.name]
+            and max(each.demand.latest_s, default=-math.inf) >= now_s
+            for each in state.deployments
+        )
         self._choosers: dict[str, Chooser] = {}  # by device
         self.exchanges: dict[str, Exchange] = {}
         self.rooms = {
@@ -138,6 +145,8 @@ class PlanDraft:
                     if replica.residency in ON_DEVICE and not replica.retired
                 ],
                 self.config,
+                num_away=-(-self._num_away // len(self.rooms)),
+                is_short_of_kv=self.rooms[device].is_short_of_kv(self.now_s),
             )
         return self._choosers[device]
 

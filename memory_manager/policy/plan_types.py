@@ -184,6 +184,7 @@ class WorkerView:
             worker has obeyed.
         kv_wanted_bytes: the lease under which no sequence would wait for KV; 0 if none does.
         kv_wanted_since_s: since when sequences have waited for KV.
+        kv_wanted_at_s: when they last did; the moment of the view if they do now, ``-inf`` if they never did.
         elastic_kv: its lease may change while replicas are there, which share it; without it each replica has KV of
             its own from its load on.
         leaves_by_s: the worker is to leave: it gets no replicas, and those on it are unloaded, at this time with
@@ -196,6 +197,7 @@ class WorkerView:
     kv_target_bytes: int = 0
     kv_wanted_bytes: int = 0
     kv_wanted_since_s: float = 0.0
+    kv_wanted_at_s: float = -math.inf
     elastic_kv: bool = True
     leaves_by_s: float | None = None
 

@@ -33,6 +33,9 @@ class Elastic:
             [self._standing(simulation, each) for each in models],
             simulation.machine.num_resident - num_present,
             self._config,
+            is_short_of_kv=any(
+                simulation.now_s < each.kv_wanted_at_s + self._config.kv_short_s for each in models
+            ),
         )
         for exchange in choice.exchanges:
             for name in exchange.leave:
@@ -43,7 +46,7 @@ class Elastic:
     def _standing(self, simulation: Simulation, model: SimulatedModel) -> Standing:
         now_s, back_s = simulation.now_s, simulation.machine.wake_s
         is_coming = model.coming_at_s is not None
-        latest_s = [self._latest_s(simulation, model, each) for each in model.requests()]
+        latest_s = [self._latest_s(model, each) for each in model.requests()]
         waited_s = now_s - max(model.left_at_s, min((each.at_s for each in model.waiting), default=now_s))
         last_used_s = max(model.came_at_s, model.last_used_s)
         return Standing(
@@ -63,7 +66,7 @@ class Elastic:
             is_guest=model.is_guest and now_s < model.came_at_s + guest_s(back_s),
         )
 
-    def _latest_s(self, simulation: Simulation, model: SimulatedModel, request: SimulatedRequest) -> float:
+    def _latest_s(self, model: SimulatedModel, request: SimulatedRequest) -> float:
         if request.first_at_s is None:
             return waiting_latest_s(request.deadline_s, model.pace.first_token_s)
         return running_latest_s(
@@ -71,7 +74,7 @@ class Elastic:
             deadline_s=request.deadline_s,
             num_tokens=request.num_done,
             expected_tokens=model.mean_output,
-            token_s=simulation.token_s,
+            token_s=model.pace.token_s,
             tpot_target_s=self._config.tpot_target_s,
         )
 

@@ -24,8 +24,8 @@ from memory_manager.policy.pace import Pace
 
 __all__ = ["Machine", "ResidencyPolicy", "SimulatedModel", "SimulatedRequest", "Simulation", "StepCosts"]
 
-_SMOOTHING = 0.05  # weight of a new figure in a running mean
 _MAX_TURNS_WAITED = 8
+_MOST_NOTED = 32  # equal gaps: after so many the median is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +120,12 @@ class SimulatedModel:
         coming_at_s: when its move ends; None if none is under way.
         kv_share: tokens of KV that are its own, and all that it may have; None if KV is shared.
         mean_output: running mean of its outputs' tokens, of which there were ``num_ended``.
+        kv_wanted_at_s: when one of its requests last found no room.
         num_since_late: admissions since the last one of a late request in its turn; of the first model those of all
             that share KV.
         rate, pattern: of its requests.
-        pace: how soon their first tokens come; all models share the seconds of each further token.
+        pace: how soon its tokens come.
+        stepped_at_s: when its last step ended.
         last_used_s, left_at_s: when the last of them ended, and when the model last left.
         is_guest: it came for late requests alone.
     """
@@ -139,10 +141,12 @@ class SimulatedModel:
     waiting: list[SimulatedRequest] = field(default_factory=list)
     mean_output: float = kv_forecast.UNMEASURED_OUTPUT_TOKENS
     num_ended: int = 0
+    kv_wanted_at_s: float = -math.inf
     num_since_late: int = 0
     rate: ArrivalRate = field(default_factory=ArrivalRate)
     pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
     pace: Pace = field(default_factory=Pace)
+    stepped_at_s: float = 0.0
     last_used_s: float = 0.0
     left_at_s: float = 0.0
     is_guest: bool = False
@@ -172,7 +176,6 @@ class Simulation:
 
     Attributes:
         plan_at_s: when a plan is due, whatever happens; set by the policy.
-        token_s: running mean of the seconds between two tokens of one request.
         num_moves: models brought so far.
     """
 
@@ -180,7 +183,6 @@ class Simulation:
         self.machine = machine
         self.now_s = 0.0
         self.plan_at_s = math.inf
-        self.token_s = machine.costs.of(1, 0)
         self.num_moves = 0
         self.models = [SimulatedModel(index) for index in range(num_models)]
         self._policy = policy
@@ -268,7 +270,7 @@ class Simulation:
                     each.num_turns_waited = 0 if each is model else each.num_turns_waited + 1
                 model.last_step = self._num_steps
                 if not self._leap(model, list(active.values()), next_at_s):
-                    self._compute(model, len(active))
+                    self._compute(model)
                 return True
         return False
 
@@ -317,13 +319,17 @@ class Simulation:
             each.num_computed += num_rounds
         self._held += num_rounds * len(running)
         self.now_s += num_rounds * round_s
-        self.token_s += min(1.0, _SMOOTHING * num_rounds) * (round_s - self.token_s)
+        for owner in decoding:
+            for _ in range(min(num_rounds, _MOST_NOTED)):
+                owner.pace.note_tokens(1, round_s)
+            owner.stepped_at_s = self.now_s
         return True
 
-    def _compute(self, model: SimulatedModel, num_active: int) -> None:
-        seconds = self._seconds(model)
-        self.now_s += seconds
-        self.token_s += _SMOOTHING * (seconds * num_active - self.token_s)
+    def _compute(self, model: SimulatedModel) -> None:
+        self.now_s += self._seconds(model)
+        if any(each.decodes for each in model.running):
+            model.pace.note_tokens(1, self.now_s - model.stepped_at_s)
+        model.stepped_at_s = self.now_s
         for request in list(model.running):
             request.num_computed += request.chunk
             self._held += request.chunk
@@ -344,31 +350,51 @@ class Simulation:
 
     def _compose(self, model: SimulatedModel) -> bool:
         """Chooses what each sequence of a model computes next, and makes room for it; False if none can."""
+        most_late = compose.most_late_tokens(self.machine.max_step_tokens, self._any_in_time(model))
         while True:
-            budget = self.machine.max_step_tokens
-            for request in sorted(model.running, key=lambda each: not each.decodes):
-                request.chunk = min(budget, request.num_tokens - request.num_computed)
+            budget, late_budget = self.machine.max_step_tokens, most_late
+            for request in sorted(
+                model.running, key=lambda each: (not each.decodes, each.is_late(self.now_s))
+            ):
+                is_late = not request.decodes and request.is_late(self.now_s)
+                most = min(budget, late_budget) if is_late else budget
+                request.chunk = min(most, request.num_tokens - request.num_computed)
                 budget -= request.chunk
+                late_budget -= request.chunk if is_late else 0
             need = sum(each.chunk for each in model.running)
             if need <= self._free(model):
                 break
             if not self._give_up(model):
                 return False
         while budget and (newcomer := self._next(model)) is not None:
+            is_late = newcomer.is_late(self.now_s)
+            if is_late and late_budget <= 0:
+                break
             making_way = self._making_way(model, newcomer)
             if making_way is None:
+                model.kv_wanted_at_s = self.now_s
                 break
             need -= sum(each.chunk for owner, each in making_way if owner is model)
             for owner, each in making_way:
                 self._preempt(owner, each)
-            chunk = min(budget, newcomer.num_tokens)
+            chunk = min(budget, late_budget if is_late else budget, newcomer.num_tokens)
             if not self._is_free(model, need + chunk):
+                model.kv_wanted_at_s = self.now_s
                 break
             self._admit(model, newcomer)
             newcomer.chunk = chunk
             need += chunk
             budget -= chunk
+            late_budget -= chunk if is_late else 0
         return bool(model.running)
+
+    def _any_in_time(self, model: SimulatedModel) -> bool:
+        return any(
+            not each.is_late(self.now_s)
+            for owner in self._sharing(model)
+            if owner.is_resident
+            for each in owner.requests()
+        )
 
     def _next(self, model: SimulatedModel) -> SimulatedRequest | None:
         """The next to be admitted; None if no other is before the late one whose turn it is."""

@@ -32,10 +32,12 @@ __all__ = [
     "is_open_to_new",
     "least_urgent",
     "may_admit_more",
+    "most_late_tokens",
     "order_of_turns",
     "with_admitted",
 ]
 
+_LATE_PART = 8
 _MOST_HELD_BACK = 8  # in one step: each was looked up in vain
 
 AdmissionOrder = tuple[int, bool, bool, float, int]
@@ -68,6 +70,7 @@ class RunningSequences:
         arrival: int64, order of submission in the worker; no two are equal.
         num_tokens: int64, known tokens, of prompt and output.
         num_computed: int64, of these, the tokens whose KV is there; fewer than ``num_tokens``.
+        is_late: bool, its first token came, or can only come, after its deadline.
     """
 
     slots: NDArray[np.int64]
@@ -76,6 +79,7 @@ class RunningSequences:
     arrival: NDArray[np.int64]
     num_tokens: NDArray[np.int64]
     num_computed: NDArray[np.int64]
+    is_late: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -172,27 +176,53 @@ def order_of_turns(turns: Sequence[Turn], max_turns_waited: int) -> list[str]:
     return [turn.replica_id for turn in sorted(turns, key=key)]
 
 
-def choose_chunks(running: RunningSequences, max_tokens: int) -> StepPlan:
+def most_late_tokens(max_tokens: int, any_in_time: bool) -> int:
+    """Tokens of late prefills that are computed in a step: a small part of it as long as others are in time. Those
+    who come meanwhile wait until it ends, and a late one gains nothing by haste.
+
+    Args:
+        max_tokens: computed in the step.
+        any_in_time: sequences of any model of the worker can still meet their targets.
+    """
+    return max(1, max_tokens // _LATE_PART) if any_in_time else max_tokens
+
+
+def choose_chunks(running: RunningSequences, max_tokens: int, max_late_tokens: int) -> StepPlan:
     """Chooses one token of every decode, and chunks of the prefills in what the budget leaves: by priority, then
-    by deadline, then by arrival.
+    those in time, then by deadline, then by arrival.
 
     Args:
         max_tokens: computed in the step, at least the number of sequences.
+        max_late_tokens: of these, of late prefills.
     """
     slots, remaining = running.slots, running.num_tokens - running.num_computed
     decodes = slots[remaining == 1]
     prefills = np.flatnonzero(remaining > 1)
-    order = np.lexsort((running.arrival[prefills], running.deadline_s[prefills], -running.priority[prefills]))
+    order = np.lexsort(
+        (
+            running.arrival[prefills],
+            running.deadline_s[prefills],
+            running.is_late[prefills],
+            -running.priority[prefills],
+        )
+    )
     prefills = prefills[order]
     remaining = remaining[prefills]
-    budget = max_tokens - len(decodes)
-    chunks = np.clip(budget - (np.cumsum(remaining) - remaining), 0, remaining)
+    late = np.where(running.is_late[prefills], remaining, 0)
+    remaining = remaining - late + _taken(late, max_late_tokens)
+    chunks = _taken(remaining, max_tokens - len(decodes))
     some = chunks > 0
     return StepPlan(
         np.concatenate((decodes, slots[prefills[some]])),
         np.concatenate((np.ones(len(decodes), np.int64), chunks[some])),
         len(decodes),
     )
+
+
+def _taken(wanted: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+    """Shares of a budget, the first first, int64 [S]."""
+    taken: NDArray[np.int64] = np.clip(budget - (np.cumsum(wanted) - wanted), 0, wanted)
+    return taken
 
 
 def cut_at_block_end(plan: StepPlan, num_computed: int, block_tokens: int) -> StepPlan:

@@ -32,7 +32,7 @@ UNMEASURED_OUTPUT_TOKENS = 256.0
 
 _LEAST_LEFT_TOKENS = 8.0
 _MEAN_WEIGHT = 0.05  # of a new output; before there were so many, each has the same
-_ADMISSIONS_TO_A_LATE_ONE = 8
+_ADMISSIONS_TO_A_LATE_ONE = 32
 _FAIR_TOKENS = 32
 
 

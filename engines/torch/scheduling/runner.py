@@ -218,6 +218,12 @@ class SequenceRunner:
             self._shared.note_change()
         self._waiting.note_late(now_s)
 
+    @property
+    def any_in_time(self) -> bool:
+        """See ``Sharer``."""
+        first = self._waiting.peek()
+        return self._table.any_in_time or (first is not None and not first.is_late)
+
     def earliest_deadline_s(self) -> float:
         """The earliest deadline of all sequences without a first token that are in time; ``inf`` if none has one."""
         return min(self._waiting.earliest_deadline_s(), self._table.earliest_deadline_s())

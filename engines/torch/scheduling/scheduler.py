@@ -132,6 +132,7 @@ class Scheduler:
         self._preempt = preempt
         self._ended_for_good = ended_for_good
         self._refused: _Refusal | None = None
+        self._max_late_tokens = max_tokens_per_step
 
     @property
     def is_short_of_kv(self) -> bool:
@@ -165,6 +166,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Plans the next step and takes its blocks; None if nothing can run now."""
+        self._max_late_tokens = compose.most_late_tokens(self._max_tokens, self._shared.any_in_time)
         if self._shared.is_shrinking:
             plan = self._going_on()
         else:
@@ -175,7 +177,7 @@ class Scheduler:
 
     def _going_on(self) -> StepPlan:
         """Plans those that run and need no more blocks."""
-        plan = compose.choose_chunks(self._table.running(), self._max_tokens)
+        plan = compose.choose_chunks(self._table.running(), self._max_tokens, self._max_late_tokens)
         num_missing = np.sum(self._missing(plan), axis=0)
         return plan.without(plan.slots[num_missing > 0].tolist())
 
@@ -184,7 +186,7 @@ class Scheduler:
         was_preempted = False
         while True:
             running = self._table.running()
-            plan = compose.choose_chunks(running, self._max_tokens)
+            plan = compose.choose_chunks(running, self._max_tokens, self._max_late_tokens)
             if self._extend(plan):
                 return plan, was_preempted
             if len(running) == 1:
@@ -246,6 +248,7 @@ class Scheduler:
 
     def _take_waiting(self, plan: StepPlan) -> StepPlan:
         budget = self._max_tokens - plan.num_new_tokens
+        late_budget = self._max_late_tokens - self._num_late_tokens(plan)
         slots: list[int] = []
         chunks: list[int] = []
         gone: list[int] = []
@@ -257,12 +260,15 @@ class Scheduler:
                 if first is None or self._is_still_refused(first):
                     break
                 pending = first.pending
+                if pending.is_late and late_budget <= 0:
+                    break
                 prefix = self._find(pending)
                 if self._next_key(pending, prefix) in coming:
                     self._blocks.unclaim(prefix)
                     held_back.append(self._waiting.remove(pending.request.sequence_id))
                     continue
-                chunk = self._admit_next(first, prefix, budget, gone)
+                most_tokens = min(budget, late_budget) if pending.is_late else budget
+                chunk = self._admit_next(first, prefix, most_tokens, gone)
                 if chunk is None:
                     break
                 slot, num_new = chunk
@@ -270,12 +276,18 @@ class Scheduler:
                 chunks.append(num_new)
                 coming.update(self._keys_coming(slot, num_new))
                 budget -= num_new
+                late_budget -= num_new if pending.is_late else 0
         finally:
             for pending in held_back:
                 self._waiting.push(pending)
         return compose.with_admitted(
             plan.without(gone), np.array(slots, np.int64), np.array(chunks, np.int64)
         )
+
+    def _num_late_tokens(self, plan: StepPlan) -> int:
+        """Tokens of a plan that are of late prefills."""
+        prefills = slice(plan.num_decodes, None)
+        return int(plan.num_new[prefills][self._table.is_late[plan.slots[prefills]]].sum())
 
     def _keys_coming_of(self, plan: StepPlan) -> set[bytes]:
         prefills = zip(

@@ -84,6 +84,7 @@ class SequenceTable:
             arrival=self.arrival[slots],
             num_tokens=self.num_tokens[slots],
             num_computed=self.num_computed[slots],
+            is_late=self.is_late[slots],
         )
 
     def is_active(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -162,6 +163,11 @@ class SequenceTable:
         self.is_late |= passed
         self.deadline_s[passed] = math.inf
         return bool(passed.any())
+
+    @property
+    def any_in_time(self) -> bool:
+        """Whether any of them is not late."""
+        return bool((self._active & ~self.is_late).any())
 
     def earliest_deadline_s(self) -> float:
         """The earliest deadline of all that have no first token yet and are in time; ``inf`` if there is none."""

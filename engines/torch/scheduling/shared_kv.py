@@ -53,6 +53,11 @@ class Sharer(Protocol):
     @property
     def num_running(self) -> int: ...
 
+    @property
+    def any_in_time(self) -> bool:
+        """Whether one that runs, or the next to be admitted, is not late."""
+        ...
+
     def kv_demand(self) -> SharerDemand: ...
 
     def claim(self) -> Claim | None:
@@ -109,6 +114,11 @@ class SharedKV:
         """Whether the worker has more KV in use than its lease. Then nobody may have a block in a page that is not
         its model's already, and what others give up is for nobody."""
         return self._pool.pages_to_empty > 0
+
+    @property
+    def any_in_time(self) -> bool:
+        """Whether sequences of any model are in time, as far as ``Sharer`` tells."""
+        return any(each.any_in_time for each in self._sharers())
 
     def note_change(self) -> None:
         self._num_changes += 1

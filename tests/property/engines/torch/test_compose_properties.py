@@ -51,6 +51,7 @@ def sequences(draw: Callable[..., Any], min_size: int = 0) -> RunningSequences:
         arrival=column(draw(st.permutations(range(100, 100 + num)))),
         num_tokens=column([a + b for a, b in zip(computed, remaining, strict=True)]),
         num_computed=column(computed),
+        is_late=column(draw(st.lists(st.booleans(), min_size=num, max_size=num)), np.bool_),
     )
 
 
@@ -64,33 +65,37 @@ def rows_of(running: RunningSequences) -> list[dict[str, Any]]:
             "arrival": int(running.arrival[row]),
             "num_computed": int(running.num_computed[row]),
             "remaining": int(running.num_tokens[row] - running.num_computed[row]),
+            "is_late": bool(running.is_late[row]),
         }
         for row in range(len(running))
     ]
 
 
-@given(sequences(), st.integers(MAX_SEQUENCES, 200))
+@given(sequences(), st.integers(MAX_SEQUENCES, 200), st.integers(1, 200))
 def test_every_decode_computes_and_prefills_share_what_is_left_by_their_order(
-    running: RunningSequences, max_tokens: int
+    running: RunningSequences, max_tokens: int, max_late_tokens: int
 ) -> None:
-    plan = choose_chunks(running, max_tokens)
+    plan = choose_chunks(running, max_tokens, max_late_tokens)
     rows = rows_of(running)
     decodes = {row["slot"] for row in rows if row["remaining"] == 1}
     assert set(plan.slots[: plan.num_decodes].tolist()) == decodes
     assert (plan.num_new[: plan.num_decodes] == 1).all()
     assert (plan.num_new >= 1).all()
-    expected, budget = [], max_tokens - len(decodes)
+    expected, budget, late_budget = [], max_tokens - len(decodes), max_late_tokens
     prefills = [row for row in rows if row["remaining"] > 1]
-    for row in sorted(prefills, key=lambda row: (-row["priority"], row["deadline_s"], row["arrival"])):
-        chunk = min(budget, row["remaining"])
+    order = ("is_late", "deadline_s", "arrival")
+    for row in sorted(prefills, key=lambda row: (-row["priority"], *(row[each] for each in order))):
+        chunk = min(budget, row["remaining"], late_budget if row["is_late"] else budget)
         budget -= chunk
+        late_budget -= chunk if row["is_late"] else 0
         if chunk:
             expected.append((row["slot"], chunk))
     found = zip(
         plan.slots[plan.num_decodes :].tolist(), plan.num_new[plan.num_decodes :].tolist(), strict=True
     )
     assert list(found) == expected
-    assert plan.num_new_tokens == min(max_tokens, sum(row["remaining"] for row in rows))
+    if not any(row["is_late"] for row in prefills):
+        assert plan.num_new_tokens == min(max_tokens, sum(row["remaining"] for row in rows))
 
 
 seconds = st.sampled_from([0.0, 0.5, 1.0, 2.0])
@@ -177,8 +182,8 @@ def test_with_nothing_running_nothing_is_preempted_or_computed() -> None:
     nobody = PreemptibleSequences(*(column([]) for _ in PreemptibleSequences.__slots__))
     assert least_urgent(nobody, 1.0) is None
     none = column([])
-    running = RunningSequences(none, none, column([], np.float64), none, none, none)
-    assert len(choose_chunks(running, 8)) == 0
+    running = RunningSequences(none, none, column([], np.float64), none, none, none, column([], np.bool_))
+    assert len(choose_chunks(running, 8, 8)) == 0
 
 
 waiting = st.tuples(priorities, st.booleans(), st.booleans(), deadlines, st.integers(0, 99))
@@ -223,7 +228,7 @@ def test_first_chunks_fit_the_budget_and_leave_a_block_to_each_that_runs(
 def test_joined_plans_keep_every_sequence_and_their_decodes_first(
     running: RunningSequences, chunks: list[int]
 ) -> None:
-    plan = choose_chunks(running, 100)
+    plan = choose_chunks(running, 100, 100)
     slots = column(list(range(100, 100 + len(chunks))))
     joined = with_admitted(plan, slots, column(chunks))
     before = dict(zip(plan.slots.tolist(), plan.num_new.tolist(), strict=True))
@@ -237,7 +242,7 @@ def test_joined_plans_keep_every_sequence_and_their_decodes_first(
 def test_a_cut_plan_ends_in_the_block_that_it_begins_in(running: RunningSequences, block_tokens: int) -> None:
     alone = RunningSequences(*(getattr(running, name)[:1] for name in RunningSequences.__slots__))
     num_computed = int(alone.num_computed[0])
-    plan = choose_chunks(alone, 64)
+    plan = choose_chunks(alone, 64, 64)
     cut = cut_at_block_end(plan, num_computed, block_tokens)
     assert 1 <= cut.num_new[0] <= plan.num_new[0]
     assert (num_computed + int(cut.num_new[0]) - 1) // block_tokens == num_computed // block_tokens

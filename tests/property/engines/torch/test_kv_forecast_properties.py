@@ -104,14 +104,14 @@ def test_the_mean_stays_between_what_it_was_and_what_it_sees(outputs: list[int])
         assert abs(mean - (256 + sum(outputs)) / (len(outputs) + 1)) < 1e-6
 
 
-@given(st.lists(st.booleans(), min_size=8, max_size=80))
-def test_of_any_eight_admissions_one_is_a_late_ones(whether_late_ones_wait: list[bool]) -> None:
+@given(st.lists(st.booleans(), min_size=32, max_size=160))
+def test_of_any_32_admissions_one_is_a_late_ones(whether_late_ones_wait: list[bool]) -> None:
     num_since_late, waited = 0, 0
     for is_one_waiting in whether_late_ones_wait:
         takes_turn = is_one_waiting and is_turn_of_late(num_since_late)
         num_since_late = 0 if takes_turn else num_since_late + 1
         waited = 0 if takes_turn or not is_one_waiting else waited + 1
-        assert waited < 8
+        assert waited < 32
 
 
 @given(st.integers(0, 1000), st.integers(1, 1000))

@@ -74,7 +74,7 @@ def test_a_ticket_has_until_its_deadline_before_its_first_token_and_then_what_it
     running.now_s = 10.5
     running.ticket.note_tokens(1)
     assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 100 * 0.02)
-    running.now_s = 12.0
+    running.now_s = 11.5
     running.ticket.note_tokens(51)
     assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
     running.ticket.note_tokens(3)  # of another choice, which is behind
@@ -88,7 +88,7 @@ def test_a_ticket_whose_first_token_came_late_has_nothing_to_lose() -> None:
     assert late.ticket.latest_s(0.1) == -math.inf
 
 
-def test_what_a_request_took_enters_its_deployments_means() -> None:
+def test_what_a_request_took_enters_its_deployments_pace() -> None:
     pace, expected = Pace(), Pace()
     running = held(pace=pace)
     running.now_s = 10.2
@@ -97,7 +97,8 @@ def test_what_a_request_took_enters_its_deployments_means() -> None:
     running.ticket.note_tokens(21)
     running.ticket.note_pace(1.0)
     expected.note_first_token(0.2, 1.0)
-    expected.note_end(21, 20, 2.0)
+    expected.note_tokens(20, 2.0)
+    expected.note_end(21)
     assert pace.first_token_s == pytest.approx(expected.first_token_s)
     assert pace.token_s == pytest.approx(expected.token_s)
     assert pace.output_tokens == expected.output_tokens

@@ -91,6 +91,27 @@ def test_nobody_is_made_to_miss_for_as_many_who_would() -> None:
     assert moves(chosen(standing("a", (0.03, 0.03, 0.03)), there("b", (0.5,)))) == [("a", ("b",))]
 
 
+def test_a_pause_takes_a_share_of_the_slack_of_each_who_runs() -> None:
+    few, many = there("b", (16.0,) * 4), there("b", (16.0,) * 12)
+    coming = standing("a", (0.03,))
+    assert moves(chosen(coming, few))
+    assert not moves(chosen(coming, many))
+
+
+def test_who_leaves_comes_back_after_all_who_wait() -> None:
+    coming, running = standing("a", (0.03,)), there("b", (16.0,) * 4)
+    assert moves(chosen(coming, running))
+    others = [standing(name, (0.03,), num_bytes=1000) for name in "cde"]
+    assert not moves(chosen(coming, running, *others))
+
+
+def test_who_leaves_while_kv_is_short_loses_all_that_runs() -> None:
+    coming, running = standing("a", (0.03, 0.03)), there("b", (800.0,) * 3)
+    assert moves(chosen(coming, running))
+    assert not moves(choose([coming, running], 0, PlannerConfig(), is_short_of_kv=True))
+    assert moves(choose([coming, there("b", (800.0,))], 0, PlannerConfig(), is_short_of_kv=True))
+
+
 def test_what_is_put_off_is_weighed_again_at_the_latest_after_a_while() -> None:
     assert chosen(standing("a", (9.0,)), there("b", (30.0,))).due_in_s == PlannerConfig().reweigh_s
     assert chosen(standing("a", (9.0,)), there("b", (0.5, 0.5))).due_in_s == PlannerConfig().reweigh_s

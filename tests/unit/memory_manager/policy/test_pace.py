@@ -1,4 +1,4 @@
-"""How fast a model answers, as running means."""
+"""How fast a model answers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from memory_manager.policy.pace import Pace
 
 
 def test_a_new_figure_counts_a_tenth() -> None:
-    pace = Pace(first_token_s=0.1, token_s=0.02, output_tokens=100.0)
+    pace = Pace(first_token_s=0.1, output_tokens=100.0)
     pace.note_first_token(0.2, 1.0)
-    pace.note_end(50, 49, 49 * 0.04)
+    pace.note_end(50)
     assert pace.first_token_s == pytest.approx(0.11)
-    assert pace.token_s == pytest.approx(0.022)
     assert pace.output_tokens == pytest.approx(95.0)
 
 
@@ -25,22 +24,34 @@ def test_of_a_first_token_that_had_to_wait_half_of_the_target_counts() -> None:
     assert waited == limit
 
 
-def test_an_output_of_one_token_says_nothing_of_further_ones() -> None:
-    pace = Pace(token_s=0.02)
-    before = pace.output_tokens
-    pace.note_end(1, 0, 9.0)
-    assert pace.token_s == 0.02
-    assert pace.output_tokens < before
+def test_a_pause_counts_as_one_gap_between_tokens_however_long_it_is() -> None:
+    long, longer = Pace(), Pace()
+    for pace, pause_s in ((long, 1.0), (longer, 1000.0)):
+        for _ in range(20):
+            pace.note_tokens(8, 8 * 0.02)
+        pace.note_tokens(8, 8 * 0.02 + pause_s)
+    assert long == longer
+    assert long.token_s == pytest.approx(0.02, rel=0.05)
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 5000), st.floats(0, 500)), max_size=200))
+@given(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0))
+def test_the_seconds_of_a_token_follow_those_that_most_take(first_s: float, then_s: float) -> None:
+    pace = Pace()
+    pace.note_tokens(8, 8 * first_s)
+    assert pace.token_s == pytest.approx(first_s)
+    for number in range(3000):
+        pace.note_tokens(1, 9.0 if number % 4 == 0 else then_s)
+    assert pace.token_s == pytest.approx(then_s, rel=0.1)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 5000)), max_size=200))
 def test_a_first_token_is_never_thought_to_take_longer_than_half_of_the_target(
-    noted: list[tuple[float, int, float]],
+    noted: list[tuple[float, int]],
 ) -> None:
     pace = Pace()
-    for first_s, num_tokens, seconds in noted:
+    for first_s, num_tokens in noted:
         pace.note_first_token(first_s, 1.0)
-        pace.note_end(num_tokens, num_tokens - 1, seconds)
+        pace.note_end(num_tokens)
         assert 0 <= pace.first_token_s <= 0.5
     if noted:
         most, least = max(each[1] for each in noted), min(each[1] for each in noted)

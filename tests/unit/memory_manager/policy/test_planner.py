@@ -155,11 +155,16 @@ def contended(waited_s: float, slack_s: float, **values: Any) -> PlannerState:
 
 def test_a_busy_one_sleeps_for_others_if_its_requests_can_stand_it() -> None:
     assert actions(contended(waited_s=0.25, slack_s=0.5)) == {}
-    made = contended(waited_s=0.25, slack_s=60)
+    made = contended(waited_s=0.25, slack_s=600)
     assert actions(made) == {}, "c can still wait"
     last_s = NOW + 2 - 0.25 - 1.0 - guard_s(1.0)
     assert decide(made).next_at_s == pytest.approx(last_s)
     assert actions(made, last_s) == {Sleep: ["a/0"]}
+    wanted_at_s = last_s - CONFIG.kv_short_s
+    short = replace(made, workers=tuple(replace(each, kv_wanted_at_s=last_s) for each in made.workers))
+    assert actions(short, last_s) == {}, "the KV of a would be taken"
+    short = replace(made, workers=tuple(replace(each, kv_wanted_at_s=wanted_at_s) for each in made.workers))
+    assert actions(short, last_s) == {Sleep: ["a/0"]}
 
 
 def test_for_a_late_request_a_busy_one_sleeps_once_it_starves() -> None:
