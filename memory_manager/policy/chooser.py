@@ -3,9 +3,8 @@
 A request has slack: for how long it can be left alone and still meet its targets. A model that leaves is away until
 somebody wants it back: that takes a share of the slack of each of its requests, and so many of them are taken for
 lost; all of them if sequences wait for KV, and take theirs. Of the requests that are still to come a share is lost,
-which grows with the time to bring the model back. A model that comes saves the
-requests that wait for it and whose slack is longer than the time that it takes to come, and the same share of those
-to come.
+which grows with the time to bring the model back. A model that comes saves the requests that wait for it and whose
+slack is longer than the time that it takes to come, and the same share of those to come (``stakes``).
 
 Rates are estimates. A set changes only for a gain that exceeds the cost by ``num_errors`` standard errors of what
 rates contribute, so where nothing is known for certain the set is held, and the outcome is that of a fixed partition.
@@ -31,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
+from memory_manager.policy.stakes import Standing, comes_before, guard_s, horizon_s, is_in_time
 
 __all__ = [
     "Among",
@@ -38,75 +38,13 @@ __all__ = [
     "Chooser",
     "Exchange",
     "Lack",
-    "Standing",
     "choose",
-    "comes_before",
-    "guard_s",
-    "horizon_s",
-    "is_in_time",
-    "num_lost_soon",
 ]
 
-
-_LEAST_GUARD_S, _GUARD_SHARE = 0.05, 0.25  # the latter of the time to come
 
 Lack = Callable[[Collection[str]], int]
 """Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend
 on who else leaves."""
-
-
-class Standing(NamedTuple):
-    """A model, as far as the choice turns on it.
-
-    Attributes:
-        num_bytes: bytes of the device that its presence takes.
-        is_present: it is on the device, or on its way there.
-        may_leave: it is there, with nothing under way, and nothing keeps it.
-        may_come: it can be brought, and would be served.
-        back_s: seconds to bring it, or to bring it back if it leaves.
-        slacks_s: in ascending order, of the requests that wait for it or run on it: seconds for which
-            each can be left alone and still meet its targets; below 0 for those that cannot meet them any more.
-        rate_per_s: requests expected per second.
-        num_expected: requests that a rhythm lets expect soon, beside those of the rate.
-        fresh_slack_s: slack of a request for it that has just come.
-        weight: that of each of its requests.
-        waited_s: seconds for which the oldest of the requests that wait for it has waited since it was there.
-        is_settled: it has been there for as long as it stays at least.
-        is_unused: no request has run on it for longer than its own pauses.
-        is_guest: it came for late requests alone, a short while ago.
-    """
-
-    name: str
-    num_bytes: int
-    is_present: bool
-    may_leave: bool
-    may_come: bool
-    back_s: float
-    slacks_s: tuple[float, ...]
-    rate_per_s: float
-    num_expected: float = 0.0
-    fresh_slack_s: float = 1.0
-    weight: float = 1.0
-    waited_s: float = 0.0
-    is_settled: bool = True
-    is_unused: bool = False
-    is_guest: bool = False
-
-    @property
-    def is_wanted(self) -> bool:
-        if not self.may_come or self.is_present:
-            return False
-        return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_soon >= 1
-
-    @property
-    def num_lost_soon(self) -> float:
-        """Requests to come that are expected to miss their targets if it stays away."""
-        return num_lost_soon(self.rate_per_s, self.back_s, self.fresh_slack_s)
-
-    @property
-    def share_lost(self) -> float:
-        """Share of its requests that find it away and miss their targets by that."""
-        return _share_lost(self.back_s, self.fresh_slack_s)
 
 
 class Exchange(NamedTuple):
@@ -182,57 +120,6 @@ def choose(
 
 def _lack(missing_bytes: int, num_bytes: Mapping[str, int]) -> Lack:
     return lambda names: missing_bytes - sum(num_bytes[each] for each in names)
-
-
-def comes_before(standing: Standing) -> tuple[float, float, float, str]:
-    """Sort key of those who are wanted: what each gains in time for its bytes, most first; whose slack is least; who
-    waits longest."""
-    gain = _gain(standing, horizon_s(standing.back_s))
-    density = gain / max(1, standing.num_bytes)
-    return -density, _least_slack_s(standing), -standing.waited_s, standing.name
-
-
-def is_in_time(slacks_s: Sequence[float]) -> bool:
-    """Whether any of these requests can still meet its targets; ``slacks_s`` are in ascending order."""
-    return bool(slacks_s) and slacks_s[-1] >= 0
-
-
-def horizon_s(back_s: float) -> float:
-    """Seconds over which a change is judged: 10 times what it takes, at least 1 s, as a power of 2, so that many
-    models share one."""
-    return 2.0 ** math.ceil(math.log2(max(1.0, 10 * back_s)))
-
-
-def num_lost_soon(rate_per_s: float, back_s: float, fresh_slack_s: float) -> float:
-    """Requests to come that are expected to miss their targets while their model is away; see ``Standing``."""
-    return rate_per_s * _share_lost(back_s, fresh_slack_s) * horizon_s(back_s)
-
-
-def _share_lost(back_s: float, fresh_slack_s: float) -> float:
-    return min(1.0, back_s / max(fresh_slack_s, 1e-3))
-
-
-def _gain(standing: Standing, horizon_s: float) -> float:
-    """Requests that meet their targets because a model comes; those that are late already count nothing."""
-    num_to_come = standing.rate_per_s * (horizon_s - standing.back_s) + standing.num_expected
-    return standing.weight * (_num_in_time(standing) + standing.share_lost * num_to_come)
-
-
-def _num_in_time(standing: Standing) -> int:
-    """Requests that wait and that its coming saves, as far as the error of its time to come lets tell."""
-    least_s = max(0.0, standing.back_s - guard_s(standing.back_s))
-    return len(standing.slacks_s) - bisect.bisect_left(standing.slacks_s, least_s)
-
-
-def _least_slack_s(standing: Standing) -> float:
-    """Least slack of the requests that its coming saves; ``inf`` if there are none."""
-    num_in_time = _num_in_time(standing)
-    return standing.slacks_s[-num_in_time] if num_in_time else math.inf
-
-
-def guard_s(back_s: float) -> float:
-    """Error of the seconds that a model takes to come, with those that pass before somebody who leaves has left."""
-    return _LEAST_GUARD_S + _GUARD_SHARE * back_s
 
 
 class Among(enum.Enum):
@@ -327,7 +214,7 @@ class Chooser:
         if victims is None:
             return None
         if not victims.names:  # there is room
-            return Exchange(standing.name, gain=_gain(standing, horizon)) if is_asked_for else None
+            return Exchange(standing.name, gain=standing.gain(horizon)) if is_asked_for else None
         # What is merely expected takes no room that is in use, but that of guests.
         in_use = not is_asked_for or victims.any_used
         if in_use and not len(standing.slacks_s) and not victims.all_guests:
@@ -383,7 +270,7 @@ class Chooser:
         return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
     def _weigh(self, standing: Standing, victims: _Victims, horizon: float) -> Exchange:
-        gain, least_gain = _gain(standing, horizon), self._least_gain(standing)
+        gain, least_gain = standing.gain(horizon), self._least_gain(standing)
         due_in_s = self._due_in_s(standing, victims)
         if victims.all_guests:
             return Exchange(
@@ -409,13 +296,13 @@ class Chooser:
 
     def _least_gain(self, standing: Standing) -> float:
         """One request, for what saves nobody who waits or is awaited: its gain is an estimate alone."""
-        is_certain = _num_in_time(standing) > 0 or standing.num_expected > 0
+        is_certain = standing.num_in_time > 0 or standing.num_expected > 0
         return 0.0 if is_certain else standing.weight
 
     def _due_in_s(self, standing: Standing, victims: _Victims) -> float:
         """Seconds for which a change can be put off without anybody missing a target; 0 if it costs nobody a pause,
         or if nobody waits who could still be saved."""
-        least_s = _least_slack_s(standing)
+        least_s = standing.least_slack_s
         if least_s == math.inf or not victims.any_busy:
             return 0.0
         return max(0.0, least_s - standing.back_s - guard_s(standing.back_s))

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
 from memory_manager.policy.arrivals import wake_at_s
-from memory_manager.policy.chooser import Among, horizon_s
+from memory_manager.policy.chooser import Among
 from memory_manager.policy.draft import PlanDraft
 from memory_manager.policy.placing import Placing
 from memory_manager.policy.plan_types import (
@@ -38,6 +38,7 @@ from memory_manager.policy.plan_types import (
 )
 from memory_manager.policy.refusals import refusals
 from memory_manager.policy.residency import Residency
+from memory_manager.policy.stakes import horizon_s
 from memory_manager.policy.wants import (
     Want,
     idle_timeout_s,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import BURST_GAP_S, unused_from_s
-from memory_manager.policy.chooser import Standing, horizon_s, num_lost_soon
 from memory_manager.policy.plan_types import DeploymentView, ReplicaView
+from memory_manager.policy.stakes import Standing, horizon_s, num_lost_soon
 
 __all__ = [
     "fresh_slack_s",

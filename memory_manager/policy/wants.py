@@ -10,9 +10,9 @@ from typing import NamedTuple
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
 from memory_manager.policy.arrivals import wake_at_s
-from memory_manager.policy.chooser import Standing, comes_before
 from memory_manager.policy.plan_types import DeploymentView, ReplicaView
 from memory_manager.policy.residency import ON_DEVICE, Residency
+from memory_manager.policy.stakes import Standing, comes_before
 
 __all__ = [
     "Displaces",

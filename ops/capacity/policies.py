@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import unused_from_s
-from memory_manager.policy.chooser import Standing, choose
+from memory_manager.policy.chooser import choose
 from memory_manager.policy.slack import running_latest_s, waiting_latest_s
+from memory_manager.policy.stakes import Standing
 from memory_manager.policy.standings import fresh_slack_s, guest_s, slacks_s, stay_s
 from ops.capacity.simulation import SimulatedModel, SimulatedRequest, Simulation
 

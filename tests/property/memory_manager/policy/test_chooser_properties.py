@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.chooser import Among, Chooser, Lack, Standing, choose, guard_s
+from memory_manager.policy.chooser import Among, Chooser, Lack, choose
+from memory_manager.policy.stakes import Standing, guard_s
 
 CONFIG = PlannerConfig(starve_after_s=60.0)
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.chooser import Among, Choice, Chooser, Lack, Standing, choose, guard_s, horizon_s
+from memory_manager.policy.chooser import Among, Choice, Chooser, Lack, choose
+from memory_manager.policy.stakes import Standing, guard_s, horizon_s
 
 FRESH_SLACK_S = 0.2
 

@@ -10,7 +10,7 @@ from support.planner_views import deployment_view
 
 from memory_manager.config import PlannerConfig
 from memory_manager.kv_spec import PAGE_BYTES as PAGE
-from memory_manager.policy.chooser import Exchange, guard_s
+from memory_manager.policy.chooser import Exchange
 from memory_manager.policy.plan_types import (
     Action,
     DemandView,
@@ -30,6 +30,7 @@ from memory_manager.policy.plan_types import (
 )
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency
+from memory_manager.policy.stakes import guard_s
 
 CONFIG = PlannerConfig(starve_after_s=60)
 NOW = 100.0

@@ -10,9 +10,9 @@ from support.planner_views import deployment_view
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.arrivals import ArrivalWindow
-from memory_manager.policy.chooser import Standing, horizon_s
 from memory_manager.policy.plan_types import DemandView, DeploymentView, ReplicaView
 from memory_manager.policy.residency import Residency
+from memory_manager.policy.stakes import Standing, horizon_s
 from memory_manager.policy.standings import guest_s, of_resident, of_wanted, stay_s, weight_of
 
 CONFIG = PlannerConfig(ttft_target_s=1.0)
