@@ -24,8 +24,9 @@ from benchmarks.sharing_policies import SharingPolicy
 from benchmarks.traces import TraceSpec, draw_trace
 from engines.api import SamplingParams, SequenceRequest
 from memory_manager.config import PlannerConfig
+from ops.capacity.machine import Machine, SimulatedRequest, StepCosts
 from ops.capacity.policies import Elastic, Static, SwapOneAtATime
-from ops.capacity.simulation import Machine, ResidencyPolicy, SimulatedRequest, Simulation, StepCosts
+from ops.capacity.simulation import ResidencyPolicy, Simulation
 
 __all__ = [
     "CellResult",

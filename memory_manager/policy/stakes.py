@@ -1,5 +1,4 @@
-"""What is at stake for a model: its requests, how long each can wait, and what its coming or its absence means to
-them."""
+"""Stakes of a model: its requests, how long each can wait, and what its coming or its absence means to them."""
 
 from __future__ import annotations
 

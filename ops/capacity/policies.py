@@ -8,7 +8,8 @@ from memory_manager.policy.chooser import choose
 from memory_manager.policy.slack import running_latest_s, waiting_latest_s
 from memory_manager.policy.stakes import Standing
 from memory_manager.policy.standings import fresh_slack_s, guest_s, slacks_s, stay_s
-from ops.capacity.simulation import SimulatedModel, SimulatedRequest, Simulation
+from ops.capacity.machine import SimulatedModel, SimulatedRequest
+from ops.capacity.simulation import Simulation
 
 __all__ = ["Elastic", "Static", "SwapOneAtATime"]
 

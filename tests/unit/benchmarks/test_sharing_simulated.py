@@ -8,7 +8,7 @@ from benchmarks.replay import Targets
 from benchmarks.sharing_policies import SharingPolicy
 from benchmarks.sharing_simulated import CellResult, grid_figures, quick_grid, simulate_grid, whole_grid
 from benchmarks.traces import TraceSpec
-from ops.capacity.simulation import StepCosts
+from ops.capacity.machine import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0002)
 TRACE = TraceSpec(("a", "b", "c"), 1.0, 1.0, 2, 0.7, 1.0, 1.0, (32, 64), (128, 256))

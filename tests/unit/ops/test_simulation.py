@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from memory_manager.config import PlannerConfig
+from ops.capacity.machine import Machine, SimulatedRequest, StepCosts
 from ops.capacity.policies import Elastic, Static, SwapOneAtATime
-from ops.capacity.simulation import Machine, ResidencyPolicy, SimulatedRequest, Simulation, StepCosts
+from ops.capacity.simulation import ResidencyPolicy, Simulation
 
 COSTS = StepCosts(step_s=0.010, decode_s=0.001, prefill_token_s=0.0001)
 MACHINE = Machine(COSTS, num_resident=2, kv_tokens=2000, wake_s=0.02, ttft_target_s=0.25, tpot_target_s=0.1)
