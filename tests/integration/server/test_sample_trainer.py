@@ -52,6 +52,7 @@ def test_a_draft_takes_its_bases_tokenizer(pythonlm: Path, tmp_path: Path) -> No
     assert model.config.vocab_size == PYTHONLM.vocab_size
 
 
+@pytest.mark.slow
 def test_a_failing_trainer_says_why(tmp_path: Path) -> None:
     make = trainer(DRAFT, base=tmp_path / "nowhere", on_progress=lambda *_: None)
     with pytest.raises(InternalError, match=r"training draft failed: (?s:.*)[Nn]o such file"):

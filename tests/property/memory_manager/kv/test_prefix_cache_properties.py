@@ -289,4 +289,4 @@ class CacheTraffic(RuleBasedStateMachine):
 
 
 TestCacheTraffic = CacheTraffic.TestCase
-TestCacheTraffic.settings = settings(max_examples=150, stateful_step_count=60)
+TestCacheTraffic.settings = settings(max_examples=100, stateful_step_count=60)
