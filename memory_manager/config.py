@@ -51,7 +51,7 @@ class PlannerConfig:
         rate_half_life_s: half-life of the request rates that the planner reads.
         num_errors: standard errors of what rates let expect, by which a change of the resident set has to gain.
         move_slows: share by which steps take longer while weights are moved.
-        kv_short_s: seconds after sequences waited for KV for which it counts as short, and what leaves loses its own.
+        kv_short_s: KV counts as short for so many seconds after sequences waited for it; who leaves loses its own.
         reweigh_s: seconds after which what was not worth while is weighed again, while requests wait.
         unused_pauses: a model is unused after a pause of so many times the longest of its last pauses.
     """

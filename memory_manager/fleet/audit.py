@@ -94,7 +94,7 @@ class Audit:
         if reported.kv_wanted_bytes and not wanted_bytes:
             worker.kv_wanted_since_s = self._clock()
         if wanted_bytes:
-            worker.kv_wanted_until_s = self._clock()
+            worker.kv_wanted_at_s = self._clock()
         worker.stats = reported
         if reported.kv_wanted_bytes != wanted_bytes:
             self._replan()

@@ -109,9 +109,12 @@ class ReplicaTicket:
             self._num_before, self._num_timed = num_tokens - 1, num_tokens
         self._num_tokens = max(self._num_tokens, num_tokens)
         if (num_new := self._num_tokens - self._num_timed) >= _NUM_TIMED_AT_ONCE:
-            now_s = self.clock()
-            self.pace.note_tokens(num_new, now_s - self._timed_at_s)
-            self._timed_at_s, self._num_timed = now_s, self._num_tokens
+            self._time(num_new)
+
+    def _time(self, num_new: int) -> None:
+        now_s = self.clock()
+        self.pace.note_tokens(num_new, self._timed_at_s, now_s)
+        self._timed_at_s, self._num_timed = now_s, self._num_tokens
 
     def latest_s(self, tpot_target_s: float) -> float:
         """The latest moment at which it has to be computed to meet its targets, on the manager's clock."""
@@ -130,6 +133,8 @@ class ReplicaTicket:
         """Takes what the request took, if it has tokens, into its deployment's means."""
         if self._first_at_s is not None:
             self.pace.note_first_token(max(0.0, self._first_at_s - self.asked_at_s), ttft_target_s)
+            if 0 < self._num_tokens - self._num_before - 1 < _NUM_TIMED_AT_ONCE:  # it was too short until now
+                self._time(self._num_tokens - self._num_timed)
             self.pace.note_end(self._num_tokens)
 
     def release(self) -> None:

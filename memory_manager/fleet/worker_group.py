@@ -47,7 +47,7 @@ class Worker:
         tasks: what is under way on it; cancelled when it is lost.
         stats: its figures at the last poll.
         kv_wanted_since_s: since when some of its sequences wait for KV.
-        kv_wanted_until_s: until when some did the last time.
+        kv_wanted_at_s: when some did last, before now.
     """
 
     port: WorkerPort
@@ -59,7 +59,7 @@ class Worker:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     stats: WorkerStats = field(default_factory=WorkerStats)
     kv_wanted_since_s: float = 0.0
-    kv_wanted_until_s: float = -math.inf
+    kv_wanted_at_s: float = -math.inf
     leaves_by_s: float | None = None
     drained: asyncio.Event = field(default_factory=asyncio.Event)
 

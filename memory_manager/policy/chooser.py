@@ -41,6 +41,9 @@ __all__ = [
     "choose",
 ]
 
+_LEAST_AWAY_S = (
+    2.0  # shorter absences follow each other, and what is paused again and again has no slack left
+)
 
 Lack = Callable[[Collection[str]], int]
 """Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend
@@ -166,7 +169,7 @@ class Chooser:
 
     Args:
         standings: all of a device; those that may leave are weighed.
-        num_away: models that have requests in time and are away: whoever leaves comes back after them.
+        num_away: models that have requests in time and are away, the one that comes among them.
         is_short_of_kv: sequences wait there for KV: they take that of whoever leaves.
     """
 
@@ -310,8 +313,8 @@ class Chooser:
     def _losses_of(self, horizon: float) -> NDArray[np.float64]:
         """For each resident, the requests lost if it leaves for so long."""
         if horizon not in self._losses:
-            # It comes back after them, and they are not expected to go for it at once.
-            away_s = horizon * (1 + self._num_away) + self._back_s
+            # It comes back once the one that comes has had a while, and each other that waits its turn.
+            away_s = np.maximum(_LEAST_AWAY_S, 2 * self._back_s) + horizon * (self._num_away - 1)
             in_time = self._slacks_s >= 0
             # What a pause takes of its slack a request lacks at the next pause, or beside the next who come.
             share_used = away_s[self._owner] / np.maximum(self._slacks_s, 1e-3)

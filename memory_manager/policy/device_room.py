@@ -81,7 +81,9 @@ class DeviceRoom:
 
     def is_short_of_kv(self, now_s: float) -> bool:
         """Whether sequences wait for KV, or did a short while ago."""
-        return any(now_s < each.kv_wanted_at_s + self._kv_short_s for each in self._workers)
+        return any(
+            each.elastic_kv and now_s < each.kv_wanted_at_s + self._kv_short_s for each in self._workers
+        )
 
     @property
     def kv_wanted_since_s(self) -> float:

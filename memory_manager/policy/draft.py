@@ -59,6 +59,7 @@ class PlanDraft:
         self.replicas = {each.replica_id: each for each in state.replicas}
         self._num_away = sum(
             each.demand is not None
+            and each.policy.enabled
             and not self.hosts[each.name]
             and max(each.demand.latest_s, default=-math.inf) >= now_s
             for each in state.deployments

@@ -111,7 +111,8 @@ class SimulatedModel:
             that share KV.
         rate, pattern: of its requests.
         pace: how soon its tokens come.
-        stepped_at_s: when its last step ended.
+        late_budget: tokens of late prefills that its last step left.
+        timed_at_s: when its requests had their last token but ``num_timed``.
         last_used_s, left_at_s: when the last of them ended, and when the model last left.
         is_guest: it came for late requests alone.
     """
@@ -132,7 +133,9 @@ class SimulatedModel:
     rate: ArrivalRate = field(default_factory=ArrivalRate)
     pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
     pace: Pace = field(default_factory=Pace)
-    stepped_at_s: float = 0.0
+    late_budget: float = math.inf
+    timed_at_s: float = 0.0
+    num_timed: int = 0
     last_used_s: float = 0.0
     left_at_s: float = 0.0
     is_guest: bool = False

@@ -23,7 +23,7 @@ from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest
 __all__ = ["ResidencyPolicy", "Simulation"]
 
 _MAX_TURNS_WAITED = 8
-_MOST_NOTED = 32  # equal gaps: after so many the median is there
+_NUM_TIMED_AT_ONCE = 8
 
 
 class ResidencyPolicy(Protocol):
@@ -189,16 +189,15 @@ class Simulation:
         self._held += num_rounds * len(running)
         self.now_s += num_rounds * round_s
         for owner in decoding:
-            for _ in range(min(num_rounds, _MOST_NOTED)):
-                owner.pace.note_tokens(1, round_s)
-            owner.stepped_at_s = self.now_s
+            self._time(owner, num_rounds)
         return True
 
     def _compute(self, model: SimulatedModel) -> None:
         self.now_s += self._seconds(model)
         if any(each.decodes for each in model.running):
-            model.pace.note_tokens(1, self.now_s - model.stepped_at_s)
-        model.stepped_at_s = self.now_s
+            self._time(model, 1)
+        else:
+            model.timed_at_s, model.num_timed = self.now_s, 0
         for request in list(model.running):
             request.num_computed += request.chunk
             self._held += request.chunk
@@ -212,6 +211,13 @@ class Simulation:
             if request.num_done >= request.num_output:
                 self._end(model, request)
 
+    def _time(self, model: SimulatedModel, num_tokens: int) -> None:
+        """Counts tokens of each request, and notes their pace once there are enough."""
+        model.num_timed += num_tokens
+        if model.num_timed >= _NUM_TIMED_AT_ONCE:
+            model.pace.note_tokens(model.num_timed, model.timed_at_s, self.now_s)
+            model.timed_at_s, model.num_timed = self.now_s, 0
+
     # Who computes, and what gives way.
 
     def _order(self, request: SimulatedRequest) -> AdmissionOrder:
@@ -219,17 +225,18 @@ class Simulation:
 
     def _compose(self, model: SimulatedModel) -> bool:
         """Chooses what each sequence of a model computes next, and makes room for it; False if none can."""
-        most_late = compose.most_late_tokens(self.machine.max_step_tokens, self._any_in_time(model))
+        any_in_time = self._any_in_time(model)
+        most_late = compose.most_late_tokens(self.machine.max_step_tokens) if any_in_time else math.inf
         while True:
-            budget, late_budget = self.machine.max_step_tokens, most_late
+            budget, model.late_budget = self.machine.max_step_tokens, most_late
             for request in sorted(
                 model.running, key=lambda each: (not each.decodes, each.is_late(self.now_s))
             ):
                 is_late = not request.decodes and request.is_late(self.now_s)
-                most = min(budget, late_budget) if is_late else budget
-                request.chunk = min(most, request.num_tokens - request.num_computed)
+                most = min(budget, model.late_budget) if is_late else budget
+                request.chunk = int(min(most, request.num_tokens - request.num_computed))
                 budget -= request.chunk
-                late_budget -= request.chunk if is_late else 0
+                model.late_budget -= request.chunk if is_late else 0
             need = sum(each.chunk for each in model.running)
             if need <= self._free(model):
                 break
@@ -237,7 +244,7 @@ class Simulation:
                 return False
         while budget and (newcomer := self._next(model)) is not None:
             is_late = newcomer.is_late(self.now_s)
-            if is_late and late_budget <= 0:
+            if is_late and model.late_budget <= 0:
                 break
             making_way = self._making_way(model, newcomer)
             if making_way is None:
@@ -246,7 +253,7 @@ class Simulation:
             need -= sum(each.chunk for owner, each in making_way if owner is model)
             for owner, each in making_way:
                 self._preempt(owner, each)
-            chunk = min(budget, late_budget if is_late else budget, newcomer.num_tokens)
+            chunk = int(min(budget, model.late_budget if is_late else budget, newcomer.num_tokens))
             if not self._is_free(model, need + chunk):
                 model.kv_wanted_at_s = self.now_s
                 break
@@ -254,7 +261,7 @@ class Simulation:
             newcomer.chunk = chunk
             need += chunk
             budget -= chunk
-            late_budget -= chunk if is_late else 0
+            model.late_budget -= chunk if is_late else 0
         return bool(model.running)
 
     def _any_in_time(self, model: SimulatedModel) -> bool:
@@ -280,7 +287,7 @@ class Simulation:
         late = (
             each
             for owner in self._sharing(model)
-            if owner.is_resident and owner.is_open
+            if owner.is_resident and owner.is_open and owner.late_budget > 0
             for each in owner.waiting
             if each.is_late(self.now_s)
         )

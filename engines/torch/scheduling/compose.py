@@ -9,6 +9,7 @@ tokens are Sarathi-Serve's (Agrawal et al., OSDI 2024).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -176,24 +177,26 @@ def order_of_turns(turns: Sequence[Turn], max_turns_waited: int) -> list[str]:
     return [turn.replica_id for turn in sorted(turns, key=key)]
 
 
-def most_late_tokens(max_tokens: int, any_in_time: bool) -> int:
-    """Tokens of late prefills that are computed in a step: a small part of it as long as others are in time. Those
-    who come meanwhile wait until it ends, and a late one gains nothing by haste.
+def most_late_tokens(max_tokens: int) -> int:
+    """Tokens of late prefills that are computed in a step beside others in time: a small part, as whoever comes amid
+    the step waits until it ends. The late ones take longer by that, and end all the same.
 
     Args:
         max_tokens: computed in the step.
-        any_in_time: sequences of any model of the worker can still meet their targets.
     """
-    return max(1, max_tokens // _LATE_PART) if any_in_time else max_tokens
+    return max(1, max_tokens // _LATE_PART)
 
 
-def choose_chunks(running: RunningSequences, max_tokens: int, max_late_tokens: int) -> StepPlan:
+def choose_chunks(
+    running: RunningSequences, max_tokens: int, in_time_priority: float = -math.inf
+) -> StepPlan:
     """Chooses one token of every decode, and chunks of the prefills in what the budget leaves: by priority, then
     those in time, then by deadline, then by arrival.
 
     Args:
         max_tokens: computed in the step, at least the number of sequences.
-        max_late_tokens: of these, of late prefills.
+        in_time_priority: the highest of all sequences of the worker that are in time, ``-inf`` if none is. Late
+            prefills that are not above it take ``most_late_tokens``.
     """
     slots, remaining = running.slots, running.num_tokens - running.num_computed
     decodes = slots[remaining == 1]
@@ -208,8 +211,9 @@ def choose_chunks(running: RunningSequences, max_tokens: int, max_late_tokens: i
     )
     prefills = prefills[order]
     remaining = remaining[prefills]
-    late = np.where(running.is_late[prefills], remaining, 0)
-    remaining = remaining - late + _taken(late, max_late_tokens)
+    yields = running.is_late[prefills] & (running.priority[prefills] <= in_time_priority)
+    late = np.where(yields, remaining, 0)
+    remaining = remaining - late + _taken(late, most_late_tokens(max_tokens))
     chunks = _taken(remaining, max_tokens - len(decodes))
     some = chunks > 0
     return StepPlan(

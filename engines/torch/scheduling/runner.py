@@ -219,10 +219,13 @@ class SequenceRunner:
         self._waiting.note_late(now_s)
 
     @property
-    def any_in_time(self) -> bool:
+    def in_time_priority(self) -> float:
         """See ``Sharer``."""
+        if not self.has_sequences:
+            return -math.inf
         first = self._waiting.peek()
-        return self._table.any_in_time or (first is not None and not first.is_late)
+        waiting = -math.inf if first is None or first.is_late else first.request.priority
+        return max(waiting, self._table.in_time_priority)
 
     def earliest_deadline_s(self) -> float:
         """The earliest deadline of all sequences without a first token that are in time; ``inf`` if none has one."""

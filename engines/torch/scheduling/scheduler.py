@@ -9,7 +9,8 @@ A step is planned in this order; ``compose`` chooses each time, and here blocks 
    all models together (``engines.torch.shrinking``), and soon done;
 4. new sequences from the queue, as long as budget, slots and blocks last, and the worker's sequences are not
    expected to need more KV at any time than there is. One that is in time takes the place of late ones, of any
-   model, if that is enough; and of eight admissions one goes to the late one that has waited for longest. One that
+   model, if that is enough; and of 32 admissions one goes to the late one that has waited for longest. Beside others
+   in time, prefills of late ones take a small part of the step. One that
    begins as another does whose prefill is in this step (the choices of one request) waits for the next, and finds
    what that one computed.
 
@@ -23,6 +24,7 @@ KV is neither stored still nor in host memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -132,7 +134,8 @@ class Scheduler:
         self._preempt = preempt
         self._ended_for_good = ended_for_good
         self._refused: _Refusal | None = None
-        self._max_late_tokens = max_tokens_per_step
+        self._in_time_priority = -math.inf
+        self._late_budget = max_tokens_per_step  # what its last step left of the tokens for late ones
 
     @property
     def is_short_of_kv(self) -> bool:
@@ -143,6 +146,8 @@ class Scheduler:
         """See ``Sharer``."""
         pending, refused = self._waiting.longest_late(), self._refused
         if pending is None or not self._table.num_free_slots:
+            return None
+        if self._late_budget <= 0 and pending.request.priority <= self._in_time_priority:
             return None
         is_in_vain = refused is not None and refused.pending is pending and not refused.waits_for_others
         return None if for_others and is_in_vain else pending
@@ -166,7 +171,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Plans the next step and takes its blocks; None if nothing can run now."""
-        self._max_late_tokens = compose.most_late_tokens(self._max_tokens, self._shared.any_in_time)
+        self._in_time_priority = self._shared.in_time_priority
         if self._shared.is_shrinking:
             plan = self._going_on()
         else:
@@ -177,7 +182,7 @@ class Scheduler:
 
     def _going_on(self) -> StepPlan:
         """Plans those that run and need no more blocks."""
-        plan = compose.choose_chunks(self._table.running(), self._max_tokens, self._max_late_tokens)
+        plan = compose.choose_chunks(self._table.running(), self._max_tokens, self._in_time_priority)
         num_missing = np.sum(self._missing(plan), axis=0)
         return plan.without(plan.slots[num_missing > 0].tolist())
 
@@ -186,7 +191,7 @@ class Scheduler:
         was_preempted = False
         while True:
             running = self._table.running()
-            plan = compose.choose_chunks(running, self._max_tokens, self._max_late_tokens)
+            plan = compose.choose_chunks(running, self._max_tokens, self._in_time_priority)
             if self._extend(plan):
                 return plan, was_preempted
             if len(running) == 1:
@@ -248,7 +253,7 @@ class Scheduler:
 
     def _take_waiting(self, plan: StepPlan) -> StepPlan:
         budget = self._max_tokens - plan.num_new_tokens
-        late_budget = self._max_late_tokens - self._num_late_tokens(plan)
+        self._late_budget = compose.most_late_tokens(self._max_tokens) - self._num_yielding(plan)
         slots: list[int] = []
         chunks: list[int] = []
         gone: list[int] = []
@@ -260,14 +265,15 @@ class Scheduler:
                 if first is None or self._is_still_refused(first):
                     break
                 pending = first.pending
-                if pending.is_late and late_budget <= 0:
+                yields = pending.is_late and pending.request.priority <= self._in_time_priority
+                if yields and self._late_budget <= 0:
                     break
                 prefix = self._find(pending)
                 if self._next_key(pending, prefix) in coming:
                     self._blocks.unclaim(prefix)
                     held_back.append(self._waiting.remove(pending.request.sequence_id))
                     continue
-                most_tokens = min(budget, late_budget) if pending.is_late else budget
+                most_tokens = min(budget, self._late_budget) if yields else budget
                 chunk = self._admit_next(first, prefix, most_tokens, gone)
                 if chunk is None:
                     break
@@ -276,7 +282,7 @@ class Scheduler:
                 chunks.append(num_new)
                 coming.update(self._keys_coming(slot, num_new))
                 budget -= num_new
-                late_budget -= num_new if pending.is_late else 0
+                self._late_budget -= num_new if yields else 0
         finally:
             for pending in held_back:
                 self._waiting.push(pending)
@@ -284,10 +290,11 @@ class Scheduler:
             plan.without(gone), np.array(slots, np.int64), np.array(chunks, np.int64)
         )
 
-    def _num_late_tokens(self, plan: StepPlan) -> int:
-        """Tokens of a plan that are of late prefills."""
-        prefills = slice(plan.num_decodes, None)
-        return int(plan.num_new[prefills][self._table.is_late[plan.slots[prefills]]].sum())
+    def _num_yielding(self, plan: StepPlan) -> int:
+        """Tokens of a plan that are of late prefills which yield to others in time."""
+        slots, num_new = plan.slots[plan.num_decodes :], plan.num_new[plan.num_decodes :]
+        yields = self._table.is_late[slots] & (self._table.priority[slots] <= self._in_time_priority)
+        return int(num_new[yields].sum())
 
     def _keys_coming_of(self, plan: StepPlan) -> set[bytes]:
         prefills = zip(

@@ -165,9 +165,10 @@ class SequenceTable:
         return bool(passed.any())
 
     @property
-    def any_in_time(self) -> bool:
-        """Whether any of them is not late."""
-        return bool((self._active & ~self.is_late).any())
+    def in_time_priority(self) -> float:
+        """The highest priority of all that are not late; ``-inf`` if there are none."""
+        in_time = self.priority[self._active & ~self.is_late]
+        return float(in_time.max()) if len(in_time) else -math.inf
 
     def earliest_deadline_s(self) -> float:
         """The earliest deadline of all that have no first token yet and are in time; ``inf`` if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -54,8 +55,9 @@ class Sharer(Protocol):
     def num_running(self) -> int: ...
 
     @property
-    def any_in_time(self) -> bool:
-        """Whether one that runs, or the next to be admitted, is not late."""
+    def in_time_priority(self) -> float:
+        """The highest priority of those that run, and of the next to be admitted, as far as they are in time;
+        ``-inf`` if none is."""
         ...
 
     def kv_demand(self) -> SharerDemand: ...
@@ -70,7 +72,8 @@ class Sharer(Protocol):
         ...
 
     def longest_late(self, *, for_others: bool) -> PendingSequence | None:
-        """The late sequence that has waited for longest, if there is a slot for it.
+        """The late sequence that has waited for longest, if there is a slot for it, and late ones of its model have
+        not had all that a step gives them.
 
         Args:
             for_others: only if it may be admitted once other models let go of KV.
@@ -116,9 +119,9 @@ class SharedKV:
         return self._pool.pages_to_empty > 0
 
     @property
-    def any_in_time(self) -> bool:
-        """Whether sequences of any model are in time, as far as ``Sharer`` tells."""
-        return any(each.any_in_time for each in self._sharers())
+    def in_time_priority(self) -> float:
+        """See ``Sharer``, of all models."""
+        return max((each.in_time_priority for each in self._sharers()), default=-math.inf)
 
     def note_change(self) -> None:
         self._num_changes += 1

@@ -23,6 +23,7 @@ from engines.torch.scheduling.compose import (
     cut_at_block_end,
     first_chunks,
     least_urgent,
+    most_late_tokens,
     order_of_turns,
     with_admitted,
 )
@@ -71,23 +72,24 @@ def rows_of(running: RunningSequences) -> list[dict[str, Any]]:
     ]
 
 
-@given(sequences(), st.integers(MAX_SEQUENCES, 200), st.integers(1, 200))
+@given(sequences(), st.integers(MAX_SEQUENCES, 200), priorities | st.just(-math.inf))
 def test_every_decode_computes_and_prefills_share_what_is_left_by_their_order(
-    running: RunningSequences, max_tokens: int, max_late_tokens: int
+    running: RunningSequences, max_tokens: int, in_time_priority: float
 ) -> None:
-    plan = choose_chunks(running, max_tokens, max_late_tokens)
+    plan = choose_chunks(running, max_tokens, in_time_priority)
     rows = rows_of(running)
     decodes = {row["slot"] for row in rows if row["remaining"] == 1}
     assert set(plan.slots[: plan.num_decodes].tolist()) == decodes
     assert (plan.num_new[: plan.num_decodes] == 1).all()
     assert (plan.num_new >= 1).all()
-    expected, budget, late_budget = [], max_tokens - len(decodes), max_late_tokens
+    expected, budget, late_budget = [], max_tokens - len(decodes), most_late_tokens(max_tokens)
     prefills = [row for row in rows if row["remaining"] > 1]
     order = ("is_late", "deadline_s", "arrival")
     for row in sorted(prefills, key=lambda row: (-row["priority"], *(row[each] for each in order))):
-        chunk = min(budget, row["remaining"], late_budget if row["is_late"] else budget)
+        yields = row["is_late"] and row["priority"] <= in_time_priority
+        chunk = min(budget, row["remaining"], late_budget if yields else budget)
         budget -= chunk
-        late_budget -= chunk if row["is_late"] else 0
+        late_budget -= chunk if yields else 0
         if chunk:
             expected.append((row["slot"], chunk))
     found = zip(
@@ -183,7 +185,7 @@ def test_with_nothing_running_nothing_is_preempted_or_computed() -> None:
     assert least_urgent(nobody, 1.0) is None
     none = column([])
     running = RunningSequences(none, none, column([], np.float64), none, none, none, column([], np.bool_))
-    assert len(choose_chunks(running, 8, 8)) == 0
+    assert len(choose_chunks(running, 8)) == 0
 
 
 waiting = st.tuples(priorities, st.booleans(), st.booleans(), deadlines, st.integers(0, 99))
@@ -228,7 +230,7 @@ def test_first_chunks_fit_the_budget_and_leave_a_block_to_each_that_runs(
 def test_joined_plans_keep_every_sequence_and_their_decodes_first(
     running: RunningSequences, chunks: list[int]
 ) -> None:
-    plan = choose_chunks(running, 100, 100)
+    plan = choose_chunks(running, 100)
     slots = column(list(range(100, 100 + len(chunks))))
     joined = with_admitted(plan, slots, column(chunks))
     before = dict(zip(plan.slots.tolist(), plan.num_new.tolist(), strict=True))
@@ -242,7 +244,7 @@ def test_joined_plans_keep_every_sequence_and_their_decodes_first(
 def test_a_cut_plan_ends_in_the_block_that_it_begins_in(running: RunningSequences, block_tokens: int) -> None:
     alone = RunningSequences(*(getattr(running, name)[:1] for name in RunningSequences.__slots__))
     num_computed = int(alone.num_computed[0])
-    plan = choose_chunks(alone, 64, 64)
+    plan = choose_chunks(alone, 64)
     cut = cut_at_block_end(plan, num_computed, block_tokens)
     assert 1 <= cut.num_new[0] <= plan.num_new[0]
     assert (num_computed + int(cut.num_new[0]) - 1) // block_tokens == num_computed // block_tokens

@@ -97,7 +97,7 @@ def test_what_a_request_took_enters_its_deployments_pace() -> None:
     running.ticket.note_tokens(21)
     running.ticket.note_pace(1.0)
     expected.note_first_token(0.2, 1.0)
-    expected.note_tokens(20, 2.0)
+    expected.note_tokens(20, 10.2, 12.2)
     expected.note_end(21)
     assert pace.first_token_s == pytest.approx(expected.first_token_s)
     assert pace.token_s == pytest.approx(expected.token_s)
@@ -114,6 +114,17 @@ def test_of_a_request_that_moved_only_further_tokens_are_timed() -> None:
     moved.ticket.note_tokens(91)
     moved.ticket.note_pace(1.0)
     assert pace.token_s == pytest.approx(0.02)
+
+
+def test_an_output_of_a_few_tokens_is_timed_at_its_end() -> None:
+    pace = Pace()
+    running = held(pace=pace)
+    running.ticket.note_tokens(1)
+    running.now_s += 0.3
+    running.ticket.note_tokens(4)
+    assert pace.token_s == 0
+    running.ticket.note_pace(1.0)
+    assert pace.token_s == pytest.approx(0.1)
 
 
 def test_a_request_without_a_token_says_nothing_of_the_pace() -> None:

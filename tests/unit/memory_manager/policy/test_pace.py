@@ -24,24 +24,36 @@ def test_of_a_first_token_that_had_to_wait_half_of_the_target_counts() -> None:
     assert waited == limit
 
 
-def test_a_pause_counts_as_one_gap_between_tokens_however_long_it_is() -> None:
-    long, longer = Pace(), Pace()
-    for pace, pause_s in ((long, 1.0), (longer, 1000.0)):
-        for _ in range(20):
-            pace.note_tokens(8, 8 * 0.02)
-        pace.note_tokens(8, 8 * 0.02 + pause_s)
-    assert long == longer
-    assert long.token_s == pytest.approx(0.02, rel=0.05)
+def note_all(pace: Pace, seconds: list[float], num_requests: int = 1) -> None:
+    """Notes stretches of eight tokens, one after the other, that many requests have beside each other."""
+    now_s = 0.0
+    for each_s in seconds:
+        for _ in range(num_requests):
+            pace.note_tokens(8, now_s, now_s + 8 * each_s)
+        now_s += 8 * each_s
+
+
+def test_a_pause_counts_as_one_stretch_however_long_it_is_and_however_many_requests_have_it() -> None:
+    expected = Pace()
+    note_all(expected, [0.02] * 80 + [1.0])
+    for pause_s, num_requests in ((1000.0, 1), (1.0, 64)):
+        pace = Pace()
+        note_all(pace, [0.02] * 80 + [pause_s], num_requests)
+        assert pace.token_s == pytest.approx(expected.token_s)
+    assert expected.token_s == pytest.approx(0.02, rel=0.06)
+
+
+def test_a_first_stretch_that_was_slow_is_soon_forgotten() -> None:
+    pace = Pace()
+    note_all(pace, [4.0] + [0.02] * 40)
+    assert pace.token_s < 0.1
 
 
 @given(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0))
 def test_the_seconds_of_a_token_follow_those_that_most_take(first_s: float, then_s: float) -> None:
     pace = Pace()
-    pace.note_tokens(8, 8 * first_s)
-    assert pace.token_s == pytest.approx(first_s)
-    for number in range(3000):
-        pace.note_tokens(1, 9.0 if number % 4 == 0 else then_s)
-    assert pace.token_s == pytest.approx(then_s, rel=0.1)
+    note_all(pace, [first_s] + [9.0 if number % 4 == 0 else then_s for number in range(1000)])
+    assert pace.token_s == pytest.approx(then_s, rel=0.2)
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(1, 5000)), max_size=200))

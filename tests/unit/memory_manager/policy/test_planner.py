@@ -168,6 +168,17 @@ def test_a_busy_one_sleeps_for_others_if_its_requests_can_stand_it() -> None:
     assert actions(short, last_s) == {Sleep: ["a/0"]}
 
 
+def test_who_leaves_has_to_wait_for_all_that_wait_and_may_come() -> None:
+    made = contended(waited_s=0.75, slack_s=100)
+    assert actions(made) == {Sleep: ["a/0"]}
+    more = [model(f"d{number}", demand=waiting(NOW - 0.1)) for number in range(8)]
+    replicas = [replica(each.name)._replace(weights_bytes=80 * PAGE) for each in more]
+    crowded = state([*made.deployments, *more], [*made.replicas, *replicas])
+    assert Sleep not in actions(crowded), "its requests would miss their targets"
+    disabled = [each._replace(policy=replace(each.policy, enabled=False)) for each in more]
+    assert actions(state([*made.deployments, *disabled], [*made.replicas, *replicas])) == actions(made)
+
+
 def test_for_a_late_request_a_busy_one_sleeps_once_it_starves() -> None:
     made = contended(waited_s=59.7, slack_s=60)
     assert actions(made) == {}

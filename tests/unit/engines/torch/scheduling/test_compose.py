@@ -56,7 +56,7 @@ def running(*rows: tuple[int, float, int, int]) -> RunningSequences:
 
 def test_decodes_come_first_and_the_most_urgent_prefill_has_the_rest() -> None:
     sequences = running((0, math.inf, 40, 0), (0, 5.0, 30, 10), (1, math.inf, 8, 0), (0, math.inf, 9, 8))
-    plan = choose_chunks(sequences, max_tokens=20, max_late_tokens=20)
+    plan = choose_chunks(sequences, max_tokens=20)
     assert plan.slots.tolist() == [13, 12, 11]
     assert plan.num_new.tolist() == [1, 8, 11]
     assert plan.num_decodes == 1
@@ -65,15 +65,16 @@ def test_decodes_come_first_and_the_most_urgent_prefill_has_the_rest() -> None:
 def test_late_prefills_go_last_and_compute_little_while_others_are_in_time() -> None:
     sequences = running((0, math.inf, 40, 0), (0, 5.0, 30, 0), (0, math.inf, 50, 0), (0, math.inf, 9, 8))
     sequences = replace(sequences, is_late=np.array([True, False, False, True]))
-    most = most_late_tokens(128, any_in_time=True)
-    plan = choose_chunks(sequences, 128, most)
+    most = most_late_tokens(128)
+    plan = choose_chunks(sequences, 128, in_time_priority=0)
     assert plan.slots.tolist() == [13, 11, 12, 10]
     assert plan.num_new.tolist() == [1, 30, 50, most]
-    assert most < 40 < most_late_tokens(128, any_in_time=False)
+    assert most < 40
+    assert choose_chunks(sequences, 128, in_time_priority=-1).num_new.tolist() == [1, 30, 50, 40]
 
 
 def test_a_lone_sequence_is_cut_where_its_block_ends() -> None:
-    plan = choose_chunks(running((0, math.inf, 100, 37)), 64, 64)
+    plan = choose_chunks(running((0, math.inf, 100, 37)), 64)
     assert cut_at_block_end(plan, num_computed=37, block_tokens=16).num_new.tolist() == [11]
 
 

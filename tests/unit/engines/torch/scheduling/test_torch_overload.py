@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
-from support.bare_runner import runner_without_a_model, step
+from support.bare_runner import BareModel, BareWorker, runner_without_a_model, step, worker_without_models
 from support.torch_engines import EngineDriver, engine_driver, tiny_model
 
 from engines.api import FinishReason, SamplingParams, SequenceRequest
+from engines.torch.scheduling.compose import most_late_tokens
 from engines.torch.scheduling.resume import Resumption
 from memory_manager.kv_spec import PAGE_BYTES
 
@@ -158,3 +161,55 @@ def test_the_kv_that_is_wanted_follows_the_outputs_that_there_were() -> None:
             return stats.kv_wanted_bytes - stats.kv_lease_bytes
 
     assert wanted_bytes(60) + 2 * PAGE_BYTES < wanted_bytes(0)
+
+
+def of_length(
+    number: int, replica_id: str, num_tokens: int, deadline_s: float, **fields: Any
+) -> SequenceRequest:
+    token_ids = np.random.default_rng(number).integers(0, 8, num_tokens).astype(np.int32)
+    sampling = SamplingParams(temperature=0.0, max_tokens=fields.pop("max_tokens", 4))
+    return SequenceRequest(number, replica_id, token_ids, sampling, deadline_s=deadline_s, **fields)
+
+
+def first_steps(
+    worker: BareWorker, submitted: list[tuple[int, str, SequenceRequest]], num_steps: int
+) -> dict[int, int]:
+    """The step of each one's first token. What is submitted comes at the given step; the clock counts steps."""
+    found: dict[int, int] = {}
+    arrivals = itertools.count()
+    for now in range(num_steps):
+        for at, replica_id, request in submitted:
+            if at == now:
+                worker.runners[replica_id].submit(request, next(arrivals))
+        for runner in worker.runners.values():
+            runner.note_late(now)
+            if runner.has_sequences and (output := step(runner, now)) is not None:
+                for number in output.first_tokens:
+                    found.setdefault(number, now)
+    return found
+
+
+@pytest.mark.parametrize("models", [["0"], ["0", "1"]])
+def test_late_prompts_hold_up_nobody_in_time_whatever_model_is_theirs(models: list[str]) -> None:
+    late = [(1, "0", of_length(10 + number, "0", 4000, 0.0)) for number in range(4)]
+    short = [
+        (3 * number, models[-1], of_length(100 + number, models[-1], 40, 3 * number + 20.0))
+        for number in range(100)
+    ]
+    with worker_without_models(
+        [BareModel(8192) for _ in models], num_pages=2000, max_tokens_per_step=512, max_running_sequences=32
+    ) as worker:
+        found = first_steps(worker, [*late, *short], 400)
+    assert all(found[100 + number] <= 3 * number + 20 for number in range(100))
+    assert all(10 + number in found for number in range(4)), "they get on beside them"
+
+
+def test_a_late_prompt_of_a_higher_priority_yields_to_nobody() -> None:
+    running = (0, "0", of_length(1, "0", 12, 1e9, max_tokens=400))
+    late = [(2, "0", of_length(10 + number, "0", 2000, 1.0, priority=number)) for number in range(2)]
+    with worker_without_models(
+        [BareModel(8192)], num_pages=2000, max_tokens_per_step=512, max_running_sequences=32
+    ) as worker:
+        found = first_steps(worker, [running, *late], 60)
+    assert found[11] <= 2 + 5
+    assert found[10] >= 2 + 2000 // most_late_tokens(512)
