@@ -41,9 +41,8 @@ __all__ = [
     "choose",
 ]
 
-_LEAST_AWAY_S = (
-    2.0  # shorter absences follow each other, and what is paused again and again has no slack left
-)
+# Shorter absences follow each other, and what is paused again and again has no slack left.
+_LEAST_AWAY_S = 2.0
 
 Lack = Callable[[Collection[str]], int]
 """Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend

@@ -10,9 +10,8 @@ A step is planned in this order; ``compose`` chooses each time, and here blocks 
 4. new sequences from the queue, as long as budget, slots and blocks last, and the worker's sequences are not
    expected to need more KV at any time than there is. One that is in time takes the place of late ones, of any
    model, if that is enough; and of 32 admissions one goes to the late one that has waited for longest. Beside others
-   in time, prefills of late ones take a small part of the step. One that
-   begins as another does whose prefill is in this step (the choices of one request) waits for the next, and finds
-   what that one computed.
+   in time, prefills of late ones take a small part of the step. One that begins as another does whose prefill is in
+   this step (the choices of one request) waits for the next, and finds what that one computed.
 
 One sequence of the worker is the first (``compose.claim_order``). In 3 and 4 it takes what it needs from whoever has
 it, of any model, but for what an operator guaranteed to that model: so it never waits for KV, and none is ever
