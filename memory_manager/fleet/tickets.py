@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from memory_manager.policy.pace import Pace
+from memory_manager.policy.pace import NUM_TIMED_AT_ONCE, Pace
 from memory_manager.policy.slack import running_latest_s, waiting_latest_s
 
 __all__ = ["Places", "ReplicaTicket", "Waiter"]
-
-_NUM_TIMED_AT_ONCE = 8  # tokens; single ones may come in one message
 
 
 class _OfTenant(Protocol):
@@ -108,7 +106,7 @@ class ReplicaTicket:
             self._first_at_s = self._timed_at_s = self.clock()
             self._num_before, self._num_timed = num_tokens - 1, num_tokens
         self._num_tokens = max(self._num_tokens, num_tokens)
-        if (num_new := self._num_tokens - self._num_timed) >= _NUM_TIMED_AT_ONCE:
+        if (num_new := self._num_tokens - self._num_timed) >= NUM_TIMED_AT_ONCE:
             self._time(num_new)
 
     def _time(self, num_new: int) -> None:
@@ -133,7 +131,7 @@ class ReplicaTicket:
         """Takes what the request took, if it has tokens, into its deployment's means."""
         if self._first_at_s is not None:
             self.pace.note_first_token(max(0.0, self._first_at_s - self.asked_at_s), ttft_target_s)
-            if 0 < self._num_tokens - self._num_before - 1 < _NUM_TIMED_AT_ONCE:  # it was too short until now
+            if 0 < self._num_tokens - self._num_before - 1 < NUM_TIMED_AT_ONCE:  # it was too short until now
                 self._time(self._num_tokens - self._num_timed)
             self.pace.note_end(self._num_tokens)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Pace"]
+__all__ = ["NUM_TIMED_AT_ONCE", "Pace"]
+
+NUM_TIMED_AT_ONCE = 8
+"""Tokens of a stretch that is timed: single ones may come in one message."""
 
 _NEW_SHARE = 0.1
 _LEAST_STEP = 0.05

@@ -18,12 +18,12 @@ import numpy as np
 from engines.torch.scheduling import compose, kv_forecast
 from engines.torch.scheduling.compose import AdmissionOrder, PreemptibleSequences, Turn
 from engines.torch.scheduling.kv_forecast import KVDemand
+from memory_manager.policy.pace import NUM_TIMED_AT_ONCE
 from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest
 
 __all__ = ["ResidencyPolicy", "Simulation"]
 
 _MAX_TURNS_WAITED = 8
-_NUM_TIMED_AT_ONCE = 8
 
 
 class ResidencyPolicy(Protocol):
@@ -214,7 +214,7 @@ class Simulation:
     def _time(self, model: SimulatedModel, num_tokens: int) -> None:
         """Counts tokens of each request, and notes their pace once there are enough."""
         model.num_timed += num_tokens
-        if model.num_timed >= _NUM_TIMED_AT_ONCE:
+        if model.num_timed >= NUM_TIMED_AT_ONCE:
             model.pace.note_tokens(model.num_timed, model.timed_at_s, self.now_s)
             model.timed_at_s, model.num_timed = self.now_s, 0
 

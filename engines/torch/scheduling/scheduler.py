@@ -146,7 +146,7 @@ class Scheduler:
         pending, refused = self._waiting.longest_late(), self._refused
         if pending is None or not self._table.num_free_slots:
             return None
-        if self._late_budget <= 0 and pending.request.priority <= self._in_time_priority:
+        if self._late_budget <= 0 and self._yields(pending):
             return None
         is_in_vain = refused is not None and refused.pending is pending and not refused.waits_for_others
         return None if for_others and is_in_vain else pending
@@ -264,7 +264,7 @@ class Scheduler:
                 if first is None or self._is_still_refused(first):
                     break
                 pending = first.pending
-                yields = pending.is_late and pending.request.priority <= self._in_time_priority
+                yields = self._yields(pending)
                 if yields and self._late_budget <= 0:
                     break
                 prefix = self._find(pending)
@@ -288,6 +288,10 @@ class Scheduler:
         return compose.with_admitted(
             plan.without(gone), np.array(slots, np.int64), np.array(chunks, np.int64)
         )
+
+    def _yields(self, pending: PendingSequence) -> bool:
+        """Whether a waiting sequence is a late one that yields to others in time."""
+        return pending.is_late and pending.request.priority <= self._in_time_priority
 
     def _num_yielding(self, plan: StepPlan) -> int:
         """Tokens of a plan that are of late prefills which yield to others in time."""
