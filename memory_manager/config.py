@@ -108,7 +108,7 @@ class PlannerConfig:
         Setting("A replica goes when the others could carry the load at half of that for so long."),
     ] = 30.0
     kv_base_bytes: int = PAGE_BYTES
-    rate_half_life_s: Annotated[float, _POSITIVE] = 120.0
+    rate_half_life_s: Annotated[float, _POSITIVE] = 300.0
     num_errors: Annotated[float, _NOT_NEGATIVE] = 2.0
     move_slows: Annotated[float, _NOT_NEGATIVE] = 0.3
     kv_short_s: Annotated[float, _POSITIVE] = 3.0

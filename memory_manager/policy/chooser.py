@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.stakes import Standing, comes_before, guard_s, horizon_s, is_in_time
+from memory_manager.policy.stakes import Horizon, Standing, comes_before, guard_s, is_in_time
 
 __all__ = [
     "Among",
@@ -43,6 +43,7 @@ __all__ = [
 
 # Shorter absences follow each other, and what is paused again and again has no slack left.
 _LEAST_AWAY_S = 2.0
+_SHORTEST = Horizon(1.0, 1.0)
 
 Lack = Callable[[Collection[str]], int]
 """Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend
@@ -204,19 +205,19 @@ class Chooser:
         self._is_used = num > 0
         in_time = self._owner[self._slacks_s >= 0]
         self._is_busy = np.bincount(in_time, minlength=len(num)) > 0
-        self._losses: dict[float, NDArray[np.float64]] = {}
-        self._orders: dict[tuple[float, Among], list[int]] = {}
-        self._found: dict[tuple[float, Among, Lack], _Victims | None] = {}
+        self._losses: dict[Horizon, NDArray[np.float64]] = {}
+        self._orders: dict[tuple[Horizon, Among], list[int]] = {}
+        self._found: dict[tuple[Horizon, Among, Lack], _Victims | None] = {}
 
     def exchange(self, standing: Standing, lack: Lack) -> Exchange | None:
         """The exchange that brings a model; None if none is worth while."""
-        horizon = horizon_s(standing.back_s)
+        horizon = standing.horizon
         is_asked_for = len(standing.slacks_s) > 0 or standing.num_expected > 0
         victims = self._cheapest(horizon, lack, Among.SETTLED)
         if victims is None:
             return None
         if not victims.names:  # there is room
-            return Exchange(standing.name, gain=standing.gain(horizon)) if is_asked_for else None
+            return Exchange(standing.name, gain=standing.gain(horizon.lasts_s)) if is_asked_for else None
         # What is merely expected takes no room that is in use, but that of guests.
         in_use = not is_asked_for or victims.any_used
         if in_use and not len(standing.slacks_s) and not victims.all_guests:
@@ -257,30 +258,27 @@ class Chooser:
         Args:
             names: they alone are asked.
         """
-        order = self._order(1.0, among)
+        order = self._order(_SHORTEST, among)
         if names is not None:
             order = [each for each in order if self._residents[each].name in names]
-        victims = self._least(order, self._losses_of(1.0), lack)
+        victims = self._least(order, self._losses_of(_SHORTEST), lack)
         return None if victims is None else tuple(self._names(victims))
 
     def in_order(self) -> list[str]:
         """All that may leave, the one first that loses least for what it frees."""
-        return self._names(self._order(1.0, Among.ALL))
+        return self._names(self._order(_SHORTEST, Among.ALL))
 
     def _counts_more(self, index: int, standing: Standing) -> bool:
         """Whether a resident is in use whose requests are of higher weight."""
         return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
-    def _weigh(self, standing: Standing, victims: _Victims, horizon: float) -> Exchange:
-        gain, least_gain = standing.gain(horizon), self._least_gain(standing)
-        due_in_s = self._due_in_s(standing, victims)
-        if victims.all_guests:
-            return Exchange(
-                standing.name, victims.names, gain, victims.loss, margin=least_gain, due_in_s=due_in_s
-            )
+    def _weigh(self, standing: Standing, victims: _Victims, horizon: Horizon) -> Exchange:
+        gain, least_gain = standing.gain(horizon.lasts_s), self._least_gain(standing)
+        if victims.all_guests:  # at once, or others come in their place that are worth less
+            return Exchange(standing.name, victims.names, gain, victims.loss, margin=least_gain)
         share_lost = standing.share_lost
         variance = (standing.weight * share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
-        variance = (variance + victims.variance) * (horizon**2 * self._unit_per_s / 2)
+        variance = (variance + victims.variance) * (horizon.turn_s**2 * self._unit_per_s / 2)
         switching = (
             self._present_rate_per_s
             * (standing.back_s + victims.back_s)
@@ -293,7 +291,7 @@ class Chooser:
             victims.loss,
             switching,
             self._config.num_errors * math.sqrt(variance) + least_gain,
-            due_in_s=due_in_s,
+            due_in_s=self._due_in_s(standing, victims),
         )
 
     def _least_gain(self, standing: Standing) -> float:
@@ -309,21 +307,23 @@ class Chooser:
             return 0.0
         return max(0.0, least_s - standing.back_s - guard_s(standing.back_s))
 
-    def _losses_of(self, horizon: float) -> NDArray[np.float64]:
-        """For each resident, the requests lost if it leaves for so long."""
+    def _losses_of(self, horizon: Horizon) -> NDArray[np.float64]:
+        """For each resident, the requests lost if it leaves."""
         if horizon not in self._losses:
             # It comes back once the one that comes has had a while, and each other that waits its turn.
-            away_s = np.maximum(_LEAST_AWAY_S, 2 * self._back_s) + horizon * (self._num_away - 1)
+            away_s = np.maximum(_LEAST_AWAY_S, 2 * self._back_s) + horizon.turn_s * (self._num_away - 1)
             in_time = self._slacks_s >= 0
             # What a pause takes of its slack a request lacks at the next pause, or beside the next who come.
             share_used = away_s[self._owner] / np.maximum(self._slacks_s, 1e-3)
             paused = np.where(self._is_short_of_kv, 1.0, np.minimum(1.0, share_used)) * in_time
             num_lost = np.bincount(self._owner, paused, minlength=len(self._residents))
-            num_to_come = np.where(self._is_guest, 0.0, self._rate_per_s * horizon + self._num_expected)
+            num_to_come = np.where(
+                self._is_guest, 0.0, self._rate_per_s * horizon.lasts_s + self._num_expected
+            )
             self._losses[horizon] = self._weight * (num_lost + self._share_lost * num_to_come)
         return self._losses[horizon]
 
-    def _order(self, horizon: float, among: Among) -> list[int]:
+    def _order(self, horizon: Horizon, among: Among) -> list[int]:
         """Residents in the order in which they leave, the one first that loses least for its bytes."""
         if (horizon, among) not in self._orders:
             losses = self._losses_of(horizon)
@@ -333,7 +333,7 @@ class Chooser:
             ]
         return self._orders[horizon, among]
 
-    def _cheapest(self, horizon: float, lack: Lack, among: Among) -> _Victims | None:
+    def _cheapest(self, horizon: Horizon, lack: Lack, among: Among) -> _Victims | None:
         """The residents whose leaving loses least for their bytes, none of them needlessly; None if all together do
         not free enough."""
         if (horizon, among, lack) not in self._found:
@@ -342,7 +342,7 @@ class Chooser:
             self._found[horizon, among, lack] = self._victims(victims, horizon)
         return self._found[horizon, among, lack]
 
-    def _victims(self, indices: list[int] | None, horizon: float) -> _Victims | None:
+    def _victims(self, indices: list[int] | None, horizon: Horizon) -> _Victims | None:
         if indices is None:
             return None
         return _Victims(

@@ -7,9 +7,21 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Standing", "comes_before", "guard_s", "horizon_s", "is_in_time", "num_lost_soon"]
+__all__ = ["Horizon", "Standing", "comes_before", "guard_s", "horizon_s", "is_in_time", "num_lost_soon"]
 
 _LEAST_GUARD_S, _GUARD_SHARE = 0.05, 0.25  # the latter of the time to come
+
+
+class Horizon(NamedTuple):
+    """The time over which a change of the set is judged.
+
+    Attributes:
+        turn_s: seconds that each model has at least while others wait for its place.
+        lasts_s: seconds over which the requests to come count.
+    """
+
+    turn_s: float
+    lasts_s: float
 
 
 class Standing(NamedTuple):
@@ -56,6 +68,14 @@ class Standing(NamedTuple):
         return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_soon >= 1
 
     @property
+    def horizon(self) -> Horizon:
+        """The time over which its coming is judged. If it has waited for longer than its turn would take, so many
+        seconds count: a change is due once holding the set has cost as much as the change does (the break-even
+        rule of ski rental; Karlin et al., Competitive Snoopy Caching, 1988)."""
+        turn_s = horizon_s(self.back_s)
+        return Horizon(turn_s, max(turn_s, 2.0 ** math.floor(math.log2(max(1.0, self.waited_s)))))
+
+    @property
     def num_lost_soon(self) -> float:
         """Requests to come that are expected to miss their targets if it stays away."""
         return num_lost_soon(self.rate_per_s, self.back_s, self.fresh_slack_s)
@@ -81,7 +101,7 @@ class Standing(NamedTuple):
         """Requests that meet their targets because it comes; those that are late already count nothing.
 
         Args:
-            horizon_s: seconds over which the change is judged.
+            horizon_s: seconds over which requests to come count.
         """
         num_to_come = self.rate_per_s * (horizon_s - self.back_s) + self.num_expected
         return self.weight * (self.num_in_time + self.share_lost * num_to_come)
@@ -100,8 +120,8 @@ def is_in_time(slacks_s: Sequence[float]) -> bool:
 
 
 def horizon_s(back_s: float) -> float:
-    """Seconds over which a change is judged: 10 times what it takes, at least 1 s, as a power of 2, so that many
-    models share one."""
+    """Seconds over which a change is judged at least: 10 times what it takes, and 1 s, as a power of 2, so that
+    many models share one."""
     return 2.0 ** math.ceil(math.log2(max(1.0, 10 * back_s)))
 
 

@@ -192,10 +192,25 @@ def test_of_two_that_lose_as_much_the_idle_one_leaves() -> None:
     assert moves(chosen(standing("a", (0.03,)), busy, there("idle", rate_per_s=0.01))) == [("a", ("idle",))]
 
 
-def test_a_guest_that_can_stand_a_pause_stays_until_the_last_moment() -> None:
-    choice = chosen(standing("a", (0.1,)), there("guest", (30.0,), is_guest=True))
-    assert not moves(choice)
-    assert choice.due_in_s == pytest.approx(0.1 - 0.02 - guard_s(0.02))
+def test_a_guest_goes_at_once_even_if_it_can_stand_a_pause() -> None:
+    """Or one that can wait less, and is worth less, would come in its place."""
+    before, other = standing("before", (0.1,), rate_per_s=3.0), standing("other", (-5.0,), rate_per_s=1.0)
+    guest = there("guest", (30.0,), is_guest=True)
+    assert moves(chosen(other, before, guest)) == [("before", ("guest",))]
+
+
+def test_a_set_is_held_until_that_has_cost_as_much_as_to_change_it() -> None:
+    """Two standard errors of the rates keep the set over a turn, and no longer than the loss stays below them."""
+    slow: dict[str, Any] = {"back_s": 0.9}
+    held = there("held", rate_per_s=0.1, **slow)
+
+    def waiting(waited_s: float, rate_per_s: float = 0.18) -> Standing:
+        return standing("a", (-5.0,), rate_per_s=rate_per_s, waited_s=waited_s, **slow)
+
+    assert not moves(chosen(waiting(9.0), held))
+    assert not moves(chosen(waiting(31.0), held))
+    assert moves(chosen(waiting(64.0), held)) == [("a", ("held",))]
+    assert not moves(chosen(waiting(500.0, rate_per_s=0.1), held))
 
 
 def test_who_is_asked_for_often_comes_back_in_a_guests_place_unasked() -> None:
@@ -225,7 +240,7 @@ def test_what_saves_nobody_who_waits_has_to_gain_a_whole_request() -> None:
 
 
 def test_nobody_counts_as_known_for_never_being_asked_for() -> None:
-    light = standing("light", (0.6,), back_s=0.5, weight=2.0**-5)
+    light = standing("light", (0.6,), back_s=0.5, weight=2.0**-6)
     held = there("held", back_s=0.5)
     assert not moves(chosen(light, held))
     assert moves(chosen(light, held, num_errors=0.0)) == [("light", ("held",))]
