@@ -27,7 +27,6 @@ from mooring.errors import OperatorError
 
 __all__ = ["Peer", "measure_peer"]
 
-_LOADS_OF_ALONE = (0.5, 1.0, 2.0)
 _START_TIMEOUT_S = 60.0
 
 
@@ -45,15 +44,14 @@ def measure_peer(
     gguf: Path | None,
     trace: TraceSpec,
     targets: Targets,
-    alone_per_s: float,
+    loads_per_s: Sequence[float],
     patience_s: float,
 ) -> Peer:
-    """Replays the trace at a few loads.
+    """Replays the trace at each load.
 
     Args:
         gguf: one model file, served under each name of the trace.
-        alone_per_s: requests that our own engine does one after the other in a second; the loads are
-            multiples of it.
+        loads_per_s: requests per second.
 
     Raises:
         OperatorError: llama-cpp-python is installed and its server does not start.
@@ -64,8 +62,8 @@ def measure_peer(
         return Peer("Not measured: no GGUF file was given (`--peer-gguf`).")
     curve = {}
     with _server(scratch, gguf, trace.models) as url:
-        for multiple in _LOADS_OF_ALONE:
-            spec = replace(trace, requests_per_s=multiple * alone_per_s)
+        for load_per_s in loads_per_s:
+            spec = replace(trace, requests_per_s=load_per_s)
             timings = asyncio.run(_replay(url, draw_trace(spec), patience_s))
             curve[spec.requests_per_s] = summarize(timings, targets, spec.duration_s)
     lines = [

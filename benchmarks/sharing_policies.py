@@ -1,10 +1,9 @@
-"""Three ways to share one budget between three models, each the same engine under another configuration.
+"""Ways to share one budget between three models, each the same engine under another configuration.
 
 elastic: KV floats between the models, and if not all of them fit the planner decides which are resident.
 static: the KV is cut into equal fixed parts, each a guarantee and a cap, as servers that reserve their pool
 at the start do. If not all weights fit, the most popular models have the budget and the others are not
-served. swap: one model at a time. Each is guaranteed all that its weights leave of the budget, so no two ever
-fit.
+served. swap: one model at a time, first come, first served, the one before drained; in virtual time alone.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.replay import Targets
 from engines.checkpoint.model_config import ModelConfig, describe, kv_groups
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens, round_to_pages
 
@@ -82,10 +82,11 @@ def write_config(
     arrangement: Arrangement,
     budget: Budget,
     policy: SharingPolicy,
+    targets: Targets,
     path: Path,
     num_threads: int | None = None,
 ) -> None:
-    """Writes the server's settings."""
+    """Writes the settings of a server, elastic or static."""
     budget_bytes = arrangement.budget_bytes(budget)
     num_models = arrangement.num_models(budget)
     part_bytes = arrangement.kv_bytes // num_models // PAGE_BYTES * PAGE_BYTES
@@ -94,13 +95,12 @@ def write_config(
     if policy is SharingPolicy.STATIC:
         served = dict(list(served.items())[:num_models])
         share = {"kv_guarantee_bytes": part_bytes, "kv_cap_bytes": part_bytes, "pinned": "true"}
-    elif policy is SharingPolicy.SWAP:
-        share = {"kv_guarantee_bytes": budget_bytes - arrangement.weights_bytes - PAGE_BYTES}
     lines = [
         f"memory_budget = {budget_bytes}",
         f'dtype = "{_DTYPES[arrangement.precision]}"',
         f"host_cache_budget = {(len(served) + 1) * arrangement.weights_bytes}",
     ]
+    lines += ["[planner]", f"ttft_target_s = {targets.ttft_s}", f"tpot_target_s = {targets.tpot_s}"]
     for name, folder in served.items():
         lines += ["[[models]]", f'name = "{name}"', f'source = "{folder}"']
         lines += [f"max_model_len = {arrangement.max_model_len}"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -19,9 +19,8 @@ import numpy as np
 from benchmarks.engine_setup import LoadedEngine
 from benchmarks.replay import Targets
 from benchmarks.report import Report
-from benchmarks.sharing_figures import FULL_GOAL, STATIC_GOAL, highest_attaining
 from benchmarks.sharing_policies import SharingPolicy
-from benchmarks.traces import TraceSpec, draw_trace
+from benchmarks.traces import TraceRequest, TraceSpec, draw_trace
 from engines.api import SamplingParams, SequenceRequest
 from memory_manager.config import PlannerConfig
 from ops.capacity.machine import Machine, SimulatedRequest, StepCosts
@@ -29,15 +28,22 @@ from ops.capacity.policies import Elastic, Static, SwapOneAtATime
 from ops.capacity.simulation import ResidencyPolicy, Simulation
 
 __all__ = [
+    "LOADS",
     "CellResult",
     "SimulatedLoad",
     "fit_step_costs",
     "grid_figures",
+    "highest_attaining",
     "quick_grid",
     "report_grid",
+    "simulate",
     "simulate_grid",
     "whole_grid",
 ]
+
+_FULL_GOAL, _STATIC_GOAL = 0.99, 0.90
+LOADS = (0.35, 0.55, 0.75, 0.95, 1.15, 1.5)
+"""Requests per second, as shares of those that fill the KV."""
 
 _PATIENCE_S = 30.0
 _T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # of Student's t, by number of seeds
@@ -130,26 +136,10 @@ def _run_cell(load: SimulatedLoad, cell: tuple[int, float, float]) -> tuple[Cell
         )
         drawn = draw_trace(spec)
         for policy in SharingPolicy:
-            requests = [
-                SimulatedRequest(
-                    spec.models.index(each.model),
-                    number,
-                    each.at_s,
-                    each.at_s + machine.ttft_target_s,
-                    len(each.prompt_token_ids),
-                    each.max_tokens,
-                )
-                for number, each in enumerate(drawn)
-            ]
-            Simulation(machine, len(spec.models), _made(policy, machine)).run(requests, _PATIENCE_S)
-            num_requests += len(requests)
-            attainment[policy].append(sum(each.meets(machine) for each in requests) / len(requests))
-            waits_s = [
-                (each.first_at_s if each.first_at_s is not None else spec.duration_s + _PATIENCE_S)
-                - each.at_s
-                for each in requests
-            ]
-            ttft_p99_s[policy].append(float(np.percentile(waits_s, 99)))
+            attained, p99_s = simulate(drawn, spec, policy, machine)
+            num_requests += len(drawn)
+            attainment[policy].append(attained)
+            ttft_p99_s[policy].append(p99_s)
     result = CellResult(
         num_resident,
         wake,
@@ -158,6 +148,29 @@ def _run_cell(load: SimulatedLoad, cell: tuple[int, float, float]) -> tuple[Cell
         {policy: statistics.median(seconds) for policy, seconds in ttft_p99_s.items()},
     )
     return result, num_requests, time.process_time() - began_s
+
+
+def simulate(
+    drawn: Sequence[TraceRequest], spec: TraceSpec, policy: SharingPolicy, machine: Machine
+) -> tuple[float, float]:
+    """Runs one trace; returns the share of its requests that met their targets, and the 99th percentile of seconds
+    to the first token."""
+    requests = [
+        SimulatedRequest(
+            spec.models.index(each.model),
+            number,
+            each.at_s,
+            each.at_s + machine.ttft_target_s,
+            len(each.prompt_token_ids),
+            each.max_tokens,
+        )
+        for number, each in enumerate(drawn)
+    ]
+    Simulation(machine, len(spec.models), _made(policy, machine)).run(requests, _PATIENCE_S)
+    given_up_s = spec.duration_s + _PATIENCE_S
+    waits_s = [(given_up_s if each.first_at_s is None else each.first_at_s) - each.at_s for each in requests]
+    attained = sum(each.meets(machine) for each in requests) / len(requests)
+    return attained, float(np.percentile(waits_s, 99))
 
 
 def _made(policy: SharingPolicy, machine: Machine) -> ResidencyPolicy:
@@ -190,16 +203,16 @@ def grid_figures(cells: Sequence[CellResult], num_models: int) -> dict[str, floa
     middling = wakes[len(wakes) // 2]
     roomy = [each for each in everything if each.wake == middling]
     elastic_full, static_full = (
-        _highest(roomy, policy, FULL_GOAL) for policy in (SharingPolicy.ELASTIC, static)
+        _highest(roomy, policy, _FULL_GOAL) for policy in (SharingPolicy.ELASTIC, static)
     )
     if elastic_full is not None and static_full is not None:
         figures["goodput_elastic_over_static"] = elastic_full.load_per_s / static_full.load_per_s
         figures["goodput_elastic_over_swap"] = elastic_full.ratio(swap)[0]
-    if (static_90 := _highest(roomy, static, STATIC_GOAL)) is not None:
+    if (static_90 := _highest(roomy, static, _STATIC_GOAL)) is not None:
         p99_s = static_90.ttft_p99_s
         figures["ttft_p99_static_over_elastic"] = p99_s[static] / p99_s[SharingPolicy.ELASTIC]
     tight = [each for each in cells if each.num_resident == num_models - 1 and each.wake == wakes[0]]
-    if (full := _highest(tight, SharingPolicy.ELASTIC, FULL_GOAL)) is not None:
+    if (full := _highest(tight, SharingPolicy.ELASTIC, _FULL_GOAL)) is not None:
         figures["goodput_elastic_over_static_two_of_three"] = full.ratio(static)[0]
     if tight:
         peaks = [
@@ -208,6 +221,20 @@ def grid_figures(cells: Sequence[CellResult], num_models: int) -> dict[str, floa
         ]
         figures["peak_elastic_over_static_two_of_three"] = peaks[0] / peaks[1]
     return figures
+
+
+def highest_attaining(attainment: Mapping[float, float], goal: float) -> float | None:
+    """The highest load up to which every load attains ``goal``; None if the lowest does not.
+
+    Args:
+        attainment: shares of requests, by load.
+    """
+    found = None
+    for load in sorted(attainment):
+        if attainment[load] < goal:
+            break
+        found = load
+    return found
 
 
 def _highest(cells: Sequence[CellResult], policy: SharingPolicy, goal: float) -> CellResult | None:
@@ -300,7 +327,7 @@ def whole_grid(costs: StepCosts, trace: TraceSpec, kv_tokens: int, targets: Targ
     round_s = len(trace.models) * costs.step_s + num_sequences * costs.decode_s
     most_per_s = num_sequences / (num_output * round_s)
     machine = Machine(costs, len(trace.models), kv_tokens, 0.0, targets.ttft_s, targets.tpot_s)
-    loads_per_s = tuple(round(share * most_per_s, 3) for share in (0.35, 0.55, 0.75, 0.95, 1.15, 1.5))
+    loads_per_s = tuple(round(share * most_per_s, 3) for share in LOADS)
     return SimulatedLoad(machine, trace, 1000, 8, (3, 2, 1), (0.1, 0.5, 2.0), loads_per_s)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,8 @@ Out = Annotated[Path, typer.Option(help="Folder for the report.", file_okay=Fals
 @app.callback()
 def _bench() -> None:
     """Measure this machine; each writes report.md and results.json."""
+    # Servers and workers that a benchmark has started are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 @app.command()
@@ -76,7 +80,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Tiny models, seconds: whet
 def sharing(
     out: Out = Path("bench-out/sharing"),
     part: Annotated[list[str] | None, typer.Option(help="simulated or real; both if not given.")] = None,
-    duration_s: Annotated[float, typer.Option(min=1, help="Of the trace at each load.")] = 60.0,
+    duration_s: Annotated[float, typer.Option(min=1, help="Of the trace in each real cell.")] = 120.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
     peer_gguf: Annotated[
         Path | None,

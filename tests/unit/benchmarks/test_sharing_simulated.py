@@ -6,7 +6,14 @@ import pytest
 
 from benchmarks.replay import Targets
 from benchmarks.sharing_policies import SharingPolicy
-from benchmarks.sharing_simulated import CellResult, grid_figures, quick_grid, simulate_grid, whole_grid
+from benchmarks.sharing_simulated import (
+    CellResult,
+    grid_figures,
+    highest_attaining,
+    quick_grid,
+    simulate_grid,
+    whole_grid,
+)
 from benchmarks.traces import TraceSpec
 from ops.capacity.machine import StepCosts
 
@@ -38,6 +45,12 @@ def test_the_figures_are_those_of_the_cells() -> None:
     assert figures["goodput_elastic_over_swap"] == pytest.approx(5.0)
     assert figures["goodput_elastic_over_static_two_of_three"] == pytest.approx(0.99 / 0.75)
     assert figures["peak_elastic_over_static_two_of_three"] == pytest.approx(1.2 / 1.44)
+
+
+def test_a_load_above_one_that_was_missed_does_not_count() -> None:
+    assert highest_attaining({1: 1.0, 2: 0.5, 4: 1.0}, 0.99) == 1
+    assert highest_attaining({1: 0.98}, 0.99) is None
+    assert highest_attaining({}, 0.99) is None
 
 
 def test_a_grid_gives_each_policy_the_same_requests() -> None:
