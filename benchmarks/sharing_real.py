@@ -33,7 +33,7 @@ _POLICIES = (SharingPolicy.ELASTIC, SharingPolicy.STATIC)
 
 @dataclass(frozen=True, slots=True)
 class RealLoad:
-    """What is measured.
+    """The cells, and what is run in them.
 
     Attributes:
         arrangement: the models and their memory.

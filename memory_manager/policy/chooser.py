@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.stakes import Horizon, Standing, comes_before, guard_s, is_in_time
+from memory_manager.policy.stakes import Horizon, Standing, claim_s, comes_before, guard_s, is_in_time
 
 __all__ = [
     "Among",
@@ -273,9 +273,11 @@ class Chooser:
         return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
     def _weigh(self, standing: Standing, victims: _Victims, horizon: Horizon) -> Exchange:
-        gain, least_gain = standing.gain(horizon.lasts_s), self._least_gain(standing)
+        least_gain = self._least_gain(standing)
         if victims.all_guests:  # at once, or others come in their place that are worth less
+            gain = standing.gain(max(horizon.lasts_s, claim_s(standing.back_s)))
             return Exchange(standing.name, victims.names, gain, victims.loss, margin=least_gain)
+        gain = standing.gain(horizon.lasts_s)
         share_lost = standing.share_lost
         variance = (standing.weight * share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
         variance = (variance + victims.variance) * (horizon.turn_s**2 * self._unit_per_s / 2)

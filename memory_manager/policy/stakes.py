@@ -7,8 +7,18 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Horizon", "Standing", "comes_before", "guard_s", "horizon_s", "is_in_time", "num_lost_soon"]
+__all__ = [
+    "Horizon",
+    "Standing",
+    "claim_s",
+    "comes_before",
+    "guard_s",
+    "horizon_s",
+    "is_in_time",
+    "num_lost_soon",
+]
 
+_CLAIM_TURNS = 8
 _LEAST_GUARD_S, _GUARD_SHARE = 0.05, 0.25  # the latter of the time to come
 
 
@@ -65,7 +75,7 @@ class Standing(NamedTuple):
     def is_wanted(self) -> bool:
         if not self.may_come or self.is_present:
             return False
-        return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_soon >= 1
+        return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_to_guest >= 1
 
     @property
     def horizon(self) -> Horizon:
@@ -76,9 +86,9 @@ class Standing(NamedTuple):
         return Horizon(turn_s, max(turn_s, 2.0 ** math.floor(math.log2(max(1.0, self.waited_s)))))
 
     @property
-    def num_lost_soon(self) -> float:
-        """Requests to come that are expected to miss their targets if it stays away."""
-        return num_lost_soon(self.rate_per_s, self.back_s, self.fresh_slack_s)
+    def num_lost_to_guest(self) -> float:
+        """Requests to come that are expected to miss their targets if a guest keeps its place."""
+        return self.rate_per_s * self.share_lost * claim_s(self.back_s)
 
     @property
     def share_lost(self) -> float:
@@ -125,8 +135,13 @@ def horizon_s(back_s: float) -> float:
     return 2.0 ** math.ceil(math.log2(max(1.0, 10 * back_s)))
 
 
+def claim_s(back_s: float) -> float:
+    """Seconds over which requests to come count where a guest leaves: it would stay for longer than one turn."""
+    return _CLAIM_TURNS * horizon_s(back_s)
+
+
 def num_lost_soon(rate_per_s: float, back_s: float, fresh_slack_s: float) -> float:
-    """Requests to come that are expected to miss their targets while their model is away; see ``Standing``."""
+    """Requests to come that are expected to miss their targets if their model is away for a turn."""
     return rate_per_s * _share_lost(back_s, fresh_slack_s) * horizon_s(back_s)
 
 

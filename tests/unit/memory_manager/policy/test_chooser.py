@@ -53,7 +53,7 @@ def test_whoever_is_waited_for_comes_into_room() -> None:
 
 
 def test_whoever_nobody_waits_for_does_not_come() -> None:
-    assert chosen(standing("a", rate_per_s=9.0), room_bytes=10) == Choice(())
+    assert chosen(standing("a", rate_per_s=1.0), room_bytes=10) == Choice(())
     assert not moves(chosen(standing("a", rate_per_s=90.0), room_bytes=10))
     assert not moves(chosen(standing("a", rate_per_s=90.0), there("b")))
 
@@ -215,8 +215,8 @@ def test_a_set_is_held_until_that_has_cost_as_much_as_to_change_it() -> None:
 
 def test_who_is_asked_for_often_comes_back_in_a_guests_place_unasked() -> None:
     guest, other = there("guest", is_guest=True), there("other")
-    often, seldom = standing("a", rate_per_s=11.0), standing("a", rate_per_s=9.9)
-    assert often.num_lost_soon == pytest.approx(1.1)
+    often, seldom = standing("a", rate_per_s=1.4), standing("a", rate_per_s=1.1)
+    assert often.num_lost_to_guest == pytest.approx(1.12)
     assert moves(chosen(often, guest, other)) == [("a", ("guest",))]
     assert not moves(chosen(seldom, guest))
     assert not moves(chosen(often, there("guest", (0.5,), is_guest=True)))
