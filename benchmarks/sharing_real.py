@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import statistics
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -61,7 +61,7 @@ class RealCell:
     Attributes:
         simulated: share attained in virtual time.
         simulated_p99_s: the 99th percentile of seconds to the first token there.
-        wake_s: median of the models' wakes that the server measured; 0 if none was woken.
+        wake_s: mean of the wakes that the server measured; 0 if there were none.
     """
 
     budget: Budget
@@ -143,11 +143,21 @@ def _cell(
     drawn: Sequence[TraceRequest],
 ) -> RealCell:
     summary = summarize(_replay(server, drawn), load.targets, spec.duration_s)
-    wakes_s = [each["wake_s"] for each in server.status()["deployments"] if each["wake_s"]]
-    wake_s = statistics.median(wakes_s) if wakes_s else 0.0
+    wake_s = _mean_wake_s(server)
     machine = replace(load.machine, num_resident=load.arrangement.num_models(budget), wake_s=wake_s)
     simulated, p99_s = simulate(drawn, spec, policy, machine)
     return RealCell(budget, spec.requests_per_s, policy, summary, simulated, p99_s, wake_s)
+
+
+def _mean_wake_s(server: RunningServer) -> float:
+    """Mean seconds of the wakes so far, by the server's own metrics; 0 if there were none."""
+    page = server.client.get(f"{server.http_url}/metrics").text
+    name = "mooring_residency_transition_seconds"
+    found = re.findall(rf'^{name}_(sum|count)\{{.*from="waking",to="resident"\}} (\S+)$', page, re.MULTILINE)
+    totals = dict.fromkeys(("sum", "count"), 0.0)
+    for part, value in found:
+        totals[part] += float(value)
+    return totals["sum"] / totals["count"] if totals["count"] else 0.0
 
 
 def _line(cell: RealCell) -> str:

@@ -69,6 +69,14 @@ class RunningServer:
         self.grpc_target = ""
 
     def __enter__(self) -> RunningServer:
+        try:
+            self._await_ready()
+        except BaseException:  # interrupted, or terminated
+            self.kill()
+            raise
+        return self
+
+    def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         ports = self.data_dir / "server.json"
         while time.monotonic() < deadline:
@@ -80,9 +88,8 @@ class RunningServer:
                     self.http_url = addresses["http"]
                     self.grpc_target = addresses["grpc"]
                     if self._ready():
-                        return self
+                        return
             time.sleep(0.05)
-        self.kill()
         raise ServerFailedError(f"the server was not ready within {START_TIMEOUT_S} s:\n{self.log()}")
 
     def __exit__(self, *exc_info: object) -> None:
