@@ -120,8 +120,13 @@ def main(
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
         scratch, trace = Path(name), load.trace
         folders = make_random_models(scratch / "models", load.shape, MODELS, precision)
-        costs = fit_step_costs(load_engine(folders[MODELS[0]]))
-        ttft_s = costs.of(0, round(statistics.fmean(trace.prompt_tokens)))
+        num_prompt, num_output = (
+            statistics.fmean(each) for each in (trace.prompt_tokens, trace.output_tokens)
+        )
+        engines = [load_engine(folder) for folder in folders.values()]
+        costs = fit_step_costs(engines, context=round(num_prompt + num_output / 2))
+        del engines
+        ttft_s = costs.of(0, round(num_prompt))
         targets = Targets(TTFT_TIMES_ALONE * ttft_s, TPOT_TIMES_ALONE * costs.of(1, 0))
         grid = whole_grid(costs, trace, load.num_sequences * load.max_model_len, targets)
         _describe(report, load, targets)

@@ -283,33 +283,50 @@ def report_grid(
     )
 
 
-def fit_step_costs(engine: LoadedEngine, num_steps: int = 24) -> StepCosts:
-    """Times steps of the engine: some with decodes alone, some with one prefill, and fits what each part costs."""
+def fit_step_costs(engines: Sequence[LoadedEngine], context: int, num_steps: int = 24) -> StepCosts:
+    """Times steps of the engines, some with decodes alone, some with one prefill, and fits what each part costs. They
+    take turns, as models of one worker do, so that each finds the caches full of another's weights.
+
+    Args:
+        context: tokens of each sequence that decodes, since attention reads them all.
+    """
     rows, seconds = [], []
     rng = np.random.default_rng(0)
 
-    def submit(num_tokens: int, max_tokens: int) -> None:
+    def submit(engine: LoadedEngine, num_tokens: int, max_tokens: int) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         prompt = rng.integers(0, engine.vocab_size, num_tokens).astype(np.int32)
         engine.submit(SequenceRequest(engine.next_sequence_id(), engine.replica_id, prompt, sampling))
 
-    def timed() -> float:
-        began_s = time.perf_counter()
-        engine.step_and_count_finished()
-        return time.perf_counter() - began_s
+    num_running = 0
+
+    def timed() -> list[float]:
+        nonlocal num_running
+        times_s = []
+        for engine in engines:
+            began_s = time.perf_counter()
+            num_running -= engine.step_and_count_finished()
+            times_s.append(time.perf_counter() - began_s)
+        return times_s
 
     for num_decodes in (1, 2, 4, 8, 12):
-        for _ in range(num_decodes):
-            submit(32, num_steps + 2)
-        timed()  # all prompts
+        num_prompt_steps = num_decodes + 1  # at most: each takes one prompt at least
+        for engine in engines:
+            for _ in range(num_decodes):
+                submit(engine, context, num_prompt_steps + num_steps + 1)
+        num_running = num_decodes * len(engines)
+        for _ in range(num_prompt_steps):
+            timed()
         rows.append((1, num_decodes, 0))
-        seconds.append(statistics.median(timed() for _ in range(num_steps)))
-        timed()
+        seconds.append(statistics.median(itertools.chain(*(timed() for _ in range(num_steps)))))
+        while num_running:
+            timed()
     for num_tokens in (32, 64, 128, 256):
         times_s = []
         for _ in range(5):
-            submit(num_tokens, 1)
-            times_s.append(timed())
+            for engine in engines:
+                submit(engine, num_tokens, 1)
+            times_s += timed()
         rows.append((1, 0, num_tokens))
         seconds.append(statistics.median(times_s))
     weights = 1 / np.array(seconds)  # relative errors count
