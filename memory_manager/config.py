@@ -48,7 +48,7 @@ class PlannerConfig:
         expected_chance: requests that count for a model whose rhythm lets expect the next one soon.
         unexpected_share: share of its rate that counts if it is not expected soon.
         kv_base_bytes: KV that a worker holds while it serves nothing (the pool's null page).
-        rate_half_life_s: half-life of the request rates that the planner reads.
+        rate_half_life_s: half-life of the request rates that the planner reads, where they change.
         num_errors: standard errors of what rates let expect, by which a change of the resident set has to gain.
         move_slows: share by which steps take longer while weights are moved.
         kv_short_s: KV counts as short for so many seconds after sequences waited for it; who leaves loses its own.
@@ -108,7 +108,7 @@ class PlannerConfig:
         Setting("A replica goes when the others could carry the load at half of that for so long."),
     ] = 30.0
     kv_base_bytes: int = PAGE_BYTES
-    rate_half_life_s: Annotated[float, _POSITIVE] = 300.0
+    rate_half_life_s: Annotated[float, _POSITIVE] = 120.0
     num_errors: Annotated[float, _NOT_NEGATIVE] = 2.0
     move_slows: Annotated[float, _NOT_NEGATIVE] = 0.3
     kv_short_s: Annotated[float, _POSITIVE] = 3.0

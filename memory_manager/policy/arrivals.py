@@ -22,6 +22,7 @@ BURST_GAP_S = 2.0  # arrivals closer together than this belong to one burst
 _NUM_KEPT = 8
 _LEAST_UNUSED_S, _MOST_UNUSED_S = 10.0, 60.0
 _NUM_NEEDED = 4
+_TIMES_LONGER, _NUM_ERRORS = 4, 2.0
 _MAX_SPREAD = 0.25  # of the shortest interval; exponential intervals are as much alike once in 700 times
 
 
@@ -37,21 +38,34 @@ class ArrivalWindow:
 @dataclass(slots=True)
 class ArrivalRate:
     """Requests per second, exponentially decayed: n a second, kept up, give n. Every call is told the time and the
-    half-life."""
+    half-life.
 
-    _num_decayed: float = 0.0
+    A longer half-life tells rates apart that are close, a shorter one follows what changes. Both are kept, and the
+    longer counts until the shorter differs from it by more than chance lets expect, as in the detection of drift
+    (Gama et al., Learning with Drift Detection, 2004).
+    """
+
+    _num_recent: float = 0.0
+    _num_long: float = 0.0
     _at_s: float = -math.inf
 
     def note(self, at_s: float, half_life_s: float) -> None:
         """Notes that a request arrived."""
-        self._num_decayed = self._decayed(at_s, half_life_s) + 1.0
+        self._num_recent = self._num_recent * _decay(at_s - self._at_s, half_life_s) + 1.0
+        self._num_long = self._num_long * _decay(at_s - self._at_s, _TIMES_LONGER * half_life_s) + 1.0
         self._at_s = at_s
 
     def per_s(self, now_s: float, half_life_s: float) -> float:
-        return self._decayed(now_s, half_life_s) * math.log(2) / half_life_s
+        unit_per_s = math.log(2) / half_life_s
+        elapsed_s = now_s - self._at_s
+        recent = self._num_recent * _decay(elapsed_s, half_life_s) * unit_per_s
+        long = self._num_long * _decay(elapsed_s, _TIMES_LONGER * half_life_s) * unit_per_s / _TIMES_LONGER
+        error = math.sqrt((long + unit_per_s) * unit_per_s / 2)
+        return long if abs(recent - long) <= _NUM_ERRORS * error else recent
 
-    def _decayed(self, now_s: float, half_life_s: float) -> float:
-        return self._num_decayed * math.pow(0.5, (now_s - self._at_s) / half_life_s)
+
+def _decay(elapsed_s: float, half_life_s: float) -> float:
+    return math.pow(0.5, elapsed_s / half_life_s)
 
 
 class ArrivalPattern:

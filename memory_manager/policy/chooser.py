@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.stakes import Horizon, Standing, claim_s, comes_before, guard_s, is_in_time
+from memory_manager.policy.stakes import Horizon, Standing, comes_before, guard_s, is_in_time
 
 __all__ = [
     "Among",
@@ -206,7 +206,7 @@ class Chooser:
         in_time = self._owner[self._slacks_s >= 0]
         self._is_busy = np.bincount(in_time, minlength=len(num)) > 0
         self._losses: dict[Horizon, NDArray[np.float64]] = {}
-        self._orders: dict[tuple[Horizon, Among], list[int]] = {}
+        self._orders: dict[tuple[float, Among], list[int]] = {}
         self._found: dict[tuple[Horizon, Among, Lack], _Victims | None] = {}
 
     def exchange(self, standing: Standing, lack: Lack) -> Exchange | None:
@@ -223,13 +223,13 @@ class Chooser:
         if in_use and not len(standing.slacks_s) and not victims.all_guests:
             return None
         weighed = self._weigh(standing, victims, horizon)
-        if weighed.net > 0:
+        if weighed.net > 0 and (standing.num_in_time or not self._any_counts_more(victims, standing)):
             return weighed
         if not len(standing.slacks_s):
             return None
         losers = self._cheapest(horizon, lack, Among.UNUSED)
         if losers is None and standing.waited_s >= self._config.starve_after_s:
-            order = self._order(horizon, Among.SETTLED)
+            order = self._order(horizon.turn_s, Among.SETTLED)
             order = [each for each in order if not self._counts_more(each, standing)]
             losers = self._victims(self._least(order, self._losses_of(horizon), lack), horizon)
         if losers is None:
@@ -258,7 +258,7 @@ class Chooser:
         Args:
             names: they alone are asked.
         """
-        order = self._order(_SHORTEST, among)
+        order = self._order(_SHORTEST.turn_s, among)
         if names is not None:
             order = [each for each in order if self._residents[each].name in names]
         victims = self._least(order, self._losses_of(_SHORTEST), lack)
@@ -266,18 +266,22 @@ class Chooser:
 
     def in_order(self) -> list[str]:
         """All that may leave, the one first that loses least for what it frees."""
-        return self._names(self._order(_SHORTEST, Among.ALL))
+        return self._names(self._order(_SHORTEST.turn_s, Among.ALL))
 
     def _counts_more(self, index: int, standing: Standing) -> bool:
         """Whether a resident is in use whose requests are of higher weight."""
         return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
 
+    def _any_counts_more(self, victims: _Victims, standing: Standing) -> bool:
+        return any(self._counts_more(self._index[name], standing) for name in victims.names)
+
     def _weigh(self, standing: Standing, victims: _Victims, horizon: Horizon) -> Exchange:
-        least_gain = self._least_gain(standing)
-        if victims.all_guests:  # at once, or others come in their place that are worth less
-            gain = standing.gain(max(horizon.lasts_s, claim_s(standing.back_s)))
-            return Exchange(standing.name, victims.names, gain, victims.loss, margin=least_gain)
-        gain = standing.gain(horizon.lasts_s)
+        gain, least_gain = standing.gain(horizon.lasts_s), self._least_gain(standing)
+        due_in_s = self._due_in_s(standing, victims)
+        if victims.all_guests:
+            return Exchange(
+                standing.name, victims.names, gain, victims.loss, margin=least_gain, due_in_s=due_in_s
+            )
         share_lost = standing.share_lost
         variance = (standing.weight * share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
         variance = (variance + victims.variance) * (horizon.turn_s**2 * self._unit_per_s / 2)
@@ -293,7 +297,7 @@ class Chooser:
             victims.loss,
             switching,
             self._config.num_errors * math.sqrt(variance) + least_gain,
-            due_in_s=self._due_in_s(standing, victims),
+            due_in_s=due_in_s,
         )
 
     def _least_gain(self, standing: Standing) -> float:
@@ -325,21 +329,21 @@ class Chooser:
             self._losses[horizon] = self._weight * (num_lost + self._share_lost * num_to_come)
         return self._losses[horizon]
 
-    def _order(self, horizon: Horizon, among: Among) -> list[int]:
-        """Residents in the order in which they leave, the one first that loses least for its bytes."""
-        if (horizon, among) not in self._orders:
-            losses = self._losses_of(horizon)
+    def _order(self, turn_s: float, among: Among) -> list[int]:
+        """Residents in the order in which they leave, the one first that loses least for its bytes over a turn."""
+        if (turn_s, among) not in self._orders:
+            losses = self._losses_of(Horizon(turn_s, turn_s))
             ranks = np.lexsort((self._num_bytes, losses / np.maximum(1, self._num_bytes))).tolist()
-            self._orders[horizon, among] = [
+            self._orders[turn_s, among] = [
                 each for each in ranks if each not in self._gone and among.includes(self._residents[each])
             ]
-        return self._orders[horizon, among]
+        return self._orders[turn_s, among]
 
     def _cheapest(self, horizon: Horizon, lack: Lack, among: Among) -> _Victims | None:
         """The residents whose leaving loses least for their bytes, none of them needlessly; None if all together do
         not free enough."""
         if (horizon, among, lack) not in self._found:
-            order = self._order(horizon, among)
+            order = self._order(horizon.turn_s, among)
             victims = self._least(order, self._losses_of(horizon), lack)
             self._found[horizon, among, lack] = self._victims(victims, horizon)
         return self._found[horizon, among, lack]

@@ -7,18 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = [
-    "Horizon",
-    "Standing",
-    "claim_s",
-    "comes_before",
-    "guard_s",
-    "horizon_s",
-    "is_in_time",
-    "num_lost_soon",
-]
+__all__ = ["Horizon", "Standing", "comes_before", "guard_s", "horizon_s", "is_in_time", "num_lost_soon"]
 
-_CLAIM_TURNS = 8
+_MOST_TURNS = 8
 _LEAST_GUARD_S, _GUARD_SHARE = 0.05, 0.25  # the latter of the time to come
 
 
@@ -75,20 +66,22 @@ class Standing(NamedTuple):
     def is_wanted(self) -> bool:
         if not self.may_come or self.is_present:
             return False
-        return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_to_guest >= 1
+        return len(self.slacks_s) > 0 or self.num_expected > 0 or self.num_lost_soon >= 1
 
     @property
     def horizon(self) -> Horizon:
-        """The time over which its coming is judged. If it has waited for longer than its turn would take, so many
-        seconds count: a change is due once holding the set has cost as much as the change does (the break-even
-        rule of ski rental; Karlin et al., Competitive Snoopy Caching, 1988)."""
+        """The time over which its coming is judged. If every request that finds it away is lost, as many seconds
+        count as requests for it have waited already, up to 8 turns: a change is due once holding the set has cost as
+        much as the change does (the break-even rule of ski rental; Karlin et al., Competitive Snoopy Caching,
+        1988)."""
         turn_s = horizon_s(self.back_s)
-        return Horizon(turn_s, max(turn_s, 2.0 ** math.floor(math.log2(max(1.0, self.waited_s)))))
+        num_turns = min(_MOST_TURNS, self.waited_s / turn_s) if self.share_lost >= 1 else 1.0
+        return Horizon(turn_s, turn_s * 2.0 ** math.floor(math.log2(max(1.0, num_turns))))
 
     @property
-    def num_lost_to_guest(self) -> float:
-        """Requests to come that are expected to miss their targets if a guest keeps its place."""
-        return self.rate_per_s * self.share_lost * claim_s(self.back_s)
+    def num_lost_soon(self) -> float:
+        """Requests to come that are expected to miss their targets if it stays away."""
+        return num_lost_soon(self.rate_per_s, self.back_s, self.fresh_slack_s)
 
     @property
     def share_lost(self) -> float:
@@ -130,18 +123,13 @@ def is_in_time(slacks_s: Sequence[float]) -> bool:
 
 
 def horizon_s(back_s: float) -> float:
-    """Seconds over which a change is judged at least: 10 times what it takes, and 1 s, as a power of 2, so that
-    many models share one."""
+    """Seconds of a turn: 10 times what a change takes, at least 1 s, as a power of 2, so that many models share
+    one."""
     return 2.0 ** math.ceil(math.log2(max(1.0, 10 * back_s)))
 
 
-def claim_s(back_s: float) -> float:
-    """Seconds over which requests to come count where a guest leaves: it would stay for longer than one turn."""
-    return _CLAIM_TURNS * horizon_s(back_s)
-
-
 def num_lost_soon(rate_per_s: float, back_s: float, fresh_slack_s: float) -> float:
-    """Requests to come that are expected to miss their targets if their model is away for a turn."""
+    """Requests to come that are expected to miss their targets while their model is away; see ``Standing``."""
     return rate_per_s * _share_lost(back_s, fresh_slack_s) * horizon_s(back_s)
 
 

@@ -214,7 +214,7 @@ def _expected(
         config=config,
     )
     if standing.is_wanted and at(replica.retry_at_s):
-        reason = f"{standing.num_lost_to_guest:.3g} requests are expected to come too early for a wake"
+        reason = f"{standing.num_lost_soon:.3g} requests are expected to come too early for a wake"
         if window is not None and is_near:
             reason = (
                 f"requests are expected in {window.earliest_s - now_s:.1f} to {window.latest_s - now_s:.1f} s"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_manager.config import PlannerConfig
-from memory_manager.policy.arrivals import ArrivalPattern, ArrivalWindow, wake_at_s
+from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate, ArrivalWindow, wake_at_s
 
 
 def noted(times_s: list[float]) -> ArrivalPattern:
@@ -16,6 +17,39 @@ def noted(times_s: list[float]) -> ArrivalPattern:
     for at_s in times_s:
         pattern.note(at_s)
     return pattern
+
+
+HALF_LIFE_S = 120.0
+
+
+def rate_at(times_s: list[float], now_s: float) -> float:
+    rate = ArrivalRate()
+    for at_s in times_s:
+        rate.note(at_s, HALF_LIFE_S)
+    return rate.per_s(now_s, HALF_LIFE_S)
+
+
+def poisson_times_s(per_s: float, duration_s: float, seed: int) -> list[float]:
+    rng, times_s = random.Random(seed), [0.0]
+    while times_s[-1] < duration_s:
+        times_s.append(times_s[-1] + rng.expovariate(per_s))
+    return times_s
+
+
+def test_a_steady_rate_is_read_more_closely_than_one_half_life_tells_it() -> None:
+    """The error of a rate that one half-life tells is 0.024 here, that of one of four half-lives 0.012."""
+    read = [rate_at(poisson_times_s(0.2, 4000.0, seed), 4000.0) for seed in range(40)]
+    assert statistics.pstdev(read) < 0.018
+    assert abs(statistics.fmean(read) - 0.2) < 0.01
+
+
+def test_a_rate_that_falls_or_rises_is_followed_within_two_half_lives() -> None:
+    for seed in range(10):
+        often = poisson_times_s(0.4, 4000.0, seed)
+        assert rate_at(often, often[-1] + 2 * HALF_LIFE_S) < 0.15
+        seldom = poisson_times_s(0.01, 4000.0, seed)
+        risen = [seldom[-1] + at_s for at_s in poisson_times_s(0.4, 2 * HALF_LIFE_S, seed + 100)]
+        assert rate_at(seldom + risen, risen[-1]) > 0.15
 
 
 def test_nothing_is_expected_before_a_rhythm_has_shown_itself() -> None:
