@@ -137,14 +137,16 @@ def main(
             figures |= {**grid_figures(cells, len(MODELS)), "simulated_requests_per_s": requests_per_s}
         if "real" in parts:
             arrangement = Arrangement.of(folders, precision, load.max_model_len, load.num_sequences)
-            loads = tuple((budget, grid.loads_per_s[index]) for budget, index in load.real_cells)
+            loads = tuple(
+                (budget, LOADS[index], grid.loads_per_s[index]) for budget, index in load.real_cells
+            )
             real = RealLoad(arrangement, grid.machine, trace, loads, load.num_threads)
             traces = report.out / "traces"
             traces.mkdir(exist_ok=True)
             real_cells = measure_cells(real, scratch, traces, show)
             report_cells(report, real, real_cells)
             figures |= {f"{figure}_real": value for figure, value in figures_of(real_cells).items()}
-            loads_per_s = sorted({load_per_s for _, load_per_s in loads})
+            loads_per_s = sorted({load_per_s for *_, load_per_s in loads})
             peer = measure_peer(scratch, peer_gguf, trace, targets, loads_per_s, _PEER_PATIENCE_S)
             report.text(f"## llama-cpp-python's server with its model swap\n\n{peer.description}")
             report.data(

@@ -25,7 +25,7 @@ from ops.running_server import RunningServer
 __all__ = ["RealCell", "RealLoad", "figures_of", "measure_cells", "report_cells"]
 
 _PATIENCE_S = 30.0
-_NUM_WARM_UP = 6  # requests to each server before it is measured
+_NUM_EACH = 2  # requests to each model before a server is measured
 _Z_95 = 1.96
 _ALIKE = 0.05  # a smaller difference to the simulation needs no explanation
 _POLICIES = (SharingPolicy.ELASTIC, SharingPolicy.STATIC)
@@ -39,14 +39,14 @@ class RealLoad:
         arrangement: the models and their memory.
         machine: the simulation's, whose number of resident models and wake are replaced.
         trace: a trace's settings, whose rate is replaced.
-        cells: budgets, each with requests per second.
+        cells: budgets, each with a load of the grid, as its share (``LOADS``) and in requests per second.
         num_threads: threads that torch computes with; None leaves the engine's own choice.
     """
 
     arrangement: Arrangement
     machine: Machine
     trace: TraceSpec
-    cells: tuple[tuple[Budget, float], ...]
+    cells: tuple[tuple[Budget, float, float], ...]
     num_threads: int | None = None
 
     @property
@@ -59,17 +59,17 @@ class RealCell:
     """One budget and load under one policy.
 
     Attributes:
+        load: as a share of the requests per second that fill the KV.
         simulated: share attained in virtual time.
-        simulated_p99_s: the 99th percentile of seconds to the first token there.
         wake_s: mean of the wakes that the server measured; 0 if there were none.
     """
 
     budget: Budget
+    load: float
     load_per_s: float
     policy: SharingPolicy
     summary: Summary
     simulated: float
-    simulated_p99_s: float
     wake_s: float
 
     @property
@@ -96,20 +96,20 @@ def measure_cells(load: RealLoad, scratch: Path, traces: Path, show: Callable[[s
     """
     found: list[RealCell] = []
     for budget in Budget:
-        loads_per_s = [load_per_s for each, load_per_s in load.cells if each is budget]
+        loads = {share: load_per_s for each, share, load_per_s in load.cells if each is budget}
         with ExitStack() as stack:
             servers = {
                 policy: stack.enter_context(_server(load, scratch, budget, policy))
-                for policy in (_POLICIES if loads_per_s else ())
+                for policy in (_POLICIES if loads else ())
             }
             for server in servers.values():
                 _warm_up(server, load.trace)
-            for load_per_s in loads_per_s:
+            for share, load_per_s in loads.items():
                 spec = replace(load.trace, requests_per_s=load_per_s)
                 drawn = draw_trace(spec)
-                write_trace(traces / f"{budget.value}-{load_per_s:.3f}-per-s.jsonl", drawn)
+                write_trace(traces / f"{budget.value}-{share:g}.jsonl", drawn)
                 for policy, server in servers.items():
-                    found.append(_cell(load, budget, policy, server, spec, drawn))
+                    found.append(_cell(load, budget, share, policy, server, spec, drawn))
                     show(_line(found[-1]))
     return found
 
@@ -122,12 +122,13 @@ def _server(load: RealLoad, scratch: Path, budget: Budget, policy: SharingPolicy
 
 
 def _warm_up(server: RunningServer, trace: TraceSpec) -> None:
-    """Sends requests one at a time, to the models that the server serves in turn, so that everything is in the host
-    cache, and pages have been touched."""
-    served = [each["name"] for each in server.status()["deployments"]]
+    """Sends requests one at a time, to the models that the server serves in turn and to the most popular one last, so
+    that everything is in the host cache, and pages have been touched."""
+    served = {each["name"] for each in server.status()["deployments"]}
+    in_turn = [name for name in reversed(trace.models) if name in served]
     drawn = draw_trace(replace(trace, requests_per_s=100.0, seed=trace.seed + 1))
-    for index, request in enumerate(drawn[:_NUM_WARM_UP]):
-        _replay(server, [replace(request, at_s=0.0, model=served[index % len(served)])])
+    for index, request in enumerate(drawn[: _NUM_EACH * len(in_turn)]):
+        _replay(server, [replace(request, at_s=0.0, model=in_turn[index % len(in_turn)])])
 
 
 def _replay(server: RunningServer, requests: Sequence[TraceRequest]) -> list[Timing]:
@@ -137,27 +138,30 @@ def _replay(server: RunningServer, requests: Sequence[TraceRequest]) -> list[Tim
 def _cell(
     load: RealLoad,
     budget: Budget,
+    share: float,
     policy: SharingPolicy,
     server: RunningServer,
     spec: TraceSpec,
     drawn: Sequence[TraceRequest],
 ) -> RealCell:
+    seconds_before, num_before = _wakes(server)
     summary = summarize(_replay(server, drawn), load.targets, spec.duration_s)
-    wake_s = _mean_wake_s(server)
+    seconds, num = _wakes(server)
+    wake_s = (seconds - seconds_before) / max(1, num - num_before)
     machine = replace(load.machine, num_resident=load.arrangement.num_models(budget), wake_s=wake_s)
-    simulated, p99_s = simulate(drawn, spec, policy, machine)
-    return RealCell(budget, spec.requests_per_s, policy, summary, simulated, p99_s, wake_s)
+    simulated, _ = simulate(drawn, spec, policy, machine)
+    return RealCell(budget, share, spec.requests_per_s, policy, summary, simulated, wake_s)
 
 
-def _mean_wake_s(server: RunningServer) -> float:
-    """Mean seconds of the wakes so far, by the server's own metrics; 0 if there were none."""
+def _wakes(server: RunningServer) -> tuple[float, float]:
+    """Seconds and number of the wakes so far, by the server's own metrics."""
     page = server.client.get(f"{server.http_url}/metrics").text
     name = "mooring_residency_transition_seconds"
     found = re.findall(rf'^{name}_(sum|count)\{{.*from="waking",to="resident"\}} (\S+)$', page, re.MULTILINE)
     totals = dict.fromkeys(("sum", "count"), 0.0)
     for part, value in found:
         totals[part] += float(value)
-    return totals["sum"] / totals["count"] if totals["count"] else 0.0
+    return totals["sum"], totals["count"]
 
 
 def _line(cell: RealCell) -> str:
@@ -169,17 +173,19 @@ def _line(cell: RealCell) -> str:
 
 
 def figures_of(cells: Sequence[RealCell]) -> dict[str, float]:
-    """How many measurements are unlike the simulation, and how elastic compares with static in each cell."""
+    """How many measurements are unlike the simulation, and how elastic compares with static in each cell. Seconds to
+    the first token are compared where static refuses nobody."""
     figures = {"cells_unlike_simulation": float(sum(not each.is_as_simulated for each in cells))}
     by_cell: dict[tuple[Budget, float], Mapping[SharingPolicy, Summary]] = {}
     for each in cells:
-        key = (each.budget, each.load_per_s)
+        key = (each.budget, each.load)
         by_cell[key] = {**by_cell.get(key, {}), each.policy: each.summary}
-    for (budget, load_per_s), summaries in by_cell.items():
+    for (budget, load), summaries in by_cell.items():
         elastic, static = (summaries[policy] for policy in _POLICIES)
-        name = f"{budget.value}_{load_per_s:.2f}"
+        name = f"{budget.value}_{load:g}"
         figures[f"goodput_elastic_over_static_{name}"] = elastic.attainment / max(static.attainment, 1e-3)
-        figures[f"ttft_p99_static_over_elastic_{name}"] = static.ttft_p99_s / elastic.ttft_p99_s
+        if budget is Budget.ALL:
+            figures[f"ttft_p99_static_over_elastic_{name}"] = static.ttft_p99_s / elastic.ttft_p99_s
     return figures
 
 
@@ -192,20 +198,21 @@ def report_cells(report: Report, load: RealLoad, cells: Sequence[RealCell]) -> N
         f"{targets.ttft_s:.3f} s and {targets.tpot_s:.4f} s. Beside each share its 95 % interval as if requests were "
         "independent (bursts make it wider), and what the simulation says of the same trace with the wakes that the "
         "server measured. p99 is over all requests; one that was refused or given up counts with the time that it "
-        "had waited. Where only two models fit, static serves the two most popular ones and refuses the third."
+        "had waited, which is short where it was refused. Where only two models fit, static serves the two "
+        "most popular ones and refuses the third."
     )
     columns = ("num_requests", "attainment", "ttft_p50_s", "ttft_p99_s", "tpot_p99_s")
     report.table(
-        ["budget", "requests/s", "policy", *columns, "95 %", "simulated", "simulated ttft_p99_s", "wake_s"],
+        ["budget", "load", "requests/s", "policy", *columns, "95 %", "simulated", "wake_s"],
         [
             [
                 each.budget.value,
+                f"{each.load:g}",
                 f"{each.load_per_s:.2f}",
                 each.policy.value,
                 *(getattr(each.summary, column) for column in columns),
                 "{:.3f} to {:.3f}".format(*each.interval),
                 f"{each.simulated:.3f}",
-                each.simulated_p99_s,
                 each.wake_s,
             ]
             for each in cells

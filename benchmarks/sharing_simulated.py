@@ -113,10 +113,14 @@ def simulate_grid(
     num_requests, busy_s = 0, 0.0
     # Not forked: this process may have an engine with threads.
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        for result, num, seconds in pool.map(_run_cell, [load] * len(cells), cells):
-            results.append(result)
-            num_requests, busy_s = num_requests + num, busy_s + seconds
-            show(_line(result))
+        try:
+            for result, num, seconds in pool.map(_run_cell, [load] * len(cells), cells):
+                results.append(result)
+                num_requests, busy_s = num_requests + num, busy_s + seconds
+                show(_line(result))
+        except BaseException:  # terminated
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return results, num_requests / busy_s
 
 

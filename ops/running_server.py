@@ -72,7 +72,9 @@ class RunningServer:
         try:
             self._await_ready()
         except BaseException:  # interrupted, or terminated
+            self.client.close()
             self.kill()
+            self._log.close()
             raise
         return self
 

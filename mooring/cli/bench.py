@@ -80,7 +80,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Tiny models, seconds: whet
 def sharing(
     out: Out = Path("bench-out/sharing"),
     part: Annotated[list[str] | None, typer.Option(help="simulated or real; both if not given.")] = None,
-    duration_s: Annotated[float, typer.Option(min=1, help="Of the trace in each real cell.")] = 120.0,
+    duration_s: Annotated[float, typer.Option(min=30, help="Of the trace in each real cell.")] = 120.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
     peer_gguf: Annotated[
         Path | None,
@@ -89,7 +89,6 @@ def sharing(
     quick: Quick = False,
 ) -> None:
     """Share one budget between three models under bursts: elastic, statically cut, one at a time."""
-    _check_can_draw()
     from benchmarks.sharing import PARTS, SharingLoad, main
 
     _check_parts(part, PARTS)

@@ -11,7 +11,7 @@ from benchmarks.sharing_real import RealCell, figures_of
 
 def cell(policy: SharingPolicy, attained: float, simulated: float, p99_s: float, num: int = 100) -> RealCell:
     summary = Summary(attained, attained, 0.1, p99_s, 0.1, num, 0)
-    return RealCell(Budget.ALL, 0.5, policy, summary, simulated, p99_s, 0.0)
+    return RealCell(Budget.ALL, 0.75, 0.5, policy, summary, simulated, 0.0)
 
 
 def test_the_interval_of_a_share_lies_within_0_and_1_and_shrinks() -> None:
@@ -35,6 +35,6 @@ def test_elastic_is_compared_with_static_in_each_cell() -> None:
     cells = [cell(SharingPolicy.ELASTIC, 0.9, 0.9, 0.2), cell(SharingPolicy.STATIC, 0.6, 0.9, 3.0)]
     assert figures_of(cells) == {
         "cells_unlike_simulation": 1.0,
-        "goodput_elastic_over_static_all_0.50": pytest.approx(1.5),
-        "ttft_p99_static_over_elastic_all_0.50": pytest.approx(15.0),
+        "goodput_elastic_over_static_all_0.75": pytest.approx(1.5),
+        "ttft_p99_static_over_elastic_all_0.75": pytest.approx(15.0),
     }
