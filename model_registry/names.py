@@ -1,4 +1,4 @@
-"""Names that an operator may give to models, deployments and tenants."""
+"""Names that an operator may give to models, deployments, tenants and SLO classes."""
 
 from __future__ import annotations
 

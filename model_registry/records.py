@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mooring.policy import DeploymentPolicy
+from mooring.slo import SLOClass
 
 __all__ = [
     "CheckpointDescription",
@@ -16,6 +17,7 @@ __all__ = [
     "ModelRecord",
     "NewEvent",
     "NewVersion",
+    "SLOClassRecord",
     "TenantRecord",
     "VariantRecord",
     "VersionRecord",
@@ -117,12 +119,21 @@ class DeploymentRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SLOClassRecord:
+    """An SLO class, and the names of the tenants that have it, in order."""
+
+    slo_class: SLOClass
+    tenants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """A party that is served."""
+    """A party that is served; ``slo_class`` is None if its requests are served as best can be."""
 
     id: int
     name: str
     created_at_s: float
+    slo_class: SLOClass | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,28 @@ from model_registry.records import (
     DeploymentRecord,
     KeyRecord,
     ModelRecord,
+    SLOClassRecord,
     TenantRecord,
     VariantRecord,
     VersionRecord,
 )
-from model_registry.schema import DeploymentRow, KeyRow, ModelRow, TenantRow, VariantRow, VersionRow
+from model_registry.schema import (
+    DeploymentRow,
+    KeyRow,
+    ModelRow,
+    SLOClassRow,
+    TenantRow,
+    VariantRow,
+    VersionRow,
+)
 from mooring.policy import DeploymentPolicy
+from mooring.slo import SLOClass
 
 __all__ = [
     "deployment_record",
     "key_record",
     "model_record",
+    "slo_class_record",
     "tenant_record",
     "variant_record",
     "version_record",
@@ -60,8 +71,17 @@ def deployment_record(row: DeploymentRow) -> DeploymentRecord:
     )
 
 
+def slo_class_record(row: SLOClassRow) -> SLOClassRecord:
+    return SLOClassRecord(_slo_class(row), tuple(tenant.name for tenant in row.tenants))
+
+
+def _slo_class(row: SLOClassRow) -> SLOClass:
+    return SLOClass(**{field.name: getattr(row, field.name) for field in dataclasses.fields(SLOClass)})
+
+
 def tenant_record(row: TenantRow) -> TenantRecord:
-    return TenantRecord(row.id, row.name, row.created_at_s)
+    slo_class = None if row.slo_class is None else _slo_class(row.slo_class)
+    return TenantRecord(row.id, row.name, row.created_at_s, slo_class)
 
 
 def key_record(row: KeyRow) -> KeyRecord:

@@ -2,7 +2,7 @@
 
 ::
 
-    models 1─n versions 1─n variants 1─n deployments        tenants 1─n api_keys        events
+    models 1─n versions 1─n variants 1─n deployments        slo_classes 1─n tenants 1─n api_keys        events
 
 Times are seconds of the Unix epoch, sizes are bytes. A row that another row points to cannot be deleted: the
 database itself refuses, so that no race between two administrators leaves a deployment without its files.
@@ -30,7 +30,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column,
 from mooring.declared import Declared, declared
 from mooring.policy import DeploymentPolicy
 
-__all__ = ["Base", "DeploymentRow", "EventRow", "KeyRow", "ModelRow", "TenantRow", "VariantRow", "VersionRow"]
+__all__ = [
+    "Base",
+    "DeploymentRow",
+    "EventRow",
+    "KeyRow",
+    "ModelRow",
+    "SLOClassRow",
+    "TenantRow",
+    "VariantRow",
+    "VersionRow",
+]
 
 NAME_CHARS = 128
 DIGEST_CHARS = 64
@@ -125,6 +135,23 @@ for _name, _field in declared(DeploymentPolicy).items():
     setattr(DeploymentRow, _name, _policy_column(_field))
 
 
+class SLOClassRow(Base):
+    """A promise to tenants' requests: a column for each field of ``SLOClass``."""
+
+    __tablename__ = "slo_classes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
+    ttft_target_s: Mapped[float]
+    tpot_target_s: Mapped[float]
+    goal: Mapped[float]
+    priority: Mapped[int]
+
+    tenants: Mapped[list[TenantRow]] = relationship(
+        back_populates="slo_class", order_by="TenantRow.name", passive_deletes="all"
+    )
+
+
 class TenantRow(Base):
     """A party that is served."""
 
@@ -132,7 +159,11 @@ class TenantRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
+    # Without ON DELETE, which forbids as RESTRICT does: of a column that was added later SQLite tells no such clause.
+    slo_class_id: Mapped[int | None] = mapped_column(ForeignKey("slo_classes.id"), index=True)
     created_at_s: Mapped[float]
+
+    slo_class: Mapped[SLOClassRow | None] = relationship(back_populates="tenants", lazy="joined")
 
 
 class KeyRow(Base):

@@ -22,6 +22,7 @@ __all__ = [
     "Bounds",
     "Declared",
     "Setting",
+    "broken_rule",
     "check_bounds",
     "declared",
     "settings_of",
@@ -148,6 +149,23 @@ def settings_of(config: object) -> dict[str, Any]:
     """The values of a configuration, a dataclass, that are set from outside, by the fields' own names."""
     part: type = type(config)
     return {name: getattr(config, name) for name, each in declared(part).items() if each.setting}
+
+
+def broken_rule(field: Declared, value: object) -> str | None:
+    """The rule that a value of a field breaks, as a phrase after "must be"; None if it is allowed. Looks at types as
+    well as at ranges, since values may come from JSON."""
+    if value is None and field.is_optional:
+        return None
+    kind, bounds = field.value_kind, field.bounds or Bounds()
+    if kind is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if get_origin(kind) is Literal:
+        return None if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
+    is_whole = kind is int
+    is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+    if isinstance(value, int | float) and is_number and math.isfinite(value) and bounds.holds(value):
+        return None
+    return f"a whole number from {bounds.ge} to {bounds.le}" if is_whole else f"a number, {bounds}"
 
 
 def check_bounds(config: object) -> None:

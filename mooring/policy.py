@@ -8,18 +8,19 @@ is used, and in a migration of the registry.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from mooring.declared import Bounds, Declared, Setting, declared
+from mooring.declared import Bounds, Setting, broken_rule, declared
 from mooring.errors import InvalidRequestError
 
-__all__ = ["DeploymentPolicy", "change_policy", "check_policy"]
+__all__ = ["PRIORITIES", "DeploymentPolicy", "change_policy", "check_policy"]
 
 _MAX_INT = 2**31 - 1  # what a column and the wire hold
 _MAX_BYTES = 2**63 - 1
+PRIORITIES = Bounds(ge=-_MAX_INT, le=_MAX_INT)
+"""The range of priorities, of deployments and of requests."""
 _MAX_REPLICAS = 64  # more than there are devices in one machine
 
 
@@ -29,9 +30,7 @@ class DeploymentPolicy:
 
     enabled: Annotated[bool, Setting("Serve it at all.", off="disabled")] = True
     pinned: Annotated[bool, Setting("Never put to sleep.")] = False
-    priority: Annotated[
-        int, Bounds(ge=-_MAX_INT, le=_MAX_INT), Setting("Higher is served first and evicted last.")
-    ] = 0
+    priority: Annotated[int, PRIORITIES, Setting("Higher is served first and evicted last.")] = 0
     max_model_len: Annotated[
         int | None,
         Bounds(ge=1, le=_MAX_INT),
@@ -92,24 +91,9 @@ def check_policy(policy: DeploymentPolicy) -> None:
         InvalidRequestError: names the field.
     """
     for name, field in declared(DeploymentPolicy).items():
-        value = getattr(policy, name)
-        if not (value is None and field.is_optional) and (wanted := _refusal(field, value)):
+        if wanted := broken_rule(field, getattr(policy, name)):
             raise InvalidRequestError(f"{name} must be {wanted}", param=name)
     if policy.min_replicas > policy.max_replicas:
         raise InvalidRequestError("min_replicas exceeds max_replicas", param="min_replicas")
     if policy.kv_cap_bytes is not None and policy.kv_cap_bytes < (policy.kv_guarantee_bytes or 0):
         raise InvalidRequestError("kv_cap_bytes is below kv_guarantee_bytes", param="kv_cap_bytes")
-
-
-def _refusal(field: Declared, value: object) -> str | None:
-    """The rule that a value breaks, after "must be"; None if it is allowed."""
-    kind, bounds = field.value_kind, field.bounds or Bounds()
-    if kind is bool:
-        return None if isinstance(value, bool) else "true or false"
-    if get_origin(kind) is Literal:
-        return None if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
-    is_whole = kind is int
-    is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-    if isinstance(value, int | float) and is_number and math.isfinite(value) and bounds.holds(value):
-        return None
-    return f"a whole number from {bounds.ge} to {bounds.le}" if is_whole else f"a number, {bounds}"

@@ -1,0 +1,155 @@
+"""SLO classes and whose they are, in the registry on a real SQLite file and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from support.databases import ENGINES
+
+from model_registry.database import migrate, open_database
+from model_registry.records import SLOClassRecord
+from model_registry.registry import Registry
+from model_registry.schema import SLOClassRow
+from model_registry.tenants import hash_key
+from mooring.declared import declared
+from mooring.errors import ConflictError, InvalidRequestError, NotFoundError
+from mooring.slo import SLOClass
+
+GOLD = SLOClass("gold", ttft_target_s=0.5, tpot_target_s=0.05, goal=0.99, priority=10)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Engine]:
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def registry(database: Engine) -> Registry:
+    return Registry(database, ENGINES)
+
+
+def test_classes_are_made_listed_changed_and_removed(registry: Registry) -> None:
+    assert registry.create_slo_class(GOLD) == SLOClassRecord(GOLD, ())
+    batch = SLOClass("team/batch", 60.0, 1.0)
+    registry.create_slo_class(batch)
+    assert [each.slo_class for each in registry.list_slo_classes()] == [GOLD, batch]
+    with pytest.raises(ConflictError) as caught:
+        registry.create_slo_class(replace(GOLD, goal=0.5))
+    assert caught.value.param == "name"
+    changed = registry.change_slo_class("gold", {"goal": 1.0, "priority": None})
+    assert changed.slo_class == replace(GOLD, goal=1.0, priority=0)
+    registry.delete_slo_class("team/batch")
+    assert registry.list_slo_classes() == [changed]
+    for ask in (
+        lambda: registry.delete_slo_class("team/batch"),
+        lambda: registry.change_slo_class("team/batch", {}),
+    ):
+        with pytest.raises(NotFoundError, match="team/batch"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("name", bad) for bad in ("", "a b", "best-effort", "x" * 129)),
+        *(
+            (name, bad)
+            for name in ("ttft_target_s", "tpot_target_s")
+            for bad in (0.0, -1.0, math.inf, "1", True)
+        ),
+        *(("goal", bad) for bad in (0.0, 1.01, -0.5, math.nan)),
+        *(("priority", bad) for bad in (0.5, 2**31, -(2**31), True)),
+    ],
+)
+def test_what_is_no_promise_is_refused_by_the_name_of_its_field(
+    registry: Registry, field: str, value: Any
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        registry.create_slo_class(replace(GOLD, **{field: value}))
+    assert caught.value.param == field
+    if field != "name":
+        registry.create_slo_class(GOLD)
+        with pytest.raises(InvalidRequestError) as caught:
+            registry.change_slo_class("gold", {field: value})
+        assert caught.value.param == field
+        assert registry.list_slo_classes() == [SLOClassRecord(GOLD, ())]
+
+
+def test_a_field_without_a_default_cannot_be_put_back_to_it(registry: Registry) -> None:
+    registry.create_slo_class(GOLD)
+    for name in ("ttft_target_s", "tpot_target_s"):
+        with pytest.raises(InvalidRequestError, match="must be a number, more than 0") as caught:
+            registry.change_slo_class("gold", {name: None})
+        assert caught.value.param == name
+
+
+def test_a_tenants_class_is_found_with_its_key(registry: Registry) -> None:
+    registry.create_slo_class(GOLD)
+    assert registry.create_tenant("acme").slo_class is None
+    key, _ = registry.create_key("acme")
+    assert registry.set_slo_class("acme", "gold").slo_class == GOLD
+    found = registry.authenticate(hash_key(key))
+    assert found is not None
+    assert found.slo_class == GOLD
+    registry.change_slo_class("gold", {"goal": 0.5})
+    assert [each.slo_class for each in registry.list_tenants()] == [replace(GOLD, goal=0.5)]
+    assert registry.set_slo_class("acme", None).slo_class is None
+    for tenant, slo_class in (("nobody", "gold"), ("nobody", None), ("acme", "silver")):
+        with pytest.raises(NotFoundError):
+            registry.set_slo_class(tenant, slo_class)
+
+
+def test_a_class_in_use_stays_and_the_refusal_names_its_tenants(registry: Registry) -> None:
+    registry.create_slo_class(GOLD)
+    names = [f"t{number:02}" for number in range(12)]
+    for name in names:
+        registry.create_tenant(name)
+    registry.set_slo_class("t00", "gold")
+    with pytest.raises(ConflictError, match="tenants 't00': give"):
+        registry.delete_slo_class("gold")
+    for name in names:
+        registry.set_slo_class(name, "gold")
+    assert registry.list_slo_classes() == [SLOClassRecord(GOLD, tuple(names))]
+    with pytest.raises(ConflictError, match="'t09' and 2 more"):
+        registry.delete_slo_class("gold")
+    for name in names:
+        registry.set_slo_class(name, None)
+    registry.delete_slo_class("gold")
+    assert registry.list_slo_classes() == []
+    assert len(registry.list_tenants()) == 12
+
+
+def test_a_row_has_every_field_that_a_class_declares() -> None:
+    assert set(SLOClassRow.__table__.columns.keys()) == {"id", *declared(SLOClass)}
+
+
+def test_tenants_of_before_there_were_classes_keep_their_keys(database_url: str) -> None:
+    engine = open_database(database_url)
+    migrate(engine, "base")
+    migrate(engine, "0003")
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name, created_at_s) VALUES (7, 'acme', 1.5)"))
+        connection.execute(
+            text(
+                "INSERT INTO api_keys (tenant_id, name, prefix, key_hash, created_at_s) "
+                f"VALUES (7, '', 'mk-abcde', '{'a' * 64}', 2.5)"
+            )
+        )
+    migrate(engine)
+    registry = Registry(engine, ENGINES)
+    found = registry.authenticate("a" * 64)
+    assert found is not None
+    assert (found.id, found.name, found.slo_class) == (7, "acme", None)
+    registry.create_slo_class(GOLD)
+    registry.set_slo_class("acme", "gold")
+    migrate(engine, "base")  # with keys and classes in use
+    migrate(engine)
+    assert registry.list_tenants() == []
+    engine.dispose()
