@@ -6,10 +6,11 @@ import asyncio
 import re
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from mooring.errors import InvalidRequestError
+from mooring.errors import CallerError, InvalidRequestError, MooringError
 from router.request.request import GenerationRequest
 from router.request.sampling import (
     SamplingOptions,
@@ -77,13 +78,14 @@ class Intake:
         Raises:
             MooringError: the request is wrong, or cannot be served now.
         """
-        held = self._hold(options, tenant, num_prompts=1)
-        try:
-            text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
-            return await self._begin(replace(request, metadata=metadata), text_model, held.release)
-        except BaseException:
-            held.release()
-            raise
+        with self._counting_refusals(model, request_id, tenant):
+            held = self._hold(options, tenant, num_prompts=1)
+            try:
+                text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
+                return await self._begin(replace(request, metadata=metadata), text_model, held.release)
+            except BaseException:
+                held.release()
+                raise
 
     async def start_batch(
         self,
@@ -104,13 +106,14 @@ class Intake:
             raise InvalidRequestError(
                 f"Too many prompts: their number times 'n' may be at most {most}.", param=options.prompt_field
             )
-        held = self._hold(options, tenant, num_prompts=len(prompts))
-        try:
-            text_model, requests = await self._prepare(model, prompts, options, request_id, tenant)
-            return BatchGeneration(await self._begin_all(requests, text_model), held.release)
-        except BaseException:
-            held.release()
-            raise
+        with self._counting_refusals(model, request_id, tenant):
+            held = self._hold(options, tenant, num_prompts=len(prompts))
+            try:
+                text_model, requests = await self._prepare(model, prompts, options, request_id, tenant)
+                return BatchGeneration(await self._begin_all(requests, text_model), held.release)
+            except BaseException:
+                held.release()
+                raise
 
     async def tokenize(
         self,
@@ -149,6 +152,18 @@ class Intake:
         """
         text_model = await self._services.text_models.get(self._services.models.get(model).folder)
         return await text_model.decode(token_ids, tenant=tenant)
+
+    @contextmanager
+    def _counting_refusals(self, model: str, request_id: str, tenant: Tenant) -> Iterator[None]:
+        """Counts a request that ends within, by no fault of its own, as one that missed its targets."""
+        try:
+            yield
+        except CallerError:
+            raise
+        except MooringError:
+            if self._services.models.is_known(model):
+                self._services.metrics.refused(request_id, model, tenant.name, tenant.slo_class)
+            raise
 
     def _hold(self, options: SamplingOptions, tenant: Tenant, num_prompts: int) -> Held:
         """Counts the request among those that the tenant has in flight.
@@ -230,6 +245,7 @@ class Intake:
         if bad_words_ids:
             sampling = replace(sampling, bad_words_ids=bad_words_ids)
         is_whole = num_tokens == encoded.num_tokens
+        ttft_target_s, tpot_target_s, priority = self._promised(tenant)
         return GenerationRequest(
             request_id=request_id,
             deployment=served.name,
@@ -245,10 +261,21 @@ class Intake:
             prompt_only=wants_prompt_only(options),
             tenant=tenant.name,
             arrival_s=arrival_s,
-            deadline_s=arrival_s + self._services.ttft_target_s,
+            deadline_s=arrival_s + ttft_target_s,
+            tpot_target_s=tpot_target_s,
+            priority=priority,
+            slo_class=tenant.slo_class,
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
             max_unread_tokens=self._services.config.max_unread_tokens // num_prompts,
         )
+
+    def _promised(self, tenant: Tenant) -> tuple[float, float, int]:
+        """The targets of a tenant's requests, for the first token and for each further one, and their priority.
+        Nothing that a client sends has a say in them."""
+        services, slo_class = self._services, tenant.slo_class
+        if slo_class is None:
+            return services.ttft_target_s, services.tpot_target_s, 0
+        return slo_class.ttft_target_s, slo_class.tpot_target_s, slo_class.priority
 
     async def _begin_all(
         self, requests: Sequence[GenerationRequest], text_model: TextModel

@@ -30,7 +30,8 @@ class RouterServices:
         config: the doors' limits.
         text_models: tokenizers and chat templates.
         in_flight: counts what each tenant has in flight.
-        ttft_target_s: seconds within which a request is to have its first token.
+        ttft_target_s: seconds within which a request of a tenant without an SLO class is to have its first token.
+        tpot_target_s: seconds that each further token of it may take, on average.
         exposure: who can reach the doors.
     """
 
@@ -43,4 +44,5 @@ class RouterServices:
     text_models: TextModels
     in_flight: InFlight
     ttft_target_s: float
+    tpot_target_s: float
     exposure: Exposure = field(default_factory=Exposure)

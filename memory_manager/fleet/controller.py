@@ -232,6 +232,7 @@ class MemoryManager:
         name: str,
         *,
         deadline_s: float = math.inf,
+        tpot_target_s: float | None = None,
         priority: int = 0,
         tenant: str | None = None,
         again: bool = False,
@@ -241,6 +242,8 @@ class MemoryManager:
         Args:
             deadline_s: on the manager's clock. It orders who waits; it does not end the wait, which is for
                 the caller to cancel.
+            tpot_target_s: seconds that each token after the first may take, on average; None takes the configured
+                ones.
             priority: higher first.
             tenant: whose request it is, which may not fill the queue alone; None if it is no tenant's.
             again: the request had a ticket before and is tried again or moves, so it is no new arrival.
@@ -255,7 +258,9 @@ class MemoryManager:
         """
         if self._stopping:
             raise shutting_down()
-        return await self._admission.acquire(self._deployment(name), deadline_s, priority, tenant, again)
+        return await self._admission.acquire(
+            self._deployment(name), deadline_s, tpot_target_s, priority, tenant, again
+        )
 
     # What an operator asks for.
 

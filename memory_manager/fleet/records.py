@@ -319,7 +319,7 @@ class Deployment:
         """Whether requests wait for it or are parked on it."""
         return bool(self.waiters) or any(each.num_parked for each in self.replicas)
 
-    def demand(self, config: PlannerConfig) -> DemandView | None:
+    def demand(self) -> DemandView | None:
         parked = [each for each in self.replicas if each.num_parked]
         if not self.waiters and not parked:
             return None
@@ -329,7 +329,7 @@ class Deployment:
         if self.asked_in_vain_since_s is not None:
             arrivals_s.append(self.asked_in_vain_since_s)
         latest_s = [each.latest_s(self.pace) for each in self.waiters]
-        latest_s += [ticket.latest_s(config.tpot_target_s) for each in parked for ticket in each.tickets]
+        latest_s += [ticket.latest_s() for each in parked for ticket in each.tickets]
         priorities = [each.priority for each in self.waiters]
         return DemandView(
             num_waiting=len(latest_s),

@@ -58,10 +58,13 @@ class Waiter:
 
     Attributes:
         deadline_s: when its first token is due; of one without a deadline, when its patience ends.
+        tpot_target_s: seconds that each further token may take, on average.
+        priority: higher goes first.
     """
 
     arrival_s: float
     deadline_s: float
+    tpot_target_s: float
     priority: int
     tenant: str | None
     ticket: asyncio.Future[ReplicaTicket]
@@ -81,6 +84,7 @@ class ReplicaTicket:
         tenant: whose request it is; None if it is no tenant's.
         asked_at_s: when it arrived, or its replica came if that was later.
         deadline_s: when its first token is due.
+        tpot_target_s: seconds that each further token may take, on average.
         pace: of its deployment.
         on_release: called with it at each release.
     """
@@ -91,6 +95,7 @@ class ReplicaTicket:
     tenant: str | None
     asked_at_s: float
     deadline_s: float
+    tpot_target_s: float
     pace: Pace
     clock: Callable[[], float]
     on_release: Callable[[ReplicaTicket], None]
@@ -114,7 +119,7 @@ class ReplicaTicket:
         self.pace.note_tokens(num_new, self._timed_at_s, now_s)
         self._timed_at_s, self._num_timed = now_s, self._num_tokens
 
-    def latest_s(self, tpot_target_s: float) -> float:
+    def latest_s(self) -> float:
         """The latest moment at which it has to be computed to meet its targets, on the manager's clock."""
         if self._first_at_s is None:
             return waiting_latest_s(self.deadline_s, self.pace.first_token_s)
@@ -124,7 +129,7 @@ class ReplicaTicket:
             num_tokens=self._num_tokens - self._num_before,
             expected_tokens=self.pace.output_tokens - self._num_before,
             token_s=self.pace.token_s,
-            tpot_target_s=tpot_target_s,
+            tpot_target_s=self.tpot_target_s,
         )
 
     def note_pace(self, ttft_target_s: float) -> None:

@@ -84,7 +84,7 @@ def planner_state(
             if each.takes_orders
         ),
         deployments=tuple(_deployment_view(each, config, now_s) for each in deployments),
-        replicas=tuple(_replica_view(each, host.cache, config) for each in replicas),
+        replicas=tuple(_replica_view(each, host.cache) for each in replicas),
         next_due_s=next_due_s,
         host=_host_view(host, replicas, now_s),
     )
@@ -125,7 +125,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         policy=spec.policy,
         held=deployment.held,
         wanted_since_s=deployment.wanted_since_s,
-        demand=deployment.demand(config),
+        demand=deployment.demand(),
         request_rate_per_s=deployment.rate.per_s(now_s, config.rate_half_life_s),
         reload_s=deployment.reload_s(config),
         first_token_s=deployment.pace.first_token_s,
@@ -138,7 +138,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
     )
 
 
-def _replica_view(replica: Replica, host_cache: HostCopies, config: ManagerConfig) -> ReplicaView:
+def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
     artifact = replica.spec.artifact
     return ReplicaView(
         replica_id=replica.replica_id,
@@ -158,7 +158,7 @@ def _replica_view(replica: Replica, host_cache: HostCopies, config: ManagerConfi
         retry_at_s=replica.retry_at_s,
         can_sleep=replica.can_sleep,
         is_guest=replica.is_guest,
-        latest_s=tuple(each.latest_s(config.tpot_target_s) for each in replica.tickets),
+        latest_s=tuple(each.latest_s() for each in replica.tickets),
         artifact_key=artifact.key,
         copy_bytes=0 if host_cache.holds(artifact.key) else artifact.num_bytes,
         kv_longest_bytes=replica.spec.kv_longest_bytes,

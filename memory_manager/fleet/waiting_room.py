@@ -48,10 +48,18 @@ class Admission:
         self._replan_soon = replan_soon
 
     async def acquire(
-        self, deployment: Deployment, deadline_s: float, priority: int, tenant: str | None, again: bool
+        self,
+        deployment: Deployment,
+        deadline_s: float,
+        tpot_target_s: float | None,
+        priority: int,
+        tenant: str | None,
+        again: bool,
     ) -> ReplicaTicket:
         """See ``MemoryManager.acquire``."""
         now_s = self._clock()
+        if tpot_target_s is None:
+            tpot_target_s = self._config.tpot_target_s
         deadline_s = min(deadline_s, now_s + self._config.patience_s)
         if again:  # what it had is not forgotten by its reader, who waits for the next token now
             deadline_s = max(deadline_s, now_s + self._config.ttft_target_s)
@@ -68,10 +76,11 @@ class Admission:
                 self._replan_soon()  # it may be one too many for those that are up
             if not again:
                 self._check_room(deployment, best.tickets, tenant, "max_requests_per_replica")
-            return self._admit(best, tenant, now_s, deadline_s)
+            return self._admit(best, tenant, now_s, deadline_s, tpot_target_s)
         if not again:
             self._check_room(deployment, deployment.waiters, tenant, "max_waiting_requests")
-        waiter = Waiter(now_s, deadline_s, priority, tenant, asyncio.get_running_loop().create_future())
+        future: asyncio.Future[ReplicaTicket] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(now_s, deadline_s, tpot_target_s, priority, tenant, future)
         deployment.waiters.add(waiter)
         if deployment.asked_in_vain_since_s is None:
             deployment.asked_in_vain_since_s = now_s
@@ -87,13 +96,18 @@ class Admission:
             self._replan_soon()
 
     def serve(self, deployments: Iterable[Deployment]) -> None:
-        """Gives replicas that are resident to those that wait for them."""
+        """Gives replicas that are resident to those that wait for them, by priority and then by arrival: a worker
+        begins with what reaches it first."""
         for deployment in deployments:
-            while deployment.waiters and (best := deployment.best_replica()).takes_requests:
-                waiter = next(iter(deployment.waiters))
+            if not deployment.waiters or not deployment.best_replica().takes_requests:
+                continue
+            for waiter in sorted(deployment.waiters, key=lambda each: -each.priority):
                 deployment.waiters.discard(waiter)
                 if not waiter.ticket.done():
-                    ticket = self._admit(best, waiter.tenant, waiter.arrival_s, waiter.deadline_s)
+                    best = deployment.best_replica()
+                    ticket = self._admit(
+                        best, waiter.tenant, waiter.arrival_s, waiter.deadline_s, waiter.tpot_target_s
+                    )
                     waiter.ticket.set_result(ticket)
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
@@ -174,7 +188,12 @@ class Admission:
             raise self._refused(deployment, error)
 
     def _admit(
-        self, replica: Replica, tenant: str | None, arrival_s: float, deadline_s: float
+        self,
+        replica: Replica,
+        tenant: str | None,
+        arrival_s: float,
+        deadline_s: float,
+        tpot_target_s: float,
     ) -> ReplicaTicket:
         assert replica.worker_id is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
@@ -185,6 +204,7 @@ class Admission:
             tenant,
             max(arrival_s, replica.state.since_s),
             deadline_s,
+            tpot_target_s,
             replica.deployment.pace,
             self._clock,
             functools.partial(self._released, replica),

@@ -242,6 +242,7 @@ class Server:
             in_flight=InFlight(config),
             exposure=exposure,
             ttft_target_s=settings.planner.ttft_target_s,
+            tpot_target_s=settings.planner.tpot_target_s,
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
         admin = AdminServices(registry, registrar, manager, supervisor.workers, readers, journal)

@@ -70,6 +70,9 @@ class DeploymentDirectory:
             f"The model '{name}' does not exist. GET /v1/models lists those that do.", param="model"
         )
 
+    def is_known(self, name: str) -> bool:
+        return name in self._served or name in self._preparing or name in self._unavailable
+
     def list(self) -> Sequence[ServedModel]:
         return [self._served[name] for name in sorted(self._served)]
 

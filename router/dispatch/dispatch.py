@@ -70,7 +70,14 @@ class ReplicaSource(Protocol):
     """Gives out replicas (``memory_manager.fleet.controller.MemoryManager``)."""
 
     async def acquire(
-        self, name: str, *, deadline_s: float, priority: int, tenant: str | None, again: bool
+        self,
+        name: str,
+        *,
+        deadline_s: float,
+        tpot_target_s: float | None,
+        priority: int,
+        tenant: str | None,
+        again: bool,
     ) -> Ticket:
         """Waits until a replica of this deployment is resident and returns a ticket for it. ``again``: the request
         had a ticket before, so it is no new arrival."""
@@ -103,6 +110,7 @@ async def acquire(replicas: ReplicaSource, request: GenerationRequest, *, again:
     ticket = await replicas.acquire(
         request.deployment,
         deadline_s=request.deadline_s,
+        tpot_target_s=request.tpot_target_s,
         priority=request.priority,
         tenant=request.tenant,
         again=again,

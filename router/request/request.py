@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engines.api import ChoiceTokens, SamplingParams, TokenIds
+from mooring.slo import SLOClass
 
 __all__ = ["GenerationRequest", "TokenSource", "TokenStream"]
 
@@ -35,8 +36,10 @@ class GenerationRequest:
             dropped.
         tenant: name of who is served; ``"anonymous"`` if no key was needed.
         arrival_s: when the request arrived, by ``time.monotonic``.
-        deadline_s: when its first token is due, on the same clock; ``inf`` means best effort.
+        deadline_s: when its first token is due, on the same clock.
+        tpot_target_s: seconds that each further token may take, on average; None if the planner is to say.
         priority: requests of higher priority go first.
+        slo_class: of the tenant, which the three before come from; None if it has none.
         cache_scope: requests of one scope share computed KV; a request whose scope is None shares with none.
         artifact_key: key of the packed weights that ``prompt_ids`` are for: a deployment that serves others
             by now cannot finish the request. Empty if any weights will do.
@@ -59,7 +62,9 @@ class GenerationRequest:
     tenant: str = "anonymous"
     arrival_s: float = 0.0
     deadline_s: float = float("inf")
+    tpot_target_s: float | None = None
     priority: int = 0
+    slo_class: SLOClass | None = None
     artifact_key: str = ""
     cache_scope: bytes | None = None
     max_unread_tokens: int = 32_768

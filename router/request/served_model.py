@@ -55,6 +55,10 @@ class ModelDirectory(Protocol):
         """
         ...
 
+    def is_known(self, name: str) -> bool:
+        """Whether there is a model of that name, served now or not."""
+        ...
+
     def list(self) -> Sequence[ServedModel]:
         """All models, by name."""
         ...

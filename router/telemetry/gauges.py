@@ -11,8 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from memory_manager.fleet.status import DeploymentStatus, Snapshot
+from router.telemetry.attainment import Attainments
 
-__all__ = ["ENGINE", "GaugeCollector", "Gauges", "ModelGauges", "gauges_of"]
+__all__ = ["ENGINE", "AttainmentCollector", "GaugeCollector", "Gauges", "ModelGauges", "gauges_of"]
 
 ENGINE = "0"
 """The value of the label ``engine``: vLLM numbers its data-parallel engines, and its dashboards select by
@@ -147,6 +148,34 @@ class GaugeCollector(Collector):
         yield unused
 
 
+class AttainmentCollector(Collector):
+    """Reads at each scrape how many requests met their targets.
+
+    Args:
+        clock: the one of those who note requests.
+    """
+
+    def __init__(self, attainments: Attainments, clock: Callable[[], float]) -> None:
+        self._attainments = attainments
+        self._clock = clock
+
+    def describe(self) -> Iterable[Metric]:
+        return _attainment_families()
+
+    def collect(self) -> Iterator[Metric]:
+        now_s = self._clock()
+        ratio, requests = _attainment_families()
+        for entry in self._attainments.entries():
+            labels = [entry.tenant, entry.slo_class, entry.model]
+            requests.add_metric([*labels, "met"], entry.total.num_met)
+            requests.add_metric([*labels, "missed"], entry.total.num_missed)
+            for name, window in entry.windows.items():
+                if (attained := window.count(now_s).attained) is not None:
+                    ratio.add_metric([*labels, name], attained)
+        yield ratio
+        yield requests
+
+
 _ModelFamilies = tuple[
     GaugeMetricFamily,
     GaugeMetricFamily,
@@ -193,6 +222,22 @@ def _model_families() -> _ModelFamilies:
 def _memory_family() -> GaugeMetricFamily:
     return GaugeMetricFamily(
         "mooring_device_memory_bytes", "Device memory by owner.", labels=["device", "owner"]
+    )
+
+
+def _attainment_families() -> tuple[GaugeMetricFamily, CounterMetricFamily]:
+    labels = ["tenant", "class", "model"]
+    return (
+        GaugeMetricFamily(
+            "mooring_slo_attainment_ratio",
+            "Share of the requests that ended within a window and met the targets of their SLO class.",
+            labels=[*labels, "window"],
+        ),
+        CounterMetricFamily(
+            "mooring_slo_requests",
+            "Requests that ended, by whether they met the targets of their SLO class.",
+            labels=[*labels, "outcome"],
+        ),
     )
 
 

@@ -16,9 +16,11 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from memory_manager.policy.residency import ResidencyEvent
+from mooring.slo import SLOClass
 from router.request.request import GenerationRequest
+from router.telemetry.attainment import Attainments, Miss
 from router.telemetry.audit import AuditTrail
-from router.telemetry.gauges import ENGINE, GaugeCollector, Gauges, ModelGauges
+from router.telemetry.gauges import ENGINE, AttainmentCollector, GaugeCollector, Gauges, ModelGauges
 
 __all__ = ["Gauges", "Metrics", "ModelGauges", "RequestMetrics"]
 
@@ -167,6 +169,8 @@ class Metrics:
             registry=registry,
         )
         self.audit = AuditTrail(registry)
+        self.attainments = Attainments()
+        registry.register(AttainmentCollector(self.attainments, clock))
         registry.register(GaugeCollector(read_gauges))
         registry.register(_SecondName(self._histograms["itl"], "vllm:time_per_output_token_seconds"))
         self._series: dict[tuple[str, str], _Series] = {}
@@ -177,7 +181,13 @@ class Metrics:
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = self._make_series(*key)
-        return RequestMetrics(series, request, self.clock)
+        return RequestMetrics(series, request, self.attainments, self.clock)
+
+    def refused(self, request_id: str, model: str, tenant: str, slo_class: SLOClass | None) -> None:
+        """Counts a request that was refused, or failed before there was anything of it to measure, as one that missed
+        its targets."""
+        miss = Miss(request_id, time.time(), None, None)
+        self.attainments.note(tenant, slo_class, model, miss, self.clock())
 
     def observe_step(self, replica_id: str, num_tokens: int) -> None:
         """Counts a step of a replica and the tokens that it computed, those of prompts included."""
@@ -208,15 +218,24 @@ class Metrics:
 class RequestMetrics:
     """Measures one request from its tokens' arrivals."""
 
-    def __init__(self, series: _Series, request: GenerationRequest, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        series: _Series,
+        request: GenerationRequest,
+        attainments: Attainments,
+        clock: Callable[[], float],
+    ) -> None:
         self._series = series
         self._request = request
+        self._attainments = attainments
         self._clock = clock
         self._began_s: float | None = None  # when a step began with the request
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
         self._last_s: dict[int, float] = {}  # when the newest token of each choice came
         self._longest_tokens = 0  # most tokens of a choice that has ended
+        self._slowest_s: float | None = None  # mean of the slowest choice's later tokens
+        self._reasons: set[str] = set()  # why its choices ended
         self._ended = False
 
     def tokens(self, index: int, num_tokens: int, began_s: float | None = None) -> None:
@@ -246,15 +265,18 @@ class RequestMetrics:
         self._series.success[reason].inc()
         self._series.num_output.observe(num_tokens)
         self._longest_tokens = max(self._longest_tokens, num_tokens)
+        self._reasons.add(reason)
         if self._first_token_s is not None and num_tokens > 1:
-            decode_s = self._clock() - self._first_token_s
-            self._series.tpot.observe(decode_s / (num_tokens - 1))
+            token_s = (self._clock() - self._first_token_s) / (num_tokens - 1)
+            self._series.tpot.observe(token_s)
+            self._slowest_s = max(token_s, self._slowest_s or 0.0)
 
     def end(self) -> None:
         """Notes that the request is over, however it went. Only the first call counts."""
         if self._ended:
             return
         self._ended = True
+        self._judge()
         series, request = self._series, self._request
         series.e2e.observe(self._clock() - request.arrival_s)
         series.num_prompt.observe(len(request.prompt_ids))
@@ -269,6 +291,24 @@ class RequestMetrics:
             series.queue.observe(self._began_s - request.arrival_s)
             series.prefill.observe(self._first_token_s - self._began_s)
             series.inference.observe(self._last_token_s - self._began_s)
+
+    def _judge(self) -> None:
+        """Counts whether it met its targets. What its client gave up counts as neither."""
+        request = self._request
+        has_failed = "error" in self._reasons
+        if "abort" in self._reasons and not has_failed:
+            return
+        first_s, slowest_s = self._first_token_s, self._slowest_s
+        is_met = (
+            not has_failed
+            and first_s is not None
+            and first_s <= request.deadline_s
+            and (slowest_s is None or request.tpot_target_s is None or slowest_s <= request.tpot_target_s)
+        )
+        ttft_s = None if first_s is None else first_s - request.arrival_s
+        miss = None if is_met else Miss(request.request_id, time.time(), ttft_s, slowest_s)
+        slo_class, now_s = request.slo_class, self._clock()
+        self._attainments.note(request.tenant, slo_class, request.deployment, miss, now_s)
 
 
 class _SecondName(Collector):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_registry.tenants import ANONYMOUS_NAME
+from mooring.slo import SLOClass
 
 __all__ = ["ANONYMOUS", "KnownTenant", "Tenant", "tenant_from"]
 
@@ -22,6 +23,9 @@ class KnownTenant(Protocol):
     @property
     def created_at_s(self) -> float: ...
 
+    @property
+    def slo_class(self) -> SLOClass | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
@@ -30,10 +34,13 @@ class Tenant:
     Attributes:
         name: its name in metrics and logs.
         scope: tells it from every other tenant there ever was, one of the same name too.
+        slo_class: what its requests are promised; None if nothing. It may change while others of its requests run,
+            and the tenant stays the same.
     """
 
     name: str
     scope: bytes
+    slo_class: SLOClass | None = field(default=None, compare=False)
 
 
 ANONYMOUS = Tenant(ANONYMOUS_NAME, b"anonymous")
@@ -47,4 +54,4 @@ def tenant_from(known: KnownTenant) -> Tenant:
     keeps working; here it bears a name that no tenant can be given.
     """
     name = f"{known.name} (registered)" if known.name == ANONYMOUS_NAME else known.name
-    return Tenant(name, f"{known.id} {known.created_at_s!r}".encode())
+    return Tenant(name, f"{known.id} {known.created_at_s!r}".encode(), known.slo_class)

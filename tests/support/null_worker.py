@@ -125,7 +125,14 @@ class NullFleet:
         return self.client.capabilities().pid
 
     async def acquire(
-        self, name: str, *, deadline_s: float, priority: int, tenant: str | None, again: bool
+        self,
+        name: str,
+        *,
+        deadline_s: float,
+        tpot_target_s: float | None,
+        priority: int,
+        tenant: str | None,
+        again: bool,
     ) -> _Ticket:
         await self.resident.wait()
         return _Ticket("m/0", "cpu-0", self.tickets)

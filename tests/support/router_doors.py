@@ -192,6 +192,9 @@ class Directory:
                 return model
         raise ModelNotFoundError(f"The model '{name}' does not exist.", param="model")
 
+    def is_known(self, name: str) -> bool:
+        return any(model.name == name for model in self.models)
+
     def list(self) -> Sequence[ServedModel]:
         return self.models
 
@@ -235,6 +238,7 @@ def services(
         text_models=TextModels(config, text_starter()),
         in_flight=InFlight(config),
         ttft_target_s=60.0,
+        tpot_target_s=60.0,
         exposure=exposure or Exposure(allow_anonymous=allow_anonymous),
     )
 

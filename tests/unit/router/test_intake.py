@@ -1,7 +1,8 @@
-"""The one way in: what a tenant has in flight, and the size of answers to several prompts."""
+"""The one way in: what a tenant is promised and has in flight, and the size of answers to several prompts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from support.router_doors import (
     write_model_folder,
 )
 
-from mooring.errors import InvalidRequestError, MooringError, OverloadedError, RateLimitError
+from mooring.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    MooringError,
+    OverloadedError,
+    RateLimitError,
+)
+from mooring.slo import SLOClass
 from router.intake import Intake
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
@@ -26,6 +34,7 @@ from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
 
 TENANT = Tenant("t", b"1")
+GOLD = SLOClass("gold", ttft_target_s=0.5, tpot_target_s=0.05, goal=0.99, priority=7)
 
 
 def answer(request: GenerationRequest) -> ScriptedStream:
@@ -40,16 +49,23 @@ class Door:
     def __init__(self, folder: Path, config: RouterConfig) -> None:
         write_model_folder(folder, byte_level_tokenizer())
         self.source = ScriptedSource(answer)
-        self.intake = Intake(services(self.source, [served_model("m", folder)], config=config))
+        self.services = services(self.source, [served_model("m", folder)], config=config)
+        self.intake = Intake(self.services)
+
+    @property
+    def judged(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Requests that met and that missed their targets, by tenant and class."""
+        entries = self.services.metrics.attainments.entries()
+        return {(each.tenant, each.slo_class): tuple(each.total) for each in entries}
 
     async def start(self, prompt: str = "a", tenant: Tenant = TENANT, **options: Any) -> TextGeneration:
         return await self.intake.start(
             model="m", prompt=prompt, options=SamplingOptions(**options), request_id="r", tenant=tenant
         )
 
-    async def start_batch(self, *prompts: str, **options: Any) -> BatchGeneration:
+    async def start_batch(self, *prompts: str, tenant: Tenant = TENANT, **options: Any) -> BatchGeneration:
         return await self.intake.start_batch(
-            model="m", prompts=prompts, options=SamplingOptions(**options), request_id="r", tenant=TENANT
+            model="m", prompts=prompts, options=SamplingOptions(**options), request_id="r", tenant=tenant
         )
 
 
@@ -113,3 +129,60 @@ async def test_bad_words_count_for_each_choice(tmp_path: Path) -> None:
     await (await door.start_batch("a", "b", n=2, bad_words=words)).aclose()
     with pytest.raises(InvalidRequestError):
         await door.start_batch("a", "b", "c", n=2, bad_words=words)
+
+
+async def test_a_request_gets_the_targets_and_the_priority_of_its_tenants_class(tmp_path: Path) -> None:
+    door = Door(tmp_path, RouterConfig())
+    await (await door.start(tenant=replace(TENANT, slo_class=GOLD))).aclose()
+    for batch in (
+        await door.start_batch("a", "b", tenant=replace(TENANT, slo_class=GOLD)),
+        await door.start(tenant=TENANT),
+        await door.start(tenant=ANONYMOUS),
+    ):
+        await batch.aclose()
+    promised = [
+        (round(each.deadline_s - each.arrival_s, 6), each.tpot_target_s, each.priority, each.slo_class)
+        for each in door.source.requests
+    ]
+    assert promised == [(0.5, 0.05, 7, GOLD)] * 3 + [(60.0, 60.0, 0, None)] * 2
+    assert door.judged == {}, "their clients gave them up"
+
+
+async def test_what_a_tenant_has_in_flight_counts_whatever_its_class(tmp_path: Path) -> None:
+    door = Door(tmp_path, RouterConfig(max_tenant_requests=1))
+    first = await door.start(tenant=replace(TENANT, slo_class=GOLD))
+    with pytest.raises(RateLimitError):
+        await door.start(tenant=TENANT)
+    await first.aclose()
+
+
+async def test_refusals_that_are_no_fault_of_the_caller_miss_its_targets(tmp_path: Path) -> None:
+    door = Door(tmp_path, RouterConfig(max_tenant_requests=1))
+    tenant = replace(TENANT, slo_class=replace(GOLD, ttft_target_s=600.0, tpot_target_s=600.0))
+    with pytest.raises(OverloadedError):
+        await door.start("xyz", tenant=tenant)
+    running = await door.start(tenant=tenant)
+    with pytest.raises(RateLimitError):
+        await door.start(tenant=tenant)
+    with pytest.raises(RateLimitError):
+        await door.start_batch("a", "b", tenant=tenant)
+    await running.whole()
+    await running.aclose()
+    with pytest.raises(InvalidRequestError):
+        await door.start(tenant=tenant, temperature=9.0)
+    assert door.judged == {("t", "gold"): (1, 3)}
+    with pytest.raises(OverloadedError):
+        await door.start("xyz", tenant=ANONYMOUS)
+    assert door.judged["anonymous", "best-effort"] == (0, 1)
+
+
+async def test_requests_for_models_that_there_are_not_are_counted_nowhere(tmp_path: Path) -> None:
+    door = Door(tmp_path, RouterConfig(max_tenant_requests=1))
+    running = await door.start()
+    for error in (RateLimitError, ModelNotFoundError):
+        with pytest.raises(error):
+            await door.intake.start(
+                model="nothing", prompt="a", options=SamplingOptions(), request_id="r", tenant=TENANT
+            )
+        await running.aclose()
+    assert door.judged == {}

@@ -21,7 +21,13 @@ class Held:
     now_s: float
 
 
-def held(*, asked_at_s: float = 10.0, deadline_s: float = 11.0, pace: Pace | None = None) -> Held:
+def held(
+    *,
+    asked_at_s: float = 10.0,
+    deadline_s: float = 11.0,
+    tpot_target_s: float = 0.1,
+    pace: Pace | None = None,
+) -> Held:
     released: list[ReplicaTicket] = []
     ticket = ReplicaTicket(
         replica_id="a/0",
@@ -30,6 +36,7 @@ def held(*, asked_at_s: float = 10.0, deadline_s: float = 11.0, pace: Pace | Non
         tenant=None,
         asked_at_s=asked_at_s,
         deadline_s=deadline_s,
+        tpot_target_s=tpot_target_s,
         pace=Pace() if pace is None else pace,
         clock=lambda: found.now_s,
         on_release=released.append,
@@ -64,28 +71,32 @@ def test_places_are_counted_by_tenant() -> None:
 def test_a_waiter_has_until_its_deadline_less_what_its_first_token_takes() -> None:
     with asyncio.Runner() as runner:
         ticket: asyncio.Future[ReplicaTicket] = runner.get_loop().create_future()
-        waiter = Waiter(10.0, 12.0, 0, None, ticket)
+        waiter = Waiter(10.0, 12.0, 0.1, 0, None, ticket)
         assert waiter.latest_s(Pace(first_token_s=0.5)) == pytest.approx(11.5)
 
 
 def test_a_ticket_has_until_its_deadline_before_its_first_token_and_then_what_its_tokens_leave() -> None:
     running = held(pace=Pace(first_token_s=0.25, token_s=0.02, output_tokens=101.0))
-    assert running.ticket.latest_s(0.1) == pytest.approx(10.75)
+    assert running.ticket.latest_s() == pytest.approx(10.75)
     running.now_s = 10.5
     running.ticket.note_tokens(1)
-    assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 100 * 0.02)
+    assert running.ticket.latest_s() == pytest.approx(10.5 + 100 * 0.1 - 100 * 0.02)
     running.now_s = 11.5
     running.ticket.note_tokens(51)
-    assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
+    assert running.ticket.latest_s() == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
+    slower = held(tpot_target_s=0.2, pace=running.ticket.pace)
+    slower.now_s = 10.5
+    slower.ticket.note_tokens(1)
+    assert slower.ticket.latest_s() == pytest.approx(10.5 + 100 * 0.2 - 100 * 0.02)
     running.ticket.note_tokens(3)  # of another choice, which is behind
-    assert running.ticket.latest_s(0.1) == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
+    assert running.ticket.latest_s() == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
 
 
 def test_a_ticket_whose_first_token_came_late_has_nothing_to_lose() -> None:
     late = held(deadline_s=11.0)
     late.now_s = 11.5
     late.ticket.note_tokens(1)
-    assert late.ticket.latest_s(0.1) == -math.inf
+    assert late.ticket.latest_s() == -math.inf
 
 
 def test_what_a_request_took_enters_its_deployments_pace() -> None:
@@ -109,7 +120,7 @@ def test_of_a_request_that_moved_only_further_tokens_are_timed() -> None:
     moved = held(pace=pace)
     moved.now_s = 10.5
     moved.ticket.note_tokens(41)
-    assert moved.ticket.latest_s(0.1) == pytest.approx(10.5 + 60 * 0.1 - 60 * 0.02)
+    assert moved.ticket.latest_s() == pytest.approx(10.5 + 60 * 0.1 - 60 * 0.02)
     moved.now_s = 11.5
     moved.ticket.note_tokens(91)
     moved.ticket.note_pace(1.0)

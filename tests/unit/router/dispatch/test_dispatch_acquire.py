@@ -27,7 +27,14 @@ class Source:
         self.lease = lease
 
     async def acquire(
-        self, name: str, *, deadline_s: float, priority: int, tenant: str | None, again: bool
+        self,
+        name: str,
+        *,
+        deadline_s: float,
+        tpot_target_s: float | None,
+        priority: int,
+        tenant: str | None,
+        again: bool,
     ) -> Ticket:
         return self.lease
 

@@ -1,0 +1,154 @@
+"""Which requests met the targets of their SLO class, as measured from their tokens."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from engines.api import SamplingParams
+from mooring.slo import SLOClass
+from router.request.request import GenerationRequest
+from router.telemetry.attainment import Attainment, Judged
+from router.telemetry.metrics import Gauges, Metrics, RequestMetrics
+
+GOLD = SLOClass("gold", ttft_target_s=1.0, tpot_target_s=0.1, goal=0.9)
+
+
+class Door:
+    """Metrics on a clock that the test holds."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.metrics = Metrics(Gauges, clock=lambda: self.now_s)
+
+    def begin(self, slo_class: SLOClass | None = GOLD, n: int = 1) -> RequestMetrics:
+        request = GenerationRequest(
+            "r1",
+            "m",
+            (1, 2, 3),
+            SamplingParams(),
+            n=n,
+            tenant="acme",
+            arrival_s=self.now_s,
+            deadline_s=self.now_s + GOLD.ttft_target_s,
+            tpot_target_s=GOLD.tpot_target_s,
+            slo_class=slo_class,
+        )
+        return self.metrics.request(request)
+
+    def serve(self, first_s: float, last_s: float, num_tokens: int = 11, reason: str = "stop") -> None:
+        """A request that gets its first token and its last after so many seconds."""
+        measured = self.begin()
+        self.now_s += first_s
+        measured.tokens(0, 1)
+        self.now_s += last_s - first_s
+        if num_tokens > 1:
+            measured.tokens(0, num_tokens - 1)
+        measured.finished(reason, num_tokens)
+        measured.end()
+        measured.end()
+
+    @property
+    def entry(self) -> Attainment:
+        (entry,) = self.metrics.attainments.entries()
+        return entry
+
+
+@pytest.mark.parametrize(
+    ("first_s", "last_s", "num_tokens", "is_met"),
+    [
+        (1.0, 2.0, 11, True),
+        (1.0, 1.0, 1, True),
+        (1.25, 2.0, 11, False),
+        (0.5, 1.75, 11, False),
+        (0.5, 1.75, 21, True),
+    ],
+)
+def test_both_targets_have_to_be_met(first_s: float, last_s: float, num_tokens: int, is_met: bool) -> None:
+    door = Door()
+    door.serve(first_s, last_s, num_tokens)
+    assert door.entry.total == Judged(is_met, not is_met)
+    if not is_met:
+        (miss,) = door.entry.misses
+        assert miss.request_id == "r1"
+        assert (miss.ttft_s, miss.tpot_s) == pytest.approx((first_s, (last_s - first_s) / (num_tokens - 1)))
+
+
+def test_of_several_choices_the_slowest_counts() -> None:
+    door = Door()
+    measured = door.begin(n=2)
+    measured.tokens(0, 1)
+    measured.tokens(1, 1)
+    door.now_s += 1.0
+    measured.finished("length", 11)
+    door.now_s += 0.5
+    measured.finished("length", 11)
+    measured.end()
+    assert door.entry.misses[0].tpot_s == pytest.approx(0.15)
+
+
+def test_what_fails_or_is_refused_missed_and_what_its_client_gave_up_is_neither() -> None:
+    door = Door()
+    door.serve(0.5, 1.0, reason="abort")
+    assert door.metrics.attainments.entries() == []
+    door.serve(0.5, 1.0, reason="error")
+    mixed = door.begin(n=2)
+    mixed.finished("abort", 0)
+    mixed.finished("error", 0)
+    mixed.end()
+    door.metrics.refused("r2", "m", "acme", GOLD)
+    door.serve(0.5, 1.0)
+    assert door.entry.total == Judged(1, 3)
+    assert [each.ttft_s for each in door.entry.misses] == [0.5, None, None]
+
+
+def test_a_tenant_without_a_class_is_counted_by_the_server_s_own_targets() -> None:
+    door = Door()
+    measured = door.begin(slo_class=None)
+    measured.tokens(0, 1)
+    measured.finished("stop", 1)
+    measured.end()
+    assert (door.entry.slo_class, door.entry.goal, door.entry.total) == ("best-effort", None, Judged(1, 0))
+
+
+def test_the_budget_is_what_is_left_of_the_misses_that_the_goal_allows() -> None:
+    assert Judged(0, 0).attained is None
+    assert Judged(0, 0).budget_left(0.9) == 1
+    assert Judged(95, 5).attained == 0.95
+    assert Judged(95, 5).budget_left(0.9) == pytest.approx(0.5)
+    assert Judged(70, 30).budget_left(0.9) == pytest.approx(-2)
+    assert Judged(100, 0).budget_left(1) == 1
+    assert Judged(99, 1).budget_left(1) == 0
+
+
+def test_prometheus_reads_windows_and_totals() -> None:
+    door = Door()
+    door.serve(2.0, 2.0, 1)
+    door.now_s += 600
+    for _ in range(3):
+        door.serve(0.5, 0.5, 1)
+    door.now_s += 1.0
+    assert shown(door) == {
+        ("mooring_slo_attainment_ratio", "1m"): 1.0,
+        ("mooring_slo_attainment_ratio", "1h"): 0.75,
+        ("mooring_slo_requests_total", "met"): 3.0,
+        ("mooring_slo_requests_total", "missed"): 1.0,
+    }
+    door.now_s += 7200
+    assert {name for name, _ in shown(door)} == {"mooring_slo_requests_total"}, "an empty window has no share"
+
+
+def shown(door: Door) -> dict[tuple[str, str], float]:
+    """The samples of attainment, by name and the label that tells them apart."""
+    found = {}
+    for family in text_string_to_metric_families(door.metrics.expose().decode()):
+        for sample in family.samples:
+            if sample.name.startswith("mooring_slo_"):
+                last = sample.labels.get("window") or sample.labels["outcome"]
+                assert [sample.labels[label] for label in ("tenant", "class", "model")] == [
+                    "acme",
+                    "gold",
+                    "m",
+                ]
+                found[sample.name, last] = sample.value
+    return found
