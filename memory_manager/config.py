@@ -57,10 +57,14 @@ class PlannerConfig:
     """
 
     ttft_target_s: Annotated[
-        float, _POSITIVE, Setting("Seconds within which a request is to have its first token.")
+        float,
+        _POSITIVE,
+        Setting(
+            "Seconds within which a request is to have its first token, of tenants without an SLO class."
+        ),
     ] = 2.0
     tpot_target_s: Annotated[
-        float, _POSITIVE, Setting("Seconds that each further token of a request may take, on average.")
+        float, _POSITIVE, Setting("Seconds that each further token of such a request may take, on average.")
     ] = 0.1
 
     starve_after_s: Annotated[

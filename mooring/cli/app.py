@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mooring import __version__
-from mooring.cli import bench, deployments, events, models, plan, serve, status, tenants
+from mooring.cli import bench, classes, deployments, events, models, plan, serve, slo, status, tenants
 from mooring.cli.connection import Connection
 from mooring.errors import MooringError
 
@@ -25,7 +25,9 @@ app.command()(serve.serve)
 app.add_typer(models.app, name="models")
 app.add_typer(deployments.app, name="deployments")
 app.add_typer(tenants.app, name="tenants")
+app.add_typer(classes.app, name="classes")
 app.command()(status.status)
+app.command()(slo.slo)
 app.command()(events.events)
 app.add_typer(plan.app, name="plan")
 app.add_typer(bench.app, name="bench")

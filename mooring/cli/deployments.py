@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mooring.cli.declared_options import with_options_of
 from mooring.cli.output import Json, console, print_json, print_table
-from mooring.cli.policy_options import with_policy_options
 from mooring.errors import InvalidRequestError
+from mooring.policy import DeploymentPolicy
 
 app = typer.Typer(help="Create, change, wake and put to sleep what is served.", no_args_is_help=True)
 
@@ -43,7 +44,7 @@ def show(context: typer.Context, name: str, json: Json = False) -> None:
 
 
 @app.command()
-@with_policy_options
+@with_options_of(DeploymentPolicy)
 def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What clients will put in `model`.")],
@@ -57,7 +58,7 @@ def create(
 
 
 @app.command()
-@with_policy_options
+@with_options_of(DeploymentPolicy)
 def update(
     context: typer.Context,
     name: str,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mooring.cli.output import Json, console, print_json, print_table
+from mooring.errors import InvalidRequestError
 
 app = typer.Typer(help="Tenants and their API keys.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
@@ -19,8 +20,8 @@ def list_tenants(context: typer.Context, json: Json = False) -> None:
     tenants = context.obj.get("/tenants")
     if json:
         return print_json(tenants)
-    rows = [(t["name"], t["keys"], t["created"]) for t in tenants]
-    return print_table(("name", "keys#", "created"), rows, "There are no tenants.")
+    rows = [(t["name"], t["slo_class"], t["keys"], t["created"]) for t in tenants]
+    return print_table(("name", "SLO class", "keys#", "created"), rows, "There are no tenants.")
 
 
 @app.command()
@@ -28,6 +29,20 @@ def create(context: typer.Context, name: str) -> None:
     """Create a tenant."""
     context.obj.post("/tenants", {"name": name})
     console().print(f"Tenant {name} is created. Give it a key with `mooring tenants keys create {name}`.")
+
+
+@app.command()
+def update(
+    context: typer.Context,
+    name: str,
+    slo_class: Annotated[str | None, typer.Option(help="Its SLO class from now on.")] = None,
+    best_effort: Annotated[bool, typer.Option("--best-effort", help="Take its SLO class away.")] = False,
+) -> None:
+    """Change a tenant's SLO class."""
+    if (slo_class is None) is not best_effort:
+        raise InvalidRequestError("give either --slo-class or --best-effort")
+    context.obj.patch(f"/tenants/{name}", {"slo_class": slo_class})
+    console().print(f"Tenant {name} is changed.")
 
 
 @app.command()

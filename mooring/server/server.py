@@ -245,7 +245,7 @@ class Server:
             tpot_target_s=settings.planner.tpot_target_s,
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
-        admin = AdminServices(registry, registrar, manager, supervisor.workers, readers, journal)
+        admin = AdminServices(registry, registrar, manager, supervisor.workers, readers, journal, metrics)
         for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)
         await server.open_doors(services, admin, admin_key, stack)

@@ -11,9 +11,11 @@ from memory_manager.stats import ReplicaStats, WorkerStats
 from memory_manager.watch.devices import DeviceMemory
 from mooring.declared_models import with_fields_of
 from mooring.policy import DeploymentPolicy
+from mooring.slo import SLOClass
 from router.doors.http.json_route import BoundedBody
 
 __all__ = [
+    "AttainmentBody",
     "DepartureBody",
     "DeploymentBody",
     "DeploymentCreate",
@@ -24,14 +26,20 @@ __all__ = [
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
+    "MissBody",
     "ModelBody",
     "Policy",
     "RegistrationBody",
     "RegistrationCreate",
     "ReplicaBody",
+    "SLOClassBody",
+    "SLOClassCreate",
+    "SLOClassUpdate",
+    "SLOWindowBody",
     "StatusBody",
     "TenantBody",
     "TenantCreate",
+    "TenantUpdate",
     "VersionBody",
     "WayInBody",
     "WhyBody",
@@ -134,10 +142,17 @@ class TenantCreate(_Request):
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
+class TenantUpdate(_Request):
+    """Changes to a tenant: only the fields that are sent."""
+
+    slo_class: str | None = Field(None, description="Its SLO class; null takes it away.")
+
+
 class TenantBody(_Body):
     name: str
     created: datetime
     keys: int = Field(description="Keys that are not revoked.")
+    slo_class: str | None = Field(None, description="Its SLO class; null for best effort.")
 
 
 class KeyCreate(_Request):
@@ -154,6 +169,55 @@ class KeyBody(_Body):
 
 class KeyCreated(KeyBody):
     key: str = Field(description="The key itself, told this once.")
+
+
+@with_fields_of(SLOClass)
+class SLOClassCreate(_Request):
+    """A promise that tenants' requests can be given."""
+
+    name: Name
+
+
+@with_fields_of(SLOClass, may_be_none=True)
+class SLOClassUpdate(_Request):
+    """Changes to an SLO class: only the fields that are sent; null sets a field back to its default, where it has
+    one."""
+
+
+@with_fields_of(SLOClass, bounded=False)
+class SLOClassBody(_Body):
+    name: str
+    tenants: list[str] = Field(description="Tenants that have it.")
+
+
+class SLOWindowBody(_Body):
+    """The requests that have ended within a window."""
+
+    requests: int
+    attained: float | None = Field(description="Share that met both targets; null if there was no request.")
+    budget_left: float | None = Field(
+        description="Share left of the misses that the goal allows, below 0 if there were more; null for best effort."
+    )
+
+
+class MissBody(_Body):
+    """A request that missed its targets, failed or was refused."""
+
+    request_id: str
+    at: datetime
+    ttft_s: float | None = Field(description="Seconds to its first token; null if it got none.")
+    tpot_s: float | None = Field(description="Mean seconds of each further token; null if it got none.")
+
+
+class AttainmentBody(_Body):
+    """How the requests of one tenant, in one class, to one model fared."""
+
+    tenant: str
+    slo_class: str
+    model: str
+    goal: float | None = Field(description="When it last had a request; null for best effort.")
+    windows: dict[str, SLOWindowBody] = Field(description="By length: `1m` and `1h`.")
+    misses: list[MissBody] = Field(description="The last ones, newest first.")
 
 
 class DeviceBody(_Body):

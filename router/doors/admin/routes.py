@@ -1,4 +1,4 @@
-"""The admin API: models, deployments, tenants, keys, and the bytes that each owner holds.
+"""The admin API: models, deployments, tenants, keys, SLO classes, and the bytes that each owner holds.
 
 The ``mooring`` command and the web UI speak to this API and to nothing else. Every call needs the admin key: the
 HTTP door's guard checks it.
@@ -20,14 +20,17 @@ from memory_manager.fleet.status import DeploymentStatus, Snapshot, WorkerStatus
 from memory_manager.watch.devices import DeviceReader
 from model_registry.records import DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
+from mooring.errors import InvalidRequestError
 from mooring.policy import DeploymentPolicy
 from router.control.journal import Journal
 from router.control.registrar import Registrar, Registration
 from router.doors.admin import bodies as types
 from router.doors.admin.events import create_event_routes
+from router.doors.admin.slo import create_slo_routes
 from router.doors.admin.why import create_why_routes, replica_bodies
 from router.doors.http.errors import ERROR_RESPONSES
 from router.doors.http.json_route import JsonRoute
+from router.telemetry.metrics import Metrics
 
 __all__ = ["AdminServices", "create_admin_router"]
 
@@ -40,6 +43,7 @@ class AdminServices:
         workers: the supervisor's view of its processes.
         readers: readers of the devices' own figures, by device.
         journal: the manager's events.
+        metrics: what the doors have measured.
     """
 
     registry: Registry
@@ -48,6 +52,7 @@ class AdminServices:
     workers: Callable[[], Sequence[WorkerProcess]]
     readers: Mapping[str, DeviceReader]
     journal: Journal
+    metrics: Metrics
 
 
 def create_admin_router(services: AdminServices) -> APIRouter:
@@ -57,6 +62,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
     router.include_router(_deployment_routes(services))
     router.include_router(_tenant_routes(services))
+    router.include_router(create_slo_routes(services.registry, services.metrics))
     router.include_router(_status_routes(services))
     router.include_router(create_event_routes(services.journal))
     return router
@@ -177,7 +183,12 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
 
     def tenant_body(record: TenantRecord) -> types.TenantBody:
         valid = [key for key in registry.list_keys(record.name) if key.revoked_at_s is None]
-        return types.TenantBody(name=record.name, created=_time(record.created_at_s), keys=len(valid))
+        return types.TenantBody(
+            name=record.name,
+            created=_time(record.created_at_s),
+            keys=len(valid),
+            slo_class=None if record.slo_class is None else record.slo_class.name,
+        )
 
     @router.get("")
     async def list_tenants() -> list[types.TenantBody]:
@@ -188,6 +199,14 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
     async def create_tenant(body: types.TenantCreate) -> types.TenantBody:
         record = await asyncio.to_thread(registry.create_tenant, body.name)
         return types.TenantBody(name=record.name, created=_time(record.created_at_s), keys=0)
+
+    @router.patch("/{name}")
+    async def update_tenant(name: str, body: types.TenantUpdate) -> types.TenantBody:
+        """Change the fields that are sent. Servers may go by what was before for a few seconds."""
+        if "slo_class" not in body.model_fields_set:
+            raise InvalidRequestError("Nothing to change: send 'slo_class'.", param="slo_class")
+        record = await asyncio.to_thread(registry.set_slo_class, name, body.slo_class)
+        return await asyncio.to_thread(tenant_body, record)
 
     @router.delete("/{name}", status_code=204)
     async def delete_tenant(name: str) -> None:

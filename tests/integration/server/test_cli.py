@@ -131,12 +131,19 @@ COMMANDS = [
     ["tenants"],
     ["tenants", "list"],
     ["tenants", "create"],
+    ["tenants", "update"],
     ["tenants", "delete"],
     ["tenants", "keys"],
     ["tenants", "keys", "create"],
     ["tenants", "keys", "list"],
     ["tenants", "keys", "revoke"],
+    ["classes"],
+    ["classes", "list"],
+    ["classes", "create"],
+    ["classes", "update"],
+    ["classes", "delete"],
     ["status"],
+    ["slo"],
     ["events"],
     ["plan"],
     ["plan", "memory"],
@@ -250,6 +257,56 @@ def test_tenants_and_keys(shell: Shell) -> None:
     shell.said("tenants", "keys", "revoke", "acme", second["prefix"])
     assert shell.said("tenants", "delete", "acme") == "Tenant acme is deleted.\n"
     assert shell.said("tenants", "list") == "There are no tenants.\n"
+
+
+def test_classes_and_how_they_are_kept(shell: Shell) -> None:
+    assert shell.said("classes", "list") == "There are no SLO classes.\n"
+    made = shell.said(
+        "classes", "create", "gold", "--ttft-target-s", "60", "--tpot-target-s", "5", "--goal", "0.9"
+    )
+    assert made == "SLO class gold is created.\n"
+    assert shell.said("classes", "update", "gold", "--priority", "-3") == "SLO class gold is changed.\n"
+    shell.said("tenants", "create", "golden")
+    assert shell.said("tenants", "update", "golden", "--slo-class", "gold") == "Tenant golden is changed.\n"
+    (found,) = shell.json("classes", "list")
+    assert found == {
+        "name": "gold",
+        "ttft_target_s": 60.0,
+        "tpot_target_s": 5.0,
+        "goal": 0.9,
+        "priority": -3,
+        "tenants": ["golden"],
+    }
+    assert shell.said("classes", "list").splitlines()[1].split() == (
+        ["gold", "60", "s", "5", "s", "0.9", "-3", "golden"]
+    )
+    assert "gold" in shell.said("tenants", "list")
+    assert "'golden'" in shell.complaint("classes", "delete", "gold")
+    assert "either --slo-class or --best-effort" in shell.complaint("tenants", "update", "golden")
+    assert "nothing to change" in shell.complaint("classes", "update", "gold")
+    assert "'ttft_target_s'" in shell.complaint("classes", "create", "empty")
+    assert "'goal'" in shell.complaint("classes", "update", "gold", "--goal", "2")
+
+    (key,) = shell.run("tenants", "keys", "create", "golden").stdout.splitlines()
+    complete(shell, key)
+    (entry,) = [each for each in shell.json("slo") if each["tenant"] == "golden"]
+    assert (entry["slo_class"], entry["model"], entry["goal"]) == ("gold", "first", 0.9)
+    (line,) = [line.split() for line in shell.said("slo").splitlines() if line.startswith("golden")]
+    assert line == ["golden", "gold", "first", "90.00%", "100.00%", "1", "100.00%", "1", "100.00%"]
+
+    shell.said(
+        "tenants", "keys", "revoke", "golden", shell.json("tenants", "keys", "list", "golden")[0]["prefix"]
+    )
+    shell.said("tenants", "update", "golden", "--best-effort")
+    assert shell.said("classes", "delete", "gold") == "SLO class gold is deleted.\n"
+    shell.said("tenants", "delete", "golden")
+
+
+def complete(shell: Shell, key: str) -> None:
+    body = {"model": "first", "prompt": "hello", "max_tokens": 3}
+    headers = {"authorization": f"Bearer {key}"}
+    answer = shell.server.client.post(f"{shell.server.http_url}/v1/completions", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
 
 
 def test_events_and_why(shell: Shell) -> None:

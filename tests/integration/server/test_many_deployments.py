@@ -95,7 +95,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     served = replace(services(ScriptedSource(answer), []), models=directory)
     app = create_app(served, OperatorKeys("admin"))
     journal = Journal(registry, JournalConfig(max_kept=1000))
-    admin = AdminServices(registry, registrar, manager, lambda: (), {}, journal)
+    admin = AdminServices(registry, registrar, manager, lambda: (), {}, journal, served.metrics)
     app.include_router(create_admin_router(admin))
     intake = Intake(served)
     kserve = KServe(served, intake, DeploymentRepository(registrar))

@@ -33,7 +33,7 @@ def expected(template: str) -> Access:
 
 def application() -> FastAPI:
     app = create_app(services(ScriptedSource(lambda _: ScriptedStream([])), []), OperatorKeys("admin"))
-    parts: Any = [None] * 6  # only answers need them
+    parts: Any = [None] * 7  # only answers need them
     app.include_router(create_admin_router(AdminServices(*parts)))
     return app
 
