@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from mooring.errors import CallerError, InvalidRequestError, MooringError
-from router.request.request import GenerationRequest
+from mooring.errors import CallerError, InvalidRequestError
+from router.request.request import GenerationRequest, TokenStream
 from router.request.sampling import (
     SamplingOptions,
     answer_size,
@@ -82,7 +82,9 @@ class Intake:
             held = self._hold(options, tenant, num_prompts=1)
             try:
                 text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
-                return await self._begin(replace(request, metadata=metadata), text_model, held.release)
+                request = replace(request, metadata=metadata)
+                stream = await self._services.tokens.generate(request)
+                return self._generation(request, stream, text_model, held.release)
             except BaseException:
                 held.release()
                 raise
@@ -155,14 +157,19 @@ class Intake:
 
     @contextmanager
     def _counting_refusals(self, model: str, request_id: str, tenant: Tenant) -> Iterator[None]:
-        """Counts a request that ends within, by no fault of its own, as one that missed its targets."""
+        """Counts a request that ends within, by no fault of its own, as one that missed its targets. One that its
+        client gives up, as a cancellation tells, did if its first token was due by then."""
+        metrics = self._services.metrics
+        due_s = metrics.clock() + self._promised(tenant)[0]
         try:
             yield
-        except CallerError:
-            raise
-        except MooringError:
-            if self._services.models.is_known(model):
-                self._services.metrics.refused(request_id, model, tenant.name, tenant.slo_class)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):
+                has_missed = metrics.clock() > due_s
+            else:
+                has_missed = not isinstance(error, CallerError)
+            if has_missed and self._services.models.is_known(model):
+                metrics.refused(request_id, model, tenant.name, tenant.slo_class)
             raise
 
     def _hold(self, options: SamplingOptions, tenant: Tenant, num_prompts: int) -> Held:
@@ -280,25 +287,29 @@ class Intake:
     async def _begin_all(
         self, requests: Sequence[GenerationRequest], text_model: TextModel
     ) -> list[TextGeneration]:
-        """Begins all of them or none."""
-        starts = [asyncio.create_task(self._begin(request, text_model)) for request in requests]
+        """Begins all of them or none. They are measured once all have begun: what is refused counts once."""
+        starts = [asyncio.create_task(self._services.tokens.generate(request)) for request in requests]
         try:
-            return await asyncio.gather(*starts)
+            streams = await asyncio.gather(*starts)
         except BaseException:
             for start in starts:
                 start.cancel()
             for started in await asyncio.gather(*starts, return_exceptions=True):
-                if isinstance(started, TextGeneration):
+                if not isinstance(started, BaseException):
                     await started.aclose()
             raise
+        return [
+            self._generation(request, stream, text_model)
+            for request, stream in zip(requests, streams, strict=True)
+        ]
 
-    async def _begin(
+    def _generation(
         self,
         request: GenerationRequest,
+        stream: TokenStream,
         text_model: TextModel,
         on_close: Callable[[], None] = lambda: None,
     ) -> TextGeneration:
-        stream = await self._services.tokens.generate(request)
         return TextGeneration(
             request, stream, text_model.tokens, self._services.metrics.request(request), on_close
         )

@@ -53,8 +53,8 @@ class Miss(NamedTuple):
 
     Attributes:
         at_s: when it ended, in seconds of the Unix epoch.
-        ttft_s: seconds to its first token; None if it got none.
-        tpot_s: mean seconds of each further token; None if it got none.
+        ttft_s: seconds to its first token, of several choices to that of the slowest; None if one got none.
+        tpot_s: mean seconds of each further token of the slowest choice; None if there was none to wait for.
     """
 
     request_id: str

@@ -232,6 +232,7 @@ class RequestMetrics:
         self._began_s: float | None = None  # when a step began with the request
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
+        self._first_s: dict[int, float] = {}  # when the first token of each choice came
         self._last_s: dict[int, float] = {}  # when the newest token of each choice came
         self._longest_tokens = 0  # most tokens of a choice that has ended
         self._slowest_s: float | None = None  # mean of the slowest choice's later tokens
@@ -256,27 +257,38 @@ class RequestMetrics:
         last_s = self._last_s.get(index)
         if last_s is not None:
             series.itl.observe(now_s - last_s)
+        self._first_s.setdefault(index, now_s)
         self._last_s[index] = now_s
         series.generation_tokens.inc(num_tokens)
 
-    def finished(self, reason: str, num_tokens: int) -> None:
-        """Notes that a choice ended with this many tokens. ``reason``: ``stop``, ``length``, ``abort`` or
-        ``error``."""
+    def finished(self, index: int, reason: str, num_tokens: int) -> None:
+        """Notes that a choice ended with this many tokens. ``reason``: ``stop``, ``length``, ``error``, or
+        ``abort`` if its client gave it up."""
         self._series.success[reason].inc()
         self._series.num_output.observe(num_tokens)
         self._longest_tokens = max(self._longest_tokens, num_tokens)
         self._reasons.add(reason)
-        if self._first_token_s is not None and num_tokens > 1:
-            token_s = (self._clock() - self._first_token_s) / (num_tokens - 1)
+        first_s = self._first_s.get(index)
+        if first_s is None:
+            return
+        if num_tokens > 1:
+            token_s = (self._last_s[index] - first_s) / (num_tokens - 1)
             self._series.tpot.observe(token_s)
             self._slowest_s = max(token_s, self._slowest_s or 0.0)
+        if reason == "abort" and num_tokens > 0:  # the next one had not come by now
+            self._slowest_s = max((self._clock() - first_s) / num_tokens, self._slowest_s or 0.0)
 
-    def end(self) -> None:
-        """Notes that the request is over, however it went. Only the first call counts."""
+    def end(self, *, is_callers_fault: bool = False) -> None:
+        """Notes that the request is over, however it went. Only the first call counts.
+
+        Args:
+            is_callers_fault: whether it ended because of what its caller got wrong: it is not judged then.
+        """
         if self._ended:
             return
         self._ended = True
-        self._judge()
+        if not is_callers_fault:
+            self._judge()
         series, request = self._series, self._request
         series.e2e.observe(self._clock() - request.arrival_s)
         series.num_prompt.observe(len(request.prompt_ids))
@@ -293,21 +305,20 @@ class RequestMetrics:
             series.inference.observe(self._last_token_s - self._began_s)
 
     def _judge(self) -> None:
-        """Counts whether it met its targets. What its client gave up counts as neither."""
-        request = self._request
-        has_failed = "error" in self._reasons
-        if "abort" in self._reasons and not has_failed:
-            return
-        first_s, slowest_s = self._first_token_s, self._slowest_s
-        is_met = (
-            not has_failed
-            and first_s is not None
-            and first_s <= request.deadline_s
-            and (slowest_s is None or request.tpot_target_s is None or slowest_s <= request.tpot_target_s)
+        """Counts whether it met its targets, of several choices by the slowest. What its client gave up while it was
+        still in time counts as neither."""
+        request, slowest_s, now_s = self._request, self._slowest_s, self._clock()
+        first_s = max(self._first_s.values()) if len(self._first_s) == request.n else None
+        is_in_time = (now_s if first_s is None else first_s) <= request.deadline_s and (
+            slowest_s is None or request.tpot_target_s is None or slowest_s <= request.tpot_target_s
         )
+        has_failed = "error" in self._reasons
+        if "abort" in self._reasons and is_in_time and not has_failed:
+            return
+        is_met = is_in_time and first_s is not None and not has_failed
         ttft_s = None if first_s is None else first_s - request.arrival_s
         miss = None if is_met else Miss(request.request_id, time.time(), ttft_s, slowest_s)
-        slo_class, now_s = request.slo_class, self._clock()
+        slo_class = request.slo_class
         self._attainments.note(request.tenant, slo_class, request.deployment, miss, now_s)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from engines.api import ChoiceTokens, FinishReason
-from mooring.errors import InternalError, MooringError
+from mooring.errors import CallerError, InternalError
 from router.request.request import GenerationRequest, TokenStream
 from router.telemetry.metrics import RequestMetrics
 from router.text.detokenizer import Detokenizer, TokenTable
@@ -109,7 +109,7 @@ class TextGeneration:
         self._on_close = on_close
         self._prompt = PromptView(request, table) if PromptView.is_wanted(request) else None
         self._choices = [_ChoiceText(index, request, table) for index in range(request.n)]
-        self._failed = False
+        self._failure: type[Exception] | None = None
         self._cached_tokens = 0
 
     @property
@@ -146,8 +146,8 @@ class TextGeneration:
                     return
             if not all(choice.finished for choice in self._choices):
                 raise InternalError("The engine ended the request without saying why.")
-        except MooringError:
-            self._failed = True
+        except Exception as error:
+            self._failure = type(error)
             raise
 
     async def whole(self) -> list[WholeChoice]:
@@ -162,12 +162,12 @@ class TextGeneration:
         """Frees what the request holds. Safe to call more than once."""
         self._on_close()
         await self._stream.aclose()
-        reason = "error" if self._failed else "abort"
+        reason = "abort" if self._failure is None else "error"
         for choice in self._choices:
             if not choice.finished:
                 choice.finished = True
-                self._metrics.finished(reason, choice.num_tokens)
-        self._metrics.end()
+                self._metrics.finished(choice.index, reason, choice.num_tokens)
+        self._metrics.end(is_callers_fault=issubclass(self._failure or Exception, CallerError))
 
     async def _show_prompt(self, prompt: PromptView) -> list[TextDelta]:
         entries = await prompt.logprobs()
@@ -204,7 +204,8 @@ class TextGeneration:
                 self._metrics.tokens(index, num_tokens, began_s)
         for delta in deltas:
             if delta.finish_reason is not None:
-                self._metrics.finished(delta.finish_reason, self._choices[delta.index].num_tokens)
+                num_tokens = self._choices[delta.index].num_tokens
+                self._metrics.finished(delta.index, delta.finish_reason, num_tokens)
         return deltas
 
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from engines.api import ChoiceTokens, Finished, FinishReason, FirstToken, TopLogprobs
 from model_registry.records import TenantRecord
 from model_registry.tenants import KEY_PREFIX, hash_key
-from mooring.errors import ModelNotFoundError, MooringError
+from mooring.errors import ModelNotFoundError
 from router.request.bounds import RouterConfig
 from router.request.exposure import Exposure
 from router.request.request import GenerationRequest
@@ -96,7 +96,7 @@ def text_starter() -> TextStarter:
 class ScriptedStream:
     """A ``TokenStream`` over given steps; remembers what was done to it."""
 
-    def __init__(self, steps: Sequence[list[ChoiceTokens] | MooringError], *, pause_s: float = 0.0) -> None:
+    def __init__(self, steps: Sequence[list[ChoiceTokens] | Exception], *, pause_s: float = 0.0) -> None:
         self.stopped: list[int] = []
         self.closed = asyncio.Event()
         self._steps = list(steps)
@@ -105,7 +105,7 @@ class ScriptedStream:
     async def __aiter__(self) -> AsyncIterator[list[ChoiceTokens]]:
         for step in self._steps:
             await asyncio.sleep(self._pause_s)
-            if isinstance(step, MooringError):
+            if isinstance(step, Exception):
                 raise step
             if live := [tokens for tokens in step if tokens.index not in self.stopped]:
                 yield live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,70 @@ async def test_refusals_that_are_no_fault_of_the_caller_miss_its_targets(tmp_pat
     with pytest.raises(OverloadedError):
         await door.start("xyz", tenant=ANONYMOUS)
     assert door.judged["anonymous", "best-effort"] == (0, 1)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2])
+@pytest.mark.parametrize(("waited_s", "judged"), [(0.25, {}), (1.0, {("t", "gold"): (0, 1)})])
+async def test_who_leaves_while_the_request_waits_missed_once_its_first_token_was_due(
+    tmp_path: Path, num_prompts: int, waited_s: float, judged: dict[tuple[str, str], tuple[int, int]]
+) -> None:
+    door = Door(tmp_path, RouterConfig())
+    now_s, asked = 100.0, asyncio.Event()
+    door.services.metrics.clock = lambda: now_s
+    generate = door.source.generate
+
+    async def wait(request: GenerationRequest) -> ScriptedStream:
+        if len(request.prompt_ids) == 1:
+            return await generate(request)
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    door.source.generate = wait
+    tenant = replace(TENANT, slo_class=GOLD)
+    starting: asyncio.Task[Any] = asyncio.create_task(
+        door.start("ab", tenant=tenant) if num_prompts == 1 else door.start_batch("a", "ab", tenant=tenant)
+    )
+    await asyncio.wait_for(asked.wait(), 20)
+    now_s += waited_s
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert door.judged == judged
+    assert all(stream.closed.is_set() for stream in door.source.streams)
+
+
+@pytest.mark.parametrize(
+    ("error", "judged"),
+    [
+        (ZeroDivisionError(), {("t", "gold"): (0, 1)}),
+        (OverloadedError("full"), {("t", "gold"): (0, 1)}),
+        (InvalidRequestError("wrong"), {}),
+    ],
+)
+@pytest.mark.parametrize("is_started", [False, True])
+async def test_errors_of_ours_missed_and_the_callers_count_as_neither(
+    tmp_path: Path, error: Exception, judged: dict[tuple[str, str], tuple[int, int]], is_started: bool
+) -> None:
+    door = Door(tmp_path, RouterConfig())
+
+    def fail(request: GenerationRequest) -> ScriptedStream:
+        if not is_started:
+            raise error
+        return ScriptedStream([error])
+
+    door.source.script = fail
+
+    async def serve() -> None:
+        generation = await door.start(tenant=replace(TENANT, slo_class=GOLD))
+        try:
+            await generation.whole()
+        finally:
+            await generation.aclose()
+
+    with pytest.raises(type(error)):
+        await serve()
+    assert door.judged == judged
 
 
 async def test_requests_for_models_that_there_are_not_are_counted_nowhere(tmp_path: Path) -> None:

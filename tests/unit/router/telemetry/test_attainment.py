@@ -44,7 +44,7 @@ class Door:
         self.now_s += last_s - first_s
         if num_tokens > 1:
             measured.tokens(0, num_tokens - 1)
-        measured.finished(reason, num_tokens)
+        measured.finished(0, reason, num_tokens)
         measured.end()
         measured.end()
 
@@ -74,27 +74,92 @@ def test_both_targets_have_to_be_met(first_s: float, last_s: float, num_tokens: 
         assert (miss.ttft_s, miss.tpot_s) == pytest.approx((first_s, (last_s - first_s) / (num_tokens - 1)))
 
 
-def test_of_several_choices_the_slowest_counts() -> None:
+@pytest.mark.parametrize(
+    ("first_s", "last_s", "miss"),
+    [
+        ((0.25, 1.0), (1.25, 2.0), None),
+        ((0.25, 1.0), (1.25, 2.5), (1.0, 0.15)),
+        ((0.25, 1.0), (1.75, 2.0), (1.0, 0.15)),
+        ((0.25, 1.25), (0.75, 1.75), (1.25, 0.05)),
+    ],
+)
+def test_of_several_choices_the_slowest_counts_each_from_its_own_first_token(
+    first_s: tuple[float, float], last_s: tuple[float, float], miss: tuple[float, float] | None
+) -> None:
     door = Door()
-    measured = door.begin(n=2)
-    measured.tokens(0, 1)
-    measured.tokens(1, 1)
-    door.now_s += 1.0
-    measured.finished("length", 11)
-    door.now_s += 0.5
-    measured.finished("length", 11)
+    began_s, measured = door.now_s, door.begin(n=2)
+    for at_s, index, is_last in sorted(
+        (at_s, index, is_last)
+        for is_last, times_s in ((False, first_s), (True, last_s))
+        for index, at_s in enumerate(times_s)
+    ):
+        door.now_s = began_s + at_s
+        measured.tokens(index, 10 if is_last else 1)
+        if is_last:
+            measured.finished(index, "length", 11)
     measured.end()
-    assert door.entry.misses[0].tpot_s == pytest.approx(0.15)
+    assert door.entry.total == Judged(miss is None, miss is not None)
+    found = [(each.ttft_s, each.tpot_s) for each in door.entry.misses]
+    assert found == ([] if miss is None else [pytest.approx(miss)])
 
 
-def test_what_fails_or_is_refused_missed_and_what_its_client_gave_up_is_neither() -> None:
+@pytest.mark.parametrize(
+    ("first_s", "num_tokens", "left_s", "is_missed"),
+    [
+        (None, 0, 1.0, False),
+        (None, 0, 1.25, True),
+        (0.5, 1, 0.5625, False),
+        (1.25, 1, 1.25, True),
+        (0.5, 11, 1.5, False),
+        (0.5, 11, 2.0, True),
+        (0.5, 1, 0.75, True),
+    ],
+)
+def test_what_its_client_gives_up_missed_if_it_was_late_by_then(
+    first_s: float | None, num_tokens: int, left_s: float, is_missed: bool
+) -> None:
     door = Door()
-    door.serve(0.5, 1.0, reason="abort")
+    measured = door.begin()
+    if first_s is not None:
+        door.now_s += first_s
+        measured.tokens(0, 1)
+    door.now_s += left_s - (first_s or 0.0)
+    if num_tokens > 1:
+        measured.tokens(0, num_tokens - 1)
+    measured.finished(0, "abort", num_tokens)
+    measured.end()
+    judged = [each.total for each in door.metrics.attainments.entries()]
+    assert judged == ([Judged(0, 1)] if is_missed else [])
+
+
+def test_a_choice_that_never_began_is_late_however_early_the_others_were() -> None:
+    door = Door()
+    for wait_s in (0.5, 1.5):
+        measured = door.begin(n=2)
+        measured.tokens(0, 1)
+        measured.finished(0, "stop", 1)
+        door.now_s += wait_s
+        measured.finished(1, "abort", 0)
+        measured.end()
+    assert door.entry.total == Judged(0, 1)
+    assert door.entry.misses[0].ttft_s is None
+
+
+def test_what_is_its_callers_fault_counts_as_neither() -> None:
+    door = Door()
+    measured = door.begin()
+    door.now_s += 2.0
+    measured.finished(0, "error", 0)
+    measured.end(is_callers_fault=True)
     assert door.metrics.attainments.entries() == []
+
+
+def test_what_fails_or_is_refused_missed() -> None:
+    door = Door()
     door.serve(0.5, 1.0, reason="error")
     mixed = door.begin(n=2)
-    mixed.finished("abort", 0)
-    mixed.finished("error", 0)
+    mixed.finished(0, "abort", 0)
+    mixed.finished(1, "error", 0)
     mixed.end()
     door.metrics.refused("r2", "m", "acme", GOLD)
     door.serve(0.5, 1.0)
@@ -106,7 +171,7 @@ def test_a_tenant_without_a_class_is_counted_by_the_server_s_own_targets() -> No
     door = Door()
     measured = door.begin(slo_class=None)
     measured.tokens(0, 1)
-    measured.finished("stop", 1)
+    measured.finished(0, "stop", 1)
     measured.end()
     assert (door.entry.slo_class, door.entry.goal, door.entry.total) == ("best-effort", None, Judged(1, 0))
 

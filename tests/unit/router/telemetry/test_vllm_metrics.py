@@ -45,7 +45,7 @@ def samples() -> Samples:
     request = metrics.request(GenerationRequest("r", "m", (1, 2, 3), SamplingParams(), arrival_s=1.0))
     request.tokens(0, 1, began_s=2.0)
     request.tokens(0, 1)
-    request.finished("stop", 2)
+    request.finished(0, "stop", 2)
     request.end()
     metrics.observe_step("m/0", 4)
     found: Samples = {}
