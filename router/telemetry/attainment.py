@@ -44,7 +44,7 @@ class Judged(NamedTuple):
         more were than may be. A goal of 1 allows none: the first one leaves 0."""
         if not self.num_missed:
             return 1.0
-        num_allowed = (1 - goal) * self.num_requests
+        num_allowed = round((1 - goal) * self.num_requests, 9)  # what is just used up is so to the last bit
         return 1 - self.num_missed / num_allowed if num_allowed else 0.0
 
 
@@ -73,24 +73,37 @@ class SlidingCount:
 
     def __init__(self, span_s: float) -> None:
         self._bucket_s = span_s / _NUM_BUCKETS
-        self._numbers = [-1] * _NUM_BUCKETS  # of the bucket that each place holds
+        self._newest = 0  # number of the present bucket; each is at its number modulo how many there are
         self._met = [0] * _NUM_BUCKETS
         self._missed = [0] * _NUM_BUCKETS
+        self._num_met = self._num_missed = 0  # of all buckets
 
     def note(self, is_met: bool, now_s: float) -> None:
         """Counts a request that ends now. ``now_s``: of a clock that starts at 0 or later and never goes back."""
-        number = math.floor(now_s / self._bucket_s)
-        place = number % _NUM_BUCKETS
-        if self._numbers[place] != number:
-            self._numbers[place], self._met[place], self._missed[place] = number, 0, 0
-        counts = self._met if is_met else self._missed
-        counts[place] += 1
+        self._advance(now_s)
+        place = self._newest % _NUM_BUCKETS
+        if is_met:
+            self._met[place] += 1
+            self._num_met += 1
+        else:
+            self._missed[place] += 1
+            self._num_missed += 1
 
     def count(self, now_s: float) -> Judged:
-        """The requests of the window that ends now."""
-        oldest = math.floor(now_s / self._bucket_s) - _NUM_BUCKETS + 1
-        places = [place for place, number in enumerate(self._numbers) if number >= max(0, oldest)]
-        return Judged(sum(self._met[place] for place in places), sum(self._missed[place] for place in places))
+        """The requests of the window that ends now. ``now_s``: of the same clock as for ``note``."""
+        self._advance(now_s)
+        return Judged(self._num_met, self._num_missed)
+
+    def _advance(self, now_s: float) -> None:
+        """Makes the bucket of now the present one, and forgets those that are too old by then."""
+        number = math.floor(now_s / self._bucket_s)
+        # However long ago the last was, no place is emptied twice.
+        for gone in range(max(self._newest, number - _NUM_BUCKETS) + 1, number + 1):
+            place = gone % _NUM_BUCKETS
+            self._num_met -= self._met[place]
+            self._num_missed -= self._missed[place]
+            self._met[place] = self._missed[place] = 0
+        self._newest = max(self._newest, number)
 
 
 @dataclass(slots=True)

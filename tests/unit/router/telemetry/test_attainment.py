@@ -182,8 +182,11 @@ def test_the_budget_is_what_is_left_of_the_misses_that_the_goal_allows() -> None
     assert Judged(95, 5).attained == 0.95
     assert Judged(95, 5).budget_left(0.9) == pytest.approx(0.5)
     assert Judged(70, 30).budget_left(0.9) == pytest.approx(-2)
+    for goal, num_requests in ((0.9, 10), (0.95, 20), (0.99, 100), (0.999, 1000)):
+        assert Judged(num_requests - 1, 1).budget_left(goal) == 0, "just used up"
     assert Judged(100, 0).budget_left(1) == 1
     assert Judged(99, 1).budget_left(1) == 0
+    assert Judged(0, 5).budget_left(1) == 0
 
 
 def test_prometheus_reads_windows_and_totals() -> None:
