@@ -12,9 +12,9 @@ from mooring.cli.output import Json, print_json, print_table
 
 def slo(context: typer.Context, json: Json = False) -> None:
     """Show how well SLO classes are kept, over the last minute and hour."""
-    entries = context.obj.get("/slo")
     if json:
-        return print_json(entries)
+        return print_json(context.obj.get("/slo?misses=20"))
+    entries = context.obj.get("/slo")
     rows = [
         (e["tenant"], e["slo_class"], e["model"], _share(e["goal"]), *_window(e["windows"]["1m"]),
          *_window(e["windows"]["1h"]), _share(e["windows"]["1h"]["budget_left"]))

@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 from mooring.slo import BEST_EFFORT, SLOClass
 
-__all__ = ["WINDOWS_S", "Attainment", "Attainments", "Judged", "Miss", "SlidingCount"]
+__all__ = ["MISSES_KEPT", "WINDOWS_S", "Attainment", "Attainments", "Judged", "Miss", "SlidingCount"]
 
 WINDOWS_S: Mapping[str, float] = MappingProxyType({"1m": 60.0, "1h": 3600.0})
 """The windows' lengths in seconds, by their names."""
 
+MISSES_KEPT = 20
+"""How many of the last misses are remembered of each tenant, class and model."""
+
 _NUM_BUCKETS = 60
 _MAX_ENTRIES = 1024
-_MISSES_KEPT = 20
 
 
 class Judged(NamedTuple):
@@ -126,7 +128,7 @@ class Attainment:
     windows: Mapping[str, SlidingCount] = field(
         default_factory=lambda: {name: SlidingCount(span_s) for name, span_s in WINDOWS_S.items()}
     )
-    misses: deque[Miss] = field(default_factory=lambda: deque(maxlen=_MISSES_KEPT))
+    misses: deque[Miss] = field(default_factory=lambda: deque(maxlen=MISSES_KEPT))
 
 
 class Attainments:

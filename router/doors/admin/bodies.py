@@ -205,8 +205,12 @@ class MissBody(_Body):
 
     request_id: str
     at: datetime
-    ttft_s: float | None = Field(description="Seconds to its first token; null if it got none.")
-    tpot_s: float | None = Field(description="Mean seconds of each further token; null if it got none.")
+    ttft_s: float | None = Field(
+        description="Seconds to its first token, in its slowest choice; null if one got none."
+    )
+    tpot_s: float | None = Field(
+        description="Mean seconds of each further token, in its slowest choice; null if there was none to wait for."
+    )
 
 
 class AttainmentBody(_Body):
@@ -217,7 +221,7 @@ class AttainmentBody(_Body):
     model: str
     goal: float | None = Field(description="When it last had a request; null for best effort.")
     windows: dict[str, SLOWindowBody] = Field(description="By length: `1m` and `1h`.")
-    misses: list[MissBody] = Field(description="The last ones, newest first.")
+    misses: list[MissBody] = Field(description="The last ones, newest first, as many as asked for.")
 
 
 class DeviceBody(_Body):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from model_registry.records import SLOClassRecord
 from model_registry.registry import Registry
 from mooring.slo import SLOClass
 from router.doors.admin import bodies as types
 from router.doors.http.json_route import JsonRoute
-from router.telemetry.attainment import Attainment, Judged
+from router.telemetry.attainment import MISSES_KEPT, Attainment, Judged
 from router.telemetry.metrics import Metrics
 
 __all__ = ["create_slo_routes"]
+
+NumMisses = Annotated[int, Query(ge=0, le=MISSES_KEPT, description="Most misses to list of each.")]
 
 
 def create_slo_routes(registry: Registry, metrics: Metrics) -> APIRouter:
@@ -44,10 +48,10 @@ def create_slo_routes(registry: Registry, metrics: Metrics) -> APIRouter:
         await asyncio.to_thread(registry.delete_slo_class, name)
 
     @router.get("/slo")
-    async def list_attainments() -> list[types.AttainmentBody]:
+    async def list_attainments(misses: NumMisses = 0) -> list[types.AttainmentBody]:
         """Show which share of requests met the targets of their class, by tenant, class and model."""
         now_s = metrics.clock()
-        return [_attainment_body(each, now_s) for each in metrics.attainments.entries()]
+        return [_attainment_body(each, now_s, misses) for each in metrics.attainments.entries()]
 
     return router
 
@@ -56,7 +60,7 @@ def _class_body(record: SLOClassRecord) -> types.SLOClassBody:
     return types.SLOClassBody(**dataclasses.asdict(record.slo_class), tenants=list(record.tenants))
 
 
-def _attainment_body(entry: Attainment, now_s: float) -> types.AttainmentBody:
+def _attainment_body(entry: Attainment, now_s: float, num_misses: int) -> types.AttainmentBody:
     return types.AttainmentBody(
         tenant=entry.tenant,
         slo_class=entry.slo_class,
@@ -70,7 +74,7 @@ def _attainment_body(entry: Attainment, now_s: float) -> types.AttainmentBody:
                 ttft_s=each.ttft_s,
                 tpot_s=each.tpot_s,
             )
-            for each in reversed(entry.misses)
+            for each in islice(reversed(entry.misses), num_misses)
         ],
     )
 

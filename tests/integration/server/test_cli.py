@@ -293,10 +293,15 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
     assert (entry["slo_class"], entry["model"], entry["goal"]) == ("gold", "first", 0.9)
     (line,) = [line.split() for line in shell.said("slo").splitlines() if line.startswith("golden")]
     assert line == ["golden", "gold", "first", "90.00%", "100.00%", "1", "100.00%", "1", "100.00%"]
+    assert entry["misses"] == []
+    shell.said("classes", "update", "gold", "--ttft-target-s", "0.000001")
+    (key,) = shell.run("tenants", "keys", "create", "golden").stdout.splitlines()  # one not remembered yet
+    complete(shell, key)
+    (entry,) = [each for each in shell.json("slo") if each["tenant"] == "golden"]
+    assert len(entry["misses"]) == 1
 
-    shell.said(
-        "tenants", "keys", "revoke", "golden", shell.json("tenants", "keys", "list", "golden")[0]["prefix"]
-    )
+    for each in shell.json("tenants", "keys", "list", "golden"):
+        shell.said("tenants", "keys", "revoke", "golden", each["prefix"])
     shell.said("tenants", "update", "golden", "--best-effort")
     assert shell.said("classes", "delete", "gold") == "SLO class gold is deleted.\n"
     shell.said("tenants", "delete", "golden")

@@ -50,7 +50,7 @@ def complete(server: RunningServer, key: str, **fields: Any) -> httpx.Response:
 
 
 def attainment(server: RunningServer, tenant: str) -> dict[str, Any] | None:
-    found = [each for each in call(server, "GET", "/slo") if each["tenant"] == tenant]
+    found = [each for each in call(server, "GET", "/slo?misses=20") if each["tenant"] == tenant]
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -132,6 +132,10 @@ def test_requests_are_judged_by_the_class_of_their_tenant(server: RunningServer)
     (miss,) = found["misses"]
     assert miss["request_id"] == missed.headers["x-request-id"]
     assert 0 < miss["ttft_s"] < 60
+    assert all(each["misses"] == [] for each in call(server, "GET", "/slo")), "nobody asked for them"
+    for wrong in ("-1", "21", "all"):
+        refused = call(server, "GET", f"/slo?misses={wrong}", status=400)["error"]
+        assert refused["param"] == "misses"
     metrics = server.client.get(f"{server.http_url}/metrics").text
     series = 'tenant="strict"'
     labels = 'class="strict",model="first"'
