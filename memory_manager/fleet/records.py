@@ -331,10 +331,11 @@ class Deployment:
         latest_s = [each.latest_s(self.pace) for each in self.waiters]
         latest_s += [ticket.latest_s() for each in parked for ticket in each.tickets]
         priorities = [each.priority for each in self.waiters]
+        priorities += [ticket.priority for each in parked for ticket in each.tickets]
         return DemandView(
             num_waiting=len(latest_s),
             oldest_arrival_s=min(arrivals_s),
-            priority=max(priorities) if priorities else self.spec.policy.priority,
+            priority=max(priorities),
             latest_s=tuple(latest_s),
         )
 

@@ -85,6 +85,7 @@ class ReplicaTicket:
         asked_at_s: when it arrived, or its replica came if that was later.
         deadline_s: when its first token is due.
         tpot_target_s: seconds that each further token may take, on average.
+        priority: of the request, which counts while it is parked.
         pace: of its deployment.
         on_release: called with it at each release.
     """
@@ -96,6 +97,7 @@ class ReplicaTicket:
     asked_at_s: float
     deadline_s: float
     tpot_target_s: float
+    priority: int
     pace: Pace
     clock: Callable[[], float]
     on_release: Callable[[ReplicaTicket], None]

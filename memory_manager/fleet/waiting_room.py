@@ -76,7 +76,7 @@ class Admission:
                 self._replan_soon()  # it may be one too many for those that are up
             if not again:
                 self._check_room(deployment, best.tickets, tenant, "max_requests_per_replica")
-            return self._admit(best, tenant, now_s, deadline_s, tpot_target_s)
+            return self._admit(best, tenant, now_s, deadline_s, tpot_target_s, priority)
         if not again:
             self._check_room(deployment, deployment.waiters, tenant, "max_waiting_requests")
         future: asyncio.Future[ReplicaTicket] = asyncio.get_running_loop().create_future()
@@ -106,7 +106,12 @@ class Admission:
                 if not waiter.ticket.done():
                     best = deployment.best_replica()
                     ticket = self._admit(
-                        best, waiter.tenant, waiter.arrival_s, waiter.deadline_s, waiter.tpot_target_s
+                        best,
+                        waiter.tenant,
+                        waiter.arrival_s,
+                        waiter.deadline_s,
+                        waiter.tpot_target_s,
+                        waiter.priority,
                     )
                     waiter.ticket.set_result(ticket)
 
@@ -194,6 +199,7 @@ class Admission:
         arrival_s: float,
         deadline_s: float,
         tpot_target_s: float,
+        priority: int,
     ) -> ReplicaTicket:
         assert replica.worker_id is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
@@ -205,6 +211,7 @@ class Admission:
             max(arrival_s, replica.state.since_s),
             deadline_s,
             tpot_target_s,
+            priority,
             replica.deployment.pace,
             self._clock,
             functools.partial(self._released, replica),

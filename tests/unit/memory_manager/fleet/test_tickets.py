@@ -37,6 +37,7 @@ def held(
         asked_at_s=asked_at_s,
         deadline_s=deadline_s,
         tpot_target_s=tpot_target_s,
+        priority=0,
         pace=Pace() if pace is None else pace,
         clock=lambda: found.now_s,
         on_release=released.append,
