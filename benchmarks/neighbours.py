@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import re
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -190,9 +189,9 @@ class _Measurement:
 
     async def _measure_first_token(self) -> None:
         """Measures one first token of ``FIRST``, which sleeps before and after."""
-        before_s = self._seconds("waking")
+        before_s = self._server.transitions("waking")[0]
         self._found.first_token_s.append(await self._first_token_s(FIRST))
-        self._found.wake_s.append(self._seconds("waking") - before_s)
+        self._found.wake_s.append(self._server.transitions("waking")[0] - before_s)
         self._found.prefill_s.append(await self._first_token_s(FIRST))
         await self._sleep(FIRST)
         status = await asyncio.to_thread(self._server.status)
@@ -265,7 +264,7 @@ class _Measurement:
         Args:
             rest: awaited between the move and each question to the server for how long moves took.
         """
-        before_s = self._seconds("waking", "loading")
+        before_s = self._server.transitions("waking", "loading")[0]
         if rest is not None:
             await rest()
         start_s = time.monotonic()
@@ -273,7 +272,7 @@ class _Measurement:
         span = _Span(start_s, time.monotonic())
         if rest is not None:
             await rest()
-        return _Move(span, self._seconds("waking", "loading") - before_s)
+        return _Move(span, self._server.transitions("waking", "loading")[0] - before_s)
 
     async def _sleep(self, model: str) -> None:
         await self._admin(f"/deployments/{model}/sleep")
@@ -282,16 +281,6 @@ class _Measurement:
         response = await asyncio.to_thread(self._server.admin, "POST", path)
         if response.status_code != 204:
             raise MooringError(f"POST {path}: {response.text}")
-
-    def _seconds(self, *sources: str) -> float:
-        """Seconds that all transitions from ``sources`` to resident have taken so far, by the server's own
-        clock."""
-        text = self._server.client.get(f"{self._server.http_url}/metrics").text
-        either = "|".join(sources)
-        pattern = (
-            rf'^mooring_residency_transition_seconds_sum\{{.*from="(?:{either})",to="resident"\}} (\S+)$'
-        )
-        return sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
 
     async def _first_token_s(self, model: str) -> float:
         started_s = time.monotonic()

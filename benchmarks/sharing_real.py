@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -144,24 +143,13 @@ def _cell(
     spec: TraceSpec,
     drawn: Sequence[TraceRequest],
 ) -> RealCell:
-    seconds_before, num_before = _wakes(server)
+    seconds_before, num_before = server.transitions("waking")
     summary = summarize(_replay(server, drawn), load.targets, spec.duration_s)
-    seconds, num = _wakes(server)
+    seconds, num = server.transitions("waking")
     wake_s = (seconds - seconds_before) / max(1, num - num_before)
     machine = replace(load.machine, num_resident=load.arrangement.num_models(budget), wake_s=wake_s)
     simulated, _ = simulate(drawn, spec, policy, machine)
     return RealCell(budget, share, spec.requests_per_s, policy, summary, simulated, wake_s)
-
-
-def _wakes(server: RunningServer) -> tuple[float, float]:
-    """Seconds and number of the wakes so far, by the server's own metrics."""
-    page = server.client.get(f"{server.http_url}/metrics").text
-    name = "mooring_residency_transition_seconds"
-    found = re.findall(rf'^{name}_(sum|count)\{{.*from="waking",to="resident"\}} (\S+)$', page, re.MULTILINE)
-    totals = dict.fromkeys(("sum", "count"), 0.0)
-    for part, value in found:
-        totals[part] += float(value)
-    return totals["sum"], totals["count"]
 
 
 def _line(cell: RealCell) -> str:

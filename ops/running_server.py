@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,16 @@ class RunningServer:
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.admin("GET", "/status").json()
         return found
+
+    def transitions(self, *sources: str) -> tuple[float, int]:
+        """Seconds and number of all transitions from ``sources`` to resident so far, by the server's own metrics."""
+        page = self.client.get(f"{self.http_url}/metrics").text
+        name, either = "mooring_residency_transition_seconds", "|".join(sources)
+        pattern = rf'^{name}_(sum|count)\{{.*from="(?:{either})",to="resident"\}} (\S+)$'
+        totals = {"sum": 0.0, "count": 0.0}
+        for part, value in re.findall(pattern, page, re.MULTILINE):
+            totals[part] += float(value)
+        return totals["sum"], int(totals["count"])
 
     def worker_pids(self) -> list[int]:
         return [worker["pid"] for worker in self.status()["workers"] if worker["state"] == "ready"]
