@@ -146,6 +146,7 @@ class SLOClassRow(Base):
     tpot_target_s: Mapped[float]
     goal: Mapped[float]
     priority: Mapped[int]
+    on_miss: Mapped[str] = mapped_column(String(16))
 
     tenants: Mapped[list[TenantRow]] = relationship(
         back_populates="slo_class", order_by="TenantRow.name", passive_deletes="all"

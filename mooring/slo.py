@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mooring.declared import Bounds, Setting, broken_rule, declared
 from mooring.errors import InvalidRequestError
@@ -46,6 +46,13 @@ class SLOClass:
         PRIORITIES,
         Setting("Requests of a higher one go before others; 0 is that of tenants without a class."),
     ] = 0
+    on_miss: Annotated[
+        Literal["batch", "refuse"],
+        Setting(
+            "A request that cannot meet its targets is served as room allows, after all others (`batch`), or refused "
+            "at once (`refuse`)."
+        ),
+    ] = "batch"
 
 
 def change_slo_class(slo_class: SLOClass, changes: Mapping[str, Any]) -> SLOClass:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from mooring.errors import CallerError, InvalidRequestError
+from mooring.slo import BEST_EFFORT, SLOClass
 from router.request.request import GenerationRequest, TokenStream
 from router.request.sampling import (
     SamplingOptions,
@@ -59,6 +60,7 @@ class Intake:
 
     def __init__(self, services: RouterServices) -> None:
         self._services = services
+        self._best_effort = SLOClass(BEST_EFFORT, services.ttft_target_s, services.tpot_target_s)
 
     async def start(
         self,
@@ -160,7 +162,7 @@ class Intake:
         """Counts a request that ends within, by no fault of its own, as one that missed its targets. One that its
         client gives up, as a cancellation tells, did if its first token was due by then."""
         metrics = self._services.metrics
-        due_s = metrics.clock() + self._promised(tenant)[0]
+        due_s = metrics.clock() + self._promised(tenant).ttft_target_s
         try:
             yield
         except (Exception, asyncio.CancelledError) as error:
@@ -252,7 +254,7 @@ class Intake:
         if bad_words_ids:
             sampling = replace(sampling, bad_words_ids=bad_words_ids)
         is_whole = num_tokens == encoded.num_tokens
-        ttft_target_s, tpot_target_s, priority = self._promised(tenant)
+        promised = self._promised(tenant)
         return GenerationRequest(
             request_id=request_id,
             deployment=served.name,
@@ -268,21 +270,18 @@ class Intake:
             prompt_only=wants_prompt_only(options),
             tenant=tenant.name,
             arrival_s=arrival_s,
-            deadline_s=arrival_s + ttft_target_s,
-            tpot_target_s=tpot_target_s,
-            priority=priority,
+            deadline_s=arrival_s + promised.ttft_target_s,
+            tpot_target_s=promised.tpot_target_s,
+            priority=promised.priority,
+            refuses_miss=promised.on_miss == "refuse",
             slo_class=tenant.slo_class,
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
             max_unread_tokens=self._services.config.max_unread_tokens // num_prompts,
         )
 
-    def _promised(self, tenant: Tenant) -> tuple[float, float, int]:
-        """The targets of a tenant's requests, for the first token and for each further one, and their priority.
-        Nothing that a client sends has a say in them."""
-        services, slo_class = self._services, tenant.slo_class
-        if slo_class is None:
-            return services.ttft_target_s, services.tpot_target_s, 0
-        return slo_class.ttft_target_s, slo_class.tpot_target_s, slo_class.priority
+    def _promised(self, tenant: Tenant) -> SLOClass:
+        """The promise to a tenant's requests. Nothing that a client sends has a say in it."""
+        return tenant.slo_class or self._best_effort
 
     async def _begin_all(
         self, requests: Sequence[GenerationRequest], text_model: TextModel

@@ -22,10 +22,10 @@ def list_classes(context: typer.Context, json: Json = False) -> None:
         return print_json(classes)
     rows = [
         (c["name"], f"{c['ttft_target_s']:g} s", f"{c['tpot_target_s']:g} s", f"{c['goal']:.6g}", c["priority"],
-         ", ".join(c["tenants"]))
+         c["on_miss"], ", ".join(c["tenants"]))
         for c in classes
     ]  # fmt: skip
-    columns = ("name", "first token#", "each further#", "goal#", "priority#", "tenants")
+    columns = ("name", "first token#", "each further#", "goal#", "priority#", "on a miss", "tenants")
     return print_table(columns, rows, "There are no SLO classes.")
 
 

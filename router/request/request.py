@@ -39,7 +39,8 @@ class GenerationRequest:
         deadline_s: when its first token is due, on the same clock.
         tpot_target_s: seconds that each further token may take, on average; None if the planner is to say.
         priority: requests of higher priority go first.
-        slo_class: of the tenant, which the three before come from; None if it has none.
+        refuses_miss: whether it is refused if it cannot meet its targets; otherwise it waits then, after all others.
+        slo_class: of the tenant, which the four before come from; None if it has none.
         cache_scope: requests of one scope share computed KV; a request whose scope is None shares with none.
         artifact_key: key of the packed weights that ``prompt_ids`` are for: a deployment that serves others
             by now cannot finish the request. Empty if any weights will do.
@@ -64,6 +65,7 @@ class GenerationRequest:
     deadline_s: float = float("inf")
     tpot_target_s: float | None = None
     priority: int = 0
+    refuses_miss: bool = False
     slo_class: SLOClass | None = None
     artifact_key: str = ""
     cache_scope: bytes | None = None

@@ -275,10 +275,11 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
         "tpot_target_s": 5.0,
         "goal": 0.9,
         "priority": -3,
+        "on_miss": "batch",
         "tenants": ["golden"],
     }
     assert shell.said("classes", "list").splitlines()[1].split() == (
-        ["gold", "60", "s", "5", "s", "0.9", "-3", "golden"]
+        ["gold", "60", "s", "5", "s", "0.9", "-3", "batch", "golden"]
     )
     assert "gold" in shell.said("tenants", "list")
     assert "'golden'" in shell.complaint("classes", "delete", "gold")
@@ -286,6 +287,8 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
     assert "nothing to change" in shell.complaint("classes", "update", "gold")
     assert "'ttft_target_s'" in shell.complaint("classes", "create", "empty")
     assert "'goal'" in shell.complaint("classes", "update", "gold", "--goal", "2")
+    shell.said("classes", "update", "gold", "--on-miss", "refuse")
+    assert shell.json("classes", "list")[0]["on_miss"] == "refuse"
 
     (key,) = shell.run("tenants", "keys", "create", "golden").stdout.splitlines()
     complete(shell, key)

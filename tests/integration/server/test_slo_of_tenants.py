@@ -65,9 +65,10 @@ def test_a_class_is_made_changed_given_and_removed(server: RunningServer) -> Non
         "tpot_target_s": 0.1,
         "goal": 0.95,
         "priority": 0,
+        "on_miss": "batch",
         "tenants": [],
     }
-    changes = {"goal": 0.5, "priority": 2}
+    changes = {"goal": 0.5, "priority": 2, "on_miss": "refuse"}
     assert call(server, "PATCH", "/slo-classes/org/chat", changes) == {**made, **changes}
     assert call(server, "PATCH", "/slo-classes/org/chat", {"priority": None})["priority"] == 0
     assert call(server, "POST", "/tenants", {"name": "chatty"}, 201)["slo_class"] is None
@@ -92,6 +93,7 @@ def test_a_class_is_made_changed_given_and_removed(server: RunningServer) -> Non
         ("POST", "/slo-classes", {"ttft_target_s": 0}, 400, "invalid_value", "ttft_target_s"),
         ("POST", "/slo-classes", {"tpot_target_s": "1"}, 400, "invalid_type", "tpot_target_s"),
         ("POST", "/slo-classes", {"priority": 2**31}, 400, "invalid_value", "priority"),
+        ("POST", "/slo-classes", {"on_miss": "wait"}, 400, "invalid_value", "on_miss"),
         ("POST", "/slo-classes", {"weight": 1}, 400, "unsupported_parameter", "weight"),
         ("POST", "/slo-classes", {"name": "best-effort"}, 400, "invalid_value", "name"),
         ("POST", "/slo-classes", {"name": "a b"}, 400, "invalid_value", "name"),

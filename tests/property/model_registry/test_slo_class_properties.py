@@ -25,6 +25,7 @@ CHANGES = st.fixed_dictionaries(
         "tpot_target_s": SECONDS | st.none(),
         "goal": st.floats(-0.5, 1.5) | st.none(),
         "priority": st.integers(-(2**32), 2**32) | st.none(),
+        "on_miss": st.sampled_from(("batch", "refuse", "wait", None)),
     },
 )
 NAMES = st.sampled_from(CLASSES)
@@ -37,7 +38,7 @@ ACTS = st.lists(
     ),
     max_size=12,
 )
-DEFAULTS = {"goal": 0.95, "priority": 0}
+DEFAULTS = {"goal": 0.95, "priority": 0, "on_miss": "batch"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,10 @@ def may_be(changes: dict[str, Any]) -> bool:
     """Whether a class may have these values."""
     bounds = {"goal": (5e-324, 1.0), "priority": (-(2**31) + 1, 2**31 - 1)}
     for name, value in changes.items():
+        if name == "on_miss":
+            if value not in ("batch", "refuse", None):
+                return False
+            continue
         low, high = bounds.get(name, (5e-324, 1e308))
         if not (name in DEFAULTS if value is None else low <= value <= high):
             return False

@@ -66,6 +66,7 @@ def test_classes_are_made_listed_changed_and_removed(registry: Registry) -> None
         ),
         *(("goal", bad) for bad in (0.0, 1.01, -0.5, math.nan)),
         *(("priority", bad) for bad in (0.5, 2**31, -(2**31), True)),
+        *(("on_miss", bad) for bad in ("", "wait", 1, True)),
     ],
 )
 def test_what_is_no_promise_is_refused_by_the_name_of_its_field(
@@ -128,6 +129,26 @@ def test_a_class_in_use_stays_and_the_refusal_names_its_tenants(registry: Regist
 
 def test_a_row_has_every_field_that_a_class_declares() -> None:
     assert set(SLOClassRow.__table__.columns.keys()) == {"id", *declared(SLOClass)}
+
+
+def test_classes_of_before_they_said_what_becomes_of_misses_serve_them(database_url: str) -> None:
+    engine = open_database(database_url)
+    migrate(engine, "base")
+    migrate(engine, "0004")
+    with engine.begin() as connection:
+        columns = "(name, ttft_target_s, tpot_target_s, goal, priority)"
+        connection.execute(text(f"INSERT INTO slo_classes {columns} VALUES ('gold', 0.5, 0.05, 0.99, 10)"))
+        connection.execute(
+            text(
+                "INSERT INTO tenants (name, created_at_s, slo_class_id) SELECT 'acme', 1.5, id FROM slo_classes"
+            )
+        )
+    migrate(engine)
+    registry = Registry(engine, ENGINES)
+    assert registry.list_slo_classes() == [SLOClassRecord(GOLD, ("acme",))]
+    assert registry.change_slo_class("gold", {"on_miss": "refuse"}).slo_class.on_miss == "refuse"
+    migrate(engine, "base")  # while a tenant has it
+    engine.dispose()
 
 
 def test_tenants_of_before_there_were_classes_keep_their_keys(database_url: str) -> None:

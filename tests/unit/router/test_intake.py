@@ -35,7 +35,7 @@ from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
 
 TENANT = Tenant("t", b"1")
-GOLD = SLOClass("gold", ttft_target_s=0.5, tpot_target_s=0.05, goal=0.99, priority=7)
+GOLD = SLOClass("gold", ttft_target_s=0.5, tpot_target_s=0.05, goal=0.99, priority=7, on_miss="refuse")
 
 
 def answer(request: GenerationRequest) -> ScriptedStream:
@@ -142,10 +142,13 @@ async def test_a_request_gets_the_targets_and_the_priority_of_its_tenants_class(
     ):
         await batch.aclose()
     promised = [
-        (round(each.deadline_s - each.arrival_s, 6), each.tpot_target_s, each.priority, each.slo_class)
+        (
+            *(round(each.deadline_s - each.arrival_s, 6), each.tpot_target_s, each.priority),
+            *(each.refuses_miss, each.slo_class),
+        )
         for each in door.source.requests
     ]
-    assert promised == [(0.5, 0.05, 7, GOLD)] * 3 + [(60.0, 60.0, 0, None)] * 2
+    assert promised == [(0.5, 0.05, 7, True, GOLD)] * 3 + [(60.0, 60.0, 0, False, None)] * 2
     assert door.judged == {}, "their clients gave them up"
 
 
