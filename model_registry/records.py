@@ -128,12 +128,18 @@ class SLOClassRecord:
 
 @dataclass(frozen=True, slots=True)
 class TenantRecord:
-    """A party that is served; ``slo_class`` is None if its requests are served as best can be."""
+    """A party that is served.
+
+    Attributes:
+        slo_class: what its requests are promised; None if they are served as best can be.
+        weight: its share of a device among tenants of one priority, relative to theirs.
+    """
 
     id: int
     name: str
     created_at_s: float
     slo_class: SLOClass | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

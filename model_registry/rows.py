@@ -81,7 +81,7 @@ def _slo_class(row: SLOClassRow) -> SLOClass:
 
 def tenant_record(row: TenantRow) -> TenantRecord:
     slo_class = None if row.slo_class is None else _slo_class(row.slo_class)
-    return TenantRecord(row.id, row.name, row.created_at_s, slo_class)
+    return TenantRecord(row.id, row.name, row.created_at_s, slo_class, row.weight)
 
 
 def key_record(row: KeyRow) -> KeyRecord:

@@ -162,6 +162,7 @@ class TenantRow(Base):
     name: Mapped[str] = mapped_column(String(NAME_CHARS), unique=True)
     # Without ON DELETE, which forbids as RESTRICT does: of a column that was added later SQLite tells no such clause.
     slo_class_id: Mapped[int | None] = mapped_column(ForeignKey("slo_classes.id"), index=True)
+    weight: Mapped[float]
     created_at_s: Mapped[float]
 
     slo_class: Mapped[SLOClassRow | None] = relationship(back_populates="tenants", lazy="joined")

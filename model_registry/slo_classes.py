@@ -1,4 +1,4 @@
-"""Queries over SLO classes, and which tenants have them."""
+"""Queries over SLO classes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from model_registry.names import check_name
-from model_registry.records import SLOClassRecord, TenantRecord
-from model_registry.rows import slo_class_record, tenant_record
-from model_registry.schema import SLOClassRow, TenantRow
+from model_registry.records import SLOClassRecord
+from model_registry.rows import slo_class_record
+from model_registry.schema import SLOClassRow
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError
 from mooring.slo import SLOClass, change_slo_class, check_slo_class
 
-__all__ = ["SLOClassQueries"]
+__all__ = ["SLOClassQueries", "slo_class_row"]
 
 MAX_NAMED = 10  # tenants in a message
 
 
 class SLOClassQueries(Transactions):
-    """SLO classes, and the class of each tenant."""
+    """SLO classes."""
 
     def create_slo_class(self, slo_class: SLOClass) -> SLOClassRecord:
         """Makes a class.
@@ -56,7 +56,7 @@ class SLOClassQueries(Transactions):
             NotFoundError: there is no such class.
         """
         with self._writing() as session:
-            row = _row(session, name)
+            row = slo_class_row(session, name)
             changed = change_slo_class(slo_class_record(row).slo_class, changes)
             for field, value in dataclasses.asdict(changed).items():
                 setattr(row, field, value)
@@ -71,7 +71,7 @@ class SLOClassQueries(Transactions):
             ConflictError: tenants have it; the message names them.
         """
         with self._writing() as session:
-            row = _row(session, name)
+            row = slo_class_row(session, name)
             if tenants := slo_class_record(row).tenants:
                 more = f" and {len(tenants) - MAX_NAMED} more" if len(tenants) > MAX_NAMED else ""
                 named = ", ".join(map(repr, tenants[:MAX_NAMED]))
@@ -80,14 +80,7 @@ class SLOClassQueries(Transactions):
                 )
             session.delete(row)
 
-    def set_slo_class(self, tenant: str, slo_class: str | None) -> TenantRecord:
-        """Gives a tenant a class, or takes it away if ``slo_class`` is None. Raises ``NotFoundError``."""
-        with self._writing() as session:
-            row = one(session, select(TenantRow).where(TenantRow.name == tenant), f"tenant {tenant!r}")
-            row.slo_class = None if slo_class is None else _row(session, slo_class)
-            session.flush()
-            return tenant_record(row)
 
-
-def _row(session: Session, name: str) -> SLOClassRow:
+def slo_class_row(session: Session, name: str) -> SLOClassRow:
+    """The row of a class. Raises ``NotFoundError``."""
     return one(session, select(SLOClassRow).where(SLOClassRow.name == name), f"SLO class {name!r}")

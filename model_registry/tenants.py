@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,8 +15,10 @@ from model_registry.names import check_name
 from model_registry.records import KeyRecord, TenantRecord
 from model_registry.rows import key_record, tenant_record
 from model_registry.schema import KeyRow, TenantRow
+from model_registry.slo_classes import slo_class_row
 from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError
+from mooring.policy import WEIGHTS
 
 __all__ = ["ANONYMOUS_NAME", "KEY_PREFIX", "TenantQueries", "hash_key", "is_key"]
 
@@ -24,6 +28,7 @@ KEY_RANDOM_BYTES = 32
 KEY_FORM = re.compile(KEY_PREFIX + r"[A-Za-z0-9_-]{43}")  # the random bytes, in URL-safe base64
 KEY_NAME_CHARS = 128
 SHOWN_CHARS = 8
+DEFAULT_WEIGHT = 1.0
 
 
 def is_key(text: str) -> bool:
@@ -39,20 +44,25 @@ def hash_key(key: str) -> str:
 class TenantQueries(Transactions):
     """Tenants, and the keys by which they are known."""
 
-    def create_tenant(self, name: str) -> TenantRecord:
+    def create_tenant(self, name: str, weight: float = DEFAULT_WEIGHT) -> TenantRecord:
         """Makes a tenant.
 
+        Args:
+            weight: as in ``TenantRecord``.
+
         Raises:
-            InvalidRequestError: the name is not allowed, or is that of callers without a key.
+            InvalidRequestError: the name is not allowed, or is that of callers without a key; or the weight is not
+                allowed.
             ConflictError: the name is taken.
         """
         check_name(name)
+        _check_weight(weight)
         if name == ANONYMOUS_NAME:
             raise InvalidRequestError(f"{name!r} is the name of those who need no key", param="name")
         with self._writing() as session:
             if session.scalar(select(TenantRow.id).where(TenantRow.name == name)) is not None:
                 raise ConflictError(f"a tenant {name!r} exists already", param="name")
-            row = TenantRow(name=name, created_at_s=self._now())
+            row = TenantRow(name=name, weight=weight, created_at_s=self._now())
             session.add(row)
             session.flush()
             return tenant_record(row)
@@ -61,6 +71,28 @@ class TenantQueries(Transactions):
         """All tenants by name."""
         with self._reading() as session:
             return [tenant_record(row) for row in session.scalars(select(TenantRow).order_by(TenantRow.name))]
+
+    def change_tenant(self, name: str, changes: Mapping[str, Any]) -> TenantRecord:
+        """Changes what is named of a tenant, all of it or nothing.
+
+        Args:
+            changes: ``slo_class``, the name of its class, or None for none; ``weight``, or None for the default.
+
+        Raises:
+            InvalidRequestError: a value is not allowed; ``param`` names it.
+            NotFoundError: there is no such tenant, or no such class.
+        """
+        with self._writing() as session:
+            row = _tenant(session, name)
+            if "slo_class" in changes:
+                wanted = changes["slo_class"]
+                row.slo_class = None if wanted is None else slo_class_row(session, wanted)
+            if "weight" in changes:
+                weight = changes["weight"]
+                row.weight = DEFAULT_WEIGHT if weight is None else weight
+                _check_weight(row.weight)
+            session.flush()
+            return tenant_record(row)
 
     def delete_tenant(self, name: str) -> None:
         """Removes a tenant with its revoked keys.
@@ -138,6 +170,11 @@ class TenantQueries(Transactions):
 
 def _tenant(session: Session, name: str) -> TenantRow:
     return one(session, select(TenantRow).where(TenantRow.name == name), f"tenant {name!r}")
+
+
+def _check_weight(weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not WEIGHTS.holds(weight):
+        raise InvalidRequestError(f"weight must be a number, {WEIGHTS}", param="weight")
 
 
 def _new_key() -> str:

@@ -15,12 +15,14 @@ from typing import Annotated, Any, Literal
 from mooring.declared import Bounds, Setting, broken_rule, declared
 from mooring.errors import InvalidRequestError
 
-__all__ = ["PRIORITIES", "DeploymentPolicy", "change_policy", "check_policy"]
+__all__ = ["PRIORITIES", "WEIGHTS", "DeploymentPolicy", "change_policy", "check_policy"]
 
 _MAX_INT = 2**31 - 1  # what a column and the wire hold
 _MAX_BYTES = 2**63 - 1
 PRIORITIES = Bounds(ge=-_MAX_INT, le=_MAX_INT)
 """The range of priorities, of deployments and of requests."""
+WEIGHTS = Bounds(ge=0.001, le=1000)
+"""The range of tenants' weights: wide enough, and nothing that is counted by them can overflow or vanish."""
 _MAX_REPLICAS = 64  # more than there are devices in one machine
 
 

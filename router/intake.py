@@ -275,6 +275,7 @@ class Intake:
             priority=promised.priority,
             refuses_miss=promised.on_miss == "refuse",
             slo_class=tenant.slo_class,
+            weight=tenant.weight,
             cache_scope=cache_scope(served.policy.prefix_cache, tenant, options.cache_salt),
             max_unread_tokens=self._services.config.max_unread_tokens // num_prompts,
         )

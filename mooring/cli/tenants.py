@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,11 @@ app = typer.Typer(help="Tenants and their API keys.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of a tenant.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
+Weight = Annotated[
+    float | None,
+    typer.Option(help="Its share of a device among tenants of one priority, relative to theirs; 1 at first."),
+]
+
 
 @app.command("list")
 def list_tenants(context: typer.Context, json: Json = False) -> None:
@@ -20,14 +25,15 @@ def list_tenants(context: typer.Context, json: Json = False) -> None:
     tenants = context.obj.get("/tenants")
     if json:
         return print_json(tenants)
-    rows = [(t["name"], t["slo_class"], t["keys"], t["created"]) for t in tenants]
-    return print_table(("name", "SLO class", "keys#", "created"), rows, "There are no tenants.")
+    rows = [(t["name"], t["slo_class"], f"{t['weight']:g}", t["keys"], t["created"]) for t in tenants]
+    columns = ("name", "SLO class", "weight#", "keys#", "created")
+    return print_table(columns, rows, "There are no tenants.")
 
 
 @app.command()
-def create(context: typer.Context, name: str) -> None:
+def create(context: typer.Context, name: str, weight: Weight = None) -> None:
     """Create a tenant."""
-    context.obj.post("/tenants", {"name": name})
+    context.obj.post("/tenants", {"name": name, **({} if weight is None else {"weight": weight})})
     console().print(f"Tenant {name} is created. Give it a key with `mooring tenants keys create {name}`.")
 
 
@@ -37,11 +43,19 @@ def update(
     name: str,
     slo_class: Annotated[str | None, typer.Option(help="Its SLO class from now on.")] = None,
     best_effort: Annotated[bool, typer.Option("--best-effort", help="Take its SLO class away.")] = False,
+    weight: Weight = None,
 ) -> None:
-    """Change a tenant's SLO class."""
-    if (slo_class is None) is not best_effort:
+    """Change a tenant's SLO class or its weight."""
+    if slo_class is not None and best_effort:
         raise InvalidRequestError("give either --slo-class or --best-effort")
-    context.obj.patch(f"/tenants/{name}", {"slo_class": slo_class})
+    changes: dict[str, Any] = {}
+    if slo_class is not None or best_effort:
+        changes["slo_class"] = slo_class
+    if weight is not None:
+        changes["weight"] = weight
+    if not changes:
+        raise InvalidRequestError("nothing to change: give at least one option (see --help)")
+    context.obj.patch(f"/tenants/{name}", changes)
     console().print(f"Tenant {name} is changed.")
 
 

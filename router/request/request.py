@@ -41,6 +41,7 @@ class GenerationRequest:
         priority: requests of higher priority go first.
         refuses_miss: whether it is refused if it cannot meet its targets; otherwise it waits then, after all others.
         slo_class: of the tenant, which the four before come from; None if it has none.
+        weight: share of a device that the tenant has among those of one priority, relative to theirs.
         cache_scope: requests of one scope share computed KV; a request whose scope is None shares with none.
         artifact_key: key of the packed weights that ``prompt_ids`` are for: a deployment that serves others
             by now cannot finish the request. Empty if any weights will do.
@@ -67,6 +68,7 @@ class GenerationRequest:
     priority: int = 0
     refuses_miss: bool = False
     slo_class: SLOClass | None = None
+    weight: float = 1.0
     artifact_key: str = ""
     cache_scope: bytes | None = None
     max_unread_tokens: int = 32_768

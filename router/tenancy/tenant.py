@@ -26,6 +26,9 @@ class KnownTenant(Protocol):
     @property
     def slo_class(self) -> SLOClass | None: ...
 
+    @property
+    def weight(self) -> float: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
@@ -36,11 +39,13 @@ class Tenant:
         scope: tells it from every other tenant there ever was, one of the same name too.
         slo_class: what its requests are promised; None if nothing. It may change while others of its requests run,
             and the tenant stays the same.
+        weight: its share of a device among tenants of one priority, relative to theirs; it may change likewise.
     """
 
     name: str
     scope: bytes
     slo_class: SLOClass | None = field(default=None, compare=False)
+    weight: float = field(default=1.0, compare=False)
 
 
 ANONYMOUS = Tenant(ANONYMOUS_NAME, b"anonymous")
@@ -54,4 +59,4 @@ def tenant_from(known: KnownTenant) -> Tenant:
     keeps working; here it bears a name that no tenant can be given.
     """
     name = f"{known.name} (registered)" if known.name == ANONYMOUS_NAME else known.name
-    return Tenant(name, f"{known.id} {known.created_at_s!r}".encode(), known.slo_class)
+    return Tenant(name, f"{known.id} {known.created_at_s!r}".encode(), known.slo_class, known.weight)

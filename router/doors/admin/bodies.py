@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from memory_manager.stats import ReplicaStats, WorkerStats
 from memory_manager.watch.devices import DeviceMemory
 from mooring.declared_models import with_fields_of
-from mooring.policy import DeploymentPolicy
+from mooring.policy import WEIGHTS, DeploymentPolicy
 from mooring.slo import SLOClass
 from router.doors.http.json_route import BoundedBody
 
@@ -50,6 +50,9 @@ __all__ = [
 Name = Annotated[
     str, Field(description="1 to 128 letters, digits and `. _ : / -`, the first one a letter or digit.")
 ]
+
+
+_WEIGHT = "Its share of a device among tenants of one priority, relative to theirs."
 
 
 class _Body(BaseModel):
@@ -140,12 +143,16 @@ class DeploymentBody(_Body):
 
 class TenantCreate(_Request):
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    weight: float = Field(1.0, ge=WEIGHTS.ge, le=WEIGHTS.le, description=_WEIGHT)
 
 
 class TenantUpdate(_Request):
     """Changes to a tenant: only the fields that are sent."""
 
     slo_class: str | None = Field(None, description="Its SLO class; null takes it away.")
+    weight: float | None = Field(
+        None, ge=WEIGHTS.ge, le=WEIGHTS.le, description=f"{_WEIGHT} null sets it back to 1."
+    )
 
 
 class TenantBody(_Body):
@@ -153,6 +160,7 @@ class TenantBody(_Body):
     created: datetime
     keys: int = Field(description="Keys that are not revoked.")
     slo_class: str | None = Field(None, description="Its SLO class; null for best effort.")
+    weight: float = Field(description=_WEIGHT)
 
 
 class KeyCreate(_Request):

@@ -188,6 +188,7 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
             created=_time(record.created_at_s),
             keys=len(valid),
             slo_class=None if record.slo_class is None else record.slo_class.name,
+            weight=record.weight,
         )
 
     @router.get("")
@@ -197,15 +198,17 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
 
     @router.post("", status_code=201)
     async def create_tenant(body: types.TenantCreate) -> types.TenantBody:
-        record = await asyncio.to_thread(registry.create_tenant, body.name)
-        return types.TenantBody(name=record.name, created=_time(record.created_at_s), keys=0)
+        record = await asyncio.to_thread(registry.create_tenant, body.name, body.weight)
+        return await asyncio.to_thread(tenant_body, record)
 
     @router.patch("/{name}")
     async def update_tenant(name: str, body: types.TenantUpdate) -> types.TenantBody:
         """Change the fields that are sent. Servers may go by what was before for a few seconds."""
-        if "slo_class" not in body.model_fields_set:
-            raise InvalidRequestError("Nothing to change: send 'slo_class'.", param="slo_class")
-        record = await asyncio.to_thread(registry.set_slo_class, name, body.slo_class)
+        changes = body.model_dump(exclude_unset=True)
+        if not changes:
+            fields = ", ".join(f"'{field}'" for field in types.TenantUpdate.model_fields)
+            raise InvalidRequestError(f"Nothing to change: send one of {fields}.")
+        record = await asyncio.to_thread(registry.change_tenant, name, changes)
         return await asyncio.to_thread(tenant_body, record)
 
     @router.delete("/{name}", status_code=204)

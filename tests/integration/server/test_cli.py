@@ -283,7 +283,15 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
     )
     assert "gold" in shell.said("tenants", "list")
     assert "'golden'" in shell.complaint("classes", "delete", "gold")
-    assert "either --slo-class or --best-effort" in shell.complaint("tenants", "update", "golden")
+    both = shell.complaint("tenants", "update", "golden", "--slo-class", "gold", "--best-effort")
+    assert "either --slo-class or --best-effort" in both
+    assert "nothing to change" in shell.complaint("tenants", "update", "golden")
+    shell.said("tenants", "update", "golden", "--weight", "2.5")
+    shell.said("tenants", "create", "silver", "--weight", "0.5")
+    assert [each["weight"] for each in shell.json("tenants", "list")] == [2.5, 0.5]
+    assert shell.said("tenants", "list").splitlines()[1].split()[:3] == ["golden", "gold", "2.5"]
+    assert "'weight'" in shell.complaint("tenants", "update", "silver", "--weight", "0")
+    shell.said("tenants", "delete", "silver")
     assert "nothing to change" in shell.complaint("classes", "update", "gold")
     assert "'ttft_target_s'" in shell.complaint("classes", "create", "empty")
     assert "'goal'" in shell.complaint("classes", "update", "gold", "--goal", "2")

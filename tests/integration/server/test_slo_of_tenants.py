@@ -84,6 +84,20 @@ def test_a_class_is_made_changed_given_and_removed(server: RunningServer) -> Non
     assert "admin: DELETE /slo-classes/{name" in server.log()
 
 
+def test_a_tenants_weight_is_set_changed_and_put_back(server: RunningServer) -> None:
+    call(server, "POST", "/slo-classes", {"name": "w", "ttft_target_s": 1, "tpot_target_s": 1}, 201)
+    assert call(server, "POST", "/tenants", {"name": "heavy", "weight": 2.5}, 201)["weight"] == 2.5
+    changed = call(server, "PATCH", "/tenants/heavy", {"weight": 0.5, "slo_class": "w"})
+    assert (changed["weight"], changed["slo_class"]) == (0.5, "w")
+    assert call(server, "PATCH", "/tenants/heavy", {"slo_class": None})["weight"] == 0.5
+    call(server, "PATCH", "/tenants/heavy", {"weight": 3, "slo_class": "nothing"}, 404)
+    (listed,) = [each for each in call(server, "GET", "/tenants") if each["name"] == "heavy"]
+    assert listed["weight"] == 0.5, "all of a change or nothing"
+    assert call(server, "PATCH", "/tenants/heavy", {"weight": None})["weight"] == 1.0
+    call(server, "DELETE", "/tenants/heavy", status=204)
+    call(server, "DELETE", "/slo-classes/w", status=204)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code", "param"),
     [
@@ -100,8 +114,11 @@ def test_a_class_is_made_changed_given_and_removed(server: RunningServer) -> Non
         ("PATCH", "/slo-classes/nothing", {"goal": 0.5}, 404, "not_found", None),
         ("DELETE", "/slo-classes/nothing", None, 404, "not_found", None),
         ("PATCH", "/tenants/nobody", {"slo_class": None}, 404, "not_found", None),
-        ("PATCH", "/tenants/nobody", {}, 400, "invalid_value", "slo_class"),
-        ("PATCH", "/tenants/nobody", {"weight": 1}, 400, "unsupported_parameter", "weight"),
+        ("PATCH", "/tenants/nobody", {}, 400, "invalid_value", None),
+        ("PATCH", "/tenants/nobody", {"share": 1}, 400, "unsupported_parameter", "share"),
+        ("PATCH", "/tenants/nobody", {"weight": 0}, 400, "invalid_value", "weight"),
+        ("PATCH", "/tenants/nobody", {"weight": 2}, 404, "not_found", None),
+        ("POST", "/tenants", {"name": "heavy", "weight": 1001}, 400, "invalid_value", "weight"),
     ],
 )
 def test_what_cannot_be_done_says_why(

@@ -57,7 +57,7 @@ def test_the_registry_holds_what_was_promised_to_whom(
     registry: Registry, acts: list[tuple[Any, ...]]
 ) -> None:
     for tenant in TENANTS:
-        registry.set_slo_class(tenant, None)
+        registry.change_tenant(tenant, {"slo_class": None})
     for record in registry.list_slo_classes():
         registry.delete_slo_class(record.slo_class.name)
     classes: dict[str, SLOClass] = {}
@@ -87,7 +87,7 @@ def carry_out(registry: Registry, act: tuple[Any, ...]) -> None:
         case ("delete", name):
             registry.delete_slo_class(name)
         case ("give", tenant, name):
-            registry.set_slo_class(tenant, name)
+            registry.change_tenant(tenant, {"slo_class": name})
 
 
 def expected(

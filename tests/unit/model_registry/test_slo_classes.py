@@ -95,16 +95,29 @@ def test_a_tenants_class_is_found_with_its_key(registry: Registry) -> None:
     registry.create_slo_class(GOLD)
     assert registry.create_tenant("acme").slo_class is None
     key, _ = registry.create_key("acme")
-    assert registry.set_slo_class("acme", "gold").slo_class == GOLD
+    assert registry.change_tenant("acme", {"slo_class": "gold"}).slo_class == GOLD
     found = registry.authenticate(hash_key(key))
     assert found is not None
     assert found.slo_class == GOLD
     registry.change_slo_class("gold", {"goal": 0.5})
     assert [each.slo_class for each in registry.list_tenants()] == [replace(GOLD, goal=0.5)]
-    assert registry.set_slo_class("acme", None).slo_class is None
+    assert registry.change_tenant("acme", {"slo_class": None}).slo_class is None
     for tenant, slo_class in (("nobody", "gold"), ("nobody", None), ("acme", "silver")):
         with pytest.raises(NotFoundError):
-            registry.set_slo_class(tenant, slo_class)
+            registry.change_tenant(tenant, {"slo_class": slo_class})
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, 0.0009, 1001, math.inf, math.nan, "1", True])
+def test_a_weight_is_a_number_within_bounds(registry: Registry, weight: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        registry.create_tenant("acme", weight)
+    assert caught.value.param == "weight"
+    assert registry.create_tenant("acme").weight == 1.0
+    with pytest.raises(InvalidRequestError):
+        registry.change_tenant("acme", {"slo_class": None, "weight": weight})
+    assert registry.change_tenant("acme", {"weight": 2}).weight == 2.0
+    assert registry.change_tenant("acme", {}).weight == 2.0
+    assert registry.change_tenant("acme", {"weight": None}).weight == 1.0
 
 
 def test_a_class_in_use_stays_and_the_refusal_names_its_tenants(registry: Registry) -> None:
@@ -112,16 +125,16 @@ def test_a_class_in_use_stays_and_the_refusal_names_its_tenants(registry: Regist
     names = [f"t{number:02}" for number in range(12)]
     for name in names:
         registry.create_tenant(name)
-    registry.set_slo_class("t00", "gold")
+    registry.change_tenant("t00", {"slo_class": "gold"})
     with pytest.raises(ConflictError, match="tenants 't00': give"):
         registry.delete_slo_class("gold")
     for name in names:
-        registry.set_slo_class(name, "gold")
+        registry.change_tenant(name, {"slo_class": "gold"})
     assert registry.list_slo_classes() == [SLOClassRecord(GOLD, tuple(names))]
     with pytest.raises(ConflictError, match="'t09' and 2 more"):
         registry.delete_slo_class("gold")
     for name in names:
-        registry.set_slo_class(name, None)
+        registry.change_tenant(name, {"slo_class": None})
     registry.delete_slo_class("gold")
     assert registry.list_slo_classes() == []
     assert len(registry.list_tenants()) == 12
@@ -167,9 +180,9 @@ def test_tenants_of_before_there_were_classes_keep_their_keys(database_url: str)
     registry = Registry(engine, ENGINES)
     found = registry.authenticate("a" * 64)
     assert found is not None
-    assert (found.id, found.name, found.slo_class) == (7, "acme", None)
+    assert (found.id, found.name, found.slo_class, found.weight) == (7, "acme", None, 1.0)
     registry.create_slo_class(GOLD)
-    registry.set_slo_class("acme", "gold")
+    registry.change_tenant("acme", {"slo_class": "gold"})
     migrate(engine, "base")  # with keys and classes in use
     migrate(engine)
     assert registry.list_tenants() == []

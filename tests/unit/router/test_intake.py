@@ -152,6 +152,13 @@ async def test_a_request_gets_the_targets_and_the_priority_of_its_tenants_class(
     assert door.judged == {}, "their clients gave them up"
 
 
+async def test_a_request_has_the_weight_of_its_tenant(tmp_path: Path) -> None:
+    door = Door(tmp_path, RouterConfig())
+    await (await door.start(tenant=replace(TENANT, weight=2.5))).aclose()
+    await (await door.start(tenant=ANONYMOUS)).aclose()
+    assert [each.weight for each in door.source.requests] == [2.5, 1.0]
+
+
 async def test_what_a_tenant_has_in_flight_counts_whatever_its_class(tmp_path: Path) -> None:
     door = Door(tmp_path, RouterConfig(max_tenant_requests=1))
     first = await door.start(tenant=replace(TENANT, slo_class=GOLD))
