@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.stakes import Horizon, Standing, comes_before, guard_s, is_in_time
@@ -125,7 +124,7 @@ def _lack(missing_bytes: int, num_bytes: Mapping[str, int]) -> Lack:
     return lambda names: missing_bytes - sum(num_bytes[each] for each in names)
 
 
-class Among(enum.Enum):
+class Among(enum.IntEnum):  # it is part of keys: the hash of a mere Enum is slow
     """The residents that are asked to make room."""
 
     ALL = enum.auto()
@@ -146,22 +145,28 @@ class _Victims:
     """Residents that leave together, with what that costs whoever comes for it.
 
     Attributes:
-        names: of the models.
         loss: requests that are expected to miss their targets because they leave.
+        least_cost: what has to be gained at least, whoever comes, for that to be worth while.
         variance: of what their rates let expect; scaled to the horizon where they are weighed.
         back_s: seconds to bring all of them back, one after the other.
         all_guests: each of them is a guest.
-        any_used: requests run on one of them.
-        any_busy: requests that can still meet their targets run on one of them.
     """
 
-    names: tuple[str, ...]
+    residents: tuple[Standing, ...]
     loss: float
+    least_cost: float
     variance: float
     back_s: float
     all_guests: bool
-    any_used: bool
-    any_busy: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.residents)
+
+
+def _counts_more(resident: Standing, standing: Standing) -> bool:
+    """Whether a resident is in use whose requests are of higher weight."""
+    return resident.weight > standing.weight and is_in_time(resident.slacks_s)
 
 
 class Chooser:
@@ -199,13 +204,10 @@ class Chooser:
         # A rate that decays exponentially, of Poisson arrivals, has this variance for each request per second; one
         # request is taken for seen of each model, so that none counts as known for never being asked for.
         self._unit_per_s = math.log(2) / config.rate_half_life_s
-        self._variance = (self._weight * self._share_lost) ** 2 * (self._rate_per_s + self._unit_per_s)
+        variance = (self._weight * self._share_lost) ** 2 * (self._rate_per_s + self._unit_per_s)
+        self._variance: list[float] = variance.tolist()
         self._is_guest = np.array([each.is_guest for each in residents], np.bool_)
-        self._num_bytes = np.array([each.num_bytes for each in residents], np.int64)
-        self._is_used = num > 0
-        in_time = self._owner[self._slacks_s >= 0]
-        self._is_busy = np.bincount(in_time, minlength=len(num)) > 0
-        self._losses: dict[Horizon, NDArray[np.float64]] = {}
+        self._losses: dict[Horizon, list[float]] = {}
         self._orders: dict[tuple[float, Among], list[int]] = {}
         self._found: dict[tuple[Horizon, Among, Lack], _Victims | None] = {}
 
@@ -216,21 +218,25 @@ class Chooser:
         victims = self._cheapest(horizon, lack, Among.SETTLED)
         if victims is None:
             return None
-        if not victims.names:  # there is room
+        if not victims.residents:  # there is room
             return Exchange(standing.name, gain=standing.gain(horizon.lasts_s)) if is_asked_for else None
         # What is merely expected takes no room that is in use, but that of guests.
-        in_use = not is_asked_for or victims.any_used
-        if in_use and not len(standing.slacks_s) and not victims.all_guests:
+        is_expected = not len(standing.slacks_s) and not victims.all_guests
+        if is_expected and (not is_asked_for or any(each.slacks_s for each in victims.residents)):
             return None
-        weighed = self._weigh(standing, victims, horizon)
-        if weighed.net > 0 and (standing.num_in_time or not self._any_counts_more(victims, standing)):
-            return weighed
+        gain = standing.gain(horizon.lasts_s)
+        if gain > victims.least_cost and (
+            standing.num_in_time or not any(_counts_more(each, standing) for each in victims.residents)
+        ):
+            weighed = self._weigh(standing, victims, horizon, gain)
+            if weighed.net > 0:
+                return weighed._replace(due_in_s=self._due_in_s(standing, victims))
         if not len(standing.slacks_s):
             return None
         losers = self._cheapest(horizon, lack, Among.UNUSED)
         if losers is None and standing.waited_s >= self._config.starve_after_s:
             order = self._order(horizon.turn_s, Among.SETTLED)
-            order = [each for each in order if not self._counts_more(each, standing)]
+            order = [each for each in order if not _counts_more(self._residents[each], standing)]
             losers = self._victims(self._least(order, self._losses_of(horizon), lack), horizon)
         if losers is None:
             return None
@@ -248,7 +254,7 @@ class Chooser:
         self._gone.add(index)
         self._orders.clear()
         self._found.clear()
-        return int(self._num_bytes[index])
+        return self._residents[index].num_bytes
 
     def cheapest(
         self, lack: Lack, among: Among, names: Collection[str] | None = None
@@ -268,23 +274,14 @@ class Chooser:
         """All that may leave, the one first that loses least for what it frees."""
         return self._names(self._order(_SHORTEST.turn_s, Among.ALL))
 
-    def _counts_more(self, index: int, standing: Standing) -> bool:
-        """Whether a resident is in use whose requests are of higher weight."""
-        return bool(self._is_busy[index]) and self._residents[index].weight > standing.weight
-
-    def _any_counts_more(self, victims: _Victims, standing: Standing) -> bool:
-        return any(self._counts_more(self._index[name], standing) for name in victims.names)
-
-    def _weigh(self, standing: Standing, victims: _Victims, horizon: Horizon) -> Exchange:
-        gain, least_gain = standing.gain(horizon.lasts_s), self._least_gain(standing)
-        due_in_s = self._due_in_s(standing, victims)
+    def _weigh(self, standing: Standing, victims: _Victims, horizon: Horizon, gain: float) -> Exchange:
+        # One request, for what saves nobody who waits or is awaited: its gain is an estimate alone.
+        is_certain = standing.num_in_time > 0 or standing.num_expected > 0
+        least_gain = 0.0 if is_certain else standing.weight
         if victims.all_guests:
-            return Exchange(
-                standing.name, victims.names, gain, victims.loss, margin=least_gain, due_in_s=due_in_s
-            )
+            return Exchange(standing.name, victims.names, gain, victims.loss, margin=least_gain)
         share_lost = standing.share_lost
         variance = (standing.weight * share_lost) ** 2 * (standing.rate_per_s + self._unit_per_s)
-        variance = (variance + victims.variance) * (horizon.turn_s**2 * self._unit_per_s / 2)
         switching = (
             self._present_rate_per_s
             * (standing.back_s + victims.back_s)
@@ -296,24 +293,22 @@ class Chooser:
             gain,
             victims.loss,
             switching,
-            self._config.num_errors * math.sqrt(variance) + least_gain,
-            due_in_s=due_in_s,
+            self._error(variance + victims.variance, horizon) + least_gain,
         )
 
-    def _least_gain(self, standing: Standing) -> float:
-        """One request, for what saves nobody who waits or is awaited: its gain is an estimate alone."""
-        is_certain = standing.num_in_time > 0 or standing.num_expected > 0
-        return 0.0 if is_certain else standing.weight
+    def _error(self, variance: float, horizon: Horizon) -> float:
+        """Error of what rates of this variance let expect over a turn."""
+        return self._config.num_errors * math.sqrt(variance * (horizon.turn_s**2 * self._unit_per_s / 2))
 
     def _due_in_s(self, standing: Standing, victims: _Victims) -> float:
         """Seconds for which a change can be put off without anybody missing a target; 0 if it costs nobody a pause,
         or if nobody waits who could still be saved."""
         least_s = standing.least_slack_s
-        if least_s == math.inf or not victims.any_busy:
+        if least_s == math.inf or not any(is_in_time(each.slacks_s) for each in victims.residents):
             return 0.0
         return max(0.0, least_s - standing.back_s - guard_s(standing.back_s))
 
-    def _losses_of(self, horizon: Horizon) -> NDArray[np.float64]:
+    def _losses_of(self, horizon: Horizon) -> list[float]:
         """For each resident, the requests lost if it leaves."""
         if horizon not in self._losses:
             # It comes back once the one that comes has had a while, and each other that waits its turn.
@@ -326,50 +321,57 @@ class Chooser:
             num_to_come = np.where(
                 self._is_guest, 0.0, self._rate_per_s * horizon.lasts_s + self._num_expected
             )
-            self._losses[horizon] = self._weight * (num_lost + self._share_lost * num_to_come)
+            self._losses[horizon] = (self._weight * (num_lost + self._share_lost * num_to_come)).tolist()
         return self._losses[horizon]
 
     def _order(self, turn_s: float, among: Among) -> list[int]:
         """Residents in the order in which they leave, the one first that loses least for its bytes over a turn."""
         if (turn_s, among) not in self._orders:
             losses = self._losses_of(Horizon(turn_s, turn_s))
-            ranks = np.lexsort((self._num_bytes, losses / np.maximum(1, self._num_bytes))).tolist()
-            self._orders[turn_s, among] = [
-                each for each in ranks if each not in self._gone and among.includes(self._residents[each])
+            ranks = [
+                (losses[index] / max(1, each.num_bytes), each.num_bytes, index)
+                for index, each in enumerate(self._residents)
+                if index not in self._gone and among.includes(each)
             ]
+            self._orders[turn_s, among] = [index for _, _, index in sorted(ranks)]
         return self._orders[turn_s, among]
 
     def _cheapest(self, horizon: Horizon, lack: Lack, among: Among) -> _Victims | None:
         """The residents whose leaving loses least for their bytes, none of them needlessly; None if all together do
         not free enough."""
-        if (horizon, among, lack) not in self._found:
+        key = horizon, among, lack
+        if key not in self._found:
             order = self._order(horizon.turn_s, among)
             victims = self._least(order, self._losses_of(horizon), lack)
-            self._found[horizon, among, lack] = self._victims(victims, horizon)
-        return self._found[horizon, among, lack]
+            self._found[key] = self._victims(victims, horizon)
+        return self._found[key]
 
     def _victims(self, indices: list[int] | None, horizon: Horizon) -> _Victims | None:
         if indices is None:
             return None
-        return _Victims(
-            tuple(self._names(indices)),
-            float(self._losses_of(horizon)[indices].sum()),
-            float(self._variance[indices].sum()),
-            float(self._back_s[indices].sum()),
-            bool(self._is_guest[indices].all()),
-            bool(self._is_used[indices].any()),
-            bool(self._is_busy[indices].any()),
-        )
+        losses = self._losses_of(horizon)
+        leaving = tuple(self._residents[each] for each in indices)
+        loss = least_cost = sum(losses[each] for each in indices)
+        variance = sum(self._variance[each] for each in indices)
+        back_s = sum(each.back_s for each in leaving)
+        all_guests = all(each.is_guest for each in leaving)
+        if not all_guests:
+            least_cost += self._present_rate_per_s * back_s * self._config.move_slows
+            least_cost += self._error(variance, horizon)
+        return _Victims(leaving, loss, least_cost, variance, back_s, all_guests)
 
-    def _least(self, order: list[int], losses: NDArray[np.float64], lack: Lack) -> list[int] | None:
+    def _least(self, order: list[int], losses: list[float], lack: Lack) -> list[int] | None:
         """The first of these, as many as are needed, without those that turn out to be needless."""
+        most = 1  # few are enough as a rule
+        while lack(self._names(order[:most])) > 0:
+            if most >= len(order):
+                return None
+            most *= 2
         num = bisect.bisect_left(
-            range(len(order) + 1), 0, key=lambda num: -max(0, lack(self._names(order[:num])))
+            range(most), True, most // 2, key=lambda num: lack(self._names(order[:num])) <= 0
         )
-        if num > len(order):
-            return None
         chosen = order[:num]
-        for each in sorted(chosen, key=lambda index: -losses[index]):
+        for each in sorted(chosen[:-1], key=lambda index: -losses[index]):  # the last is needed
             if lack(self._names(other for other in chosen if other != each)) <= 0:
                 chosen.remove(each)
         return chosen

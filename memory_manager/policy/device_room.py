@@ -44,7 +44,8 @@ class DeviceRoom:
         self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
         self._workers = workers
         self._kv_short_s = config.kv_short_s
-        self._weights_bytes = sum(each.lease_bytes for each in replicas)
+        self._lease_bytes = {each.replica_id: each.lease_bytes for each in replicas}
+        self._weights_bytes = sum(self._lease_bytes.values())
         self._now = {each.worker_id: self._new_floor(each, config) for each in workers}
         self._after = {each.worker_id: self._new_floor(each, config) for each in workers}
         # KV that comes with a replica, of workers whose KV does not move afterwards.
@@ -116,26 +117,22 @@ class DeviceRoom:
         worker: WorkerView,
         replica: ReplicaView,
         weights_bytes: int,
-        leaving: Collection[ReplicaView],
+        leaving: Collection[str],
     ) -> int:
-        """Bytes that a replica which comes to this worker would still lack if these left as well; 0 or less if
-        none."""
-        ids = _ids(leaving)
-        kept_bytes = sum(
-            floor.bytes_if(ids, replica if worker_id == worker.worker_id else None)
-            for worker_id, floor in self._after.items()
+        """Bytes that a replica which comes to this worker would still lack if those of these ids left as well; 0 or
+        less if none."""
+        after_bytes = (
+            self._weights_after_bytes + weights_bytes - sum(map(self._lease_bytes.__getitem__, leaving))
         )
-        weights_after_bytes = (
-            self._weights_after_bytes + weights_bytes - sum(each.lease_bytes for each in leaving)
-        )
-        return weights_after_bytes + kept_bytes - self.room_bytes
+        for worker_id, floor in self._after.items():
+            after_bytes += floor.bytes_if(leaving, replica if worker_id == worker.worker_id else None)
+        return after_bytes - self.room_bytes
 
-    def freed_bytes(self, leaving: Collection[ReplicaView]) -> int:
-        """Bytes that these would free if they left as well: their weights, and by what the least KV of their workers
-        shrinks."""
-        ids = _ids(leaving)
-        kept_bytes = sum(floor.bytes_if(ids) for floor in self._after.values())
-        return sum(each.lease_bytes for each in leaving) + _total_bytes(self._after) - kept_bytes
+    def freed_bytes(self, leaving: Collection[str]) -> int:
+        """Bytes that those of these ids would free if they left as well: their weights, and by what the least KV of
+        their workers shrinks."""
+        kept_bytes = sum(floor.bytes_if(leaving) for floor in self._after.values())
+        return sum(map(self._lease_bytes.__getitem__, leaving)) + _total_bytes(self._after) - kept_bytes
 
     def leave(self, replica: ReplicaView) -> None:
         assert replica.worker_id is not None, "its worker knows the replica"
@@ -197,7 +194,3 @@ class DeviceRoom:
 
 def _total_bytes(floors: dict[str, KVFloor]) -> int:
     return sum(each.num_bytes for each in floors.values())
-
-
-def _ids(replicas: Collection[ReplicaView]) -> set[str]:
-    return {each.replica_id for each in replicas}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy import standings
@@ -112,7 +111,7 @@ class PlanDraft:
     def figures_of(self, replica: ReplicaView) -> Figures:
         """Figures of a replica that leaves."""
         return {
-            "freed_bytes": self.room_of(replica).freed_bytes((replica,)),
+            "freed_bytes": self.room_of(replica).freed_bytes((replica.replica_id,)),
             "num_active": replica.num_active,
             "resident_s": self.now_s - replica.since_s,
             "unused_s": self.now_s - max(replica.last_used_s, replica.since_s),
@@ -162,7 +161,4 @@ class PlanDraft:
 
     def freeing(self, room: DeviceRoom, num_bytes: int) -> Lack:
         """The lack of so many bytes on a device, as others leave."""
-        return lambda names: num_bytes - room.freed_bytes(self.replicas_of(names))
-
-    def replicas_of(self, replica_ids: Collection[str]) -> list[ReplicaView]:
-        return [self.replicas[each] for each in replica_ids]
+        return lambda names: num_bytes - room.freed_bytes(names)

@@ -34,7 +34,7 @@ class KVFloor:
 
     def __init__(self, base_bytes: int, *, is_elastic: bool) -> None:
         self._is_elastic = is_elastic
-        self._replicas: dict[str, NeedsKV] = {}
+        self._parts_of: dict[str, tuple[int, int]] = {}  # of each replica
         self._own_bytes = base_bytes
         self._shared: list[tuple[int, str]] = []  # what each needs beside its own, in ascending order
 
@@ -44,20 +44,18 @@ class KVFloor:
 
     @property
     def num_replicas(self) -> int:
-        return len(self._replicas)
+        return len(self._parts_of)
 
     def add(self, replica_id: str, replica: NeedsKV) -> None:
         """Counts a replica that is not there yet."""
-        own_bytes, shared_bytes = self._parts(replica)
-        self._replicas[replica_id] = replica
+        own_bytes, shared_bytes = self._parts_of[replica_id] = self._parts(replica)
         self._own_bytes += own_bytes
         bisect.insort(self._shared, (shared_bytes, replica_id))
 
     def remove(self, replica_id: str) -> None:
         """Takes a replica out; nothing happens if it is not there."""
-        replica = self._replicas.pop(replica_id, None)
-        if replica is not None:
-            own_bytes, shared_bytes = self._parts(replica)
+        if replica_id in self._parts_of:
+            own_bytes, shared_bytes = self._parts_of.pop(replica_id)
             self._own_bytes -= own_bytes
             self._shared.remove((shared_bytes, replica_id))
 
@@ -69,8 +67,8 @@ class KVFloor:
         """
         own_bytes, longest_bytes = self._own_bytes, self._longest_bytes(leaving)
         for replica_id in leaving:
-            if replica_id in self._replicas:
-                own_bytes -= self._parts(self._replicas[replica_id])[0]
+            if replica_id in self._parts_of:
+                own_bytes -= self._parts_of[replica_id][0]
         if coming is not None:
             coming_bytes, shared_bytes = self._parts(coming)
             own_bytes += coming_bytes

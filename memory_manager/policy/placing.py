@@ -177,9 +177,7 @@ class Placing:
             self._fits[key] = _Fit(
                 0 if room.fits_now(worker, replica, weights_bytes) else 1 if will_fit else 2,
                 need_bytes,
-                lambda names: room.shortage_bytes(
-                    worker, replica, weights_bytes, self._draft.replicas_of(names)
-                ),
+                lambda names: room.shortage_bytes(worker, replica, weights_bytes, names),
             )
         return self._fits[key]
 
