@@ -56,12 +56,14 @@ def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
     devices = {each.name: _device(each, state, config) for each in state.devices}
     homed = _place_pinned(state, devices)
     rooms = [(each, each.left_bytes) for each in devices.values()]
+    most_bytes = max((left_bytes for _, left_bytes in rooms), default=0)
     return {
         each.name: _message(each, devices.values())
         for each in state.deployments
         if each.policy.enabled
         and (each.demand is not None or each.policy.pinned)
         and each.name not in homed
+        and _alone_bytes(each) > most_bytes  # what is alone needs most
         and not any(device.need_bytes(each) <= left_bytes for device, left_bytes in rooms)
     }
 
@@ -110,9 +112,14 @@ def _present_on(state: PlannerState) -> dict[str, str]:
     }
 
 
+def _alone_bytes(deployment: DeploymentView) -> int:
+    """Bytes that a deployment needs in a worker of its own."""
+    return deployment.weights_bytes + max(deployment.kv_guarantee_bytes, deployment.kv_longest_bytes)
+
+
 def _message(deployment: DeploymentView, devices: Iterable[_Device]) -> str:
-    kv_bytes = max(deployment.kv_guarantee_bytes, deployment.kv_longest_bytes)
-    alone_bytes = deployment.weights_bytes + kv_bytes
+    alone_bytes = _alone_bytes(deployment)
+    kv_bytes = alone_bytes - deployment.weights_bytes
 
     def most_bytes(device: _Device) -> int:
         """With what it can share of the KV that is kept for others."""

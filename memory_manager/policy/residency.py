@@ -42,8 +42,9 @@ TRANSITIONS: dict[Residency, frozenset[Residency]] = {
     _R.FAILED: frozenset({_R.COLD}),
 }
 
-ON_DEVICE = frozenset({_R.LOADING, _R.WAKING, _R.RESIDENT, _R.DRAINING})
-"""Residencies in which a replica's weights and KV guarantee count against its device."""
+ON_DEVICE = (_R.LOADING, _R.WAKING, _R.RESIDENT, _R.DRAINING)
+"""Residencies in which a replica's weights and KV guarantee count against its device; few, so not a set: the hash of
+an enum's member is slow."""
 
 
 @dataclass(frozen=True, slots=True)

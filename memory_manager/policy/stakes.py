@@ -75,8 +75,10 @@ class Standing(NamedTuple):
         much as the change does (the break-even rule of ski rental; Karlin et al., Competitive Snoopy Caching,
         1988)."""
         turn_s = horizon_s(self.back_s)
-        num_turns = min(_MOST_TURNS, self.waited_s / turn_s) if self.share_lost >= 1 else 1.0
-        return Horizon(turn_s, turn_s * 2.0 ** math.floor(math.log2(max(1.0, num_turns))))
+        if self.share_lost < 1:
+            return Horizon(turn_s, turn_s)
+        num_turns = max(1.0, min(_MOST_TURNS, self.waited_s / turn_s))
+        return Horizon(turn_s, turn_s * 2.0 ** math.floor(math.log2(num_turns)))
 
     @property
     def num_lost_soon(self) -> float:

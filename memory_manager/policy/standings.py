@@ -50,7 +50,7 @@ def is_missed(rate_per_s: float, back_s: float, first_token_s: float, config: Pl
 
 def slacks_s(latest_s: Sequence[float], now_s: float) -> tuple[float, ...]:
     """Slacks of requests, in ascending order, from the latest moments of each."""
-    return tuple(latest - now_s for latest in sorted(latest_s))
+    return tuple([latest - now_s for latest in sorted(latest_s)])
 
 
 def of_resident(

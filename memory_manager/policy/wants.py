@@ -74,8 +74,8 @@ def is_at_rest(replica: ReplicaView) -> bool:
 
 def is_parked(replica: ReplicaView) -> bool:
     """Whether requests wait for the replica itself: they are parked on it while it sleeps."""
-    sleeps = replica.residency is Residency.WARM and replica.worker_id is not None
-    return bool(replica.num_active) and sleeps and is_at_rest(replica)
+    sleeps = replica.residency is Residency.WARM and replica.worker_id is not None and not replica.in_flight
+    return sleeps and replica.num_active > 0
 
 
 def must_be_forgotten(replica: ReplicaView) -> bool:
@@ -122,13 +122,13 @@ def wants_of(
         at: tells whether a time has come; if not, the plan is made again then.
     """
     # A replica that leaves is neither up nor to be brought: it sleeps first and then waits for its turn.
-    num_up = sum(each.residency in ON_DEVICE for each in replicas if each.replica_id not in leaving)
-    demand = deployment.demand
-    num_desired = max(num_kept(deployment), int(demand is not None))
+    staying = [each for each in replicas if each.replica_id not in leaving]
+    candidates = [each for each in staying if is_at_rest(each)]
+    num_up = sum([each.residency in ON_DEVICE for each in staying])
+    num_desired = max(num_kept(deployment), int(deployment.demand is not None))
     if num_up:
         num_desired = max(num_desired, deployment.wanted_replicas)
         at(deployment.rescale_at_s)
-    candidates = [each for each in replicas if is_at_rest(each) and each.replica_id not in leaving]
     if not candidates:
         return
     if len(candidates) > 1:
