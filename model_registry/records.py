@@ -133,6 +133,7 @@ class TenantRecord:
     Attributes:
         slo_class: what its requests are promised; None if they are served as best can be.
         weight: its share of a device among tenants of one priority, relative to theirs.
+        allowed_slo_classes: classes that a request of it may name beside its own, by name.
     """
 
     id: int
@@ -140,6 +141,7 @@ class TenantRecord:
     created_at_s: float
     slo_class: SLOClass | None = None
     weight: float = 1.0
+    allowed_slo_classes: tuple[SLOClass, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,8 @@ def _slo_class(row: SLOClassRow) -> SLOClass:
 
 def tenant_record(row: TenantRow) -> TenantRecord:
     slo_class = None if row.slo_class is None else _slo_class(row.slo_class)
-    return TenantRecord(row.id, row.name, row.created_at_s, slo_class, row.weight)
+    allowed = sorted(map(_slo_class, row.allowed_slo_classes), key=lambda each: each.name)
+    return TenantRecord(row.id, row.name, row.created_at_s, slo_class, row.weight, tuple(allowed))
 
 
 def key_record(row: KeyRow) -> KeyRecord:

@@ -3,6 +3,7 @@
 ::
 
     models 1─n versions 1─n variants 1─n deployments        slo_classes 1─n tenants 1─n api_keys        events
+                                                                     n─n
 
 Times are seconds of the Unix epoch, sizes are bytes. A row that another row points to cannot be deleted: the
 database itself refuses, so that no race between two administrators leaves a deployment without its files.
@@ -16,12 +17,14 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    Column,
     Double,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
 )
@@ -135,6 +138,15 @@ for _name, _field in declared(DeploymentPolicy).items():
     setattr(DeploymentRow, _name, _policy_column(_field))
 
 
+ALLOWED_CLASSES = Table(
+    "tenant_slo_classes",
+    Base.metadata,
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("slo_class_id", ForeignKey("slo_classes.id", ondelete="RESTRICT"), primary_key=True, index=True),
+)
+"""The classes that a tenant's requests may name beside its own."""
+
+
 class SLOClassRow(Base):
     """A promise to tenants' requests: a column for each field of ``SLOClass``."""
 
@@ -151,6 +163,9 @@ class SLOClassRow(Base):
     tenants: Mapped[list[TenantRow]] = relationship(
         back_populates="slo_class", order_by="TenantRow.name", passive_deletes="all"
     )
+    allowed_tenants: Mapped[list[TenantRow]] = relationship(
+        secondary=ALLOWED_CLASSES, order_by="TenantRow.name", viewonly=True
+    )
 
 
 class TenantRow(Base):
@@ -166,6 +181,9 @@ class TenantRow(Base):
     created_at_s: Mapped[float]
 
     slo_class: Mapped[SLOClassRow | None] = relationship(back_populates="tenants", lazy="joined")
+    allowed_slo_classes: Mapped[list[SLOClassRow]] = relationship(
+        secondary=ALLOWED_CLASSES, order_by="SLOClassRow.name", lazy="selectin"
+    )
 
 
 class KeyRow(Base):

@@ -68,15 +68,15 @@ class SLOClassQueries(Transactions):
 
         Raises:
             NotFoundError: there is no such class.
-            ConflictError: tenants have it; the message names them.
+            ConflictError: tenants have it, or may use it; the message names them.
         """
         with self._writing() as session:
             row = slo_class_row(session, name)
-            if tenants := slo_class_record(row).tenants:
+            if tenants := sorted({each.name for each in (*row.tenants, *row.allowed_tenants)}):
                 more = f" and {len(tenants) - MAX_NAMED} more" if len(tenants) > MAX_NAMED else ""
                 named = ", ".join(map(repr, tenants[:MAX_NAMED]))
                 raise ConflictError(
-                    f"SLO class {name!r} is that of tenants {named}{more}: give them another first"
+                    f"SLO class {name!r} is one that tenants {named}{more} have or may use: take it from them first"
                 )
             session.delete(row)
 

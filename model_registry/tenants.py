@@ -76,7 +76,9 @@ class TenantQueries(Transactions):
         """Changes what is named of a tenant, all of it or nothing.
 
         Args:
-            changes: ``slo_class``, the name of its class, or None for none; ``weight``, or None for the default.
+            changes: ``slo_class``, the name of its class, or None for none; ``weight``, or None for the default;
+                ``allowed_slo_classes``, the names of those that its requests may name beside it, all of them, or
+                None for none.
 
         Raises:
             InvalidRequestError: a value is not allowed; ``param`` names it.
@@ -91,6 +93,9 @@ class TenantQueries(Transactions):
                 weight = changes["weight"]
                 row.weight = DEFAULT_WEIGHT if weight is None else weight
                 _check_weight(row.weight)
+            if "allowed_slo_classes" in changes:
+                names = dict.fromkeys(changes["allowed_slo_classes"] or ())
+                row.allowed_slo_classes = [slo_class_row(session, each) for each in names]
             session.flush()
             return tenant_record(row)
 

@@ -15,10 +15,13 @@ from mooring.declared import Bounds, Setting, broken_rule, declared
 from mooring.errors import InvalidRequestError
 from mooring.policy import PRIORITIES
 
-__all__ = ["BEST_EFFORT", "SLOClass", "change_slo_class", "check_slo_class"]
+__all__ = ["BEST_EFFORT", "OWN_CLASS", "SLOClass", "change_slo_class", "check_slo_class"]
 
 BEST_EFFORT = "best-effort"
 """The name under which requests of tenants without a class are counted; no class has it."""
+
+OWN_CLASS = ("auto", "default")
+"""The names by which a request means the class of its tenant, as OpenAI's clients send them; no class has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ def check_slo_class(slo_class: SLOClass) -> None:
     Raises:
         InvalidRequestError: names the field.
     """
+    if slo_class.name in OWN_CLASS:
+        raise InvalidRequestError(
+            f"{slo_class.name!r} is what requests say that name no class of their own", param="name"
+        )
     if slo_class.name == BEST_EFFORT:
         raise InvalidRequestError(f"{BEST_EFFORT!r} is what tenants without a class have", param="name")
     for name, field in declared(SLOClass).items():

@@ -281,8 +281,16 @@ class Intake:
         )
 
     def _promised(self, tenant: Tenant) -> SLOClass:
-        """The promise to a tenant's requests. Nothing that a client sends has a say in it."""
-        return tenant.slo_class or self._best_effort
+        """The promise to a tenant's requests. Who gives up a class for best effort gets nothing better by it."""
+        best_effort, given_up = self._best_effort, tenant.given_up
+        if tenant.slo_class is not None or given_up is None:
+            return tenant.slo_class or best_effort
+        return replace(
+            best_effort,
+            ttft_target_s=max(best_effort.ttft_target_s, given_up.ttft_target_s),
+            tpot_target_s=max(best_effort.tpot_target_s, given_up.tpot_target_s),
+            priority=min(best_effort.priority, given_up.priority),
+        )
 
     async def _begin_all(
         self, requests: Sequence[GenerationRequest], text_model: TextModel

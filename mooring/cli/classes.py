@@ -49,6 +49,6 @@ def update(context: typer.Context, name: str, **targets: Any) -> None:
 
 @app.command()
 def delete(context: typer.Context, name: str) -> None:
-    """Delete an SLO class; refused while tenants have it."""
+    """Delete an SLO class; refused while tenants have it, or may use it."""
     context.obj.delete(f"/slo-classes/{name}")
     console().print(f"SLO class {name} is deleted.")

@@ -25,8 +25,12 @@ def list_tenants(context: typer.Context, json: Json = False) -> None:
     tenants = context.obj.get("/tenants")
     if json:
         return print_json(tenants)
-    rows = [(t["name"], t["slo_class"], f"{t['weight']:g}", t["keys"], t["created"]) for t in tenants]
-    columns = ("name", "SLO class", "weight#", "keys#", "created")
+    rows = [
+        (t["name"], t["slo_class"], ", ".join(t["allowed_slo_classes"]), f"{t['weight']:g}", t["keys"],
+         t["created"])
+        for t in tenants
+    ]  # fmt: skip
+    columns = ("name", "SLO class", "may use", "weight#", "keys#", "created")
     return print_table(columns, rows, "There are no tenants.")
 
 
@@ -43,14 +47,27 @@ def update(
     name: str,
     slo_class: Annotated[str | None, typer.Option(help="Its SLO class from now on.")] = None,
     best_effort: Annotated[bool, typer.Option("--best-effort", help="Take its SLO class away.")] = False,
+    allow_slo_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class that its requests may name, beside its own. Repeat it: all others are taken away."
+        ),
+    ] = None,
+    no_allowed_slo_classes: Annotated[
+        bool, typer.Option("--no-allowed-slo-classes", help="Let its requests name no class but its own.")
+    ] = False,
     weight: Weight = None,
 ) -> None:
-    """Change a tenant's SLO class or its weight."""
+    """Change a tenant's SLO class, those that its requests may name, or its weight."""
     if slo_class is not None and best_effort:
         raise InvalidRequestError("give either --slo-class or --best-effort")
+    if allow_slo_class and no_allowed_slo_classes:
+        raise InvalidRequestError("give either --allow-slo-class or --no-allowed-slo-classes")
     changes: dict[str, Any] = {}
     if slo_class is not None or best_effort:
         changes["slo_class"] = slo_class
+    if allow_slo_class or no_allowed_slo_classes:
+        changes["allowed_slo_classes"] = allow_slo_class or []
     if weight is not None:
         changes["weight"] = weight
     if not changes:

@@ -40,7 +40,8 @@ class GenerationRequest:
         tpot_target_s: seconds that each further token may take, on average; None if the planner is to say.
         priority: requests of higher priority go first.
         refuses_miss: whether it is refused if it cannot meet its targets; otherwise it waits then, after all others.
-        slo_class: of the tenant, which the four before come from; None if it has none.
+        slo_class: of the tenant, or the one that the request names, which the four before come from; None for best
+            effort.
         weight: share of a device that the tenant has among those of one priority, relative to theirs.
         cache_scope: requests of one scope share computed KV; a request whose scope is None shares with none.
         artifact_key: key of the packed weights that ``prompt_ids`` are for: a deployment that serves others

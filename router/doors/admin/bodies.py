@@ -150,6 +150,9 @@ class TenantUpdate(_Request):
     """Changes to a tenant: only the fields that are sent."""
 
     slo_class: str | None = Field(None, description="Its SLO class; null takes it away.")
+    allowed_slo_classes: list[str] | None = Field(
+        None, max_length=1024, description="All that its requests may name beside its own; null for none."
+    )
     weight: float | None = Field(
         None, ge=WEIGHTS.ge, le=WEIGHTS.le, description=f"{_WEIGHT} null sets it back to 1."
     )
@@ -160,6 +163,7 @@ class TenantBody(_Body):
     created: datetime
     keys: int = Field(description="Keys that are not revoked.")
     slo_class: str | None = Field(None, description="Its SLO class; null for best effort.")
+    allowed_slo_classes: list[str] = Field(description="Those that its requests may name beside its own.")
     weight: float = Field(description=_WEIGHT)
 
 

@@ -188,6 +188,7 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
             created=_time(record.created_at_s),
             keys=len(valid),
             slo_class=None if record.slo_class is None else record.slo_class.name,
+            allowed_slo_classes=[each.name for each in record.allowed_slo_classes],
             weight=record.weight,
         )
 

@@ -44,7 +44,7 @@ def create_slo_routes(registry: Registry, metrics: Metrics) -> APIRouter:
 
     @router.delete("/slo-classes/{name:path}", status_code=204)
     async def delete_slo_class(name: str) -> None:
-        """Delete a class; refused while tenants have it."""
+        """Delete a class; refused while tenants have it, or may use it."""
         await asyncio.to_thread(registry.delete_slo_class, name)
 
     @router.get("/slo")

@@ -14,6 +14,7 @@ from router.doors.grpc.guard import caller
 from router.intake import Intake, request_id_from
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.services import RouterServices
+from router.tenancy.tenant import SLO_CLASS_HEADER
 from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TextGeneration, TokenLogprob, by_step
 from router.text.prompts import ChatPrompt, Prompt
@@ -43,14 +44,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Generate(  # noqa: N802 (gRPC's name)
         self, request: pb.GenerateTextRequest, context: Context
     ) -> AsyncIterator[pb.GenerateTextResponse]:
-        request_id = request_id_from(request.request_id or metadata_of(context).get("x-request-id"))
+        metadata = metadata_of(context)
+        request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
         await context.send_initial_metadata((("x-request-id", request_id),))
         generation = await self._intake.start(
             model=request.model,
             prompt=_prompt(request),
             options=_options(request),
             request_id=request_id,
-            tenant=caller(),
+            tenant=caller().in_class(metadata.get(SLO_CLASS_HEADER), param=SLO_CLASS_HEADER),
         )
         try:
             async for batch in generation:

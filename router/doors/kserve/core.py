@@ -22,7 +22,7 @@ from router.doors.kserve.statistics import ModelStatistics, Statistics
 from router.intake import Intake
 from router.request.served_model import ServedModel
 from router.services import RouterServices
-from router.tenancy.tenant import Tenant
+from router.tenancy.tenant import SLO_CLASS_HEADER, Tenant
 from router.text.generation import TextGeneration
 
 __all__ = ["KServe"]
@@ -124,6 +124,7 @@ class KServe:
         *,
         request_id: str,
         tenant: Tenant,
+        slo_class: str | None,
         whole: bool = False,
     ) -> AsyncGenerator[Answer, None]:
         """Yields the answers to a request. The caller must ``aclose()`` the iterator, which cancels what
@@ -131,6 +132,7 @@ class KServe:
 
         Args:
             model: the model that ``model()`` returned.
+            slo_class: the SLO class that the call names, for a request that names none.
             whole: whether to give a single answer, whatever the request says.
 
         Raises:
@@ -139,7 +141,9 @@ class KServe:
         inference = self._statistics.begin(model.name, str(model.version))
         loop = asyncio.get_running_loop()
         deadline_s = None if request.timeout_s is None else loop.time() + request.timeout_s
+        named = request.slo_class or slo_class
         try:
+            tenant = tenant.in_class(named, param="slo_class" if request.slo_class else SLO_CLASS_HEADER)
             generation = await _by(deadline_s, self._start(model, request, request_id, tenant))
             inference.started()
             try:

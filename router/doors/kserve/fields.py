@@ -97,6 +97,7 @@ def _served() -> tuple[Field, ...]:
                 *("logprobs", "log_probs"),
             )
         ),
+        Field("slo_class", text, "slo_class"),
         # Nothing is padded here, so the padding token is never seen.
         Field("pad_id", whole, "pad_id", _INT),
     )

@@ -29,6 +29,7 @@ from router.doors.kserve.unsupported import (
 from router.intake import request_id_from
 from router.request.bounds import RouterConfig
 from router.tenancy.in_flight import InFlight
+from router.tenancy.tenant import SLO_CLASS_HEADER
 from router.text.shaping import shaped
 
 __all__ = ["KSERVE_SERVICE_NAME", "KServeService"]
@@ -108,6 +109,7 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             messages.read_infer_request(request),
             request_id=request_id_from(request.id or metadata.get("x-request-id")),
             tenant=caller(),
+            slo_class=metadata.get(SLO_CLASS_HEADER),
             whole=True,
         )
         async with aclosing(answers):

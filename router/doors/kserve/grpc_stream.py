@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mooring.errors import InternalError, MooringError
-from router.doors.grpc.errors import Context
+from router.doors.grpc.errors import Context, metadata_of
 from router.doors.grpc.writing import MessageWriter
 from router.doors.kserve.core import KServe
 from router.doors.kserve.grpc_messages import StreamResponse, error_message, read_infer_request
@@ -17,7 +17,7 @@ from router.intake import request_id_from
 from router.request.bounds import RouterConfig
 from router.request.reader_watch import SlowReaderError
 from router.tenancy.in_flight import InFlight
-from router.tenancy.tenant import Tenant
+from router.tenancy.tenant import SLO_CLASS_HEADER, Tenant
 
 __all__ = ["InferStream"]
 
@@ -53,6 +53,7 @@ class InferStream:
         strict: bool,
     ) -> None:
         self._kserve = kserve
+        self._slo_class = metadata_of(context).get(SLO_CLASS_HEADER)
         self._writer = MessageWriter(context, config.max_reader_stall_s)
         self._in_flight = in_flight
         self._tenant_now = tenant_now
@@ -106,7 +107,11 @@ class InferStream:
         model = self._kserve.model(request.model_name, request.model_version)
         response = StreamResponse(model.name, str(model.version), request.id)
         answers = self._kserve.infer(
-            model, read_infer_request(request), request_id=request_id_from(request.id), tenant=tenant
+            model,
+            read_infer_request(request),
+            request_id=request_id_from(request.id),
+            tenant=tenant,
+            slo_class=self._slo_class,
         )
         async with aclosing(answers):
             async for answer in answers:

@@ -45,6 +45,7 @@ class InferRequest:
         outputs: names of the answer's tensors, in order.
         empty_final: whether an answer without tensors ends the request.
         timeout_s: seconds after which the request fails; None means never.
+        slo_class: the SLO class that it names, or None.
         names: the name under which each option came, for messages.
     """
 
@@ -55,6 +56,7 @@ class InferRequest:
     outputs: tuple[str, ...]
     empty_final: bool
     timeout_s: float | None
+    slo_class: str | None
     names: Mapping[str, str]
 
 
@@ -143,6 +145,7 @@ def _request(
 ) -> InferRequest:
     values = given.values
     values.pop("pad_id", None)
+    slo_class = values.pop("slo_class", None)
     if "text_input" not in values:
         raise InvalidRequestError("Missing input 'text_input'.", param="text_input")
     prompt = values.pop("text_input")
@@ -164,7 +167,7 @@ def _request(
         **values, default_max_tokens=DEFAULT_COMPLETION_TOKENS, prompt_field="text_input"
     )
     return InferRequest(
-        prompt, options, stream, not exclude_prompt, outputs, empty_final, timeout_s, given.names
+        prompt, options, stream, not exclude_prompt, outputs, empty_final, timeout_s, slo_class, given.names
     )
 
 

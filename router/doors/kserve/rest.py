@@ -41,6 +41,7 @@ from router.doors.kserve.unsupported import (
 )
 from router.intake import request_id_from
 from router.request.served_model import ServedModel
+from router.tenancy.tenant import SLO_CLASS_HEADER
 from router.text.shaping import LARGE_CHARS, shaped
 
 __all__ = ["create_kserve_routes"]
@@ -253,6 +254,7 @@ class _RestDoor:
             wanted,
             request_id=request_id_from(request_id) if request_id else request.state.request_id,
             tenant=request.state.tenant,
+            slo_class=request.headers.get(SLO_CLASS_HEADER),
             whole=whole,
         )
 

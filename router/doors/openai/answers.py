@@ -33,12 +33,14 @@ class AnswerStyle:
         continuous_usage: whether every chunk has the usage so far.
         tokens_as_ids: whether tokens of log-probabilities are printed as ``token_id:17``.
         prompt_logprobs: whether the answer has the prompt's log-probabilities.
+        service_tier: the SLO class that the request names, which every part of the answer repeats; None for none.
     """
 
     include_usage: bool = False
     continuous_usage: bool = False
     tokens_as_ids: bool = False
     prompt_logprobs: bool = False
+    service_tier: str | None = None
 
 
 class AnswerFormat(ABC):
@@ -55,11 +57,13 @@ class AnswerFormat(ABC):
     _chunk_object: ClassVar[str]
 
     def __init__(self, request_id: str, model: str, style: AnswerStyle) -> None:
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": f"{self._id_prefix}-{request_id}",
             "created": int(time.time()),
             "model": model,
         }
+        if style.service_tier is not None:
+            self._head["service_tier"] = style.service_tier
         self._style = style
         self._has_usage = style.include_usage or style.continuous_usage
         self._spell = _token_id_string if style.tokens_as_ids else _token_text

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from engines.sampling_params import SamplingParams
 from mooring.declared_models import with_fields_of
 from mooring.errors import InvalidRequestError, UnsupportedFieldError
+from mooring.slo import OWN_CLASS
 from router.doors.http.errors import UNSUPPORTED_VALUE
 from router.doors.http.json_body import MAX_ITEMS
 from router.doors.http.json_route import BoundedBody
@@ -68,7 +69,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_token_ids": (False,),
     "return_token_offsets": (False,),
     "routed_experts_prompt_start": (0,),
-    "service_tier": ("auto", "default"),
     "session_id": (),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
@@ -231,6 +231,7 @@ class _SamplingBody(RequestBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = Field(None, min_length=1)
+    service_tier: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
 
@@ -242,6 +243,7 @@ class _SamplingBody(RequestBody):
             continuous_usage=bool(stream_options.continuous_usage_stats),
             tokens_as_ids=bool(self.return_tokens_as_token_ids),
             prompt_logprobs=self.prompt_logprobs is not None,
+            service_tier="default" if self.service_tier in OWN_CLASS else self.service_tier,
         )
 
     def metadata_pairs(self) -> tuple[tuple[str, str], ...]:

@@ -17,6 +17,7 @@ from router.doors.openai.answers import AnswerFormat, ChatFormat, CompletionForm
 from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
 from router.intake import Intake
 from router.services import RouterServices
+from router.tenancy.tenant import SLO_CLASS_HEADER, Tenant
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextDelta, TextGeneration, Usage
 from router.text.shaping import LARGE_CHARS, chars_of, shaped
@@ -88,7 +89,8 @@ class OpenAiApi:
 
     async def _start(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> _Generation:
         prompts, options = body.prompts(), body.options()
-        request_id, tenant = request.state.request_id, request.state.tenant
+        request_id = request.state.request_id
+        tenant = _party(request, body)
         if len(prompts) == 1:
             return await self._intake.start(
                 model=body.model,
@@ -101,6 +103,14 @@ class OpenAiApi:
         return await self._intake.start_batch(
             model=body.model, prompts=prompts, options=options, request_id=request_id, tenant=tenant
         )
+
+
+def _party(request: Request, body: CompletionRequest | ChatCompletionRequest) -> Tenant:
+    """The tenant, in the class that the request names; the body's word comes before the header's."""
+    tenant: Tenant = request.state.tenant
+    if body.service_tier is not None:
+        return tenant.in_class(body.service_tier, param="service_tier")
+    return tenant.in_class(request.headers.get(SLO_CLASS_HEADER), param=SLO_CLASS_HEADER)
 
 
 async def _whole(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:

@@ -290,6 +290,13 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
     shell.said("tenants", "create", "silver", "--weight", "0.5")
     assert [each["weight"] for each in shell.json("tenants", "list")] == [2.5, 0.5]
     assert shell.said("tenants", "list").splitlines()[1].split()[:3] == ["golden", "gold", "2.5"]
+    shell.said("tenants", "update", "silver", "--allow-slo-class", "gold")
+    assert [each["allowed_slo_classes"] for each in shell.json("tenants", "list")] == [[], ["gold"]]
+    assert shell.said("tenants", "list").splitlines()[2].split()[:3] == ["silver", "gold", "0.5"]
+    both = ("--allow-slo-class", "gold", "--no-allowed-slo-classes")
+    assert "either --allow-slo-class" in shell.complaint("tenants", "update", "silver", *both)
+    shell.said("tenants", "update", "silver", "--no-allowed-slo-classes")
+    assert [each["allowed_slo_classes"] for each in shell.json("tenants", "list")] == [[], []]
     assert "'weight'" in shell.complaint("tenants", "update", "silver", "--weight", "0")
     shell.said("tenants", "delete", "silver")
     assert "nothing to change" in shell.complaint("classes", "update", "gold")

@@ -118,6 +118,15 @@ def test_a_tenants_weight_is_set_changed_and_put_back(server: RunningServer) -> 
         ("PATCH", "/tenants/nobody", {"share": 1}, 400, "unsupported_parameter", "share"),
         ("PATCH", "/tenants/nobody", {"weight": 0}, 400, "invalid_value", "weight"),
         ("PATCH", "/tenants/nobody", {"weight": 2}, 404, "not_found", None),
+        ("POST", "/slo-classes", {"name": "auto"}, 400, "invalid_value", "name"),
+        (
+            "PATCH",
+            "/tenants/nobody",
+            {"allowed_slo_classes": "x"},
+            400,
+            "invalid_type",
+            "allowed_slo_classes",
+        ),
         ("POST", "/tenants", {"name": "heavy", "weight": 1001}, 400, "invalid_value", "weight"),
     ],
 )

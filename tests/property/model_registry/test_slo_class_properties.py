@@ -35,6 +35,7 @@ ACTS = st.lists(
         st.tuples(st.just("change"), NAMES, CHANGES),
         st.tuples(st.just("delete"), NAMES),
         st.tuples(st.just("give"), st.sampled_from(TENANTS), st.none() | NAMES),
+        st.tuples(st.just("allow"), st.sampled_from(TENANTS), st.lists(NAMES)),
     ),
     max_size=12,
 )
@@ -57,15 +58,16 @@ def test_the_registry_holds_what_was_promised_to_whom(
     registry: Registry, acts: list[tuple[Any, ...]]
 ) -> None:
     for tenant in TENANTS:
-        registry.change_tenant(tenant, {"slo_class": None})
+        registry.change_tenant(tenant, {"slo_class": None, "allowed_slo_classes": None})
     for record in registry.list_slo_classes():
         registry.delete_slo_class(record.slo_class.name)
     classes: dict[str, SLOClass] = {}
     has: dict[str, str | None] = dict.fromkeys(TENANTS)
+    may: dict[str, set[str]] = {tenant: set() for tenant in TENANTS}
     for act in acts:
-        if (refusal := expected(act, classes, has)) is None:
+        if (refusal := expected(act, classes, has, may)) is None:
             carry_out(registry, act)
-            follow(act, classes, has)
+            follow(act, classes, has, may)
         else:
             with pytest.raises(refusal):
                 carry_out(registry, act)
@@ -73,6 +75,8 @@ def test_the_registry_holds_what_was_promised_to_whom(
         assert {each.slo_class.name: each.slo_class for each in listed} == classes
         for each in listed:
             assert each.tenants == tuple(t for t in TENANTS if has[t] == each.slo_class.name)
+        for tenant in registry.list_tenants():
+            assert tenant.allowed_slo_classes == tuple(classes[name] for name in sorted(may[tenant.name]))
         assert {each.name: each.slo_class for each in registry.list_tenants()} == {
             tenant: None if name is None else classes[name] for tenant, name in has.items()
         }
@@ -88,19 +92,26 @@ def carry_out(registry: Registry, act: tuple[Any, ...]) -> None:
             registry.delete_slo_class(name)
         case ("give", tenant, name):
             registry.change_tenant(tenant, {"slo_class": name})
+        case ("allow", tenant, names):
+            registry.change_tenant(tenant, {"allowed_slo_classes": names})
 
 
 def expected(
-    act: tuple[Any, ...], classes: dict[str, SLOClass], has: dict[str, str | None]
+    act: tuple[Any, ...],
+    classes: dict[str, SLOClass],
+    has: dict[str, str | None],
+    may: dict[str, set[str]],
 ) -> type[Exception] | None:
     """The error that an act should end with."""
+    if act[0] == "allow":
+        return None if set(act[2]) <= classes.keys() else NotFoundError
     kind, name = act[0], act[2] if act[0] == "give" else act[1]
     if kind == "create":
         return ConflictError if name in classes else None
     if name is not None and name not in classes:
         return NotFoundError
     if kind == "delete":
-        return ConflictError if name in has.values() else None
+        return ConflictError if name in {*has.values(), *set().union(*may.values())} else None
     return InvalidRequestError if kind == "change" and not may_be(act[2]) else None
 
 
@@ -118,7 +129,12 @@ def may_be(changes: dict[str, Any]) -> bool:
     return True
 
 
-def follow(act: tuple[Any, ...], classes: dict[str, SLOClass], has: dict[str, str | None]) -> None:
+def follow(
+    act: tuple[Any, ...],
+    classes: dict[str, SLOClass],
+    has: dict[str, str | None],
+    may: dict[str, set[str]],
+) -> None:
     match act:
         case ("create", name):
             classes[name] = SLOClass(name, 1.0, 0.1)
@@ -129,3 +145,5 @@ def follow(act: tuple[Any, ...], classes: dict[str, SLOClass], has: dict[str, st
             del classes[name]
         case ("give", tenant, name):
             has[tenant] = name
+        case ("allow", tenant, names):
+            may[tenant] = set(names)

@@ -58,7 +58,7 @@ def test_classes_are_made_listed_changed_and_removed(registry: Registry) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("name", bad) for bad in ("", "a b", "best-effort", "x" * 129)),
+        *(("name", bad) for bad in ("", "a b", "best-effort", "auto", "default", "x" * 129)),
         *(
             (name, bad)
             for name in ("ttft_target_s", "tpot_target_s")
@@ -126,7 +126,7 @@ def test_a_class_in_use_stays_and_the_refusal_names_its_tenants(registry: Regist
     for name in names:
         registry.create_tenant(name)
     registry.change_tenant("t00", {"slo_class": "gold"})
-    with pytest.raises(ConflictError, match="tenants 't00': give"):
+    with pytest.raises(ConflictError, match="tenants 't00' have or may use"):
         registry.delete_slo_class("gold")
     for name in names:
         registry.change_tenant(name, {"slo_class": "gold"})
@@ -138,6 +138,37 @@ def test_a_class_in_use_stays_and_the_refusal_names_its_tenants(registry: Regist
     registry.delete_slo_class("gold")
     assert registry.list_slo_classes() == []
     assert len(registry.list_tenants()) == 12
+
+
+def test_classes_that_a_tenant_may_use_are_found_with_its_key_and_stay(registry: Registry) -> None:
+    batch = SLOClass("batch", 60.0, 1.0)
+    for each in (GOLD, batch):
+        registry.create_slo_class(each)
+    registry.create_tenant("acme")
+    key, _ = registry.create_key("acme")
+    changed = registry.change_tenant("acme", {"allowed_slo_classes": ["gold", "batch", "gold"]})
+    assert (changed.slo_class, changed.allowed_slo_classes) == (None, (batch, GOLD))
+    assert registry.authenticate(hash_key(key)) == changed
+    assert registry.list_tenants() == [changed]
+    assert registry.list_slo_classes() == [SLOClassRecord(batch, ()), SLOClassRecord(GOLD, ())]
+    for name in ("gold", "batch"):
+        with pytest.raises(ConflictError, match="tenants 'acme' have or may use"):
+            registry.delete_slo_class(name)
+    with pytest.raises(NotFoundError, match="silver"):
+        registry.change_tenant("acme", {"allowed_slo_classes": ["silver"], "weight": 2.0})
+    assert registry.list_tenants() == [changed]
+    registry.change_tenant("acme", {"allowed_slo_classes": ["gold"]})
+    registry.delete_slo_class("batch")
+    assert registry.change_tenant("acme", {"allowed_slo_classes": None}).allowed_slo_classes == ()
+    registry.delete_slo_class("gold")
+
+
+def test_a_tenant_that_may_use_a_class_can_be_removed(registry: Registry) -> None:
+    registry.create_slo_class(GOLD)
+    registry.create_tenant("acme")
+    registry.change_tenant("acme", {"allowed_slo_classes": ["gold"]})
+    registry.delete_tenant("acme")
+    registry.delete_slo_class("gold")
 
 
 def test_a_row_has_every_field_that_a_class_declares() -> None:

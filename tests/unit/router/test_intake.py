@@ -152,6 +152,26 @@ async def test_a_request_gets_the_targets_and_the_priority_of_its_tenants_class(
     assert door.judged == {}, "their clients gave them up"
 
 
+@pytest.mark.parametrize(
+    ("own", "promised"),
+    [
+        (None, (60.0, 60.0, 0)),
+        (GOLD, (60.0, 60.0, 0)),
+        (replace(GOLD, ttft_target_s=600.0, tpot_target_s=90.0, priority=-3), (600.0, 90.0, -3)),
+    ],
+)
+async def test_who_gives_up_a_class_for_best_effort_gets_nothing_better(
+    tmp_path: Path, own: SLOClass | None, promised: tuple[float, float, int]
+) -> None:
+    door = Door(tmp_path, RouterConfig())
+    tenant = replace(TENANT, slo_class=own).in_class("best-effort", param="x")
+    await (await door.start(tenant=tenant)).aclose()
+    (request,) = door.source.requests
+    targets = (round(request.deadline_s - request.arrival_s, 6), request.tpot_target_s)
+    assert (*targets, request.priority) == promised
+    assert (request.slo_class, request.refuses_miss) == (None, False)
+
+
 async def test_a_request_has_the_weight_of_its_tenant(tmp_path: Path) -> None:
     door = Door(tmp_path, RouterConfig())
     await (await door.start(tenant=replace(TENANT, weight=2.5))).aclose()

@@ -57,7 +57,7 @@ _SERVED_BY_BOTH = {
     *("stop", "stream", "stream_options", "temperature", "top_p", "user", "top_k", "min_p", "min_tokens"),
     *("repetition_penalty", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "bad_words"),
     *("skip_special_tokens", "truncate_prompt_tokens", "prompt_logprobs", "add_special_tokens"),
-    *("return_tokens_as_token_ids", "safety_identifier", "cache_salt"),
+    *("return_tokens_as_token_ids", "safety_identifier", "cache_salt", "service_tier"),
 }
 _SERVED: dict[type[BaseModel], set[str]] = {
     CompletionRequest: {*_SERVED_BY_BOTH, "prompt", "echo", "best_of"},
