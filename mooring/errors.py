@@ -40,6 +40,7 @@ its HTTP status, gRPC status name and OpenAI ``type``; the front doors read that
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "UnsupportedMediaTypeError",
     "WorkerLostError",
     "error_from_code",
+    "retry_advice",
     "status_of",
 ]
 
@@ -89,6 +91,8 @@ class MooringError(Exception):
         code: a stable machine-readable word (OpenAI's own if it has one).
         param: the name of the field at fault, bare, or None.
         retry_after_s: seconds after which a retry may succeed, or None.
+        predicted_wait_s: seconds after which a request that was refused would have had its first token, or None.
+        should_retry: whether the same request may be sent again by itself, as OpenAI's clients do.
     """
 
     code = "internal_error"
@@ -100,13 +104,22 @@ class MooringError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        predicted_wait_s: float | None = None,
+        should_retry: bool = True,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.predicted_wait_s = predicted_wait_s
+        self.should_retry = should_retry
         if code is not None:
             self.code = code
+
+    @property
+    def predicted_wait_ms(self) -> int | None:
+        """``predicted_wait_s`` in whole milliseconds, rounded up."""
+        return None if self.predicted_wait_s is None else math.ceil(1000 * self.predicted_wait_s)
 
 
 class CallerError(MooringError):
@@ -330,6 +343,18 @@ def status_of(error: MooringError) -> Status:
         if cls in STATUS:
             return STATUS[cls]
     return STATUS[InternalError]
+
+
+def retry_advice(error: MooringError) -> dict[str, str]:
+    """Pairs that tell a client whether and when to come again: headers of HTTP, trailing metadata of gRPC. OpenAI's
+    clients go by the last two before they go by the first."""
+    advice = {}
+    if error.retry_after_s is not None:
+        advice["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        advice["retry-after-ms"] = str(math.ceil(1000 * error.retry_after_s))
+    if not error.should_retry:
+        advice["x-should-retry"] = "false"
+    return advice
 
 
 def error_from_code(code: str, message: str) -> MooringError:

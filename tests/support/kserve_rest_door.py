@@ -47,6 +47,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
         return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice under it.")])
     if "fail at once" in text:
         return ScriptedStream([OverloadedError("The queue is full.", retry_after_s=2.5)])
+    if "too long" in text:
+        raise OverloadedError("It would take too long.", predicted_wait_s=1.2345, should_retry=False)
     if "hang" in text:
         return ScriptedStream([steps[0], *steps[1:]], pause_s=30)
     if "refuse" in text:

@@ -18,6 +18,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
     steps = one_token_a_step(request, ANSWER_IDS, stop_token_id=END)
     if "full" in text:
         raise OverloadedError("The queue is full.", retry_after_s=2.5)
+    if "too long" in text:
+        raise OverloadedError("It would take too long.", predicted_wait_s=1.2345, should_retry=False)
     if "fail later" in text:
         return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice.")])
     if "bug" in text:

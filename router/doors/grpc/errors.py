@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
 
-from mooring.errors import MooringError, status_of
+from mooring.errors import MooringError, retry_advice, status_of
 from router.request.network import network_of
 
 __all__ = ["Context", "abort", "client_network_of", "metadata_of"]
@@ -35,12 +34,14 @@ def metadata_of(context: Context) -> dict[str, str]:
 
 async def abort(context: Context, error: MooringError) -> NoReturn:
     """Ends the call with the status of ``mooring.errors.STATUS``. Trailing metadata has the rest:
-    ``error-code``, ``error-param``, ``retry-after``. Long texts are cut: they quote what the client sent."""
+    ``error-code``, ``error-param``, ``predicted-wait-ms`` and what ``retry_advice`` says. Long texts are cut: they
+    quote what the client sent."""
     status = status_of(error)
     details = {
         "error-code": error.code,
         "error-param": None if error.param is None else error.param[:_MAX_PARAM_CHARS],
-        "retry-after": None if error.retry_after_s is None else str(math.ceil(error.retry_after_s)),
+        "predicted-wait-ms": None if error.predicted_wait_ms is None else str(error.predicted_wait_ms),
+        **retry_advice(error),
     }
     trailing = tuple((name, _printable(value)) for name, value in details.items() if value is not None)
     message = error.message[:_MAX_MESSAGE_CHARS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +20,7 @@ from mooring.errors import (
     MooringError,
     NotFoundError,
     UnsupportedFieldError,
+    retry_advice,
     status_of,
 )
 
@@ -41,12 +41,14 @@ __all__ = [
 
 
 class ErrorDetail(BaseModel):
-    """An error: a sentence, OpenAI's class of error, the field at fault, and a stable code."""
+    """An error: a sentence, OpenAI's class of error, the field at fault, and a stable code; of a request that was
+    refused since it would have waited too long, how long."""
 
     message: str
     type: str
     param: str | None
     code: str
+    predicted_wait_ms: int | None = None
 
 
 class ErrorAnswer(BaseModel):
@@ -84,13 +86,19 @@ def error_body(error: MooringError) -> bytes:
         "type": status_of(error).openai_type,
         "param": None if error.param is None else valid_unicode(error.param[:_MAX_PARAM_CHARS]),
         "code": error.code,
+        **_prediction(error),
     }
     return orjson.dumps({"error": content})
 
 
 def plain_error_body(error: MooringError) -> bytes:
-    """The error as KServe's REST protocol has it: the sentence alone."""
-    return orjson.dumps({"error": _message(error)})
+    """The error as KServe's REST protocol has it: the sentence alone, and how long a refused request would have
+    waited."""
+    return orjson.dumps({"error": _message(error), **_prediction(error)})
+
+
+def _prediction(error: MooringError) -> dict[str, int]:
+    return {} if error.predicted_wait_ms is None else {"predicted_wait_ms": error.predicted_wait_ms}
 
 
 def _message(error: MooringError) -> str:
@@ -104,16 +112,14 @@ def error_response(
     status: int | None = None,
     body: bytes | None = None,
 ) -> Response:
-    """The whole answer; with ``Retry-After`` if the error says when to come again.
+    """The whole answer; with the headers that say whether and when to come again.
 
     Args:
         headers: headers to send as well.
         status: HTTP status, if it is not the one that ``mooring.errors.STATUS`` gives.
         body: JSON to send instead of OpenAI's error object.
     """
-    headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    headers = {**(headers or {}), **retry_advice(error)}
     status = status or status_of(error).http
     if status == 401:
         headers["www-authenticate"] = "Bearer"

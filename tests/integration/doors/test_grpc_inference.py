@@ -150,6 +150,23 @@ async def test_errors_have_their_status_and_their_details(
             await stream.closed.wait()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("full", {"retry-after": "3", "retry-after-ms": "2500"}),
+        ("too long", {"x-should-retry": "false", "predicted-wait-ms": "1235"}),
+    ],
+)
+async def test_refusals_say_whether_and_when_to_come_again(
+    server: Server, prompt: str, told: dict[str, str]
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await server.generate(prompt=prompt)
+    names = {"retry-after", "retry-after-ms", "x-should-retry", "predicted-wait-ms"}
+    trailing = dict(caught.value.trailing_metadata())
+    assert {name: value for name, value in trailing.items() if name in names} == told
+
+
 async def test_a_field_of_a_newer_protocol_is_refused(server: Server) -> None:
     known = pb.GenerateTextRequest(model="tiny", prompt="hi").SerializeToString()
     field_900 = bytes([0xA0, 0x38, 1])  # (900 << 3 | varint) and its value

@@ -42,6 +42,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
     steps = one_token_a_step(request, ANSWER_IDS, stop_token_id=END)
     if "fail at once" in text:
         return ScriptedStream([OverloadedError("The queue is full.", retry_after_s=2.5)])
+    if "too long" in text:
+        raise OverloadedError("It would take too long.", predicted_wait_s=1.2345, should_retry=False)
     if "fail later" in text:
         return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice.")])
     if "hang" in text:
@@ -202,6 +204,25 @@ async def test_errors_are_openai_error_objects(
     assert result.headers.get("retry-after") == ("3" if code == "server_overloaded" else None)
     for stream in server.source.streams:
         assert stream.closed.is_set()
+
+
+async def test_clients_are_told_when_to_come_again_and_what_they_would_have_waited(server: HttpDoor) -> None:
+    async with httpx.AsyncClient() as http:
+        body = {"model": "org/tiny", "prompt": "fail at once"}
+        full = await http.post(f"{server.url}/v1/completions", json=body)
+        late = await http.post(f"{server.url}/v1/completions", json={**body, "prompt": "too long"})
+    names = ("retry-after", "retry-after-ms", "x-should-retry")
+    assert [full.headers.get(name) for name in names] == ["3", "2500", None]
+    assert [late.headers.get(name) for name in names] == [None, None, "false"]
+    assert late.json()["error"]["predicted_wait_ms"] == 1235
+
+
+async def test_openais_client_does_not_repeat_what_would_be_refused_again(server: HttpDoor) -> None:
+    server.source.forget()
+    client = server.client().with_options(max_retries=2)
+    with pytest.raises(openai.InternalServerError):
+        await client.completions.create(model="org/tiny", prompt="too long")
+    assert len(server.source.requests) == 1
 
 
 async def test_what_the_framework_refuses_looks_the_same(server: HttpDoor) -> None:

@@ -203,6 +203,15 @@ async def test_errors_of_infer(server: RestDoor, body: Any, status: int, named: 
         assert stream.closed.is_set()
 
 
+async def test_refusals_say_whether_and_when_to_come_again(server: RestDoor) -> None:
+    async with server.http() as http:
+        full = await http.post(INFER, content=json.dumps(json_call("fail at once")))
+        late = await http.post(INFER, content=json.dumps(json_call("too long")))
+    assert (full.headers["retry-after"], full.headers["retry-after-ms"]) == ("3", "2500")
+    assert (late.status_code, late.headers["x-should-retry"]) == (503, "false")
+    assert late.json() == {"error": "It would take too long.", "predicted_wait_ms": 1235}
+
+
 @pytest.mark.parametrize(
     ("header", "tail", "named"),
     [

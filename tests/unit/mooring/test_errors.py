@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from mooring import errors
-from mooring.errors import STATUS, InternalError, MooringError, error_from_code, status_of
+from mooring.errors import STATUS, InternalError, MooringError, error_from_code, retry_advice, status_of
 
 
 def leaves(cls: type[MooringError]) -> Iterator[type[MooringError]]:
@@ -73,3 +73,13 @@ def test_the_drawing_of_the_tree_shows_every_error_below_its_parent() -> None:
 
 def _is_error(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, MooringError)
+
+
+def test_advice_says_when_to_come_again_in_whole_seconds_and_in_milliseconds() -> None:
+    assert retry_advice(errors.OverloadedError("full")) == {}
+    for seconds, told in ((2.0004, ("3", "2001")), (0.05, ("1", "50")), (0.0, ("1", "0"))):
+        advice = retry_advice(errors.RateLimitError("full", retry_after_s=seconds))
+        assert advice == {"retry-after": told[0], "retry-after-ms": told[1]}
+    hopeless = errors.OverloadedError("late", predicted_wait_s=1.5, should_retry=False)
+    assert retry_advice(hopeless) == {"x-should-retry": "false"}
+    assert hopeless.predicted_wait_ms == 1500
