@@ -88,6 +88,8 @@ class ReplicaTicket:
         priority: of the request, which counts while it is parked.
         pace: of its deployment.
         on_release: called with it at each release.
+        predicted_ttft_s: seconds from the request's arrival to its first token, as predicted when it was accepted;
+            None if nobody could tell.
     """
 
     replica_id: str
@@ -101,6 +103,7 @@ class ReplicaTicket:
     pace: Pace
     clock: Callable[[], float]
     on_release: Callable[[ReplicaTicket], None]
+    predicted_ttft_s: float | None = None
     _first_at_s: float | None = field(default=None, init=False)
     _num_before: int = field(default=0, init=False)  # tokens that the request had from a former ticket
     _num_tokens: int = field(default=0, init=False)

@@ -59,6 +59,9 @@ class Ticket(Protocol):
     @property
     def artifact_key(self) -> str: ...
 
+    @property
+    def predicted_ttft_s(self) -> float | None: ...
+
     def note_tokens(self, num_tokens: int) -> None:
         """Tells how many tokens a choice of the request has by now."""
         ...
@@ -166,6 +169,7 @@ class RequestStream:
         sequence_ids: Iterator[int],
         config: DispatchConfig,
     ) -> None:
+        self.predicted_ttft_s = ticket.predicted_ttft_s
         self._request = request
         self._ticket: Ticket | None = ticket
         self._replicas = replicas

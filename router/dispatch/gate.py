@@ -70,6 +70,7 @@ class _Counted:
     """A stream that leaves the gate when it is closed."""
 
     def __init__(self, stream: TokenStream, gate: Gate) -> None:
+        self.predicted_ttft_s = stream.predicted_ttft_s
         self._stream = stream
         self._tokens = aiter(stream)
         self._gate: Gate | None = gate

@@ -80,6 +80,12 @@ class TokenStream(Protocol):
     """The tokens of one request, with deaths of workers already mended. Closing the stream frees the
     request's blocks."""
 
+    @property
+    def predicted_ttft_s(self) -> float | None:
+        """Seconds from the request's arrival to its first token, as predicted when it was accepted; None if nobody
+        could tell."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[list[ChoiceTokens]]:
         """Yields the tokens that have arrived since the last turn, one entry for each step of each choice, in
         order; ends when every choice has finished, none of them by an error.

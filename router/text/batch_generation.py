@@ -32,6 +32,12 @@ class BatchGeneration:
         self._taken = asyncio.Event()
 
     @property
+    def predicted_ttft_s(self) -> float | None:
+        """Seconds to the first token, as in ``TokenStream``; of the prompt that waits longest."""
+        predicted = [each.predicted_ttft_s for each in self._generations]
+        return max((each for each in predicted if each is not None), default=None)
+
+    @property
     def num_choices(self) -> int:
         """Number of choices that the requests will have, all together."""
         return sum(generation.num_choices for generation in self._generations)

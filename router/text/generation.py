@@ -113,6 +113,11 @@ class TextGeneration:
         self._cached_tokens = 0
 
     @property
+    def predicted_ttft_s(self) -> float | None:
+        """Seconds to the first token, as in ``TokenStream``."""
+        return self._stream.predicted_ttft_s
+
+    @property
     def num_choices(self) -> int:
         """Number of choices that the request will have."""
         return len(self._choices)

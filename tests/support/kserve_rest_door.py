@@ -53,6 +53,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
         return ScriptedStream([steps[0], *steps[1:]], pause_s=30)
     if "refuse" in text:
         raise ModelUnavailableError("The model is disabled.")
+    if "predict" in text:
+        return ScriptedStream(steps, predicted_ttft_s=0.125 * len(request.prompt_ids))
     if "bug" in text:
         raise ZeroDivisionError("a bug")
     return ScriptedStream(steps)

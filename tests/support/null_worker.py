@@ -88,6 +88,8 @@ def sequence(number: int, prompt_ids: tuple[int, ...] = (1, 2, 3), **sampling: A
 
 
 class _Ticket:
+    predicted_ttft_s = None
+
     def __init__(self, replica_id: str, worker_id: str, held: set[_Ticket]) -> None:
         self.replica_id = replica_id
         self.worker_id = worker_id

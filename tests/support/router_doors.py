@@ -96,7 +96,14 @@ def text_starter() -> TextStarter:
 class ScriptedStream:
     """A ``TokenStream`` over given steps; remembers what was done to it."""
 
-    def __init__(self, steps: Sequence[list[ChoiceTokens] | Exception], *, pause_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        steps: Sequence[list[ChoiceTokens] | Exception],
+        *,
+        pause_s: float = 0.0,
+        predicted_ttft_s: float | None = None,
+    ) -> None:
+        self.predicted_ttft_s = predicted_ttft_s
         self.stopped: list[int] = []
         self.closed = asyncio.Event()
         self._steps = list(steps)

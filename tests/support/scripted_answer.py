@@ -22,6 +22,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
         raise OverloadedError("It would take too long.", predicted_wait_s=1.2345, should_retry=False)
     if "fail later" in text:
         return ScriptedStream([*steps[:3], WorkerLostError("The worker died twice.")])
+    if "predict" in text:
+        return ScriptedStream(steps, predicted_ttft_s=0.125 * len(request.prompt_ids))
     if "bug" in text:
         raise ZeroDivisionError("a bug")
     return ScriptedStream(steps, pause_s=30 if "hang" in text else 0.02 if "slow" in text else 0)

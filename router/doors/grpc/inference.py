@@ -11,6 +11,7 @@ from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.doors.grpc.errors import Context, metadata_of
 from router.doors.grpc.guard import caller
+from router.doors.prediction import prediction
 from router.intake import Intake, request_id_from
 from router.request.sampling import DEFAULT_COMPLETION_TOKENS, PLAIN_OPTIONS, SamplingOptions
 from router.services import RouterServices
@@ -46,15 +47,21 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[pb.GenerateTextResponse]:
         metadata = metadata_of(context)
         request_id = request_id_from(request.request_id or metadata.get("x-request-id"))
-        await context.send_initial_metadata((("x-request-id", request_id),))
-        generation = await self._intake.start(
-            model=request.model,
-            prompt=_prompt(request),
-            options=_options(request),
-            request_id=request_id,
-            tenant=caller().in_class(metadata.get(SLO_CLASS_HEADER), param=SLO_CLASS_HEADER),
-        )
+        head = {"x-request-id": request_id}
         try:
+            generation = await self._intake.start(
+                model=request.model,
+                prompt=_prompt(request),
+                options=_options(request),
+                request_id=request_id,
+                tenant=caller().in_class(metadata.get(SLO_CLASS_HEADER), param=SLO_CLASS_HEADER),
+            )
+        except Exception:
+            await context.send_initial_metadata(tuple(head.items()))
+            raise
+        try:
+            head |= prediction(generation.predicted_ttft_s)
+            await context.send_initial_metadata(tuple(head.items()))
             async for batch in generation:
                 for step in by_step(batch):
                     for deltas in _messages(step):

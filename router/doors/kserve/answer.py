@@ -25,10 +25,12 @@ class Answer:
     Attributes:
         outputs: its tensors; an answer without any only says that it is final.
         final: whether no answer follows.
+        predicted_ttft_s: as in ``TokenStream``.
     """
 
     outputs: Sequence[Tensor]
     final: bool
+    predicted_ttft_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +92,8 @@ async def answers_of(
             num_chars = sum(choice.num_chars for choice in choices)
             make = partial(_outputs, request.outputs, choices, num_prompt_tokens)
             outputs = await shaped(make, num_chars)
-            yield Answer(outputs, final=num_running == 0 and not request.empty_final)
+            final = num_running == 0 and not request.empty_final
+            yield Answer(outputs, final, generation.predicted_ttft_s)
             for choice in choices:
                 choice.told()
     if request.empty_final:

@@ -16,6 +16,7 @@ from router.doors.kserve.metadata import ModelMetadata, TensorMetadata
 from router.doors.kserve.repository import IndexEntry
 from router.doors.kserve.statistics import Duration, ModelStatistics
 from router.doors.kserve.tensors import Tensor, check_tensor, decode_tensor, encode_values
+from router.doors.prediction import whole_ms
 
 __all__ = [
     "StreamResponse",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _FINAL = "triton_final_response"
+_PREDICTED = "predicted_ttft_ms"
 _MAX_QUOTED_CHARS = 1024  # an id that is accepted is no longer
 # The field with the typed contents of a datatype; FP16 and BF16 have none and come raw.
 _CONTENTS = {
@@ -154,6 +156,8 @@ class StreamResponse:
         else:
             _set_outputs(self._response, outputs)
             self._shapes = shapes
+            if answer.predicted_ttft_s is not None:
+                self._response.parameters[_PREDICTED].int64_param = whole_ms(answer.predicted_ttft_s)
         if answer.final:
             self._final.bool_param = True
         return self._message

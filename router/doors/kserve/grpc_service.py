@@ -26,6 +26,7 @@ from router.doors.kserve.unsupported import (
     no_shared_memory,
     no_trace,
 )
+from router.doors.prediction import prediction
 from router.intake import request_id_from
 from router.request.bounds import RouterConfig
 from router.tenancy.in_flight import InFlight
@@ -113,9 +114,10 @@ class KServeService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ign
             whole=True,
         )
         async with aclosing(answers):
-            outputs = [answer.outputs async for answer in answers]
-        make = partial(messages.infer_message, model.name, str(model.version), request.id, outputs[0])
-        return await shaped(make, sum(map(size_of, outputs[0])))
+            [first, *_] = [answer async for answer in answers]
+        await context.send_initial_metadata(tuple(prediction(first.predicted_ttft_s).items()))
+        make = partial(messages.infer_message, model.name, str(model.version), request.id, first.outputs)
+        return await shaped(make, sum(map(size_of, first.outputs)))
 
     async def ModelStreamInfer(self, request: Any, context: Context) -> None:  # noqa: N802
         stream = InferStream(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -32,13 +32,14 @@ from router.doors.kserve.rest_body import compressed, json_object, json_response
 from router.doors.kserve.rest_generate import answer_generate, generate_events, read_generate
 from router.doors.kserve.rest_infer import HEADER_LENGTH, answer_infer, read_infer
 from router.doors.kserve.rest_json import index_json, metadata_json, server_json, statistics_json
-from router.doors.kserve.tensors import Tensor, size_of
+from router.doors.kserve.tensors import size_of
 from router.doors.kserve.unsupported import (
     check_shared_memory_region,
     no_log_settings,
     no_shared_memory,
     no_trace,
 )
+from router.doors.prediction import prediction
 from router.intake import request_id_from
 from router.request.served_model import ServedModel
 from router.tenancy.tenant import SLO_CLASS_HEADER
@@ -206,17 +207,18 @@ class _RestDoor:
         model = self._kserve.model(*_model(request))
         body = await read_body(request, self._max_body_bytes)
         call = await _read(body, partial(read_infer, header_length=request.headers.get(HEADER_LENGTH)))
-        outputs = await self._whole(request, model, call.request_id, call.request)
+        answer = await self._whole(request, model, call.request_id, call.request)
         accepted = request.headers.get("accept-encoding", "")
-        return await _answer(outputs, lambda: compressed(answer_infer(model, call, outputs), accepted))
+        return await _answer(answer, lambda: compressed(answer_infer(model, call, answer.outputs), accepted))
 
     async def _generate(self, request: Request) -> Response:
         model = self._kserve.model(*_model(request))
         body = await read_body(request, self._max_body_bytes)
         call = await _read(body, read_generate)
-        outputs = await self._whole(request, model, call.request_id, call.request)
+        answer = await self._whole(request, model, call.request_id, call.request)
         return await _answer(
-            outputs, lambda: Response(answer_generate(model, call, outputs), media_type="application/json")
+            answer,
+            lambda: Response(answer_generate(model, call, answer.outputs), media_type="application/json"),
         )
 
     async def _generate_stream(self, request: Request) -> Response:
@@ -231,14 +233,16 @@ class _RestDoor:
             await answers.aclose()
             raise
         events = generate_events(model, call, first, answers)
-        return EventStream(events, answers.aclose, error_body=plain_error_body)
+        response = EventStream(events, answers.aclose, error_body=plain_error_body)
+        response.headers.update(prediction(first.predicted_ttft_s))
+        return response
 
     async def _whole(
         self, request: Request, model: ServedModel, request_id: str, wanted: InferRequest
-    ) -> Sequence[Tensor]:
+    ) -> Answer:
         answers = self._answers(request, model, request_id, wanted, whole=True)
         [first, *_] = await until_disconnect(request.receive, _all(answers))
-        return first.outputs
+        return first
 
     def _answers(
         self,
@@ -284,10 +288,11 @@ async def _read(body: bytes, read: Callable[[bytes], T]) -> T:
     return read(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(read, body)
 
 
-async def _answer(outputs: Sequence[Tensor], make: Callable[[], Response]) -> Response:
-    """The answer with these outputs; a large one is made in a thread and sent in pieces."""
-    num_bytes = sum(map(size_of, outputs))
+async def _answer(answer: Answer, make: Callable[[], Response]) -> Response:
+    """The response with an answer; a large one is made in a thread and sent in pieces."""
+    num_bytes = sum(map(size_of, answer.outputs))
     response = await shaped(make, num_bytes)
+    response.headers.update(prediction(answer.predicted_ttft_s))
     return response if num_bytes <= LARGE_CHARS else LargeAnswer.of(response)
 
 

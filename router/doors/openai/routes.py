@@ -15,6 +15,7 @@ from router.doors.http.large_answer import LargeAnswer
 from router.doors.http.sse import DONE, ClientGoneError, EventStream, until_disconnect
 from router.doors.openai.answers import AnswerFormat, ChatFormat, CompletionFormat, model_card
 from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
+from router.doors.prediction import prediction
 from router.intake import Intake
 from router.services import RouterServices
 from router.tenancy.tenant import SLO_CLASS_HEADER, Tenant
@@ -81,9 +82,9 @@ class OpenAiApi:
     ) -> Response:
         try:
             generation = await until_disconnect(request.receive, self._start(request, body))
-            if body.stream:
-                return await _stream(request, generation, answer)
-            return await _whole(request, generation, answer)
+            response = await (_stream if body.stream else _whole)(request, generation, answer)
+            response.headers.update(prediction(generation.predicted_ttft_s))
+            return response
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
 

@@ -186,6 +186,17 @@ async def test_a_field_of_a_newer_protocol_is_refused_within_other_messages_too(
     assert await server.generate(prompt="hi", logit_bias={5: 1.0})  # a map of plain values
 
 
+async def test_what_was_predicted_is_in_the_initial_metadata(server: Server) -> None:
+    told = []
+    for prompt in ("predict", "hi", "full"):
+        call = server.stub.Generate(pb.GenerateTextRequest(model="tiny", prompt=prompt), timeout=10)
+        initial = dict(await call.initial_metadata())
+        assert "x-request-id" in initial, "also of a refusal"
+        told.append(initial.get("x-mooring-predicted-ttft-ms"))
+        call.cancel()
+    assert told == [str(125 * len(TOKENIZER.encode("predict").ids)), None, None]
+
+
 async def test_request_ids_travel_in_metadata(server: Server) -> None:
     request = pb.GenerateTextRequest(model="tiny", prompt="hi")
     call = server.stub.Generate(request, metadata=(("x-request-id", "mine"),), timeout=10)

@@ -52,6 +52,8 @@ def answer(request: GenerationRequest) -> ScriptedStream:
         return ScriptedStream([[ChoiceTokens(0, [ANSWER_IDS[0]])]] * 4000, pause_s=0.01)
     if "refuse" in text:
         raise ModelUnavailableError("The model is disabled.")
+    if "predict" in text:
+        return ScriptedStream(steps, predicted_ttft_s=0.125 * len(request.prompt_ids))
     if "bug" in text:
         raise ZeroDivisionError("a bug")
     return ScriptedStream(steps)
@@ -223,6 +225,19 @@ async def test_openais_client_does_not_repeat_what_would_be_refused_again(server
     with pytest.raises(openai.InternalServerError):
         await client.completions.create(model="org/tiny", prompt="too long")
     assert len(server.source.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_say_when_their_first_token_was_to_come(server: HttpDoor, *, stream: bool) -> None:
+    async with httpx.AsyncClient() as http:
+        told = []
+        for prompt in ("predict", ["predict", "predict more", "hi"], "hi"):
+            body = {"model": "org/tiny", "prompt": prompt, "stream": stream}
+            answer = await http.post(f"{server.url}/v1/completions", json=body)
+            assert answer.status_code == 200
+            told.append(answer.headers.get("x-mooring-predicted-ttft-ms"))
+    short, long = (len(TOKENIZER.encode(text).ids) for text in ("predict", "predict more"))
+    assert told == [str(125 * short), str(125 * long), None], "of several prompts the one that waits longest"
 
 
 async def test_what_the_framework_refuses_looks_the_same(server: HttpDoor) -> None:

@@ -53,6 +53,21 @@ async def test_a_stream_has_an_answer_for_each_token_and_the_last_one_says_so(fo
         assert finals(whole) == [True]
 
 
+async def test_answers_say_when_their_first_token_was_to_come(folder: Path) -> None:
+    expected = 125 * len(TOKENIZER.encode("predict").ids)
+    async with running_grpc(folder) as (door, client):
+        for text, told in (("predict", expected), ("hi", None)):
+            for result, _ in await stream(client, {"inputs": text_inputs(text, stream=True)}):
+                parameters = result.get_response().parameters
+                assert ("predicted_ttft_ms" in parameters) is (told is not None)
+                assert told is None or parameters["predicted_ttft_ms"].int64_param == told
+        async with grpc.aio.insecure_channel(door.target) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            parameters = {"text_input": pb.InferParameter(string_param="predict")}
+            call = stub.ModelInfer(pb.ModelInferRequest(model_name="tiny", parameters=parameters), timeout=10)
+            assert dict(await call.initial_metadata())["x-mooring-predicted-ttft-ms"] == str(expected)
+
+
 @pytest.mark.parametrize("as_stream", [True, False])
 async def test_an_empty_final_answer_comes_where_it_was_asked_for(folder: Path, as_stream: bool) -> None:
     def ask(target: str) -> list[tuple[Any, Any]]:

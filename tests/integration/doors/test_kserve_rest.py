@@ -203,6 +203,18 @@ async def test_errors_of_infer(server: RestDoor, body: Any, status: int, named: 
         assert stream.closed.is_set()
 
 
+@pytest.mark.parametrize("path", ["infer", "generate", "generate_stream"])
+async def test_answers_say_when_their_first_token_was_to_come(server: RestDoor, path: str) -> None:
+    told = []
+    async with server.http() as http:
+        for text in ("predict", "hi"):
+            body = json_call(text) if path == "infer" else {"text_input": text}
+            answer = await http.post(INFER.replace("infer", path), content=json.dumps(body))
+            assert answer.status_code == 200
+            told.append(answer.headers.get("x-mooring-predicted-ttft-ms"))
+    assert told == [str(125 * len(TOKENIZER.encode("predict").ids)), None]
+
+
 async def test_refusals_say_whether_and_when_to_come_again(server: RestDoor) -> None:
     async with server.http() as http:
         full = await http.post(INFER, content=json.dumps(json_call("fail at once")))

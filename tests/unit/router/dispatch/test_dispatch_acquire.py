@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from engines.api import SamplingParams
-from mooring.errors import ModelUnavailableError
-from router.dispatch.dispatch import Ticket, acquire
+from engines.supervise.client import WorkerClient
+from mooring.errors import ModelUnavailableError, WorkerLostError
+from router.dispatch.dispatch import Dispatcher, Ticket, acquire
 from router.request.request import GenerationRequest
 
 
 class Lease:
     replica_id = "m/0"
     worker_id = "w"
+    predicted_ttft_s = 0.25
 
     def __init__(self, artifact_key: str) -> None:
         self.artifact_key = artifact_key
@@ -56,3 +58,12 @@ async def test_a_lease_of_other_weights_is_given_back_and_the_request_fails() ->
         await acquire(Source(lease), request_for("v1"))
     assert caught.value.code == "model_changed"
     assert lease.released
+
+
+async def test_a_stream_says_what_was_predicted_when_its_request_was_accepted() -> None:
+    def no_worker(worker_id: str) -> WorkerClient:
+        raise WorkerLostError("gone")
+
+    stream = await Dispatcher(Source(Lease("v1")), no_worker).generate(request_for("v1"))
+    assert stream.predicted_ttft_s == 0.25
+    await stream.aclose()

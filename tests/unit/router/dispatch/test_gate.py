@@ -19,6 +19,8 @@ REQUEST = GenerationRequest(request_id="r", deployment="m", prompt_ids=(1,), sam
 class Stream:
     """A token each time ``more`` is set; ends when it is closed, as the dispatcher's does."""
 
+    predicted_ttft_s = 0.5
+
     def __init__(self) -> None:
         self.more = asyncio.Event()
         self.num_closed = 0
@@ -69,6 +71,7 @@ async def test_it_is_empty_until_somebody_is_inside_and_again_when_each_has_clos
 async def test_tokens_and_stops_pass_through() -> None:
     source = Source()
     stream = await Gate(source).generate(REQUEST)
+    assert stream.predicted_ttft_s == 0.5
     source.streams[0].more.set()
     assert (await anext(aiter(stream)))[0].token_ids == [7]
     stream.stop(3)
