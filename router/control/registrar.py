@@ -386,6 +386,7 @@ class Registrar:
                 max_model_len=spec.max_model_len,
                 created_s=int(record.created_at_s),
                 residency=lambda: self._residency(record.name),
+                whereabouts=lambda: self._whereabouts(record.name),
                 engine=record.engine,
                 defaults=GenerationDefaults.from_mapping(version.description["generation_config"]),
                 version=version.number,
@@ -411,6 +412,12 @@ class Registrar:
         if status is None:
             raise InternalError(f"deployment {name!r} is served and not managed")
         return status.residency.value
+
+    def _whereabouts(self, name: str) -> tuple[str, str]:
+        status = self.manager.status(name)
+        return (
+            ("cold", "it is served no longer") if status is None else (status.residency.value, status.reason)
+        )
 
     def _forget_old(self) -> None:
         ended = [each.id for each in self._registrations.values() if each.state != "running"]

@@ -24,6 +24,7 @@ class ServedModel:
         max_model_len: longest prompt plus output, in tokens.
         created_s: when it was registered, in seconds since the epoch.
         residency: tells its present residency, as the glossary names it.
+        whereabouts: tells the same and why that is so, also once it is served no longer.
         engine: the engine that runs it.
         defaults: the model's own sampling settings.
         version: the registry's number for the version that is served.
@@ -36,6 +37,7 @@ class ServedModel:
     max_model_len: int
     created_s: int
     residency: Callable[[], str]
+    whereabouts: Callable[[], tuple[str, str]]
     engine: str
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     version: int = 1

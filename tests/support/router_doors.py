@@ -258,6 +258,7 @@ def served_model(name: str, folder: Path, *, max_model_len: int = 128, **default
         max_model_len=max_model_len,
         created_s=1_700_000_000,
         residency=lambda: "resident",
+        whereabouts=lambda: ("waking", "a request came"),
         engine="torch",
         defaults=GenerationDefaults.from_mapping(defaults),
     )

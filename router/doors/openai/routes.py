@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -15,8 +16,10 @@ from router.doors.http.large_answer import LargeAnswer
 from router.doors.http.sse import DONE, ClientGoneError, EventStream, until_disconnect
 from router.doors.openai.answers import AnswerFormat, ChatFormat, CompletionFormat, model_card
 from router.doors.openai.bodies import ChatCompletionRequest, CompletionRequest
+from router.doors.openai.progress import PATIENCE_S, PROGRESS_HEADER, progress
 from router.doors.prediction import prediction
 from router.intake import Intake
+from router.request.served_model import ServedModel
 from router.services import RouterServices
 from router.tenancy.tenant import SLO_CLASS_HEADER, Tenant
 from router.text.batch_generation import BatchGeneration
@@ -26,6 +29,14 @@ from router.text.shaping import LARGE_CHARS, chars_of, shaped
 __all__ = ["OpenAiApi"]
 
 _Generation = TextGeneration | BatchGeneration
+
+
+class _Begun(NamedTuple):
+    """A stream that has its first token."""
+
+    generation: _Generation
+    first: list[TextDelta]
+    rest: AsyncIterator[list[TextDelta]]
 
 
 class OpenAiApi:
@@ -81,12 +92,42 @@ class OpenAiApi:
         answer: AnswerFormat,
     ) -> Response:
         try:
+            if body.stream:
+                return await self._stream(request, body, answer)
             generation = await until_disconnect(request.receive, self._start(request, body))
-            response = await (_stream if body.stream else _whole)(request, generation, answer)
+            response = await _whole(request, generation, answer)
             response.headers.update(prediction(generation.predicted_ttft_s))
             return response
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
+
+    async def _stream(
+        self, request: Request, body: CompletionRequest | ChatCompletionRequest, answer: AnswerFormat
+    ) -> Response:
+        """Waits for the first token before it says 200: an error until then still has its own status. Who asks for
+        progress is answered sooner."""
+        wants_progress = request.headers.get(PROGRESS_HEADER) == "true"
+        begun = asyncio.create_task(self._begin(request, body))
+        try:
+            patience_s = PATIENCE_S if wants_progress else None
+            await until_disconnect(request.receive, asyncio.wait({begun}, timeout=patience_s))
+            predicted_ttft_s = begun.result().generation.predicted_ttft_s if begun.done() else None
+            frames = _frames(self._services.models.get(body.model), begun, answer)
+        except BaseException:
+            await _end(begun)
+            raise
+        response = EventStream(frames, partial(_end, begun))
+        response.headers.update(prediction(predicted_ttft_s))
+        return response
+
+    async def _begin(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> _Begun:
+        generation = await self._start(request, body)
+        batches = aiter(generation)
+        try:
+            return _Begun(generation, await anext(batches), batches)
+        except BaseException:
+            await generation.aclose()
+            raise
 
     async def _start(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> _Generation:
         prompts, options = body.prompts(), body.options()
@@ -128,27 +169,20 @@ async def _whole(request: Request, generation: _Generation, answer: AnswerFormat
     return _json(b"".join(pieces))
 
 
-async def _stream(request: Request, generation: _Generation, answer: AnswerFormat) -> Response:
-    """Waits for the first token before it says 200: an error until then still has its own status."""
-    batches = aiter(generation)
-    try:
-        first = await until_disconnect(request.receive, _next(batches))
-    except BaseException:
-        await generation.aclose()
-        raise
-    return EventStream(_frames(first, batches, generation, answer), generation.aclose)
-
-
-async def _next(batches: AsyncIterator[list[TextDelta]]) -> list[TextDelta]:
-    return await anext(batches)
+async def _end(begun: asyncio.Task[_Begun]) -> None:
+    """Frees what a stream holds, however far it came."""
+    begun.cancel()
+    await asyncio.wait({begun})
+    if not begun.cancelled() and begun.exception() is None:
+        await begun.result().generation.aclose()
 
 
 async def _frames(
-    first: Sequence[TextDelta],
-    rest: AsyncIterator[list[TextDelta]],
-    generation: _Generation,
-    answer: AnswerFormat,
+    model: ServedModel, begun: asyncio.Task[_Begun], answer: AnswerFormat
 ) -> AsyncIterator[bytes]:
+    async for comment in progress(model, begun):
+        yield comment
+    generation, first, rest = begun.result()
     usage = generation.usage if answer.wants_usage_so_far else None
     opening = answer.opening(generation.num_choices, usage)
     async for events in _events(first, answer, usage):
