@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from engines.torch.scheduling import compose, kv_forecast
+from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import AdmissionOrder
+from memory_manager.policy import kv_forecast
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate
 from memory_manager.policy.pace import Pace
 

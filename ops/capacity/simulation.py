@@ -1,7 +1,7 @@
 """Requests, models and one worker in virtual time: the server's own policies, and a model of what steps cost.
 
 What is brought in and what leaves is chosen by ``memory_manager.policy.chooser``; who is computed and preempted by
-``engines.torch.scheduling.compose``, and who is admitted by ``engines.torch.scheduling.kv_forecast``. Nothing here
+``engines.torch.scheduling.compose``, and who is admitted by ``memory_manager.policy.kv_forecast``. Nothing here
 has tokens, tensors or a clock: a request is two lengths, KV is a number of tokens, and time passes as steps and moves
 say. While nothing but decoding happens, many steps are taken at once.
 """
@@ -15,9 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
-from engines.torch.scheduling import compose, kv_forecast
+from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import AdmissionOrder, PreemptibleSequences, Turn
-from engines.torch.scheduling.kv_forecast import KVDemand
+from memory_manager.policy import kv_forecast
+from memory_manager.policy.kv_forecast import KVDemand
 from memory_manager.policy.pace import NUM_TIMED_AT_ONCE
 from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_manager.policy.kv_forecast import is_earliest_of_its_priority
+
 __all__ = [
     "AdmissionOrder",
     "FirstChunk",
@@ -29,7 +31,6 @@ __all__ = [
     "claim_order",
     "cut_at_block_end",
     "first_chunks",
-    "is_earliest_of_its_priority",
     "is_open_to_new",
     "least_urgent",
     "may_admit_more",
@@ -266,15 +267,6 @@ def least_urgent(sequences: PreemptibleSequences, wanted_bytes: float) -> int | 
     np.divide(sequences.redo_s, useful_bytes, out=seconds_per_byte, where=useful_bytes > 0)
     keys = (-sequences.arrival, seconds_per_byte, ~sequences.is_late, is_earliest, sequences.priority)
     return int(np.lexsort((*keys, is_only, is_last))[0])
-
-
-def is_earliest_of_its_priority(priority: NDArray[np.int64], arrival: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of these sequences came first of those of its priority, bool [S]. Both are int64 [S]."""
-    by_priority = np.lexsort((arrival, priority))
-    _, first = np.unique(priority[by_priority], return_index=True)
-    is_earliest = np.zeros(len(arrival), np.bool_)
-    is_earliest[by_priority[first]] = True
-    return is_earliest
 
 
 def claim_order(priority: int, arrival: int) -> tuple[int, int]:

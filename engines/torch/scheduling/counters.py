@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.torch.scheduling.kv_forecast import UNMEASURED_OUTPUT_TOKENS, mean_with
+from memory_manager.policy.kv_forecast import UNMEASURED_OUTPUT_TOKENS, mean_with
 
 __all__ = ["RunnerCounters"]
 

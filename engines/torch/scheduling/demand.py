@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.scheduling.counters import RunnerCounters
-from engines.torch.scheduling.kv_forecast import KVDemand, expected_left
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.shared_kv import SharerDemand
 from engines.torch.scheduling.waiting import PendingSequence
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup
+from memory_manager.policy.kv_forecast import KVDemand, expected_left
 
 __all__ = ["ModelDemand"]
 

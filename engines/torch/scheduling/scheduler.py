@@ -35,11 +35,11 @@ from engines.torch.kv.prefix import Prefix
 from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import PreemptibleSequences, StepPlan
 from engines.torch.scheduling.demand import ModelDemand
-from engines.torch.scheduling.kv_forecast import KVDemand, kept_until_tokens
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.shared_kv import Claim, SharedKV, Sharer
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
+from memory_manager.policy.kv_forecast import KVDemand, kept_until_tokens
 
 __all__ = ["Scheduler"]
 

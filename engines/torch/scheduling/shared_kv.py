@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.torch.scheduling.compose import PreemptibleSequences, claim_order, least_urgent
-from engines.torch.scheduling.kv_forecast import KVDemand, is_turn_of_late, making_way
 from engines.torch.scheduling.waiting import PendingSequence
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
+from memory_manager.policy.kv_forecast import KVDemand, is_turn_of_late, making_way
 
 __all__ = ["Claim", "SharedKV", "Sharer", "SharerDemand"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.torch.scheduling.kv_forecast import (
+from memory_manager.policy.kv_forecast import (
     KVDemand,
     expected_left,
     expected_peak_bytes,

@@ -1,5 +1,5 @@
 """Chooses who is admitted into KV that many sequences share, by what all of them are expected to need, and who makes
-way. Pure functions over columns, as ``compose``.
+way. Pure functions over columns, which a worker and the manager both ask.
 
 To admit by the expected peak rather than by what is held now is the Past-Future scheduler's (Gong et al., ASPLOS
 2025): a sequence that is admitted into room that others will soon need is preempted, and computed again.
@@ -14,13 +14,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.torch.scheduling.compose import is_earliest_of_its_priority
-
 __all__ = [
     "UNMEASURED_OUTPUT_TOKENS",
     "KVDemand",
     "expected_left",
     "expected_peak_bytes",
+    "is_earliest_of_its_priority",
     "is_turn_of_late",
     "kept_until_tokens",
     "making_way",
@@ -171,6 +170,15 @@ def making_way(
         order = order[np.lexsort(keys)]
     num = bisect_left(range(len(order) + 1), True, key=is_enough)
     return order[:num] if num <= len(order) else None
+
+
+def is_earliest_of_its_priority(priority: NDArray[np.int64], arrival: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these sequences came first of those of its priority, bool [S]. Both are int64 [S]."""
+    by_priority = np.lexsort((arrival, priority))
+    _, first = np.unique(priority[by_priority], return_index=True)
+    is_earliest = np.zeros(len(arrival), np.bool_)
+    is_earliest[by_priority[first]] = True
+    return is_earliest
 
 
 def is_turn_of_late(num_since_late: int) -> bool:
