@@ -161,19 +161,20 @@ def simulate(
     to the first token."""
     requests = [
         SimulatedRequest(
-            spec.models.index(each.model),
+            str(spec.models.index(each.model)),
             number,
             each.at_s,
             each.at_s + machine.ttft_target_s,
-            len(each.prompt_token_ids),
-            each.max_tokens,
+            machine.tpot_target_s,
+            num_prompt=len(each.prompt_token_ids),
+            total_output=each.max_tokens,
         )
         for number, each in enumerate(drawn)
     ]
     Simulation(machine, len(spec.models), _made(policy, machine)).run(requests, _PATIENCE_S)
     given_up_s = spec.duration_s + _PATIENCE_S
     waits_s = [(given_up_s if each.first_at_s is None else each.first_at_s) - each.at_s for each in requests]
-    attained = sum(each.meets(machine) for each in requests) / len(requests)
+    attained = sum(each.meets for each in requests) / len(requests)
     return attained, float(np.percentile(waits_s, 99))
 
 

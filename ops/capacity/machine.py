@@ -10,6 +10,8 @@ from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import AdmissionOrder
 from memory_manager.policy import kv_forecast
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate
+from memory_manager.policy.claim import RequestClaim
+from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.pace import Pace
 
 __all__ = ["Machine", "SimulatedModel", "SimulatedRequest", "StepCosts"]
@@ -37,6 +39,8 @@ class Machine:
         wake_s: seconds to bring a model.
         move_slows: share by which steps take longer meanwhile.
         ttft_target_s, tpot_target_s: as in the settings of those names.
+        queue: the order in which waiting requests are served.
+        max_waiting: requests that may wait for one model; more are refused.
     """
 
     costs: StepCosts
@@ -47,54 +51,63 @@ class Machine:
     tpot_target_s: float
     move_slows: float = 0.3
     max_step_tokens: int = 512
+    queue: QueuePolicy = QueuePolicy.SLO
+    max_waiting: int = 1024
 
 
 @dataclass(slots=True, eq=False)
-class SimulatedRequest:
+class SimulatedRequest(RequestClaim):
     """A request and what became of it; times in seconds of the simulation.
 
     Attributes:
+        total_output: tokens that it gives in all.
         num_computed: tokens whose KV is there.
         chunk: tokens that it computes in the present step.
         kept_until: computed tokens up to which it makes way for nobody, though it is late.
+        is_refused: it was refused.
+        end_at_s: when it had its last token.
+        promised: its deadline and its target for further tokens, whether or not the policy knows of them.
     """
 
-    model: int
-    arrival: int
-    at_s: float
-    deadline_s: float
-    num_prompt: int
-    num_output: int
-    num_done: int = 0
+    total_output: int = 1
     num_computed: int = 0
     chunk: int = 0
     kept_until: int = 0
-    first_at_s: float | None = None
+    is_refused: bool = False
     end_at_s: float | None = None
+    promised: tuple[float, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.promised = self.deadline_s, self.tpot_target_s
+
+    def forget_targets(self) -> None:
+        """Leaves it to a policy that knows neither targets nor priorities."""
+        self.deadline_s = self.tpot_target_s = math.inf
+        self.priority = 0
 
     @property
     def num_tokens(self) -> int:
-        return self.num_prompt + self.num_done
+        return self.num_prompt + self.num_output
 
     @property
     def decodes(self) -> bool:
         """Whether it computes its last known token next, and no other."""
         return self.num_tokens - self.num_computed == 1
 
-    def is_late(self, now_s: float) -> bool:
-        """Whether its first token came after its deadline, or can only come after it."""
-        return (now_s if self.first_at_s is None else self.first_at_s) > self.deadline_s
-
     def order(self, now_s: float) -> AdmissionOrder:
         has_begun = self.first_at_s is not None
         deadline_s = math.inf if has_begun else self.deadline_s
-        return compose.admission_order(0, self.is_late(now_s), has_begun, deadline_s, self.arrival)
+        return compose.admission_order(
+            self.priority, self.is_late(now_s), has_begun, deadline_s, self.arrival
+        )
 
-    def meets(self, machine: Machine) -> bool:
-        if self.first_at_s is None or self.end_at_s is None or self.is_late(self.end_at_s):
+    @property
+    def meets(self) -> bool:
+        """Whether it has ended and met what it was promised."""
+        deadline_s, tpot_s = self.promised
+        if self.first_at_s is None or self.end_at_s is None or self.first_at_s > deadline_s:
             return False
-        tpot_s = (self.end_at_s - self.first_at_s) / max(1, self.num_output - 1)
-        return tpot_s <= machine.tpot_target_s
+        return (self.end_at_s - self.first_at_s) / max(1, self.total_output - 1) <= tpot_s
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +116,10 @@ class SimulatedModel:
 
     Attributes:
         is_served: whether its requests are taken; else they are refused.
-        is_open: whether its waiting requests may be admitted.
+        is_open: whether its requests may leave the device's queue.
+        running: those that have a place in its batch.
+        waiting: those that the worker has beside them.
+        queued: those that wait in the device's queue.
         coming_at_s: when its move ends; None if none is under way.
         kv_share: tokens of KV that are its own, and all that it may have; None if KV is shared.
         mean_output: running mean of its outputs' tokens, of which there were ``num_ended``.
@@ -118,7 +134,7 @@ class SimulatedModel:
         is_guest: it came for late requests alone.
     """
 
-    index: int
+    name: str
     is_served: bool = True
     is_open: bool = True
     is_resident: bool = False
@@ -127,6 +143,7 @@ class SimulatedModel:
     kv_share: int | None = None
     running: list[SimulatedRequest] = field(default_factory=list)
     waiting: list[SimulatedRequest] = field(default_factory=list)
+    queued: dict[SimulatedRequest, None] = field(default_factory=dict)
     mean_output: float = kv_forecast.UNMEASURED_OUTPUT_TOKENS
     num_ended: int = 0
     kv_wanted_at_s: float = -math.inf
@@ -144,4 +161,7 @@ class SimulatedModel:
     num_turns_waited: int = 0
 
     def requests(self) -> Iterable[SimulatedRequest]:
-        return (*self.running, *self.waiting)
+        return (*self.running, *self.waiting, *self.queued)
+
+    def not_running(self) -> Iterable[SimulatedRequest]:
+        return (*self.waiting, *self.queued)

@@ -41,18 +41,18 @@ class Elastic:
         )
         for exchange in choice.exchanges:
             for name in exchange.leave:
-                simulation.send_away(models[int(name)])
-            simulation.bring(models[int(exchange.come)], as_guest=exchange.as_guest)
+                simulation.send_away(simulation.model(name))
+            simulation.bring(simulation.model(exchange.come), as_guest=exchange.as_guest)
         simulation.plan_at_s = simulation.now_s + choice.due_in_s
 
     def _standing(self, simulation: Simulation, model: SimulatedModel) -> Standing:
         now_s, back_s = simulation.now_s, simulation.machine.wake_s
         is_coming = model.coming_at_s is not None
         latest_s = [self._latest_s(model, each) for each in model.requests()]
-        waited_s = now_s - max(model.left_at_s, min((each.at_s for each in model.waiting), default=now_s))
+        waited_s = now_s - max(model.left_at_s, min(map(_at_s, model.not_running()), default=now_s))
         last_used_s = max(model.came_at_s, model.last_used_s)
         return Standing(
-            name=str(model.index),
+            name=model.name,
             num_bytes=1,
             is_present=model.is_resident or is_coming,
             may_leave=model.is_resident,
@@ -74,10 +74,10 @@ class Elastic:
         return running_latest_s(
             first_at_s=request.first_at_s,
             deadline_s=request.deadline_s,
-            num_tokens=request.num_done,
+            num_tokens=request.num_output,
             expected_tokens=model.mean_output,
             token_s=model.pace.token_s,
-            tpot_target_s=self._config.tpot_target_s,
+            tpot_target_s=request.tpot_target_s,
         )
 
 
@@ -87,7 +87,7 @@ class Static:
     def begin(self, simulation: Simulation) -> None:
         num_served = simulation.machine.num_resident
         for model in simulation.models:
-            model.is_served = model.is_resident = model.index < num_served
+            model.is_served = model.is_resident = int(model.name) < num_served
             model.kv_share = simulation.machine.kv_tokens // num_served
 
     def arrived(self, simulation: Simulation, model: SimulatedModel) -> None:
@@ -110,15 +110,19 @@ class SwapOneAtATime:
         if any(each.coming_at_s is not None for each in simulation.models):
             return
         waiting = [
-            (min(request.at_s for request in each.waiting), each.index)
+            (min(map(_at_s, each.not_running())), each.name)
             for each in simulation.models
-            if each.waiting
+            if each.waiting or each.queued
         ]
         [present] = [each for each in simulation.models if each.is_resident]
         if not waiting:
             return
-        wanted = simulation.models[min(waiting)[1]]
+        wanted = simulation.model(min(waiting)[1])
         present.is_open, wanted.is_open = wanted is present, True
         if wanted is not present and not present.running:
             simulation.send_away(present)
             simulation.bring(wanted)
+
+
+def _at_s(request: SimulatedRequest) -> float:
+    return request.at_s

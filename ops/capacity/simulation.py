@@ -18,13 +18,17 @@ import numpy as np
 from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import AdmissionOrder, PreemptibleSequences, Turn
 from memory_manager.policy import kv_forecast
+from memory_manager.policy.admission import DeviceAdmission
+from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.kv_forecast import KVDemand
 from memory_manager.policy.pace import NUM_TIMED_AT_ONCE
+from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
 from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest
 
 __all__ = ["ResidencyPolicy", "Simulation"]
 
 _MAX_TURNS_WAITED = 8
+_SHORT_S = 1.0
 
 
 class ResidencyPolicy(Protocol):
@@ -54,10 +58,13 @@ class Simulation:
         self.now_s = 0.0
         self.plan_at_s = math.inf
         self.num_moves = 0
-        self.models = [SimulatedModel(index) for index in range(num_models)]
+        self.admission: DeviceAdmission[SimulatedRequest] = DeviceAdmission(machine.queue)
+        self.models = [SimulatedModel(str(number)) for number in range(num_models)]
+        self._by_name = {each.name: each for each in self.models}
         self._policy = policy
         self._held = 0  # tokens of KV
-        self._coming: list[tuple[float, int]] = []
+        self._coming: list[tuple[float, str]] = []
+        self._short_at_s = -math.inf  # when one that is not paced last made way
         self._num_steps = 0
         self._is_stirred = True
         policy.begin(self)
@@ -71,10 +78,11 @@ class Simulation:
                 self._take(requests[num_taken])
                 num_taken += 1
             while self._coming and self._coming[0][0] <= self.now_s:
-                self._arrive(self.models[heapq.heappop(self._coming)[1]])
+                self._arrive(self._by_name[heapq.heappop(self._coming)[1]])
             if self._is_stirred or self.now_s >= self.plan_at_s:
                 self._is_stirred, self.plan_at_s = False, math.inf
                 self._policy.plan(self)
+            self._grant()
             next_at_s = min(
                 requests[num_taken].at_s if num_taken < len(requests) else math.inf,
                 self._coming[0][0] if self._coming else math.inf,
@@ -87,10 +95,13 @@ class Simulation:
 
     # What a policy may do.
 
+    def model(self, name: str) -> SimulatedModel:
+        return self._by_name[name]
+
     def bring(self, model: SimulatedModel, *, as_guest: bool = False) -> None:
         model.is_guest = as_guest
         model.coming_at_s = self.now_s + self.machine.wake_s
-        heapq.heappush(self._coming, (model.coming_at_s, model.index))
+        heapq.heappush(self._coming, (model.coming_at_s, model.name))
         self.num_moves += 1
 
     def send_away(self, model: SimulatedModel) -> None:
@@ -100,11 +111,52 @@ class Simulation:
     # Events.
 
     def _take(self, request: SimulatedRequest) -> None:
-        model = self.models[request.model]
-        if model.is_served:
+        model, costs = self._by_name[request.model], self.machine.costs
+        if self.machine.queue is not QueuePolicy.SLO:
+            request.forget_targets()
+        if not model.is_served or len(model.queued) >= self.machine.max_waiting:
+            request.is_refused = True
+            return
+        self._policy.arrived(self, model)
+        comes_in_s = 0.0 if model.is_resident else self.machine.wake_s
+        if model.coming_at_s is not None:
+            comes_in_s = model.coming_at_s - self.now_s
+        load = self._load(model) if model.is_resident else None
+        if not self.admission.arrive(request, self._held_by, costs, load, self.now_s, comes_in_s=comes_in_s):
+            request.is_refused = True
+            return
+        model.queued[request] = None
+        self._is_stirred = True
+
+    def _grant(self) -> None:
+        """Hands requests to the worker that it can begin."""
+        while len(self.admission.queue):
+            models = [each.name for each in self.models if each.is_resident and each.is_open and each.queued]
+            request = self.admission.next(models, self._may_begin, self.now_s)
+            if request is None:
+                return
+            model = self._by_name[request.model]
+            del model.queued[request]
             model.waiting.append(request)
-            self._policy.arrived(self, model)
-            self._is_stirred = True
+
+    def _may_begin(self, request: SimulatedRequest) -> bool:
+        return self._load(self._by_name[request.model]).may_begin(self._held_by(request))
+
+    def _held_by(self, request: SimulatedRequest) -> HeldRequest:
+        to_compute = 0 if request.decodes else request.num_tokens - request.num_computed
+        return HeldRequest(request, to_compute, 1.0, self._by_name[request.model].mean_output)
+
+    def _load(self, model: SimulatedModel) -> WorkerLoad:
+        """The load of the worker, as far as it has the KV of a model's requests."""
+        sharing = [each for each in self._sharing(model) if each.is_resident]
+        return WorkerLoad(
+            [self._held_by(each) for owner in sharing for each in (*owner.running, *owner.waiting)],
+            {each.name: self.machine.costs for each in sharing},
+            self.machine.max_step_tokens,
+            self._capacity(model),
+            self.now_s,
+            is_short=self._is_short(model),
+        )
 
     def _arrive(self, model: SimulatedModel) -> None:
         model.is_resident, model.coming_at_s, model.came_at_s = True, None, self.now_s
@@ -119,14 +171,23 @@ class Simulation:
         model.num_ended += 1
         self._is_stirred = True
 
+    def _is_short(self, model: SimulatedModel) -> bool:
+        """Whether one that is not paced made way a moment ago for some that are."""
+        if self.now_s >= self._short_at_s + _SHORT_S:
+            return False
+        return any(
+            each.is_paced(self.now_s)
+            for owner in self._sharing(model)
+            if owner.is_resident
+            for each in (*owner.running, *owner.waiting)
+        )
+
     # Steps.
 
     def _step(self, next_at_s: float) -> bool:
         """Takes a step of one model, or many of all while none can be admitted; False if none has anything to do."""
         active = {
-            str(each.index): each
-            for each in self.models
-            if each.is_resident and (each.running or each.waiting)
+            each.name: each for each in self.models if each.is_resident and (each.running or each.waiting)
         }
         turns = [
             Turn(name, self._earliest_deadline_s(each), each.last_step, each.num_turns_waited)
@@ -154,11 +215,6 @@ class Simulation:
             default=math.inf,
         )
 
-    def _seconds(self, model: SimulatedModel) -> float:
-        num_decodes = sum(each.decodes for each in model.running)
-        num_prefill = sum(each.chunk for each in model.running if not each.decodes)
-        return self._slows * self.machine.costs.of(num_decodes, num_prefill)
-
     @property
     def _slows(self) -> float:
         """How many times as long steps take now."""
@@ -170,6 +226,10 @@ class Simulation:
         running = [request for each in decoding for request in each.running]
         if not all(each.decodes for each in running):
             return False
+        if any(each.is_paced(self.now_s) for each in running) and any(
+            self._most_unpaced(each) < len(each.running) for each in decoding
+        ):
+            return False
         if any(
             (request := self._next(each)) is not None and self._making_way(each, request) is not None
             for each in active
@@ -179,38 +239,52 @@ class Simulation:
         rooms = [
             self._free(each) // len(running if each.kv_share is None else each.running) for each in decoding
         ]
-        num_rounds = min(min(each.num_output - each.num_done for each in running) - 1, min(rooms) - 1)
+        num_rounds = min(min(each.total_output - each.num_output for each in running) - 1, min(rooms) - 1)
         if next_at_s < math.inf:
             num_rounds = min(num_rounds, int((next_at_s - self.now_s) / round_s))
         if num_rounds < 2:
             return False
         for each in running:
-            each.num_done += num_rounds
+            each.num_output += num_rounds
             each.num_computed += num_rounds
         self._held += num_rounds * len(running)
         self.now_s += num_rounds * round_s
         for owner in decoding:
+            self._charge(owner.running, num_rounds)
             self._time(owner, num_rounds)
         return True
 
     def _compute(self, model: SimulatedModel) -> None:
-        self.now_s += self._seconds(model)
-        if any(each.decodes for each in model.running):
+        computing = [each for each in model.running if each.chunk]
+        num_decodes = sum(each.decodes for each in computing)
+        num_prefill = sum(each.chunk for each in computing if not each.decodes)
+        self.now_s += self._slows * self.machine.costs.of(num_decodes, num_prefill)
+        if num_decodes:
             self._time(model, 1)
         else:
             model.timed_at_s, model.num_timed = self.now_s, 0
-        for request in list(model.running):
+        self._charge(computing, 1)
+        for request in computing:
             request.num_computed += request.chunk
             self._held += request.chunk
             if request.num_computed < request.num_tokens:
                 continue
-            request.num_done += 1
+            request.num_output += 1
             if request.first_at_s is None:
                 request.first_at_s = self.now_s
+                self.admission.note_first(request, self.now_s)
                 seconds = self.now_s - max(request.at_s, model.came_at_s)
                 model.pace.note_first_token(seconds, self.machine.ttft_target_s)
-            if request.num_done >= request.num_output:
+            if request.num_output >= request.total_output:
                 self._end(model, request)
+
+    def _charge(self, computing: Sequence[SimulatedRequest], num_steps: int) -> None:
+        """Splits the seconds of so many like steps among those that computed in them."""
+        costs = self.machine.costs
+        for each in computing:
+            own_s = costs.decode_s if each.decodes else costs.prefill_token_s * each.chunk
+            seconds = num_steps * (costs.step_s / len(computing) + own_s)
+            self.admission.counters.charge(each.tenant, self._slows * seconds, each.weight)
 
     def _time(self, model: SimulatedModel, num_tokens: int) -> None:
         """Counts tokens of each request, and notes their pace once there are enough."""
@@ -230,9 +304,16 @@ class Simulation:
         most_late = compose.most_late_tokens(self.machine.max_step_tokens) if any_in_time else math.inf
         while True:
             budget, model.late_budget = self.machine.max_step_tokens, most_late
+            num_unpaced = self._most_unpaced(model)
             for request in sorted(
-                model.running, key=lambda each: (not each.decodes, each.is_late(self.now_s))
+                model.running,
+                key=lambda each: (not each.decodes, each.is_late(self.now_s), -each.priority, each.arrival),
             ):
+                if request.decodes and not request.is_paced(self.now_s):
+                    num_unpaced -= 1
+                    if num_unpaced < 0:
+                        request.chunk = 0
+                        continue
                 is_late = not request.decodes and request.is_late(self.now_s)
                 most = min(budget, model.late_budget) if is_late else budget
                 request.chunk = int(min(most, request.num_tokens - request.num_computed))
@@ -247,6 +328,8 @@ class Simulation:
             is_late = newcomer.is_late(self.now_s)
             if is_late and model.late_budget <= 0:
                 break
+            if self._is_short(model) and not newcomer.is_paced(self.now_s):
+                break  # it would make way at once, and be computed again
             making_way = self._making_way(model, newcomer)
             if making_way is None:
                 model.kv_wanted_at_s = self.now_s
@@ -265,6 +348,24 @@ class Simulation:
             model.late_budget -= chunk if is_late else 0
         return bool(model.running)
 
+    def _most_unpaced(self, model: SimulatedModel) -> float:
+        """Sequences that are not paced, of those that decode in the next step."""
+        owners = [each for each in self._sharing(model) if each.is_resident and each.running]
+        paced = [each for owner in owners for each in owner.running if each.is_paced(self.now_s)]
+        dues_s = [
+            each.first_at_s + each.tpot_target_s * each.num_output
+            for each in paced
+            if each.first_at_s is not None
+        ]
+        if not dues_s:
+            return math.inf
+        slack_s = min(min(dues_s) - self.now_s, 0.75 * min(each.tpot_target_s for each in paced))
+        costs = self.machine.costs
+        round_s = self._slows * sum(
+            costs.of(sum(each.is_paced(self.now_s) for each in owner.running), 0) for owner in owners
+        )
+        return max(1.0, (slack_s - round_s) / costs.decode_s / len(owners))
+
     def _any_in_time(self, model: SimulatedModel) -> bool:
         return any(
             not each.is_late(self.now_s)
@@ -280,7 +381,7 @@ class Simulation:
         if kv_forecast.is_turn_of_late(self._sharing(model)[0].num_since_late):
             late = self._longest_late(model)
             if late is not None:
-                return late if late.model == model.index else None
+                return late if late.model == model.name else None
         return min(model.waiting, key=self._order)
 
     def _longest_late(self, model: SimulatedModel) -> SimulatedRequest | None:
@@ -336,13 +437,13 @@ class Simulation:
         return None if rows is None else [running[row] for row in rows.tolist()]
 
     def _demand(self, sequences: Sequence[tuple[SimulatedModel, SimulatedRequest]]) -> KVDemand:
-        done = np.array([each.num_done for _, each in sequences], float)
+        done = np.array([each.num_output for _, each in sequences], float)
         means = np.array([owner.mean_output for owner, _ in sequences])
         return KVDemand(
             num_left=kv_forecast.expected_left(done, means, np.full(len(done), math.inf)),
             held_bytes=np.array([each.num_tokens for _, each in sequences], float),
             token_bytes=np.ones(len(done)),
-            priority=np.zeros(len(done), np.int64),
+            priority=np.array([each.priority for _, each in sequences], np.int64),
             arrival=np.array([each.arrival for _, each in sequences], np.int64),
             num_lost_tokens=np.array([each.num_computed for _, each in sequences], np.int64),
             may_go=np.array(
@@ -376,7 +477,7 @@ class Simulation:
             PreemptibleSequences(
                 model=np.zeros(len(running), np.int64),
                 slots=np.arange(len(running)),
-                priority=np.zeros(len(running), np.int64),
+                priority=np.array([each.priority for _, each in running], np.int64),
                 is_late=np.array([each.is_late(self.now_s) for _, each in running], bool),
                 arrival=np.array([each.arrival for _, each in running], np.int64),
                 redo_s=computed,  # the models are alike, and so is a second for each token
@@ -392,3 +493,5 @@ class Simulation:
         model.waiting.append(request)
         self._held -= request.num_computed
         request.num_computed = request.chunk = 0
+        if not request.is_paced(self.now_s):
+            self._short_at_s = self.now_s

@@ -1,0 +1,67 @@
+"""A request as the order of service sees it: what it is promised, how large it is, and how far it has come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["RequestClaim", "Urgency"]
+
+Urgency = tuple[bool, int]
+
+
+@dataclass(slots=True, eq=False)
+class RequestClaim:
+    """One request, from its arrival to its end. Times are of one clock, in seconds.
+
+    Attributes:
+        model: name of the deployment that it is for.
+        arrival: order in which it came; no two are equal.
+        at_s: when it came.
+        deadline_s: when its first token is due; ``inf`` if nothing is promised.
+        tpot_target_s: seconds that each further token may take, on average; ``inf`` if nothing is promised.
+        priority: higher goes first.
+        tenant: whose it is.
+        weight: of the tenant.
+        refuses_miss: it is refused if it is not expected to begin in time; else it waits behind all that are.
+        num_prompt: tokens of its prompt.
+        num_choices: sequences that it asks for.
+        most_output: tokens at which each of them ends in any case.
+        expected_s: seconds of the device that it is expected to take.
+        due_s: when a worker has to have it at the latest; ``-inf`` if it is not expected to begin in time.
+        predicted_s: seconds to its first token, as expected when it came.
+        waits_for_room: others had to end before there was room for it.
+        first_at_s: when it had its first token; None if it has none.
+        num_output: tokens that it has by now; of several choices, that of any.
+    """
+
+    model: str
+    arrival: int
+    at_s: float
+    deadline_s: float
+    tpot_target_s: float
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
+    refuses_miss: bool = False
+    num_prompt: int = 1
+    num_choices: int = 1
+    most_output: float = math.inf
+    expected_s: float = 0.0
+    due_s: float = math.inf
+    predicted_s: float = math.inf
+    waits_for_room: bool = False
+    first_at_s: float | None = None
+    num_output: int = 0
+
+    def is_late(self, now_s: float) -> bool:
+        """Whether its first token came after its deadline, or can only come after it."""
+        return (now_s if self.first_at_s is None else self.first_at_s) > self.deadline_s
+
+    def is_paced(self, now_s: float) -> bool:
+        """Whether its further tokens are due in time: it has a target for them, and is not late."""
+        return self.tpot_target_s < math.inf and not self.is_late(now_s)
+
+    def urgency(self, now_s: float) -> Urgency:
+        """Sort key: those in time first, then by priority."""
+        return self.is_late(now_s), -self.priority
