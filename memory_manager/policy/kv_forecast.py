@@ -46,7 +46,8 @@ class KVDemand:
         priority: int64, higher is more urgent.
         arrival: int64, order of submission in the worker; no two are equal.
         num_lost_tokens: int64, tokens that each would compute again if it were preempted.
-        may_go: bool, whether it makes way for one that is in time: it runs, is late, and is not kept for a while.
+        may_go: bool, whether it makes way for one of its own priority that is in time: it runs, is late, and is not
+            kept for a while.
     """
 
     num_left: NDArray[np.float64]
@@ -128,15 +129,15 @@ def making_way(
 ) -> NDArray[np.int64] | None:
     """Chooses which running sequences are preempted so that another can be admitted: none if it fits beside all.
 
-    It may take the place of late ones, the fewest that are enough: of the lowest priority, and none higher than its
-    own, those first that lose least; among equals the latest arrival. The earliest arrival of each priority stays, as
-    in any preemption. One that would run alone is always admitted.
+    It may take the place of others, the fewest that are enough: of those of a lower priority, and of late ones of its
+    own. The lowest priority goes first, of it those that lose least; among equals the latest arrival. The earliest
+    arrival of each priority stays, as in any preemption. One that would run alone is always admitted.
 
     Args:
         newcomer: one row.
         capacity_bytes: KV of all together, now and in time to come.
         short_bytes: what must come free now in any case.
-        takes_place: of late ones, if it must: it is in time, or goes before one that is.
+        takes_place: of others, if it must: it is in time, or goes before one that is.
 
     Returns:
         Rows, int64; None if it has to wait.
@@ -163,7 +164,8 @@ def making_way(
     order = np.empty(0, np.int64)
     if is_enough(0) or not takes_place:
         return order if is_enough(0) else None
-    order = np.flatnonzero(running.may_go & (running.priority <= newcomer.priority[0]))
+    own = newcomer.priority[0]
+    order = np.flatnonzero((running.priority < own) | (running.may_go & (running.priority == own)))
     if len(order):
         order = order[~is_earliest_of_its_priority(running.priority, running.arrival)[order]]
         keys = (-running.arrival[order], running.num_lost_tokens[order], running.priority[order])

@@ -7,11 +7,12 @@ A step is planned in this order; ``compose`` chooses each time, and here blocks 
 3. blocks for both; if there is no room, the least urgent sequence is preempted and 1 is done again. While the lease
    shrinks, whoever needs a block sits the step out instead, and nobody is admitted: whose blocks go is decided for
    all models together (``engines.torch.shrinking``), and soon done;
-4. new sequences from the queue, as long as budget, slots and blocks last, and the worker's sequences are not
-   expected to need more KV at any time than there is. One that is in time takes the place of late ones, of any
-   model, if that is enough; and of 32 admissions one goes to the late one that has waited for longest. Beside others
-   in time, prefills of late ones take a small part of the step. One that begins as another does whose prefill is in
-   this step (the choices of one request) waits for the next, and finds what that one computed.
+4. new sequences from the queue, as long as budget, slots and blocks last, and the worker's sequences are not expected
+   to need more KV at any time than there is. One that is in time takes the place of those of a lower priority, and of
+   late ones of its own, of any model, if that is enough; and of 32 admissions one goes to the late one that has
+   waited for longest. Beside others in time, prefills of late ones take a small part of the step. One that begins as
+   another does whose prefill is in this step (the choices of one request) waits for the next, and finds what that one
+   computed.
 
 One sequence of the worker is the first (``compose.claim_order``). In 3 and 4 it takes what it needs from whoever has
 it, of any model, but for what an operator guaranteed to that model: so it never waits for KV, and none is ever
@@ -49,7 +50,7 @@ class _Next(NamedTuple):
 
     Attributes:
         is_its_turn: it is late and goes before others, because it has waited for longest.
-        takes_place: of late ones that run, if it must: it is in time, or goes before one that is.
+        takes_place: of others that run, if it must: it is in time, or goes before one that is.
     """
 
     pending: PendingSequence

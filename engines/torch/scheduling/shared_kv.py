@@ -160,7 +160,7 @@ class SharedKV:
             sharer: its model.
             newcomer: one row.
             short_bytes: what must come free now.
-            takes_place: of late ones, if it must.
+            takes_place: of others, if it must.
         """
         demands = [(each, each.kv_demand()) for each in self._sharers()]
         own = next(demand for each, demand in demands if each is sharer)

@@ -75,7 +75,7 @@ def test_the_fewest_late_ones_make_way_and_only_if_that_is_enough(
     may_go = [
         number
         for number, each in enumerate(running)
-        if each[3] and each[1] <= newcomer[1] and number not in earliest
+        if (each[1] < newcomer[1] or (each[3] and each[1] == newcomer[1])) and number not in earliest
     ]
     may_go.sort(key=lambda number: (running[number][1], running[number][2], number))
     tried = [[], *(may_go[: num + 1] for num in range(len(may_go)))] if takes_place else [[]]

@@ -82,6 +82,34 @@ def test_late_ones_make_way_for_one_that_is_in_time_and_end_after_it() -> None:
         assert list(driver.finished)[-1] < 12
 
 
+def test_those_in_time_make_way_for_one_of_a_higher_priority_and_end_after_it() -> None:
+    with engine_driver(lease_pages=2, max_running_sequences=32) as driver:
+        driver.load(tiny_model("llama"), "llama", max_model_len=128)
+        for number in range(12):
+            submit(driver, number, in_time_s())
+        for _ in range(12):
+            driver.step()
+        assert driver.engine.stats().replicas[0].num_queued
+        assert driver.preemptions() == 0
+        for number in (12, 13, 14):
+            driver.submit(
+                number,
+                prompt(number % 5),
+                deadline_s=in_time_s(),
+                priority=1,
+                cache_scope=None,
+                max_tokens=NUM_TOKENS,
+                replica_id="llama",
+            )
+        for _ in range(12):
+            driver.step()
+        assert all(driver.tokens[number] for number in (12, 13, 14))
+        assert 2 <= driver.preemptions() <= 6, "the first of a worker is admitted in any case"
+        driver.run()
+        assert all(driver.tokens[number] == alone("llama", number % 5) for number in range(15))
+        assert list(driver.finished)[-1] < 12
+
+
 def test_nobody_makes_way_for_a_lower_priority() -> None:
     with engine_driver(lease_pages=2, max_running_sequences=32) as driver:
         driver.load(tiny_model("llama"), "llama", max_model_len=128)
