@@ -75,6 +75,8 @@ class SequenceRequest:
         priority: sequences of higher priority go first.
         cache_scope: sequences of one scope may share computed KV, and can tell by the time whether they do; if it is
             None, the sequence shares with none and nothing of it is kept.
+        tpot_target_s: seconds that each token after the first may take, on average; ``inf`` means that nothing is
+            promised.
     """
 
     sequence_id: int
@@ -85,6 +87,7 @@ class SequenceRequest:
     deadline_s: float = float("inf")
     priority: int = 0
     cache_scope: bytes | None = None
+    tpot_target_s: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)

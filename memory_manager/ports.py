@@ -56,6 +56,8 @@ class Capabilities:
         pid: its process.
         maps_host_copy: the weights of a replica that came by way of a host copy are that copy's own pages, so that
             the copy cannot go while it is resident.
+        max_step_tokens: the most that one step computes, of prompts and outputs; 0 if no bound is known.
+        max_sequences: the most of one model that run at a time; 0 if no bound is known.
     """
 
     engine: str
@@ -66,6 +68,8 @@ class Capabilities:
     adapters: bool
     pid: int
     maps_host_copy: bool = False
+    max_step_tokens: int = 0
+    max_sequences: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ def sequence_to_wire(request: SequenceRequest, now_s: float) -> pb.Sequence:
         deadline_s=deadline_s,
         priority=request.priority,
         cache_scope=request.cache_scope,
+        tpot_target_s=request.tpot_target_s if math.isfinite(request.tpot_target_s) else _BEST_EFFORT,
     )
 
 
@@ -134,6 +135,7 @@ def sequence_from_wire(
         deadline_s=math.inf if message.deadline_s == _BEST_EFFORT else now_s + message.deadline_s,
         priority=message.priority,
         cache_scope=message.cache_scope if message.HasField("cache_scope") else None,
+        tpot_target_s=message.tpot_target_s or math.inf,
     )
 
 
@@ -255,6 +257,8 @@ def capabilities_to_wire(capabilities: Capabilities) -> pb.CapabilitiesResponse:
         adapters=capabilities.adapters,
         pid=capabilities.pid,
         maps_host_copy=capabilities.maps_host_copy,
+        max_step_tokens=capabilities.max_step_tokens,
+        max_sequences=capabilities.max_sequences,
     )
 
 
@@ -268,6 +272,8 @@ def capabilities_from_wire(message: pb.CapabilitiesResponse) -> Capabilities:
         adapters=message.adapters,
         pid=message.pid,
         maps_host_copy=message.maps_host_copy,
+        max_step_tokens=message.max_step_tokens,
+        max_sequences=message.max_sequences,
     )
 
 

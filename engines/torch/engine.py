@@ -127,7 +127,10 @@ class TorchEngine:
     def capabilities(self) -> Capabilities:
         maps_host_copy = self._config.cpu_wake == "remap" and not self._kv_memory.is_cuda
         return dataclasses.replace(
-            engine_kind("torch").capabilities(self._config.device), maps_host_copy=maps_host_copy
+            engine_kind("torch").capabilities(self._config.device),
+            maps_host_copy=maps_host_copy,
+            max_step_tokens=self._config.max_tokens_per_step,
+            max_sequences=self._config.max_running_sequences,
         )
 
     # Residency -------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class CapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class CapabilitiesResponse(_message.Message):
-    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid", "warm", "maps_host_copy")
+    __slots__ = ("engine", "device", "sleep", "elastic_kv", "adapters", "pid", "warm", "maps_host_copy", "max_step_tokens", "max_sequences")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SLEEP_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,8 @@ class CapabilitiesResponse(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     WARM_FIELD_NUMBER: _ClassVar[int]
     MAPS_HOST_COPY_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     engine: str
     device: str
     sleep: bool
@@ -55,7 +57,9 @@ class CapabilitiesResponse(_message.Message):
     pid: int
     warm: str
     maps_host_copy: bool
-    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ..., warm: _Optional[str] = ..., maps_host_copy: _Optional[bool] = ...) -> None: ...
+    max_step_tokens: int
+    max_sequences: int
+    def __init__(self, engine: _Optional[str] = ..., device: _Optional[str] = ..., sleep: _Optional[bool] = ..., elastic_kv: _Optional[bool] = ..., adapters: _Optional[bool] = ..., pid: _Optional[int] = ..., warm: _Optional[str] = ..., maps_host_copy: _Optional[bool] = ..., max_step_tokens: _Optional[int] = ..., max_sequences: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("replica_id", "descriptor_key", "manifest_json", "max_model_len", "weights_lease_bytes", "kv_guarantee_bytes", "kv_cap_bytes", "host_copy_checksum", "from_file")
@@ -248,7 +252,7 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logit_bias: _Optional[_Iterable[_Union[TokenBias, _Mapping]]] = ..., bad_words: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ...) -> None: ...
 
 class Sequence(_message.Message):
-    __slots__ = ("sequence_id", "replica_id", "output_ids", "sampling", "deadline_s", "priority", "cache_scope")
+    __slots__ = ("sequence_id", "replica_id", "output_ids", "sampling", "deadline_s", "priority", "cache_scope", "tpot_target_s")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +260,7 @@ class Sequence(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    TPOT_TARGET_S_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     replica_id: str
     output_ids: bytes
@@ -263,7 +268,8 @@ class Sequence(_message.Message):
     deadline_s: float
     priority: int
     cache_scope: bytes
-    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., output_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., cache_scope: _Optional[bytes] = ...) -> None: ...
+    tpot_target_s: float
+    def __init__(self, sequence_id: _Optional[int] = ..., replica_id: _Optional[str] = ..., output_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., deadline_s: _Optional[float] = ..., priority: _Optional[int] = ..., cache_scope: _Optional[bytes] = ..., tpot_target_s: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("prompt_ids", "sequences")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -314,6 +315,7 @@ class RequestStream:
     def _submit(self, runner: SequenceWorker, replica_id: str) -> None:
         self._runner = runner
         self._running.enter(self, runner)
+        target_s = self._request.tpot_target_s
         for choice in self._choices:
             if choice.ended:
                 continue
@@ -325,6 +327,7 @@ class RequestStream:
                 sampling=_sampling_of(choice, self._request.sampling),
                 output_ids=np.array(choice.output_ids, np.int32),
                 deadline_s=self._request.deadline_s,
+                tpot_target_s=math.inf if target_s is None else target_s,
                 priority=self._request.priority,
                 cache_scope=self._request.cache_scope,
             )

@@ -174,6 +174,7 @@ class EngineDriver:
         deadline_s: float = float("inf"),
         priority: int = 0,
         cache_scope: bytes | None = b"",
+        tpot_target_s: float = float("inf"),
         **sampling: Any,
     ) -> None:
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": 20, **sampling})
@@ -187,6 +188,7 @@ class EngineDriver:
                 deadline_s,
                 priority,
                 cache_scope,
+                tpot_target_s,
             )
         )
 

@@ -504,7 +504,11 @@ def test_stats_add_up() -> None:
         assert (replica.kv_live_bytes, replica.kv_bytes) == (0, 2**21)
         assert replica.kv_cached_bytes == 6 * 16 * 3 * 2048  # one full block of each
         assert stats.steps_total == 16
-        assert driver.engine.capabilities().elastic_kv
+        capabilities = driver.engine.capabilities()
+        assert capabilities.elastic_kv
+        config = driver.engine._config
+        assert capabilities.max_step_tokens == config.max_tokens_per_step
+        assert capabilities.max_sequences == config.max_running_sequences
 
 
 def test_stats_while_another_replica_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,10 @@ from router.request.sampling import PLAIN_OPTIONS
 PACKAGES = ("engines", "memory_manager", "model_registry", "mooring", "ops", "router")
 UNSET = ("None", "0", "0.0", "False", "()")
 NO_DEFAULTS = ("_setting_of(", "mapped_column(")  # asks the part; a column
-OTHER_MEANINGS = {("device", "TorchEngineConfig")}  # the device of one worker
+OTHER_MEANINGS = {
+    ("device", "TorchEngineConfig"),  # the device of one worker
+    ("tpot_target_s", "SequenceRequest"),  # none is promised
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.api import (
+    Capabilities,
     Finished,
     FinishReason,
     FirstToken,
@@ -20,6 +21,8 @@ from engines.api import (
     TopLogprobs,
 )
 from engines.link.wire import (
+    capabilities_from_wire,
+    capabilities_to_wire,
     finished_from_wire,
     finished_to_wire,
     first_token_from_wire,
@@ -70,6 +73,7 @@ requests = st.builds(
     deadline_s=st.just(math.inf),
     priority=st.integers(-(2**31), 2**31 - 1),
     cache_scope=st.none() | st.binary(max_size=32),
+    tpot_target_s=st.just(math.inf) | st.floats(1e-6, 1e6),
 )
 
 
@@ -82,6 +86,20 @@ def test_sequence(request: SequenceRequest) -> None:
     for field in fields(SequenceRequest):
         if field.name not in ("prompt_ids", "output_ids"):
             assert getattr(there, field.name) == getattr(request, field.name)
+
+
+@given(
+    st.builds(
+        Capabilities,
+        engine=st.text(max_size=8),
+        device=st.text(max_size=8),
+        pid=st.integers(0, 2**32 - 1),
+        max_step_tokens=st.integers(0, 2**32 - 1),
+        max_sequences=st.integers(0, 2**32 - 1),
+    )
+)
+def test_capabilities(capabilities: Capabilities) -> None:
+    assert capabilities_from_wire(capabilities_to_wire(capabilities)) == capabilities
 
 
 @given(packed_ids)
