@@ -22,6 +22,7 @@ from memory_manager.policy.kv_forecast import is_earliest_of_its_priority
 __all__ = [
     "AdmissionOrder",
     "FirstChunk",
+    "ModelPace",
     "PreemptibleSequences",
     "RunningSequences",
     "StepPlan",
@@ -35,11 +36,13 @@ __all__ = [
     "least_urgent",
     "may_admit_more",
     "most_late_tokens",
+    "most_unpaced_decodes",
     "order_of_turns",
     "with_admitted",
 ]
 
 _LATE_PART = 8
+_PACED_PART = 0.75  # of the time for a token: what steps take more than expected is not lost
 _MOST_HELD_BACK = 8  # in one step: each was looked up in vain
 
 AdmissionOrder = tuple[int, bool, bool, float, int]
@@ -73,6 +76,8 @@ class RunningSequences:
         num_tokens: int64, known tokens, of prompt and output.
         num_computed: int64, of these, the tokens whose KV is there; fewer than ``num_tokens``.
         is_late: bool, its first token came, or can only come, after its deadline.
+        is_unpaced: bool, it has given tokens, and nothing is promised of those that follow, or no more since it is
+            late.
     """
 
     slots: NDArray[np.int64]
@@ -82,9 +87,24 @@ class RunningSequences:
     num_tokens: NDArray[np.int64]
     num_computed: NDArray[np.int64]
     is_late: NDArray[np.bool_]
+    is_unpaced: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.slots)
+
+
+class ModelPace(NamedTuple):
+    """Demands of a model's running sequences on the pace of the worker's steps.
+
+    Attributes:
+        due_s: when the first of the next tokens of its paced decodes is due; ``inf`` if it has none.
+        tightest_tpot_s: the least target of these, for each token; ``inf`` if it has none.
+        step_s: seconds of its step with these decodes alone.
+    """
+
+    due_s: float
+    tightest_tpot_s: float
+    step_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,19 +208,46 @@ def most_late_tokens(max_tokens: int) -> int:
     return max(1, max_tokens // _LATE_PART)
 
 
+def most_unpaced_decodes(paces: Sequence[ModelPace], decode_s: float, now_s: float) -> float:
+    """Decodes of a step that are not paced, so many that the paced ones of all models keep their targets; at least
+    one, so that each of them goes on in its turn; ``inf`` if none is paced.
+
+    A round, in which each model takes a step with its paced decodes, has to be over before the next token of any of
+    them is due. What is left is for the others, in equal parts of each model.
+
+    Args:
+        paces: of the models with running sequences.
+        decode_s: seconds of one decode more in this step.
+        now_s: on the clock of the tokens that are due.
+    """
+    due_s = min((each.due_s for each in paces), default=math.inf)
+    if due_s == math.inf:
+        return math.inf
+    tightest_tpot_s = min(each.tightest_tpot_s for each in paces)
+    left_s = min(due_s - now_s, _PACED_PART * tightest_tpot_s) - sum(each.step_s for each in paces)
+    if left_s <= 0 or decode_s <= 0:
+        return 1 if left_s <= 0 else math.inf
+    return max(1, left_s / decode_s // len(paces))
+
+
 def choose_chunks(
-    running: RunningSequences, max_tokens: int, in_time_priority: float = -math.inf
+    running: RunningSequences,
+    max_tokens: int,
+    in_time_priority: float = -math.inf,
+    max_unpaced: float = math.inf,
 ) -> StepPlan:
     """Chooses one token of every decode, and chunks of the prefills in what the budget leaves: by priority, then
     those in time, then by deadline, then by arrival.
 
     Args:
         max_tokens: computed in the step, at least the number of sequences.
+        max_unpaced: decodes that are not paced, by ``most_unpaced_decodes``; more of them sit the step out, by
+            priority and then arrival.
         in_time_priority: the highest of all sequences of the worker that are in time, ``-inf`` if none is. Late
             prefills that are not above it take ``most_late_tokens``.
     """
     slots, remaining = running.slots, running.num_tokens - running.num_computed
-    decodes = slots[remaining == 1]
+    decodes = slots[_decoding(running, max_unpaced)]
     prefills = np.flatnonzero(remaining > 1)
     order = np.lexsort(
         (
@@ -222,6 +269,16 @@ def choose_chunks(
         np.concatenate((np.ones(len(decodes), np.int64), chunks[some])),
         len(decodes),
     )
+
+
+def _decoding(running: RunningSequences, max_unpaced: float) -> NDArray[np.bool_]:
+    """Which of these sequences decode in a step, bool [S]."""
+    decoding: NDArray[np.bool_] = running.num_tokens - running.num_computed == 1
+    unpaced = np.flatnonzero(decoding & running.is_unpaced) if max_unpaced < len(running) else ()
+    if len(unpaced) > max_unpaced:
+        order = np.lexsort((running.arrival[unpaced], -running.priority[unpaced]))
+        decoding[unpaced[order[int(max_unpaced) :]]] = False
+    return decoding
 
 
 def _taken(wanted: NDArray[np.int64], budget: int) -> NDArray[np.int64]:

@@ -13,19 +13,20 @@ __all__ = ["collect_output"]
 
 
 def collect_output(
-    table: SequenceTable, slots: NDArray[np.int64], sampled: Sampled, output: StepOutput
+    table: SequenceTable, slots: NDArray[np.int64], sampled: Sampled, output: StepOutput, now_s: float
 ) -> NDArray[np.int64]:
     """Appends the drawn tokens to their sequences and to the output.
 
     Args:
         slots: [R], the sequence of each drawn token.
         output: of this step, no tokens in it yet.
+        now_s: on the clock of the deadlines.
 
     Returns:
         The slots whose sequences have ended, for the caller to release.
     """
     token_ids = sampled.token_ids
-    table.append(slots, token_ids)
+    table.append(slots, token_ids, now_s)
     output.sequence_ids = table.sequence_ids[slots].tolist()
     output.token_ids = token_ids.tolist()
     output.top_logprobs = sampled.top_logprobs

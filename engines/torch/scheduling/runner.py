@@ -27,7 +27,7 @@ from engines.torch.sampling.logprobs import score_tokens
 from engines.torch.sampling.sampler import Sampled, Sampler
 from engines.torch.scheduling.batch_builder import BuiltBatch, ScoredTokens, build_batch
 from engines.torch.scheduling.books import FirstTokens, PenaltyRows, SequenceBook
-from engines.torch.scheduling.compose import PreemptibleSequences, StepPlan
+from engines.torch.scheduling.compose import ModelPace, PreemptibleSequences, StepPlan
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.output import collect_output
@@ -38,6 +38,7 @@ from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.shared_kv import Claim, SharedKV, SharerDemand
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.kv.block_store import BlockStore
+from memory_manager.policy.step_model import StepModel
 from mooring.errors import InsufficientMemoryError, InternalError, MooringError
 
 __all__ = ["Forward", "SequenceRunner", "ToLogits"]
@@ -135,12 +136,14 @@ class SequenceRunner:
             PenaltyRows(self._sampler.penalties, self._table.sampling),
             self._edits,
         )
+        self._costs = StepModel()
         self._demand = ModelDemand(self._table, self._blocks, counters)
         self._scheduler = Scheduler(
             self._table,
             self._blocks,
             self._waiting,
             max_tokens_per_step=config.max_tokens_per_step,
+            costs=self._costs,
             demand=self._demand,
             shared=shared,
             sharer=self,
@@ -195,6 +198,11 @@ class SequenceRunner:
         waiting = self._demand.waiting(list(self._waiting))
         wanted_bytes = float((waiting.held_bytes + waiting.num_left * waiting.token_bytes).sum())
         return min(math.ceil(wanted_bytes), max(0, self._limits.kv_bytes - self.live_kv_bytes))
+
+    def pace(self) -> ModelPace:
+        """See ``Sharer``."""
+        num_paced, due_s, tightest_tpot_s = self._table.paced_decodes()
+        return ModelPace(due_s, tightest_tpot_s, self._costs.seconds(num_paced, 0))
 
     def kv_demand(self) -> SharerDemand:
         """See ``Sharer``."""
@@ -279,7 +287,7 @@ class SequenceRunner:
         A failure of the model ends the sequences of this step and no others.
         """
         began_s = self._clock()
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(time.monotonic())
         if plan is None:
             return False
         sequence_ids = self._table.sequence_ids[plan.slots].tolist()
@@ -380,6 +388,7 @@ class SequenceRunner:
         done_s = self._clock()
         output.seconds = done_s - launched.began_s
         output.computed_tokens = dict(zip(launched.sequence_ids, plan.num_new.tolist(), strict=True))
+        self._costs.note(plan.num_decodes, plan.num_new_tokens - plan.num_decodes, output.seconds)
         table.num_computed[plan.slots] += plan.num_new
         self._resumption.store(plan.slots)
         self._resumption.note_step(plan.num_new_tokens, plan.num_decodes, done_s - launched.forward_began_s)
@@ -387,7 +396,7 @@ class SequenceRunner:
             sampling = launched.batch.sampling_slots
             self._counters.generation_tokens += len(sampling)
             output.first_tokens = self._first_tokens.take(sampling)
-            for slot in collect_output(table, sampling, sampled, output).tolist():
+            for slot in collect_output(table, sampling, sampled, output, time.monotonic()).tolist():
                 self._counters.note_output(int(table.num_tokens[slot] - table.num_prompt[slot]))
                 self._remove(slot)
         self._free_behind_windows(plan.slots)

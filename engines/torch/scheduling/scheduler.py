@@ -2,7 +2,8 @@
 
 A step is planned in this order; ``compose`` chooses each time, and here blocks and slots are taken for it:
 
-1. every running decode, one token each;
+1. every running decode, one token each; while sequences of the worker are paced, of those that are not paced only as
+   many as leave the others their time, and the rest sit the step out with their KV;
 2. chunks of the running prefills in what the budget leaves, the most urgent first;
 3. blocks for both; if there is no room, the least urgent sequence is preempted and 1 is done again. While the lease
    shrinks, whoever needs a block sits the step out instead, and nobody is admitted: whose blocks go is decided for
@@ -34,13 +35,14 @@ from numpy.typing import NDArray
 from engines.torch.kv.block_tables import BlockTables
 from engines.torch.kv.prefix import Prefix
 from engines.torch.scheduling import compose
-from engines.torch.scheduling.compose import PreemptibleSequences, StepPlan
+from engines.torch.scheduling.compose import PreemptibleSequences, RunningSequences, StepPlan
 from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.sequences import SequenceTable
 from engines.torch.scheduling.shared_kv import Claim, SharedKV, Sharer
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.kv_spec import PAGE_BYTES, kv_bytes_for_tokens
 from memory_manager.policy.kv_forecast import KVDemand, kept_until_tokens
+from memory_manager.policy.step_model import StepModel
 
 __all__ = ["Scheduler"]
 
@@ -93,6 +95,7 @@ class Scheduler:
 
     Args:
         max_tokens_per_step: at least the number of slots.
+        costs: of its steps.
         demand: what its sequences are expected to need.
         shared: KV of the worker.
         sharer: the model, as the worker's others know it.
@@ -112,6 +115,7 @@ class Scheduler:
         waiting: WaitingQueue,
         *,
         max_tokens_per_step: int,
+        costs: StepModel,
         demand: ModelDemand,
         shared: SharedKV,
         sharer: Sharer,
@@ -125,6 +129,7 @@ class Scheduler:
         self._blocks = blocks
         self._waiting = waiting
         self._max_tokens = max_tokens_per_step
+        self._costs = costs
         self._demand = demand
         self._shared = shared
         self._sharer = sharer
@@ -135,6 +140,7 @@ class Scheduler:
         self._ended_for_good = ended_for_good
         self._refused: _Refusal | None = None
         self._in_time_priority = -math.inf
+        self._max_unpaced = math.inf
         self._late_budget = max_tokens_per_step  # what its last step left of the tokens for late ones
 
     @property
@@ -169,9 +175,14 @@ class Scheduler:
         order, num_tokens = min(claims)
         return Claim(order, kv_bytes_for_tokens(self._blocks.groups, num_tokens))
 
-    def plan(self) -> StepPlan | None:
-        """Plans the next step and takes its blocks; None if nothing can run now."""
+    def plan(self, now_s: float) -> StepPlan | None:
+        """Plans the next step and takes its blocks; None if nothing can run now.
+
+        Args:
+            now_s: on the clock of the deadlines.
+        """
         self._in_time_priority = self._shared.in_time_priority
+        self._max_unpaced = self._shared.most_unpaced_decodes(self._costs.decode_s, now_s)
         if self._shared.is_shrinking:
             plan = self._going_on()
         else:
@@ -180,9 +191,12 @@ class Scheduler:
                 plan = self._take_waiting(plan)
         return plan if len(plan) else None
 
+    def _choose_chunks(self, running: RunningSequences) -> StepPlan:
+        return compose.choose_chunks(running, self._max_tokens, self._in_time_priority, self._max_unpaced)
+
     def _going_on(self) -> StepPlan:
         """Plans those that run and need no more blocks."""
-        plan = compose.choose_chunks(self._table.running(), self._max_tokens, self._in_time_priority)
+        plan = self._choose_chunks(self._table.running())
         num_missing = np.sum(self._missing(plan), axis=0)
         return plan.without(plan.slots[num_missing > 0].tolist())
 
@@ -191,7 +205,7 @@ class Scheduler:
         was_preempted = False
         while True:
             running = self._table.running()
-            plan = compose.choose_chunks(running, self._max_tokens, self._in_time_priority)
+            plan = self._choose_chunks(running)
             if self._extend(plan):
                 return plan, was_preempted
             if len(running) == 1:

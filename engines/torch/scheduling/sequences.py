@@ -35,6 +35,9 @@ class SequenceTable:
         sequence_ids: uint64 [C]. arrival, priority: int64 [C].
         deadline_s: float64 [C], for the first token; ``inf`` once it was given, or the deadline has passed.
         is_late: bool [C], whether it passed first.
+        tpot_target_s: float64 [C], for each token after the first; ``inf`` if none is promised, or it is late.
+        due_s: float64 [C], when the next token is to come, for the mean to keep the target; ``inf`` if there is no
+            target, or no token since it was submitted. Where it is finite the sequence is paced.
         kept_until: int64 [C], computed tokens up to which a late one makes way for nobody that is in time.
         sampling: parameters of C rows.
     """
@@ -54,6 +57,8 @@ class SequenceTable:
         self.priority = np.zeros(num_slots, np.int64)
         self.deadline_s = np.full(num_slots, math.inf)
         self.is_late = np.zeros(num_slots, np.bool_)
+        self.tpot_target_s = np.full(num_slots, math.inf)
+        self.due_s = np.full(num_slots, math.inf)
         self.kept_until = np.zeros(num_slots, np.int64)
         self.sampling = SamplingRows.empty(num_slots)
         self._active = np.zeros(num_slots, np.bool_)
@@ -85,6 +90,7 @@ class SequenceTable:
             num_tokens=self.num_tokens[slots],
             num_computed=self.num_computed[slots],
             is_late=self.is_late[slots],
+            is_unpaced=(self.due_s[slots] == math.inf) & (self.num_tokens[slots] > self.num_prompt[slots]),
         )
 
     def is_active(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -118,6 +124,8 @@ class SequenceTable:
         self.priority[slot] = request.priority
         self.deadline_s[slot] = math.inf if pending.is_late else pending.deadline_s
         self.is_late[slot] = pending.is_late
+        self.tpot_target_s[slot] = math.inf if pending.is_late else request.tpot_target_s
+        self.due_s[slot] = pending.due_s
         self.kept_until[slot] = pending.kept_until
         self.sampling.set(slot, request.sampling, num_prompt=pending.num_prompt, eos_ids=eos_ids)
         self.score_from[slot] = self.score_until[slot] = 0
@@ -146,15 +154,23 @@ class SequenceTable:
             preempted=True,
             deadline_s=float(self.deadline_s[slot]),
             is_late=bool(self.is_late[slot]),
+            due_s=float(self.due_s[slot]),
             first=pending.first,
             keys=pending.keys,
         )
 
-    def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
-        """Adds one drawn token to each of these sequences, none of which is at its ``max_length``."""
+    def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64], now_s: float) -> None:
+        """Adds one drawn token to each of these sequences, none of which is at its ``max_length``.
+
+        Args:
+            now_s: on the clock of the deadlines.
+        """
         self.token_ids[slots, self.num_tokens[slots]] = token_ids
         self.num_tokens[slots] += 1
         self.deadline_s[slots] = math.inf
+        due_s = self.due_s[slots]
+        due_s[due_s == math.inf] = now_s
+        self.due_s[slots] = due_s + self.tpot_target_s[slots]
 
     def note_late(self, now_s: float) -> bool:
         """Notes whose deadline has passed without a first token: nobody hurries for them any more. Returns
@@ -162,7 +178,18 @@ class SequenceTable:
         passed = self._active & (self.deadline_s < now_s)
         self.is_late |= passed
         self.deadline_s[passed] = math.inf
+        self.tpot_target_s[passed] = math.inf
         return bool(passed.any())
+
+    def paced_decodes(self) -> tuple[int, float, float]:
+        """Number of the paced sequences that decode, when the first of their next tokens is due, and the least
+        target; ``inf`` if there are none."""
+        paced = self._active & (self.due_s < math.inf)
+        if not paced.any():
+            return 0, math.inf, math.inf
+        paced &= self.num_tokens - self.num_computed == 1
+        due_s, target_s = self.due_s[paced], self.tpot_target_s[paced]
+        return len(due_s), float(due_s.min(initial=math.inf)), float(target_s.min(initial=math.inf))
 
     @property
     def in_time_priority(self) -> float:

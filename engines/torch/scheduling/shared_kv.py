@@ -9,7 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.torch.scheduling.compose import PreemptibleSequences, claim_order, least_urgent
+from engines.torch.scheduling.compose import (
+    ModelPace,
+    PreemptibleSequences,
+    claim_order,
+    least_urgent,
+    most_unpaced_decodes,
+)
 from engines.torch.scheduling.waiting import PendingSequence
 from memory_manager.kv.pool import KVPool
 from memory_manager.kv_spec import PAGE_BYTES
@@ -58,6 +64,10 @@ class Sharer(Protocol):
     def in_time_priority(self) -> float:
         """The highest priority of those that run, and of the next to be admitted, as far as they are in time;
         ``-inf`` if none is."""
+        ...
+
+    def pace(self) -> ModelPace:
+        """Demands of those that run on the pace of the worker's steps."""
         ...
 
     def kv_demand(self) -> SharerDemand: ...
@@ -122,6 +132,11 @@ class SharedKV:
     def in_time_priority(self) -> float:
         """See ``Sharer``, of all models."""
         return max((each.in_time_priority for each in self._sharers()), default=-math.inf)
+
+    def most_unpaced_decodes(self, decode_s: float, now_s: float) -> float:
+        """Decodes that are not paced in a step of one model: see ``compose.most_unpaced_decodes``."""
+        paces = [each.pace() for each in self._sharers() if each.num_running]
+        return most_unpaced_decodes(paces, decode_s, now_s)
 
     def note_change(self) -> None:
         self._num_changes += 1

@@ -29,6 +29,7 @@ class PendingSequence:
         preempted: it ran before.
         deadline_s: for its first token; ``inf`` once it has one.
         is_late: its first token came after its deadline, or can only come after it.
+        due_s: when its next token is to come; ``inf`` if that is not promised, or none came since it was submitted.
         kept_until: computed tokens up to which it makes way for nobody, though it is late; of one that is admitted.
         first: to be told with its first token; None once that was given. Its prompt's log-probabilities are those
             found so far, and until a step begins with it ``began_s`` is when it was submitted.
@@ -43,6 +44,7 @@ class PendingSequence:
     preempted: bool = False
     deadline_s: float = math.inf
     is_late: bool = False
+    due_s: float = math.inf
     kept_until: int = 0
     first: FirstToken | None = None
     keys: BlockKeys | None = None

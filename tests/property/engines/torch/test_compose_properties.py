@@ -53,6 +53,7 @@ def sequences(draw: Callable[..., Any], min_size: int = 0) -> RunningSequences:
         num_tokens=column([a + b for a, b in zip(computed, remaining, strict=True)]),
         num_computed=column(computed),
         is_late=column(draw(st.lists(st.booleans(), min_size=num, max_size=num)), np.bool_),
+        is_unpaced=column(draw(st.lists(st.booleans(), min_size=num, max_size=num)), np.bool_),
     )
 
 
@@ -67,18 +68,27 @@ def rows_of(running: RunningSequences) -> list[dict[str, Any]]:
             "num_computed": int(running.num_computed[row]),
             "remaining": int(running.num_tokens[row] - running.num_computed[row]),
             "is_late": bool(running.is_late[row]),
+            "is_unpaced": bool(running.is_unpaced[row]),
         }
         for row in range(len(running))
     ]
 
 
-@given(sequences(), st.integers(MAX_SEQUENCES, 200), priorities | st.just(-math.inf))
-def test_every_decode_computes_and_prefills_share_what_is_left_by_their_order(
-    running: RunningSequences, max_tokens: int, in_time_priority: float
+@given(
+    sequences(),
+    st.integers(MAX_SEQUENCES, 200),
+    priorities | st.just(-math.inf),
+    st.integers(1, MAX_SEQUENCES) | st.just(math.inf),
+)
+def test_every_decode_that_may_computes_and_prefills_share_what_is_left_by_their_order(
+    running: RunningSequences, max_tokens: int, in_time_priority: float, max_unpaced: float
 ) -> None:
-    plan = choose_chunks(running, max_tokens, in_time_priority)
+    plan = choose_chunks(running, max_tokens, in_time_priority, max_unpaced)
     rows = rows_of(running)
-    decodes = {row["slot"] for row in rows if row["remaining"] == 1}
+    unpaced = [row for row in rows if row["remaining"] == 1 and row["is_unpaced"]]
+    unpaced.sort(key=lambda row: (-row["priority"], row["arrival"]))
+    sitting_out = {row["slot"] for number, row in enumerate(unpaced) if number >= max_unpaced}
+    decodes = {row["slot"] for row in rows if row["remaining"] == 1} - sitting_out
     assert set(plan.slots[: plan.num_decodes].tolist()) == decodes
     assert (plan.num_new[: plan.num_decodes] == 1).all()
     assert (plan.num_new >= 1).all()
@@ -97,7 +107,8 @@ def test_every_decode_computes_and_prefills_share_what_is_left_by_their_order(
     )
     assert list(found) == expected
     if not any(row["is_late"] for row in prefills):
-        assert plan.num_new_tokens == min(max_tokens, sum(row["remaining"] for row in rows))
+        wanted = sum(row["remaining"] for row in rows if row["slot"] not in sitting_out)
+        assert plan.num_new_tokens == min(max_tokens, wanted)
 
 
 seconds = st.sampled_from([0.0, 0.5, 1.0, 2.0])
@@ -184,7 +195,8 @@ def test_with_nothing_running_nothing_is_preempted_or_computed() -> None:
     nobody = PreemptibleSequences(*(column([]) for _ in PreemptibleSequences.__slots__))
     assert least_urgent(nobody, 1.0) is None
     none = column([])
-    running = RunningSequences(none, none, column([], np.float64), none, none, none, column([], np.bool_))
+    no, nothing = column([], np.bool_), column([], np.float64)
+    running = RunningSequences(none, none, nothing, none, none, none, no, no)
     assert len(choose_chunks(running, 8)) == 0
 
 

@@ -8,10 +8,12 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from support.paths import ROOT
 
 from engines.torch.scheduling.compose import (
     FirstChunk,
+    ModelPace,
     PreemptibleSequences,
     RunningSequences,
     StepPlan,
@@ -22,6 +24,7 @@ from engines.torch.scheduling.compose import (
     least_urgent,
     may_admit_more,
     most_late_tokens,
+    most_unpaced_decodes,
     with_admitted,
 )
 
@@ -51,7 +54,34 @@ def running(*rows: tuple[int, float, int, int]) -> RunningSequences:
         num_tokens=np.array(num_tokens, np.int64),
         num_computed=np.array(num_computed, np.int64),
         is_late=np.zeros(len(rows), np.bool_),
+        is_unpaced=np.ones(len(rows), np.bool_),
     )
+
+
+@pytest.mark.parametrize(
+    ("paces", "now_s", "most"),
+    [
+        ([], 0.0, math.inf),
+        ([ModelPace(math.inf, math.inf, 0.01)], 0.0, math.inf),
+        ([ModelPace(10.0, 0.1, 0.025)], 0.0, 50),  # three quarters of the target, less the step
+        ([ModelPace(10.0, 0.1, 0.025)], 9.955, 20),  # the token is due in 45 ms
+        ([ModelPace(10.0, 0.1, 0.025)], 10.5, 1),  # it is overdue
+        (
+            [ModelPace(10.0, 0.1, 0.02), ModelPace(math.inf, math.inf, 0.015)],
+            0.0,
+            20,
+        ),  # for each of two models
+    ],
+)
+def test_unpaced_decodes_have_what_the_paced_ones_leave(
+    paces: list[ModelPace], now_s: float, most: float
+) -> None:
+    assert most_unpaced_decodes(paces, 0.000999, now_s) == most
+
+
+@pytest.mark.parametrize(("now_s", "most"), [(0.0, math.inf), (10.5, 1)])
+def test_decodes_that_cost_nothing_are_not_counted(now_s: float, most: float) -> None:
+    assert most_unpaced_decodes([ModelPace(10.0, 0.1, 0.02)], 0.0, now_s) == most
 
 
 def test_decodes_come_first_and_the_most_urgent_prefill_has_the_rest() -> None:
