@@ -126,8 +126,8 @@ def main(
         engines = [load_engine(folder) for folder in folders.values()]
         costs = fit_step_costs(engines, context=round(num_prompt + num_output / 2))
         del engines
-        ttft_s = costs.of(0, round(num_prompt))
-        targets = Targets(TTFT_TIMES_ALONE * ttft_s, TPOT_TIMES_ALONE * costs.of(1, 0))
+        ttft_s = costs.seconds(0, round(num_prompt))
+        targets = Targets(TTFT_TIMES_ALONE * ttft_s, TPOT_TIMES_ALONE * costs.seconds(1, 0))
         grid = whole_grid(costs, trace, load.num_sequences * load.max_model_len, targets)
         _describe(report, load, targets)
         if "simulated" in parts:

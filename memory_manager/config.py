@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from memory_manager.kv_spec import PAGE_BYTES
 from mooring.declared import Bounds, Setting, check_bounds
@@ -136,6 +136,13 @@ class ManagerConfig(PlannerConfig):
         copy_bytes_per_s: guess at the speed of loads and wakes until one has been measured.
     """
 
+    queue_policy: Annotated[
+        Literal["fcfs", "sjf", "vtc", "slo"],
+        Setting(
+            "Order in which waiting requests are served: `slo` by SLO class, fair share and what is due, `fcfs` as "
+            "they came, `sjf` the shortest first, `vtc` the tenant first that had least."
+        ),
+    ] = "slo"
     max_waiting_requests: Annotated[
         int,
         _AT_LEAST_ONE,

@@ -60,8 +60,8 @@ _TOKENS_AT_ONCE = 1024  # of the steps of one message, before the event loop has
 
 
 SequenceSink = Callable[[ChoiceTokens], None]
-StepSink = Callable[[str, int], None]
-"""Told of every step: the replica, and the tokens that the step computed, those of prompts included."""
+StepSink = Callable[[str, Sequence[int], float], None]
+"""Told of every step: the replica, the tokens that each sequence computed in it, and the seconds that it took."""
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class WorkerClient:
     Args:
         descriptors: the channel on which this life of the worker receives host copies.
         clock: ``time.monotonic``, the clock of ``SequenceRequest.deadline_s``.
-        on_step: called with every step's size; must not block.
+        on_step: told of every step; must not block.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WorkerClient:
         descriptors: DescriptorSender,
         config: ClientConfig,
         clock: Callable[[], float] = time.monotonic,
-        on_step: StepSink = lambda replica_id, num_tokens: None,
+        on_step: StepSink = lambda replica_id, num_computed, seconds: None,
     ) -> None:
         self._worker_id = worker_id
         self._descriptors = descriptors
@@ -316,7 +316,7 @@ class WorkerClient:
         """Tells the sinks of one step; returns the number of its tokens."""
         news = self._news_of(message)
         if message.num_computed:
-            self._on_step(message.replica_id, sum(message.num_computed))
+            self._on_step(message.replica_id, message.num_computed, message.seconds)
         for sequence_id, new in news.items():
             sent = self._sent.get(sequence_id)
             if sent is None:  # it was cancelled here and the worker did not know yet

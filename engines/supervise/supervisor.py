@@ -121,7 +121,7 @@ class Supervisor:
         on_lost: told, by worker id, of the end of every life that was ready.
         drain: takes everything off a worker that is to be removed, within so many seconds.
         clock: ``time.monotonic``.
-        on_step: told of the size of every step, as in ``WorkerClient``.
+        on_step: told of every step, as in ``WorkerClient``.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Supervisor:
         config: SupervisorConfig | None = None,
         client_config: ClientConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_step: StepSink = lambda replica_id, num_tokens: None,
+        on_step: StepSink = lambda replica_id, num_computed, seconds: None,
     ) -> None:
         self._on_ready = on_ready
         self._on_lost = on_lost

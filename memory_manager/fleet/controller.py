@@ -87,7 +87,9 @@ class MemoryManager:
         self._links = LinkRates()
         self._reporter = Reporter(clock, events)
         self._schedule = PlanSchedule(self.replan)
-        self._admission = Admission(self._config, clock, self._reporter, self._schedule.soon)
+        self._admission = Admission(
+            self._config, self._ledgers, self._workers, clock, self._reporter, self._schedule.soon
+        )
         self._moves = Moves(
             host_cache,
             self._config,
@@ -234,10 +236,15 @@ class MemoryManager:
         deadline_s: float = math.inf,
         tpot_target_s: float | None = None,
         priority: int = 0,
-        tenant: str | None = None,
+        tenant: str = "",
+        weight: float = 1.0,
+        refuses_miss: bool = False,
+        num_prompt: int = 1,
+        num_choices: int = 1,
+        most_output: float = math.inf,
         again: bool = False,
     ) -> ReplicaTicket:
-        """Waits until a replica is resident and takes requests; the ticket counts as activity until released.
+        """Waits until a worker can begin the request; the ticket counts as activity until released.
 
         Args:
             deadline_s: on the manager's clock. It orders who waits; it does not end the wait, which is for
@@ -245,22 +252,49 @@ class MemoryManager:
             tpot_target_s: seconds that each token after the first may take, on average; None takes the configured
                 ones.
             priority: higher first.
-            tenant: whose request it is, which may not fill the queue alone; None if it is no tenant's.
+            tenant: whose request it is, which may not fill the queue alone; empty if it is no tenant's.
+            weight: of the tenant.
+            refuses_miss: it is refused if its first token is not expected by its deadline.
+            num_prompt: tokens of its prompt.
+            num_choices: sequences that it asks for.
+            most_output: tokens at which each of them ends in any case.
             again: the request had a ticket before and is tried again or moves, so it is no new arrival.
 
         Raises:
             ModelNotFoundError: no such deployment, or it was removed meanwhile.
             ModelUnavailableError: it is disabled, or its load failed a moment ago.
             InsufficientMemoryError: it can never fit.
-            OverloadedError: too many wait for it already.
+            OverloadedError: too many wait for it already, or it is not expected to begin in time, and refuses that.
             RateLimitError: too many of this tenant's do.
             ShuttingDownError: ``stop`` was called.
         """
         if self._stopping:
             raise shutting_down()
         return await self._admission.acquire(
-            self._deployment(name), deadline_s, tpot_target_s, priority, tenant, again
+            self._deployment(name),
+            deadline_s=deadline_s,
+            tpot_target_s=tpot_target_s,
+            priority=priority,
+            tenant=tenant,
+            weight=weight,
+            refuses_miss=refuses_miss,
+            num_prompt=num_prompt,
+            num_choices=num_choices,
+            most_output=most_output,
+            again=again,
         )
+
+    def note_step(self, replica_id: str, num_computed: Sequence[int], seconds: float) -> None:
+        """Notes a step of a worker.
+
+        Args:
+            num_computed: tokens of each sequence that took part.
+            seconds: that it took.
+        """
+        replica = self._replicas.get(replica_id)
+        if replica is not None and num_computed:
+            num_decodes = sum(each == 1 for each in num_computed)
+            replica.deployment.costs.note(num_decodes, sum(num_computed) - num_decodes, seconds)
 
     # What an operator asks for.
 
@@ -337,7 +371,7 @@ class MemoryManager:
             self._has_moved = False
             self._follow_moves()
             self._roster.note_drained()
-        self._admission.serve(self._deployments.values())
+        self._admission.serve()
         now_s = self._clock()
         for deployment in self._deployments.values():
             deployment.note_rest(now_s, self._config)
@@ -352,7 +386,7 @@ class MemoryManager:
                 deployment.exchange = decided.exchanges.get(deployment.spec.name)
         for action in decided.actions:
             self._execution.begin(action)
-        self._admission.serve(deployments)
+        self._admission.serve()
         self._schedule.after(decided.next_at_s - now_s)
 
     def _state(

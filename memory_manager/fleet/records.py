@@ -15,11 +15,14 @@ from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
 from memory_manager.fleet.worker_group import Worker, WorkerGroup
 from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate, ArrivalWindow, wake_at_s
 from memory_manager.policy.chooser import Exchange
+from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.pace import Pace
 from memory_manager.policy.plan_types import DemandView
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
 from memory_manager.policy.standings import is_missed
+from memory_manager.policy.step_model import StepModel
+from memory_manager.policy.worker_load import HeldRequest
 from memory_manager.ports import ArtifactRef, DeploymentSpec, WarmPlace
 from memory_manager.stats import ReplicaStats
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
@@ -252,6 +255,7 @@ class Deployment:
         pattern: the rhythm of its requests.
         rate: how many of them come.
         pace: how fast they are answered.
+        costs: seconds of its steps.
         stirred: something has happened to it since a plan last found it at rest.
         due_s: when time alone will stir it; as of then.
         load_s, wake_s: running estimates; None before the first measurement.
@@ -275,6 +279,7 @@ class Deployment:
     pattern: ArrivalPattern = field(default_factory=ArrivalPattern)
     rate: ArrivalRate = field(default_factory=ArrivalRate)
     pace: Pace = field(default_factory=Pace)
+    costs: StepModel = field(default_factory=StepModel)
 
     @property
     def is_at_rest(self) -> bool:
@@ -325,19 +330,37 @@ class Deployment:
             return None
         arrivals_s = [each.state.since_s for each in parked]
         if self.waiters:
-            arrivals_s.append(next(iter(self.waiters)).arrival_s)
+            arrivals_s.append(next(iter(self.waiters)).at_s)
         if self.asked_in_vain_since_s is not None:
             arrivals_s.append(self.asked_in_vain_since_s)
         latest_s = [each.latest_s(self.pace) for each in self.waiters]
         latest_s += [ticket.latest_s() for each in parked for ticket in each.tickets]
         priorities = [each.priority for each in self.waiters]
-        priorities += [ticket.priority for each in parked for ticket in each.tickets]
+        priorities += [ticket.claim.priority for each in parked for ticket in each.tickets]
         return DemandView(
             num_waiting=len(latest_s),
             oldest_arrival_s=min(arrivals_s),
             priority=max(priorities),
             latest_s=tuple(latest_s),
         )
+
+    def as_held(self, claim: RequestClaim) -> HeldRequest:
+        """A request for it, as a worker has it or would have it."""
+        return HeldRequest(
+            claim,
+            claim.num_prompt if claim.first_at_s is None else 0,
+            self.spec.kv_longest_bytes / self.spec.max_model_len,
+            self.pace.output_tokens,
+            self.costs,
+        )
+
+    def comes_in_s(self, now_s: float, config: ManagerConfig) -> float:
+        """Seconds until it is there if it is brought now, or is on its way; 0 if it is there."""
+        best = self.best_replica()
+        if best.takes_requests:
+            return 0.0
+        since_s = now_s - best.state.since_s if self.is_coming else 0.0
+        return max(0.0, self.reload_s(config) - since_s)
 
     def check_available(self, now_s: float) -> None:
         """Raises ``ModelUnavailableError`` where it is disabled, or failed and not yet to be tried again."""

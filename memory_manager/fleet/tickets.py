@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.pace import NUM_TIMED_AT_ONCE, Pace
 from memory_manager.policy.slack import running_latest_s, waiting_latest_s
 
@@ -17,7 +18,7 @@ __all__ = ["Places", "ReplicaTicket", "Waiter"]
 
 class _OfTenant(Protocol):
     @property
-    def tenant(self) -> str | None: ...
+    def tenant(self) -> str: ...
 
 
 R = TypeVar("R", bound=_OfTenant)
@@ -28,9 +29,9 @@ class Places(dict[R, None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_of: Counter[str | None] = Counter()
+        self._num_of: Counter[str] = Counter()
 
-    def num_of(self, tenant: str | None) -> int:
+    def num_of(self, tenant: str) -> int:
         """How many are this tenant's."""
         return self._num_of[tenant]
 
@@ -53,21 +54,10 @@ class Places(dict[R, None]):
 
 
 @dataclass(slots=True, eq=False)
-class Waiter:
-    """One acquire that waits.
+class Waiter(RequestClaim):
+    """One acquire that waits; a claim without a deadline is due when its patience ends."""
 
-    Attributes:
-        deadline_s: when its first token is due; of one without a deadline, when its patience ends.
-        tpot_target_s: seconds that each further token may take, on average.
-        priority: higher goes first.
-    """
-
-    arrival_s: float
-    deadline_s: float
-    tpot_target_s: float
-    priority: int
-    tenant: str | None
-    ticket: asyncio.Future[ReplicaTicket]
+    ticket: asyncio.Future[ReplicaTicket] = field(kw_only=True)
 
     def latest_s(self, pace: Pace) -> float:
         """The latest moment at which it has to be computed to meet its target."""
@@ -81,69 +71,73 @@ class ReplicaTicket:
     Attributes:
         replica_id, worker_id: where to send the request.
         artifact_key: of the weights that the replica runs.
-        tenant: whose request it is; None if it is no tenant's.
+        claim: what the request was promised, and how far it has come.
         asked_at_s: when it arrived, or its replica came if that was later.
-        deadline_s: when its first token is due.
-        tpot_target_s: seconds that each further token may take, on average.
-        priority: of the request, which counts while it is parked.
         pace: of its deployment.
+        predicted_ttft_s: seconds from its arrival to its first token, as predicted then; None if nothing is known.
+        on_tokens: called with it and the number of its new tokens.
         on_release: called with it at each release.
-        predicted_ttft_s: seconds from the request's arrival to its first token, as predicted when it was accepted;
-            None if nobody could tell.
     """
 
     replica_id: str
     worker_id: str
     artifact_key: str
-    tenant: str | None
+    claim: RequestClaim
     asked_at_s: float
-    deadline_s: float
-    tpot_target_s: float
-    priority: int
     pace: Pace
+    predicted_ttft_s: float | None
     clock: Callable[[], float]
+    on_tokens: Callable[[ReplicaTicket, int], None]
     on_release: Callable[[ReplicaTicket], None]
-    predicted_ttft_s: float | None = None
-    _first_at_s: float | None = field(default=None, init=False)
     _num_before: int = field(default=0, init=False)  # tokens that the request had from a former ticket
-    _num_tokens: int = field(default=0, init=False)
     _timed_at_s: float = field(default=0.0, init=False)  # when it had ``_num_timed`` tokens
     _num_timed: int = field(default=0, init=False)
 
+    @property
+    def tenant(self) -> str:
+        """Whose request it is."""
+        return self.claim.tenant
+
     def note_tokens(self, num_tokens: int) -> None:
         """Tells how many tokens the request has by now; of several choices, that of any."""
-        if self._first_at_s is None:
-            self._first_at_s = self._timed_at_s = self.clock()
+        claim = self.claim
+        if claim.first_at_s is None:
+            claim.first_at_s = self._timed_at_s = self.clock()
             self._num_before, self._num_timed = num_tokens - 1, num_tokens
-        self._num_tokens = max(self._num_tokens, num_tokens)
-        if (num_new := self._num_tokens - self._num_timed) >= NUM_TIMED_AT_ONCE:
+            self.on_tokens(self, 0)
+        elif num_tokens > claim.num_output:
+            self.on_tokens(self, num_tokens - claim.num_output)
+        claim.num_output = max(claim.num_output, num_tokens)
+        if (num_new := claim.num_output - self._num_timed) >= NUM_TIMED_AT_ONCE:
             self._time(num_new)
 
     def _time(self, num_new: int) -> None:
         now_s = self.clock()
         self.pace.note_tokens(num_new, self._timed_at_s, now_s)
-        self._timed_at_s, self._num_timed = now_s, self._num_tokens
+        self._timed_at_s, self._num_timed = now_s, self.claim.num_output
 
     def latest_s(self) -> float:
         """The latest moment at which it has to be computed to meet its targets, on the manager's clock."""
-        if self._first_at_s is None:
-            return waiting_latest_s(self.deadline_s, self.pace.first_token_s)
+        claim = self.claim
+        if claim.first_at_s is None:
+            return waiting_latest_s(claim.deadline_s, self.pace.first_token_s)
         return running_latest_s(
-            first_at_s=self._first_at_s,
-            deadline_s=self.deadline_s,
-            num_tokens=self._num_tokens - self._num_before,
+            first_at_s=claim.first_at_s,
+            deadline_s=claim.deadline_s,
+            num_tokens=claim.num_output - self._num_before,
             expected_tokens=self.pace.output_tokens - self._num_before,
             token_s=self.pace.token_s,
-            tpot_target_s=self.tpot_target_s,
+            tpot_target_s=claim.tpot_target_s,
         )
 
     def note_pace(self, ttft_target_s: float) -> None:
         """Takes what the request took, if it has tokens, into its deployment's means."""
-        if self._first_at_s is not None:
-            self.pace.note_first_token(max(0.0, self._first_at_s - self.asked_at_s), ttft_target_s)
-            if 0 < self._num_tokens - self._num_before - 1 < NUM_TIMED_AT_ONCE:  # it was too short until now
-                self._time(self._num_tokens - self._num_timed)
-            self.pace.note_end(self._num_tokens)
+        first_at_s, num_tokens = self.claim.first_at_s, self.claim.num_output
+        if first_at_s is not None:
+            self.pace.note_first_token(max(0.0, first_at_s - self.asked_at_s), ttft_target_s)
+            if 0 < num_tokens - self._num_before - 1 < NUM_TIMED_AT_ONCE:  # it was too short until now
+                self._time(num_tokens - self._num_timed)
+            self.pace.note_end(num_tokens)
 
     def release(self) -> None:
         """Ends the use. Safe to call more than once, and after the worker's death."""

@@ -158,11 +158,20 @@ def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
         retry_at_s=replica.retry_at_s,
         can_sleep=replica.can_sleep,
         is_guest=replica.is_guest,
-        latest_s=tuple(each.latest_s() for each in replica.tickets),
+        latest_s=_latest_s(replica),
         artifact_key=artifact.key,
         copy_bytes=0 if host_cache.holds(artifact.key) else artifact.num_bytes,
         kv_longest_bytes=replica.spec.kv_longest_bytes,
     )
+
+
+def _latest_s(replica: Replica) -> tuple[float, ...]:
+    """The latest moments of the requests on a replica, and if it takes requests, of those that wait for it."""
+    latest_s = [each.latest_s() for each in replica.tickets]
+    deployment = replica.deployment
+    if replica.takes_requests and deployment.waiters:
+        latest_s += [each.latest_s(deployment.pace) for each in deployment.waiters]
+    return tuple(latest_s)
 
 
 def snapshot(

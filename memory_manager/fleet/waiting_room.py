@@ -1,23 +1,31 @@
-"""Requests and the replicas that they wait for."""
+"""Requests and the replicas that they wait for: one queue for each device, and late binding."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.records import Deployment, Replica, unavailable
 from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
+from memory_manager.fleet.worker_group import Worker
+from memory_manager.policy.admission import DeviceAdmission
+from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import Residency
+from memory_manager.policy.worker_load import WorkerLoad
 from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError, RateLimitError
 
 __all__ = ["Admission"]
 
 _RETRY_AFTER_S = 1.0  # a queue is refused to newcomers while it is full: any end of a request makes room
+
+_LONG_WAIT_S = 5.0  # a client that comes again by itself soon is refused again
 
 _QueueBound = Literal["max_waiting_requests", "max_requests_per_replica"]
 
@@ -31,6 +39,8 @@ class Admission:
     """Hands replicas to requests, lets requests wait for them, and refuses what cannot be served.
 
     Args:
+        devices: names.
+        workers: the controller's own, by id.
         reporter: told of refusals.
         replan_soon: called when something has changed that a plan may turn on.
     """
@@ -38,28 +48,43 @@ class Admission:
     def __init__(
         self,
         config: ManagerConfig,
+        devices: Iterable[str],
+        workers: Mapping[str, Worker],
         clock: Callable[[], float],
         reporter: Reporter,
         replan_soon: Callable[[], None],
     ) -> None:
         self._config = config
+        self._lines: dict[str, DeviceAdmission[Waiter]] = {
+            name: DeviceAdmission(QueuePolicy(config.queue_policy)) for name in devices
+        }
+        self._workers = workers
         self._clock = clock
         self._reporter = reporter
         self._replan_soon = replan_soon
+        self._arrivals = itertools.count()
+        self._awaited: dict[str, Deployment] = {}  # those that requests wait for
+        self._line_of: dict[Waiter, str] = {}  # the device in whose queue each is
+        self._held: dict[str, dict[ReplicaTicket, Replica]] = {}  # tickets of each worker
+        self._serving_soon: asyncio.Handle | None = None
 
     async def acquire(
         self,
         deployment: Deployment,
+        *,
         deadline_s: float,
         tpot_target_s: float | None,
         priority: int,
-        tenant: str | None,
+        tenant: str,
+        weight: float,
+        refuses_miss: bool,
+        num_prompt: int,
+        num_choices: int,
+        most_output: float,
         again: bool,
     ) -> ReplicaTicket:
         """See ``MemoryManager.acquire``."""
         now_s = self._clock()
-        if tpot_target_s is None:
-            tpot_target_s = self._config.tpot_target_s
         deadline_s = min(deadline_s, now_s + self._config.patience_s)
         if again:  # what it had is not forgotten by its reader, who waits for the next token now
             deadline_s = max(deadline_s, now_s + self._config.ttft_target_s)
@@ -71,20 +96,33 @@ class Admission:
         if not again:
             deployment.count_arrival(now_s, self._config.rate_half_life_s)
         best = deployment.best_replica()
-        if best.takes_requests:
-            if deployment.spec.policy.max_replicas > 1:
-                self._replan_soon()  # it may be one too many for those that are up
-            if not again:
-                self._check_room(deployment, best.tickets, tenant, "max_requests_per_replica")
-            return self._admit(best, tenant, now_s, deadline_s, tpot_target_s, priority)
         if not again:
             self._check_room(deployment, deployment.waiters, tenant, "max_waiting_requests")
-        future: asyncio.Future[ReplicaTicket] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(now_s, deadline_s, tpot_target_s, priority, tenant, future)
-        deployment.waiters.add(waiter)
-        if deployment.asked_in_vain_since_s is None:
+            if best.takes_requests:
+                self._check_room(deployment, best.tickets, tenant, "max_requests_per_replica")
+        waiter = Waiter(
+            deployment.spec.name,
+            next(self._arrivals),
+            now_s,
+            deadline_s,
+            self._config.tpot_target_s if tpot_target_s is None else tpot_target_s,
+            priority,
+            tenant,
+            weight,
+            refuses_miss and not again,
+            num_prompt,
+            num_choices,
+            most_output,
+            ticket=asyncio.get_running_loop().create_future(),
+        )
+        self._enter(deployment, waiter, now_s)
+        if not best.takes_requests and deployment.asked_in_vain_since_s is None:
             deployment.asked_in_vain_since_s = now_s
-        self._replan_soon()
+        self.serve()
+        if not best.takes_requests or deployment.spec.policy.max_replicas > 1:
+            self._replan_soon()  # of several, it may be one too many for those that are up
+        if waiter.ticket.done():
+            return waiter.ticket.result()
         try:
             return await waiter.ticket
         except asyncio.CancelledError:
@@ -92,28 +130,130 @@ class Admission:
                 waiter.ticket.result().release()
             raise
         finally:
-            deployment.waiters.discard(waiter)
+            self._leave(deployment, waiter)
             self._replan_soon()
 
-    def serve(self, deployments: Iterable[Deployment]) -> None:
-        """Gives replicas that are resident to those that wait for them, by priority and then by arrival: a worker
-        begins with what reaches it first."""
-        for deployment in deployments:
-            if not deployment.waiters or not deployment.best_replica().takes_requests:
-                continue
-            for waiter in sorted(deployment.waiters, key=lambda each: -each.priority):
-                deployment.waiters.discard(waiter)
+    def _enter(self, deployment: Deployment, waiter: Waiter, now_s: float) -> None:
+        """Lets a request into the queue of a device.
+
+        Raises:
+            OverloadedError: it is not expected to begin in time, and is refused then.
+        """
+        best = deployment.best_replica()
+        device = self._device_of(best)
+        line = self._lines[device]
+        load = self._load(best.group.first, now_s) if best.takes_requests and best.group else None
+        is_let_in = line.arrive(
+            waiter,
+            lambda each: self._awaited.get(each.model, deployment).as_held(each),
+            load,
+            now_s,
+            comes_in_s=deployment.comes_in_s(now_s, self._config),
+            step_left_s=0.0 if load is None else load.round_s() / 2,
+        )
+        if not is_let_in:
+            wait_s = line.likely_s(waiter)
+            message = (
+                f"the first token of a request for model {deployment.spec.name!r} is expected in {wait_s:.2f} s, and "
+                f"its SLO class has {waiter.deadline_s - now_s:.2f} s for it: try again later or elsewhere"
+            )
+            retry_after_s = max(_RETRY_AFTER_S, wait_s - (waiter.deadline_s - now_s))
+            error = OverloadedError(
+                message,
+                code="slo_unattainable",
+                retry_after_s=retry_after_s,
+                predicted_wait_s=wait_s,
+                should_retry=retry_after_s < _LONG_WAIT_S,
+            )
+            raise self._refused(deployment, error)
+        self._line_of[waiter] = device
+        deployment.waiters.add(waiter)
+        self._awaited[deployment.spec.name] = deployment
+
+    def _leave(self, deployment: Deployment, waiter: Waiter) -> None:
+        device = self._line_of.pop(waiter, None)
+        if device is not None:
+            self._lines[device].queue.discard(waiter)
+        deployment.waiters.discard(waiter)
+        if not deployment.waiters:
+            self._awaited.pop(deployment.spec.name, None)
+
+    def serve(self) -> None:
+        """Gives replicas that are resident to those that wait for them, as far as their workers can begin them."""
+        if not self._awaited:
+            return
+        now_s = self._clock()
+        ready: dict[str, dict[str, Replica]] = {}  # by worker, and by name of the deployment
+        for name, deployment in self._awaited.items():
+            for replica in deployment.replicas:
+                if replica.takes_requests and replica.worker_id is not None:
+                    ready.setdefault(replica.worker_id, {})[name] = replica
+        for worker_id, replicas in ready.items():
+            device = self._workers[worker_id].port.device
+            self._gather(device, replicas)
+            while (waiter := self._next(device, worker_id, replicas, now_s)) is not None:
+                replica = replicas[waiter.model]
+                del self._line_of[waiter]
+                self._leave(replica.deployment, waiter)
                 if not waiter.ticket.done():
-                    best = deployment.best_replica()
-                    ticket = self._admit(
-                        best,
-                        waiter.tenant,
-                        waiter.arrival_s,
-                        waiter.deadline_s,
-                        waiter.tpot_target_s,
-                        waiter.priority,
-                    )
-                    waiter.ticket.set_result(ticket)
+                    waiter.ticket.set_result(self._admit(replica, waiter, self._lines[device]))
+
+    def _gather(self, device: str, replicas: Mapping[str, Replica]) -> None:
+        """Brings those into a device's queue who wait for models that are there, if no replica takes their requests
+        where they stand."""
+        for replica in replicas.values():
+            there = {self._device_of(each) for each in replica.deployment.replicas if each.takes_requests}
+            for waiter in list(replica.deployment.waiters):
+                stands_at = self._line_of[waiter]
+                if stands_at not in there:
+                    self._lines[stands_at].queue.discard(waiter)
+                    self._lines[device].queue.add(waiter, self._clock())
+                    self._line_of[waiter] = device
+
+    def _next(
+        self, device: str, worker_id: str, replicas: Mapping[str, Replica], now_s: float
+    ) -> Waiter | None:
+        worker = self._workers[worker_id]
+        most = worker.capabilities.max_sequences
+        open_to = [name for name, each in replicas.items() if not most or _num_sequences(each.tickets) < most]
+        load = self._load(worker, now_s)
+
+        def may_begin(waiter: Waiter) -> bool:
+            return load.may_begin(replicas[waiter.model].deployment.as_held(waiter))
+
+        return self._lines[device].next(open_to, may_begin, now_s)
+
+    def serve_soon(self) -> None:
+        """Serves once what runs now has returned, however often this is called meanwhile."""
+        if self._awaited and self._serving_soon is None:
+            self._serving_soon = asyncio.get_running_loop().call_soon(self._serve_now)
+
+    def _serve_now(self) -> None:
+        self._serving_soon = None
+        self.serve()
+
+    def _device_of(self, replica: Replica) -> str:
+        """The device in whose queue requests for a replica stand."""
+        if replica.group is not None:
+            return replica.group.first.port.device
+        return next(iter(self._lines))
+
+    def _load(self, worker: Worker, now_s: float) -> WorkerLoad:
+        """The load of a worker, of models that are resident."""
+        tickets = self._held.setdefault(worker.worker_id, {})
+        gone = [each for each, replica in tickets.items() if each not in replica.tickets]
+        for each in gone:  # their worker was lost
+            del tickets[each]
+        return WorkerLoad(
+            [
+                replica.deployment.as_held(each.claim)
+                for each, replica in tickets.items()
+                if replica.residency is Residency.RESIDENT
+            ],
+            worker.capabilities.max_step_tokens,
+            worker.kv.lease_bytes if worker.capabilities.elastic_kv else math.inf,
+            now_s,
+        )
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
@@ -164,7 +304,7 @@ class Admission:
         self,
         deployment: Deployment,
         queue: Places[Waiter] | Places[ReplicaTicket],
-        tenant: str | None,
+        tenant: str,
         bound: _QueueBound,
     ) -> None:
         """Refuses a newcomer to a full queue, and one whose tenant has as many places in it as are free: so alone
@@ -181,7 +321,7 @@ class Admission:
                 f"{len(queue)} requests already {_PLACE[bound]} model {deployment.spec.name!r}: try again"
             )
             raise self._refused(deployment, OverloadedError(message, retry_after_s=_RETRY_AFTER_S))
-        if tenant is None or len(queue) < num_free:
+        if not tenant or len(queue) < num_free:
             return
         num_held = queue.num_of(tenant)
         if num_held >= num_free:
@@ -192,39 +332,50 @@ class Admission:
             error = RateLimitError(message, code="tenant_queue_share", retry_after_s=_RETRY_AFTER_S)
             raise self._refused(deployment, error)
 
-    def _admit(
-        self,
-        replica: Replica,
-        tenant: str | None,
-        arrival_s: float,
-        deadline_s: float,
-        tpot_target_s: float,
-        priority: int,
-    ) -> ReplicaTicket:
+    def _admit(self, replica: Replica, waiter: Waiter, line: DeviceAdmission[Waiter]) -> ReplicaTicket:
         assert replica.worker_id is not None, "a resident replica has a worker"
         replica.last_used_s = self._clock()
         ticket = ReplicaTicket(
             replica.replica_id,
             replica.worker_id,
             replica.spec.artifact.key,
-            tenant,
-            max(arrival_s, replica.state.since_s),
-            deadline_s,
-            tpot_target_s,
-            priority,
+            waiter,
+            max(waiter.at_s, replica.state.since_s),
             replica.deployment.pace,
+            line.likely_s(waiter),
             self._clock,
+            functools.partial(self._progressed, replica, line),
             functools.partial(self._released, replica),
         )
         replica.tickets.add(ticket)
+        self._held.setdefault(replica.worker_id, {})[ticket] = replica
         return ticket
+
+    def _progressed(
+        self, replica: Replica, line: DeviceAdmission[Waiter], ticket: ReplicaTicket, num_new: int
+    ) -> None:
+        """Charges a request's tenant for new tokens, or for its prompt and its first token."""
+        claim, costs = ticket.claim, replica.deployment.costs
+        seconds = num_new * (costs.seconds(0, 0) / max(1, len(replica.tickets)) + costs.decode_s)
+        if not num_new:
+            seconds = costs.seconds(0, claim.num_prompt)
+            assert isinstance(claim, Waiter)
+            line.note_first(claim, self._clock())
+            self.serve_soon()
+        line.counters.charge(claim.tenant, seconds, claim.weight)
 
     def _released(self, replica: Replica, ticket: ReplicaTicket) -> None:
         if ticket not in replica.tickets:  # released before, or its worker was lost
             return
         replica.tickets.discard(ticket)
+        self._held.get(ticket.worker_id, {}).pop(ticket, None)
         ticket.note_pace(self._config.ttft_target_s)
         replica.last_used_s = self._clock()
+        self.serve_soon()
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
         if not replica.tickets or replica.spec.policy.max_replicas > 1:
             self._replan_soon()
+
+
+def _num_sequences(tickets: Iterable[ReplicaTicket]) -> int:
+    return sum(each.claim.num_choices for each in tickets)

@@ -14,7 +14,7 @@ from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.device_queue import DeviceQueue, QueuePolicy
 from memory_manager.policy.fairness import ServiceCounters
 from memory_manager.policy.prediction import Ahead, GrantPace, PredictionError, first_token_s
-from memory_manager.policy.worker_load import HeldRequest, StepCostModel, WorkerLoad
+from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
 
 __all__ = ["DeviceAdmission"]
 
@@ -44,7 +44,6 @@ class DeviceAdmission(Generic[Q]):
         self,
         request: Q,
         held: Callable[[Q], HeldRequest],
-        costs: StepCostModel,
         load: WorkerLoad | None,
         now_s: float,
         *,
@@ -55,7 +54,6 @@ class DeviceAdmission(Generic[Q]):
 
         Args:
             held: of any request of the queue, as if a worker had it.
-            costs: of its model.
             load: of the worker that would have it; None if its model is on none.
             comes_in_s: seconds until its model is there.
             step_left_s: seconds that the running step of that worker still takes.
@@ -65,8 +63,8 @@ class DeviceAdmission(Generic[Q]):
         """
         self.note_late(now_s)
         newcomer = held(request)
-        own_s = costs.of(0, newcomer.num_to_compute)
-        request.expected_s = own_s + newcomer.mean_output * costs.of(1, 0) * request.num_choices
+        own_s = newcomer.costs.seconds(0, newcomer.num_to_compute)
+        request.expected_s = own_s + newcomer.mean_output * newcomer.costs.seconds(1, 0) * request.num_choices
         request.due_s = request.deadline_s - own_s
         ahead = self.queue.ahead_of(request, now_s)
         held_ahead = [held(each) for each in ahead]

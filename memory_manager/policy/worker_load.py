@@ -8,7 +8,7 @@ the engine admits by (``memory_manager.policy.kv_forecast``), and in seconds of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ _PACED_SHARE = 0.75
 class StepCostModel(Protocol):
     """Seconds of a model's steps."""
 
-    def of(self, num_decodes: int, num_prefill_tokens: int) -> float:
+    def seconds(self, num_decodes: int, num_prefill_tokens: int) -> float:
         """Seconds of a step with so many decodes and tokens of prompts."""
         ...
 
@@ -40,12 +40,14 @@ class HeldRequest(NamedTuple):
         num_to_compute: tokens of its prompt that are not computed yet; 0 once it decodes.
         token_bytes: KV of a token of its model.
         mean_output: tokens of an output of its model.
+        costs: of its model.
     """
 
     claim: RequestClaim
     num_to_compute: int
     token_bytes: float
     mean_output: float
+    costs: StepCostModel
 
 
 class WorkerLoad:
@@ -53,7 +55,6 @@ class WorkerLoad:
 
     Args:
         held: of all models that share the worker's KV and are resident.
-        costs: of these models.
         max_step_tokens: most tokens of a step; 0 if no bound is known.
         capacity_bytes: KV of all together.
         is_short: one that is not paced made way a moment ago for some that are.
@@ -62,7 +63,6 @@ class WorkerLoad:
     def __init__(
         self,
         held: Sequence[HeldRequest],
-        costs: Mapping[str, StepCostModel],
         max_step_tokens: int,
         capacity_bytes: float,
         now_s: float,
@@ -70,18 +70,16 @@ class WorkerLoad:
         is_short: bool = False,
     ) -> None:
         self._held = held
-        self._costs = costs
+        self._costs = {each.claim.model: each.costs for each in held}
         self._max_step_tokens = max_step_tokens
         self._capacity_bytes = capacity_bytes
         self._now_s = now_s
         self._is_short = is_short
-        self._num_paced = dict.fromkeys(costs, 0)
+        self._num_paced = dict.fromkeys(self._costs, 0)
         self._num_unpaced = 0
-        self._busy: set[str] = set()
         self._tightest_s = math.inf
         for each in held:
             claim = each.claim
-            self._busy.add(claim.model)
             if claim.is_paced(now_s):
                 self._num_paced[claim.model] += claim.num_choices
                 self._tightest_s = min(self._tightest_s, claim.tpot_target_s)
@@ -112,24 +110,29 @@ class WorkerLoad:
         for each in self._held:
             if not each.num_to_compute and each.claim.model in num_decodes:
                 num_decodes[each.claim.model] += each.claim.num_choices
+        costs = self._costs_with(newcomer)
         return sum(
-            self._costs[model].of(num_decodes[model], num)
+            costs[model].seconds(num_decodes[model], num)
             for model, num in num_tokens.items()
-            if model in self._costs
+            if model in costs
         )
 
-    def round_s(self, also: str | None = None, num_also: int = 0) -> float:
-        """Seconds in which each model takes a step with its paced sequences.
+    def round_s(self, newcomer: HeldRequest | None = None) -> float:
+        """Seconds in which each model that has requests takes a step with its paced ones.
 
         Args:
-            also: model of ``num_also`` more.
+            newcomer: counted among them, with one choice: the others follow as there is room.
         """
-        total_s = 0.0
-        for model, num in self._num_paced.items():
-            num += num_also if model == also else 0
-            if num or model in self._busy:
-                total_s += self._costs[model].of(num, 0)
-        return total_s
+        costs, num_paced = self._costs, self._num_paced
+        if newcomer is not None:
+            model = newcomer.claim.model
+            costs = self._costs_with(newcomer)
+            num_paced = {**num_paced, model: num_paced.get(model, 0) + 1}
+        return sum(costs[model].seconds(num, 0) for model, num in num_paced.items())
+
+    def _costs_with(self, newcomer: HeldRequest) -> dict[str, StepCostModel]:
+        """Costs by model, that of a newcomer included."""
+        return {**self._costs, newcomer.claim.model: newcomer.costs}
 
     def _has_tokens(self, newcomer: HeldRequest) -> bool:
         if not self._max_step_tokens:
@@ -141,17 +144,21 @@ class WorkerLoad:
         return num_tokens < self._max_step_tokens
 
     def _has_pace(self, newcomer: HeldRequest) -> bool:
-        """Whether all paced ones keep their targets with one more beside them."""
+        """Whether all paced ones keep their targets with one more beside them. A target that they would miss anyway
+        holds nobody up."""
         claim = newcomer.claim
-        if claim.is_paced(self._now_s):
-            tightest_s = min(self._tightest_s, claim.tpot_target_s)
-            return self.round_s(claim.model, claim.num_choices) <= _PACED_SHARE * tightest_s or not any(
-                self._num_paced.values()
-            )
+        is_paced = claim.is_paced(self._now_s)
+        tightest_s = min(self._tightest_s, claim.tpot_target_s) if is_paced else self._tightest_s
+        least_s = sum(each.seconds(1, 0) for each in self._costs_with(newcomer).values())
+        most_s = _PACED_SHARE * tightest_s
+        if least_s > most_s or tightest_s == math.inf:
+            return True
+        if is_paced:
+            return self.round_s(newcomer) <= most_s or not any(self._num_paced.values())
         if self._is_short or not self._num_unpaced:
             return not self._is_short
-        decodes_s = (self._num_unpaced + claim.num_choices) * self._costs[claim.model].decode_s
-        return self.round_s() + decodes_s <= _PACED_SHARE * self._tightest_s
+        decodes_s = (self._num_unpaced + 1) * newcomer.costs.decode_s
+        return self.round_s() + decodes_s <= most_s
 
     def _has_kv(self, newcomer: HeldRequest, ahead: Sequence[HeldRequest]) -> bool:
         """Whether the engine is expected to admit it beside what it has, and what goes before it."""
@@ -172,8 +179,8 @@ class WorkerLoad:
 
     def _demand(self, held: Sequence[HeldRequest]) -> KVDemand:
         claims = [each.claim for each in held]
-        num_choices = np.array([each.num_choices for each in claims], np.float64)
-        token_bytes = np.array([each.token_bytes for each in held], np.float64) * num_choices
+        # Of several choices one counts: the engine begins the others as room comes, and nobody waits for them all.
+        token_bytes = np.array([each.token_bytes for each in held], np.float64)
         num_output = np.array([each.num_output for each in claims], np.float64)
         num_known = num_output + np.array([each.num_prompt for each in claims])
         return KVDemand(

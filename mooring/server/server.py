@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -200,11 +200,16 @@ class Server:
         sink = partial(_note_residency, metrics)
         manager = MemoryManager(budgets, cache, settings.planner, sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
+
+        def note_step(replica_id: str, num_computed: Sequence[int], seconds: float) -> None:
+            metrics.observe_step(replica_id, sum(num_computed))
+            manager.note_step(replica_id, num_computed, seconds)
+
         supervisor = Supervisor(
             on_ready=manager.add_worker,
             on_lost=manager.worker_lost,
             drain=manager.drain_worker,
-            on_step=metrics.observe_step,
+            on_step=note_step,
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
         kind = engine_kind(settings.engine)

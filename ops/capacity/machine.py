@@ -25,7 +25,7 @@ class StepCosts:
     decode_s: float
     prefill_token_s: float
 
-    def of(self, num_decodes: int, num_prefill_tokens: int) -> float:
+    def seconds(self, num_decodes: int, num_prefill_tokens: int) -> float:
         return self.step_s + self.decode_s * num_decodes + self.prefill_token_s * num_prefill_tokens
 
 

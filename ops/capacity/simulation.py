@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from engines.torch.scheduling import compose
-from engines.torch.scheduling.compose import AdmissionOrder, PreemptibleSequences, Turn
+from engines.torch.scheduling.compose import AdmissionOrder, ModelPace, PreemptibleSequences, Turn
 from memory_manager.policy import kv_forecast
 from memory_manager.policy.admission import DeviceAdmission
 from memory_manager.policy.device_queue import QueuePolicy
@@ -111,7 +111,7 @@ class Simulation:
     # Events.
 
     def _take(self, request: SimulatedRequest) -> None:
-        model, costs = self._by_name[request.model], self.machine.costs
+        model = self._by_name[request.model]
         if self.machine.queue is not QueuePolicy.SLO:
             request.forget_targets()
         if not model.is_served or len(model.queued) >= self.machine.max_waiting:
@@ -122,7 +122,7 @@ class Simulation:
         if model.coming_at_s is not None:
             comes_in_s = model.coming_at_s - self.now_s
         load = self._load(model) if model.is_resident else None
-        if not self.admission.arrive(request, self._held_by, costs, load, self.now_s, comes_in_s=comes_in_s):
+        if not self.admission.arrive(request, self._held_by, load, self.now_s, comes_in_s=comes_in_s):
             request.is_refused = True
             return
         model.queued[request] = None
@@ -144,14 +144,14 @@ class Simulation:
 
     def _held_by(self, request: SimulatedRequest) -> HeldRequest:
         to_compute = 0 if request.decodes else request.num_tokens - request.num_computed
-        return HeldRequest(request, to_compute, 1.0, self._by_name[request.model].mean_output)
+        mean_output = self._by_name[request.model].mean_output
+        return HeldRequest(request, to_compute, 1.0, mean_output, self.machine.costs)
 
     def _load(self, model: SimulatedModel) -> WorkerLoad:
         """The load of the worker, as far as it has the KV of a model's requests."""
         sharing = [each for each in self._sharing(model) if each.is_resident]
         return WorkerLoad(
             [self._held_by(each) for owner in sharing for each in (*owner.running, *owner.waiting)],
-            {each.name: self.machine.costs for each in sharing},
             self.machine.max_step_tokens,
             self._capacity(model),
             self.now_s,
@@ -235,7 +235,7 @@ class Simulation:
             for each in active
         ):
             return False
-        round_s = self._slows * sum(self.machine.costs.of(len(each.running), 0) for each in decoding)
+        round_s = self._slows * sum(self.machine.costs.seconds(len(each.running), 0) for each in decoding)
         rooms = [
             self._free(each) // len(running if each.kv_share is None else each.running) for each in decoding
         ]
@@ -258,7 +258,7 @@ class Simulation:
         computing = [each for each in model.running if each.chunk]
         num_decodes = sum(each.decodes for each in computing)
         num_prefill = sum(each.chunk for each in computing if not each.decodes)
-        self.now_s += self._slows * self.machine.costs.of(num_decodes, num_prefill)
+        self.now_s += self._slows * self.machine.costs.seconds(num_decodes, num_prefill)
         if num_decodes:
             self._time(model, 1)
         else:
@@ -349,22 +349,23 @@ class Simulation:
         return bool(model.running)
 
     def _most_unpaced(self, model: SimulatedModel) -> float:
-        """Sequences that are not paced, of those that decode in the next step."""
+        """Sequences that are not paced, of those that decode in the next step of a model."""
         owners = [each for each in self._sharing(model) if each.is_resident and each.running]
-        paced = [each for owner in owners for each in owner.running if each.is_paced(self.now_s)]
-        dues_s = [
-            each.first_at_s + each.tpot_target_s * each.num_output
-            for each in paced
-            if each.first_at_s is not None
-        ]
-        if not dues_s:
-            return math.inf
-        slack_s = min(min(dues_s) - self.now_s, 0.75 * min(each.tpot_target_s for each in paced))
-        costs = self.machine.costs
-        round_s = self._slows * sum(
-            costs.of(sum(each.is_paced(self.now_s) for each in owner.running), 0) for owner in owners
+        return compose.most_unpaced_decodes(
+            [self._pace(each) for each in owners], self.machine.costs.decode_s, self.now_s
         )
-        return max(1.0, (slack_s - round_s) / costs.decode_s / len(owners))
+
+    def _pace(self, model: SimulatedModel) -> ModelPace:
+        paced = [
+            (each.first_at_s + each.tpot_target_s * each.num_output, each.tpot_target_s)
+            for each in model.running
+            if each.first_at_s is not None and each.is_paced(self.now_s)
+        ]
+        return ModelPace(
+            min((due_s for due_s, _ in paced), default=math.inf),
+            min((target_s for _, target_s in paced), default=math.inf),
+            self._slows * self.machine.costs.seconds(len(paced), 0),
+        )
 
     def _any_in_time(self, model: SimulatedModel) -> bool:
         return any(

@@ -80,11 +80,16 @@ class ReplicaSource(Protocol):
         deadline_s: float,
         tpot_target_s: float | None,
         priority: int,
-        tenant: str | None,
+        tenant: str,
+        weight: float,
+        refuses_miss: bool,
+        num_prompt: int,
+        num_choices: int,
+        most_output: float,
         again: bool,
     ) -> Ticket:
-        """Waits until a replica of this deployment is resident and returns a ticket for it. ``again``: the request
-        had a ticket before, so it is no new arrival."""
+        """Waits until a worker can begin the request on a replica of this deployment and returns a ticket for it; see
+        ``memory_manager.fleet.controller.MemoryManager.acquire``."""
         ...
 
 
@@ -117,6 +122,11 @@ async def acquire(replicas: ReplicaSource, request: GenerationRequest, *, again:
         tpot_target_s=request.tpot_target_s,
         priority=request.priority,
         tenant=request.tenant,
+        weight=request.weight,
+        refuses_miss=request.refuses_miss,
+        num_prompt=len(request.prompt_ids),
+        num_choices=request.n,
+        most_output=request.sampling.max_tokens,
         again=again,
     )
     if request.artifact_key and ticket.artifact_key != request.artifact_key:

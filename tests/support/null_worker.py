@@ -133,7 +133,12 @@ class NullFleet:
         deadline_s: float,
         tpot_target_s: float | None,
         priority: int,
-        tenant: str | None,
+        tenant: str,
+        weight: float,
+        refuses_miss: bool,
+        num_prompt: int,
+        num_choices: int,
+        most_output: float,
         again: bool,
     ) -> _Ticket:
         await self.resident.wait()

@@ -194,11 +194,22 @@ class SimulatedWorker:
         elastic_kv: bool = True,
         warm: WarmPlace = WarmPlace.HOST_CACHE,
         maps_host_copy: bool = False,
+        max_step_tokens: int = 0,
+        max_sequences: int = 0,
     ) -> None:
         self.worker_id = worker_id
         self.device = device
         self._capabilities = Capabilities(
-            "simulated", device, sleep, elastic_kv, warm, False, 0, maps_host_copy
+            "simulated",
+            device,
+            sleep,
+            elastic_kv,
+            warm,
+            False,
+            0,
+            maps_host_copy,
+            max_step_tokens,
+            max_sequences,
         )
         self.budget_bytes = budget_bytes
         self.failure_rate = failure_rate

@@ -213,7 +213,8 @@ def most_unpaced_decodes(paces: Sequence[ModelPace], decode_s: float, now_s: flo
     one, so that each of them goes on in its turn; ``inf`` if none is paced.
 
     A round, in which each model takes a step with its paced decodes, has to be over before the next token of any of
-    them is due. What is left is for the others, in equal parts of each model.
+    them is due. What is left is for the others, in equal parts of each model. A target that
+    the paced ones alone would miss holds nobody up.
 
     Args:
         paces: of the models with running sequences.
@@ -223,8 +224,10 @@ def most_unpaced_decodes(paces: Sequence[ModelPace], decode_s: float, now_s: flo
     due_s = min((each.due_s for each in paces), default=math.inf)
     if due_s == math.inf:
         return math.inf
-    tightest_tpot_s = min(each.tightest_tpot_s for each in paces)
-    left_s = min(due_s - now_s, _PACED_PART * tightest_tpot_s) - sum(each.step_s for each in paces)
+    tightest_tpot_s, round_s = min(each.tightest_tpot_s for each in paces), sum(each.step_s for each in paces)
+    if round_s > tightest_tpot_s:
+        return math.inf
+    left_s = min(due_s - now_s, _PACED_PART * tightest_tpot_s) - round_s
     if left_s <= 0 or decode_s <= 0:
         return 1 if left_s <= 0 else math.inf
     return max(1, left_s / decode_s // len(paces))

@@ -319,6 +319,8 @@ class SequenceRunner:
         swapped = self._resumption.keep(slot)
         self._counters.preemptions += 1
         self._counters.swapped_preemptions += swapped is not None
+        if self._table.due_s[slot] == math.inf:
+            self._shared.note_made_way(time.monotonic())
         pending = self._remove(slot)
         pending.swapped = swapped
         self._waiting.push(pending)

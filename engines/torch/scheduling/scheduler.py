@@ -141,6 +141,7 @@ class Scheduler:
         self._refused: _Refusal | None = None
         self._in_time_priority = -math.inf
         self._max_unpaced = math.inf
+        self._keeps_out_unpaced = False
         self._late_budget = max_tokens_per_step  # what its last step left of the tokens for late ones
 
     @property
@@ -183,6 +184,7 @@ class Scheduler:
         """
         self._in_time_priority = self._shared.in_time_priority
         self._max_unpaced = self._shared.most_unpaced_decodes(self._costs.decode_s, now_s)
+        self._keeps_out_unpaced = self._max_unpaced < math.inf and self._shared.keeps_out_unpaced(now_s)
         if self._shared.is_shrinking:
             plan = self._going_on()
         else:
@@ -279,6 +281,8 @@ class Scheduler:
                 if first is None or self._is_still_refused(first):
                     break
                 pending = first.pending
+                if self._keeps_out_unpaced and pending.is_unpaced:
+                    break
                 yields = self._yields(pending)
                 if yields and self._late_budget <= 0:
                     break

@@ -23,6 +23,8 @@ from memory_manager.policy.kv_forecast import KVDemand, is_turn_of_late, making_
 
 __all__ = ["Claim", "SharedKV", "Sharer", "SharerDemand"]
 
+_KEPT_OUT_S = 1.0
+
 
 class Claim(NamedTuple):
     """Claim of one sequence on KV of the worker.
@@ -115,6 +117,7 @@ class SharedKV:
         self._sharers = sharers
         self._num_changes = 0
         self._num_since_late = 0
+        self._made_way_at_s = -math.inf
 
     @property
     def revision(self) -> tuple[int, ...]:
@@ -137,6 +140,14 @@ class SharedKV:
         """Decodes that are not paced in a step of one model: see ``compose.most_unpaced_decodes``."""
         paces = [each.pace() for each in self._sharers() if each.num_running]
         return most_unpaced_decodes(paces, decode_s, now_s)
+
+    def note_made_way(self, now_s: float) -> None:
+        """Notes that a sequence lost its blocks that is not paced."""
+        self._made_way_at_s = now_s
+
+    def keeps_out_unpaced(self, now_s: float) -> bool:
+        """Whether one that is not paced made way a moment ago: the next would do so soon, and be computed again."""
+        return now_s < self._made_way_at_s + _KEPT_OUT_S
 
     def note_change(self) -> None:
         self._num_changes += 1

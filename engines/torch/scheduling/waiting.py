@@ -56,6 +56,11 @@ class PendingSequence:
         return len(self.request.prompt_ids)
 
     @property
+    def is_unpaced(self) -> bool:
+        """Whether nothing is promised of its further tokens, or no more since it is late."""
+        return self.is_late or self.request.tpot_target_s == math.inf
+
+    @property
     def max_prefix_tokens(self) -> int:
         """Tokens that need not be computed if their KV is there: all but the last, which the next one is drawn
         after, and none whose log-probability is wanted and not known yet."""

@@ -51,8 +51,8 @@ def crowd(num_requests: int, per_s: float, seed: int = 1) -> list[SimulatedReque
 def test_a_request_alone_takes_what_its_steps_cost() -> None:
     [asked] = requests((1.0, 0, 100, 11))
     run(Elastic(CONFIG), [asked])
-    assert asked.first_at_s == pytest.approx(1.0 + COSTS.of(0, 100))
-    assert asked.end_at_s == pytest.approx(asked.first_at_s + 10 * COSTS.of(1, 0))  # type: ignore[operator]
+    assert asked.first_at_s == pytest.approx(1.0 + COSTS.seconds(0, 100))
+    assert asked.end_at_s == pytest.approx(asked.first_at_s + 10 * COSTS.seconds(1, 0))  # type: ignore[operator]
     assert asked.meets
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
 from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
+from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.pace import Pace
 
 
@@ -19,6 +20,7 @@ class Held:
     ticket: ReplicaTicket
     released: list[ReplicaTicket]
     now_s: float
+    progress: list[int] = field(default_factory=list)
 
 
 def held(
@@ -33,32 +35,31 @@ def held(
         replica_id="a/0",
         worker_id="w",
         artifact_key="key",
-        tenant=None,
+        claim=RequestClaim("a", 0, asked_at_s, deadline_s, tpot_target_s),
         asked_at_s=asked_at_s,
-        deadline_s=deadline_s,
-        tpot_target_s=tpot_target_s,
-        priority=0,
         pace=Pace() if pace is None else pace,
+        predicted_ttft_s=None,
         clock=lambda: found.now_s,
+        on_tokens=lambda ticket, num_new: found.progress.append(num_new),
         on_release=released.append,
     )
     found = Held(ticket, released, asked_at_s)
     return found
 
 
-def ticket_of(tenant: str | None) -> ReplicaTicket:
+def ticket_of(tenant: str) -> ReplicaTicket:
     ticket = held().ticket
-    ticket.tenant = tenant
+    ticket.claim.tenant = tenant
     return ticket
 
 
 def test_places_are_counted_by_tenant() -> None:
     places: Places[ReplicaTicket] = Places()
-    first, second, other, nobodys = map(ticket_of, ("t", "t", "u", None))
+    first, second, other, nobodys = map(ticket_of, ("t", "t", "u", ""))
     for each in (first, second, other, nobodys, first):
         places.add(each)
     assert list(places) == [first, second, other, nobodys]
-    assert [places.num_of(each) for each in ("t", "u", None, "v")] == [2, 1, 1, 0]
+    assert [places.num_of(each) for each in ("t", "u", "", "v")] == [2, 1, 1, 0]
     places.discard(first)
     places.discard(first)
     assert places.num_of("t") == 1
@@ -66,13 +67,13 @@ def test_places_are_counted_by_tenant() -> None:
     assert second in places
     places.clear()
     assert not places
-    assert places.num_of("t") == places.num_of(None) == 0
+    assert places.num_of("t") == places.num_of("") == 0
 
 
 def test_a_waiter_has_until_its_deadline_less_what_its_first_token_takes() -> None:
     with asyncio.Runner() as runner:
         ticket: asyncio.Future[ReplicaTicket] = runner.get_loop().create_future()
-        waiter = Waiter(10.0, 12.0, 0.1, 0, None, ticket)
+        waiter = Waiter("a", 0, 10.0, 12.0, 0.1, ticket=ticket)
         assert waiter.latest_s(Pace(first_token_s=0.5)) == pytest.approx(11.5)
 
 
@@ -91,6 +92,13 @@ def test_a_ticket_has_until_its_deadline_before_its_first_token_and_then_what_it
     assert slower.ticket.latest_s() == pytest.approx(10.5 + 100 * 0.2 - 100 * 0.02)
     running.ticket.note_tokens(3)  # of another choice, which is behind
     assert running.ticket.latest_s() == pytest.approx(10.5 + 100 * 0.1 - 50 * 0.02)
+
+
+def test_who_gave_the_ticket_hears_of_its_tokens() -> None:
+    running = held()
+    for num_tokens in (1, 1, 4, 3, 9):  # of two choices
+        running.ticket.note_tokens(num_tokens)
+    assert running.progress == [0, 3, 5]
 
 
 def test_a_ticket_whose_first_token_came_late_has_nothing_to_lose() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from support.simulated_house import CONFIG, house, virtually
+import pytest
+from support.simulated_house import BUDGET, CONFIG, house, virtually
 from support.simulated_memory import deployment
 
 from memory_manager.fleet.records import Deployment
 from memory_manager.policy.residency import Residency
+from mooring.errors import OverloadedError
 
 
 @virtually
@@ -37,7 +39,7 @@ async def test_a_ticket_holds_the_target_of_its_request_or_the_planners_own() ->
         waited = await h.manager.acquire("a", tpot_target_s=0.5)
         at_once = await h.manager.acquire("a", tpot_target_s=0.25)
         usual = await h.manager.acquire("a")
-        targets_s = [each.tpot_target_s for each in (waited, at_once, usual)]
+        targets_s = [each.claim.tpot_target_s for each in (waited, at_once, usual)]
         assert targets_s == [0.5, 0.25, CONFIG.tpot_target_s]
         for each in (waited, at_once, usual):
             each.release()
@@ -60,7 +62,7 @@ async def test_those_that_wait_and_those_that_are_parked_count_by_the_highest_pr
             waiting.cancel()
             await asyncio.wait([waiting])
             for ticket, left in ((parked[1], 1), (parked[2], -2)):
-                assert priority_of(a) == ticket.priority
+                assert priority_of(a) == ticket.claim.priority
                 ticket.release()
                 assert priority_of(a) == left
         parked[0].release()
@@ -69,3 +71,106 @@ async def test_those_that_wait_and_those_that_are_parked_count_by_the_highest_pr
 def priority_of(deployment: Deployment) -> int | None:
     demand = deployment.demand()
     return None if demand is None else demand.priority
+
+
+async def settled() -> None:
+    """Lets everything happen that needs no time."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@virtually
+async def test_a_worker_is_given_only_the_prompts_that_it_can_begin() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker(max_step_tokens=100)
+        await h.bring_in("a")
+        begun = [await h.manager.acquire("a", num_prompt=80) for _ in range(2)]
+        third = asyncio.create_task(h.manager.acquire("a", num_prompt=80))
+        await settled()
+        assert not third.done()
+        assert h.manager.status("a").num_waiting == 1  # type: ignore[union-attr]
+        begun[0].note_tokens(1)  # its prompt is computed
+        for each in (*begun, await third):
+            each.release()
+
+
+@virtually
+async def test_a_replica_has_no_more_sequences_than_its_worker_runs() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker(max_sequences=3)
+        await h.bring_in("a")
+        pair = await h.manager.acquire("a", num_choices=2)
+        one = await h.manager.acquire("a")
+        waiting = asyncio.create_task(h.manager.acquire("a"))
+        await settled()
+        assert not waiting.done()
+        pair.release()
+        (await waiting).release()
+        one.release()
+
+
+@virtually
+async def test_kv_that_running_requests_will_need_is_not_given_to_another() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker()
+        h.manager.upsert_deployment(deployment("a", kv_pages=0, longest_pages=6))  # 128 tokens
+        held = []
+        for _ in range(3):  # each is to grow to 6 pages, of 20 that there are
+            held.append(await h.manager.acquire("a", num_prompt=64, most_output=64))
+            held[-1].note_tokens(1)
+        waiting = asyncio.create_task(h.manager.acquire("a", num_prompt=64, most_output=64))
+        await settled()
+        assert not waiting.done()
+        held.pop().release()
+        for each in (*held, await waiting):
+            each.release()
+
+
+@virtually
+async def test_what_cannot_begin_in_time_is_refused_if_its_class_says_so() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker()
+        await h.bring_in("a")
+        await h.manager.sleep("a")
+        now_s = asyncio.get_running_loop().time()
+        with pytest.raises(OverloadedError) as refused:
+            await h.manager.acquire("a", deadline_s=now_s + 1e-4, refuses_miss=True)
+        assert refused.value.code == "slo_unattainable"
+        assert refused.value.predicted_wait_s is not None
+        assert refused.value.predicted_wait_s > 1e-4
+        assert h.residency("a") is Residency.WARM
+        with await h.manager.acquire("a", deadline_s=now_s + 1e-4) as ticket:  # it waits behind others
+            assert ticket.predicted_ttft_s == pytest.approx(refused.value.predicted_wait_s, rel=0.5)
+        with await h.manager.acquire("a", deadline_s=now_s, refuses_miss=True, again=True):
+            pass  # it was let in before
+
+
+@virtually
+async def test_tenants_of_one_priority_share_by_what_they_have_had() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=50)) as h:
+        h.add_worker(max_sequences=1)
+        await h.bring_in("a")
+        served: list[str] = []
+
+        async def ask(tenant: str, weight: float) -> None:
+            with await h.manager.acquire("a", tenant=tenant, weight=weight) as ticket:
+                served.append(tenant)
+                for number in range(1, 6):
+                    ticket.note_tokens(number)
+                    await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as asking:
+            for _ in range(12):
+                asking.create_task(ask("greedy", 1.0))
+            for _ in range(6):
+                asking.create_task(ask("modest", 1.0))
+        assert served[:12].count("modest") == pytest.approx(6, abs=1)
+
+
+@virtually
+async def test_who_waits_goes_to_whichever_device_has_a_replica_first() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10), cpu=BUDGET, other=BUDGET) as h:
+        h.add_worker("other")
+        h.manager.upsert_deployment(deployment("a"))
+        (await asyncio.wait_for(h.manager.acquire("a"), 60)).release()
+        assert [each.worker_id for each in h.workers] == ["worker-other"]

@@ -41,7 +41,12 @@ class Source:
         deadline_s: float,
         tpot_target_s: float | None,
         priority: int,
-        tenant: str | None,
+        tenant: str,
+        weight: float,
+        refuses_miss: bool,
+        num_prompt: int,
+        num_choices: int,
+        most_output: float,
         again: bool,
     ) -> Ticket:
         return self.lease
