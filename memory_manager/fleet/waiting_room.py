@@ -155,7 +155,7 @@ class Admission:
             wait_s = line.likely_s(waiter)
             message = (
                 f"the first token of a request for model {deployment.spec.name!r} is expected in {wait_s:.2f} s, and "
-                f"its SLO class has {waiter.deadline_s - now_s:.2f} s for it: try again later or elsewhere"
+                f"its SLO class has {max(0.0, waiter.deadline_s - now_s):.2f} s for it: try again later or elsewhere"
             )
             retry_after_s = max(_RETRY_AFTER_S, wait_s - (waiter.deadline_s - now_s))
             error = OverloadedError(

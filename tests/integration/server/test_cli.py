@@ -312,7 +312,7 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
     (line,) = [line.split() for line in shell.said("slo").splitlines() if line.startswith("golden")]
     assert line == ["golden", "gold", "first", "90.00%", "100.00%", "1", "100.00%", "1", "100.00%"]
     assert entry["misses"] == []
-    shell.said("classes", "update", "gold", "--ttft-target-s", "0.000001")
+    shell.said("classes", "update", "gold", "--ttft-target-s", "0.000001", "--on-miss", "batch")
     (key,) = shell.run("tenants", "keys", "create", "golden").stdout.splitlines()  # one not remembered yet
     complete(shell, key)
     (entry,) = [each for each in shell.json("slo") if each["tenant"] == "golden"]
