@@ -6,6 +6,7 @@ three models; then the host has memory for one copy, and one of the three models
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def measure_host_tier(
     num_threads: int | None = None,
     cpu_wake: str = "copy",
 ) -> HostTierOutcome:
-    """Asks all models of each server at once, ``rounds`` times, and puts them to sleep in between.
+    """Asks the models of each server ``rounds`` times, and puts them to sleep in between: several at once, and all one
+    after another, so that the room for the copy of one has to come from a resident.
 
     Args:
         config: a config.json: the shape of the small models. The large one has three times as many layers.
@@ -65,9 +67,10 @@ def measure_host_tier(
         _write_settings(settings, served, num_copies, max_model_len, num_threads, cpu_wake)
         with RunningServer(scratch / f"data-{number}", {}, config=settings) as server:
             for _ in range(rounds):
-                for together in (names, names[:2], names[1:]):
-                    found.ask(server, together)
-                    for name in together:
+                for asked in ((names,), (names[:2],), (names[1:],), tuple((name,) for name in names)):
+                    for together in asked:
+                        found.ask(server, together)
+                    for name in itertools.chain(*asked):
                         server.admin("POST", f"/deployments/{name}/sleep").raise_for_status()
             found.count(server)
     return HostTierOutcome(found.num_requests, tuple(found.failures), found.num_from_file, found.num_dropped)
