@@ -51,8 +51,8 @@ def measure_host_tier(
     num_threads: int | None = None,
     cpu_wake: str = "copy",
 ) -> HostTierOutcome:
-    """Asks the models of each server ``rounds`` times, and puts them to sleep in between: several at once, and all one
-    after another, so that the room for the copy of one has to come from a resident.
+    """Asks the models of each server ``rounds`` times, and puts them to sleep in between: several at once, and all
+    one after another, so that the room for the copy of one has to come from a resident.
 
     Args:
         config: a config.json: the shape of the small models. The large one has three times as many layers.

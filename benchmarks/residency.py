@@ -199,8 +199,9 @@ def _host_tier(scratch: Path, load: ResidencyLoad, report: Report) -> dict[str, 
     found = measure_host_tier(scratch, config, load.host_tier_rounds, load.max_model_len, load.num_threads)
     report.text(
         f"## A small host tier\n\nReal servers on a CPU with `torch.cpu_wake = copy` and models of "
-        f"{load.host_tier_shape_name}'s shape, asked at once and one after another, and put to sleep again: host memory for "
-        "two copies and device memory for three models; then host memory for one copy, and one model larger than that. "
+        f"{load.host_tier_shape_name}'s shape, asked at once and one after another, and put to sleep again: host "
+        "memory for two copies and device memory for three models; then host memory for one copy, and one model "
+        "larger than that. "
         f"`host_small_failures`: of {found.num_requests} requests, those that were refused, failed or had another "
         f"text than before. {found.num_from_file} loads left no copy, {found.num_dropped} residents gave theirs up."
     )
