@@ -8,11 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mooring.config import Settings
+from mooring.server.precision import auto_precision
 from ops.samples.random_weights import Precision, write_random_weights
 from ops.samples.shapes import SHAPES
 from ops.samples.text_tokenizers import save_tokenizer, train_byte_level
 
-__all__ = ["SMALL_SHAPE", "TINY_SHAPE", "make_random_models", "shape"]
+__all__ = ["SMALL_SHAPE", "TINY_SHAPE", "make_random_models", "native_precision", "shape"]
 
 TINY_SHAPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -48,6 +50,11 @@ _TEXT = ("Prompts come as ids and answers are read as ids: what the ids say does
 def shape(name: str) -> dict[str, Any]:
     """The config.json of a shape: a name of ``ops.samples.shapes``, or ``tiny``."""
     return dict(TINY_SHAPE) if name == "tiny" else SHAPES[name]
+
+
+def native_precision() -> Precision:
+    """The precision that a server on this machine chooses by itself."""
+    return "bf16" if auto_precision(Settings()).precision == "bf16" else "fp32"
 
 
 def make_random_models(

@@ -7,32 +7,27 @@ servers (``benchmarks.sharing_real``; their traces lie beside the report, for an
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-from benchmarks.engine_setup import load_engine
 from benchmarks.llama_cpp_peer import measure_peer
-from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models
+from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models, native_precision
 from benchmarks.replay import Targets
 from benchmarks.report import Report
 from benchmarks.sharing_policies import Arrangement, Budget
 from benchmarks.sharing_real import RealLoad, figures_of, measure_cells, report_cells
 from benchmarks.sharing_simulated import (
     LOADS,
-    fit_step_costs,
     grid_figures,
     quick_grid,
     report_grid,
     simulate_grid,
     whole_grid,
 )
+from benchmarks.step_costs import mean_lengths, measure_step_costs
 from benchmarks.traces import TraceSpec
-from mooring.config import Settings
-from mooring.server.precision import auto_precision
 
 __all__ = ["PARTS", "SharingLoad", "main"]
 
@@ -113,19 +108,13 @@ def main(
         peer_gguf: a model file that llama-cpp-python's server serves under three names, beside us.
     """
     report = Report(out, "Three models under bursts on one budget")
-    precision: Literal["bf16", "fp32"] = "bf16"
-    if auto_precision(Settings()).precision != precision:
-        precision = "fp32"
+    precision = native_precision()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
         scratch, trace = Path(name), load.trace
         folders = make_random_models(scratch / "models", load.shape, MODELS, precision)
-        num_prompt, num_output = (
-            statistics.fmean(each) for each in (trace.prompt_tokens, trace.output_tokens)
-        )
-        engines = [load_engine(folder) for folder in folders.values()]
-        costs = fit_step_costs(engines, context=round(num_prompt + num_output / 2))
-        del engines
+        num_prompt, num_output = mean_lengths(trace)
+        costs = measure_step_costs(folders.values(), num_prompt, num_output)
         ttft_s = costs.seconds(0, round(num_prompt))
         targets = Targets(TTFT_TIMES_ALONE * ttft_s, TPOT_TIMES_ALONE * costs.seconds(1, 0))
         grid = whole_grid(costs, trace, load.num_sequences * load.max_model_len, targets)

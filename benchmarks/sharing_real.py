@@ -7,12 +7,12 @@ into fixed parts, one after the other, and run in virtual time with the wakes th
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.intervals import is_as_expected, share_interval
 from benchmarks.replay import Summary, Targets, Timing, replay, summarize
 from benchmarks.report import Report
 from benchmarks.sharing_policies import Arrangement, Budget, SharingPolicy, write_config
@@ -25,8 +25,6 @@ __all__ = ["RealCell", "RealLoad", "figures_of", "measure_cells", "report_cells"
 
 _PATIENCE_S = 30.0
 _NUM_EACH = 2  # requests to each model before a server is measured
-_Z_95 = 1.96
-_ALIKE = 0.05  # a smaller difference to the simulation needs no explanation
 _POLICIES = (SharingPolicy.ELASTIC, SharingPolicy.STATIC)
 
 
@@ -73,16 +71,12 @@ class RealCell:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the share attained, if requests were independent of each other (Wilson, 1927)."""
-        num, share = self.summary.num_requests, self.summary.attainment
-        weight = _Z_95**2 / num
-        half = _Z_95 * math.sqrt(share * (1 - share) / num + weight / (4 * num))
-        return (share + weight / 2 - half) / (1 + weight), (share + weight / 2 + half) / (1 + weight)
+        """95 % interval of the share attained, if requests were independent of each other."""
+        return share_interval(self.summary.attainment, self.summary.num_requests)
 
     @property
     def is_as_simulated(self) -> bool:
-        low, high = self.interval
-        return abs(self.summary.attainment - self.simulated) <= _ALIKE or low <= self.simulated <= high
+        return is_as_expected(self.summary.attainment, self.summary.num_requests, self.simulated)
 
 
 def measure_cells(load: RealLoad, scratch: Path, traces: Path, show: Callable[[str], None]) -> list[RealCell]:

@@ -10,18 +10,17 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 
 import numpy as np
 
-from benchmarks.engine_setup import LoadedEngine
+from benchmarks.intervals import mean_ratio
+from benchmarks.processes import run_all
 from benchmarks.replay import Targets
 from benchmarks.report import Report
 from benchmarks.sharing_policies import SharingPolicy
+from benchmarks.step_costs import filling_per_s, mean_lengths
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace
-from engines.api import SamplingParams, SequenceRequest
 from memory_manager.config import PlannerConfig
 from ops.capacity.machine import Machine, SimulatedRequest, StepCosts
 from ops.capacity.policies import Elastic, Static, SwapOneAtATime
@@ -31,7 +30,6 @@ __all__ = [
     "LOADS",
     "CellResult",
     "SimulatedLoad",
-    "fit_step_costs",
     "grid_figures",
     "highest_attaining",
     "quick_grid",
@@ -46,7 +44,6 @@ LOADS = (0.35, 0.55, 0.75, 0.95, 1.15, 1.5)
 """Requests per second, as shares of those that fill the KV."""
 
 _PATIENCE_S = 30.0
-_T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # of Student's t, by number of seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +89,7 @@ class CellResult:
 
     def ratio(self, other: SharingPolicy) -> tuple[float, float]:
         """Mean of the elastic policy's goodput over another's, seed by seed, and half of its 95 % interval."""
-        pairs = zip(self.attainment[SharingPolicy.ELASTIC], self.attainment[other], strict=True)
-        ratios = [elastic / max(theirs, 1e-3) for elastic, theirs in pairs]
-        if len(ratios) < 2:
-            return ratios[0], 0.0
-        half = _T_95.get(len(ratios), 1.96) * statistics.stdev(ratios) / len(ratios) ** 0.5
-        return statistics.fmean(ratios), half
+        return mean_ratio(self.attainment[SharingPolicy.ELASTIC], self.attainment[other])
 
 
 def simulate_grid(
@@ -111,21 +103,15 @@ def simulate_grid(
     cells = list(itertools.product(load.num_resident, load.wakes, load.loads_per_s))
     results: list[CellResult] = []
     num_requests, busy_s = 0, 0.0
-    # Not forked: this process may have an engine with threads.
-    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        try:
-            for result, num, seconds in pool.map(_run_cell, [load] * len(cells), cells):
-                results.append(result)
-                num_requests, busy_s = num_requests + num, busy_s + seconds
-                show(_line(result))
-        except BaseException:  # terminated
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for result, num, seconds in run_all(_run_cell, [(load, cell) for cell in cells], num_processes):
+        results.append(result)
+        num_requests, busy_s = num_requests + num, busy_s + seconds
+        show(_line(result))
     return results, num_requests / busy_s
 
 
-def _run_cell(load: SimulatedLoad, cell: tuple[int, float, float]) -> tuple[CellResult, int, float]:
-    num_resident, wake, load_per_s = cell
+def _run_cell(job: tuple[SimulatedLoad, tuple[int, float, float]]) -> tuple[CellResult, int, float]:
+    load, (num_resident, wake, load_per_s) = job
     machine = replace(load.machine, num_resident=num_resident, wake_s=wake * load.machine.ttft_target_s)
     attainment: dict[SharingPolicy, list[float]] = {policy: [] for policy in SharingPolicy}
     ttft_p99_s: dict[SharingPolicy, list[float]] = {policy: [] for policy in SharingPolicy}
@@ -288,66 +274,9 @@ def report_grid(
     )
 
 
-def fit_step_costs(engines: Sequence[LoadedEngine], context: int, num_steps: int = 24) -> StepCosts:
-    """Times steps of the engines, some with decodes alone, some with one prefill, and fits what each part costs. They
-    take turns, as models of one worker do, so that each finds the caches full of another's weights.
-
-    Args:
-        context: tokens of each sequence that decodes, since attention reads them all.
-    """
-    rows, seconds = [], []
-    rng = np.random.default_rng(0)
-
-    def submit(engine: LoadedEngine, num_tokens: int, max_tokens: int) -> None:
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        prompt = rng.integers(0, engine.vocab_size, num_tokens).astype(np.int32)
-        engine.submit(SequenceRequest(engine.next_sequence_id(), engine.replica_id, prompt, sampling))
-
-    num_running = 0
-
-    def timed() -> list[float]:
-        nonlocal num_running
-        times_s = []
-        for engine in engines:
-            began_s = time.perf_counter()
-            num_running -= engine.step_and_count_finished()
-            times_s.append(time.perf_counter() - began_s)
-        return times_s
-
-    for num_decodes in (1, 2, 4, 8, 12):
-        num_prompt_steps = num_decodes + 1  # at most: each takes one prompt at least
-        for engine in engines:
-            for _ in range(num_decodes):
-                submit(engine, context, num_prompt_steps + num_steps + 1)
-        num_running = num_decodes * len(engines)
-        for _ in range(num_prompt_steps):
-            timed()
-        rows.append((1, num_decodes, 0))
-        seconds.append(statistics.median(itertools.chain(*(timed() for _ in range(num_steps)))))
-        while num_running:
-            timed()
-    for num_tokens in (32, 64, 128, 256):
-        times_s = []
-        for _ in range(5):
-            for engine in engines:
-                submit(engine, num_tokens, 1)
-            times_s += timed()
-        rows.append((1, 0, num_tokens))
-        seconds.append(statistics.median(times_s))
-    weights = 1 / np.array(seconds)  # relative errors count
-    solution = np.linalg.lstsq(np.array(rows) * weights[:, None], np.ones(len(rows)), rcond=None)[0]
-    step_s, decode_s, prefill_token_s = np.maximum(solution, 1e-7).tolist()
-    return StepCosts(step_s, decode_s, prefill_token_s)
-
-
 def whole_grid(costs: StepCosts, trace: TraceSpec, kv_tokens: int, targets: Targets) -> SimulatedLoad:
     """Three budgets, three wakes, and six loads from a third of what the KV allows to well beyond it."""
-    num_prompt, num_output = (
-        statistics.fmean(bounds) for bounds in (trace.prompt_tokens, trace.output_tokens)
-    )
-    num_sequences = kv_tokens / (num_prompt + num_output)
-    round_s = len(trace.models) * costs.step_s + num_sequences * costs.decode_s
-    most_per_s = num_sequences / (num_output * round_s)
+    most_per_s = filling_per_s(costs, len(trace.models), kv_tokens, *mean_lengths(trace))
     machine = Machine(costs, len(trace.models), kv_tokens, 0.0, targets.ttft_s, targets.tpot_s)
     loads_per_s = tuple(round(share * most_per_s, 3) for share in LOADS)
     return SimulatedLoad(machine, trace, 1000, 8, (3, 2, 1), (0.1, 0.5, 2.0), loads_per_s)
