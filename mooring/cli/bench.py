@@ -100,6 +100,26 @@ def sharing(
 
 
 @app.command()
+def slo(
+    out: Out = Path("bench-out/slo"),
+    part: Annotated[list[str] | None, typer.Option(help="simulated or real; both if not given.")] = None,
+    duration_s: Annotated[float, typer.Option(min=30, help="Of each trace on the real server.")] = 75.0,
+    seed: Annotated[int, typer.Option(help="Of the traces on the real server.")] = 0,
+    quick: Quick = False,
+) -> None:
+    """Serve tenants with SLO classes at half to three times the capacity, by each policy of the queue."""
+    _check_can_draw()
+    from benchmarks.slo.benchmark import PARTS, SloLoad, main
+
+    _check_parts(part, PARTS)
+    load = SloLoad.quick(seed) if quick else SloLoad.full(duration_s, seed)
+    figures = main(out, load, console().print, part or PARTS)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+
+
+@app.command()
 def residency(
     out: Out = Path("bench-out/residency"),
     part: Annotated[

@@ -67,6 +67,7 @@ class SimulatedRequest(RequestClaim):
         is_refused: it was refused.
         end_at_s: when it had its last token.
         promised: its deadline and its target for further tokens, whether or not the policy knows of them.
+        likely_s: seconds to its first token, as its client is told when it comes.
     """
 
     total_output: int = 1
@@ -75,6 +76,7 @@ class SimulatedRequest(RequestClaim):
     kept_until: int = 0
     is_refused: bool = False
     end_at_s: float | None = None
+    likely_s: float = math.inf
     promised: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -125,6 +125,7 @@ class Simulation:
         if not self.admission.arrive(request, self._held_by, load, self.now_s, comes_in_s=comes_in_s):
             request.is_refused = True
             return
+        request.likely_s = self.admission.likely_s(request)
         model.queued[request] = None
         self._is_stirred = True
 
