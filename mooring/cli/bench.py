@@ -120,6 +120,17 @@ def slo(
 
 
 @app.command()
+def fairness(out: Out = Path("bench-out/fairness"), quick: Quick = False) -> None:
+    """Compare tenants of one priority: what a flood of one costs the others, and how evenly service goes."""
+    from benchmarks.fairness import FairnessLoad, main
+
+    figures = main(out, FairnessLoad.quick() if quick else FairnessLoad.full(), console().print)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+
+
+@app.command()
 def residency(
     out: Out = Path("bench-out/residency"),
     part: Annotated[
