@@ -31,7 +31,16 @@ from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest, Step
 from ops.capacity.policies import Elastic
 from ops.capacity.simulation import Simulation
 
-__all__ = ["FairnessLoad", "FloodResult", "GapResult", "figures_of", "main", "run_flood", "run_gap"]
+__all__ = [
+    "FairnessLoad",
+    "FairnessTrace",
+    "FloodResult",
+    "GapResult",
+    "figures_of",
+    "main",
+    "run_flood",
+    "run_gap",
+]
 
 MODELS = ("popular", "middling", "rare")
 _POLICIES = (QueuePolicy.SLO, QueuePolicy.FCFS)
@@ -113,7 +122,15 @@ class GapResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class FairnessTrace:
+    """One trace.
+
+    Attributes:
+        num_requests: expected, without what a flood adds.
+        per_s: requests per second of all tenants, without what a flood adds.
+        weights: of the two tenants that always have requests waiting.
+    """
+
     machine: Machine
     num_requests: int
     per_s: float
@@ -122,7 +139,7 @@ class _Job:
     weights: tuple[float, float] = (1.0, 1.0)
 
 
-def run_flood(job: _Job) -> FloodResult:
+def run_flood(job: FairnessTrace) -> FloodResult:
     """Runs the mix of one seed twice: a tenant sends its share, and then twenty times as much."""
     duration_s = job.num_requests / job.per_s
     p99_s, share = [], 0.0
@@ -181,7 +198,7 @@ class _Watch:
         self._chooser.plan(simulation)
 
 
-def run_gap(job: _Job) -> GapResult:
+def run_gap(job: FairnessTrace) -> GapResult:
     """Runs two tenants, each of which sends more than its share all the time, up to the last arrival."""
     machine = job.machine
     rates = dict.fromkeys(_PAIR, job.per_s / 2)
@@ -237,7 +254,7 @@ def _draw(
     ]
 
 
-def _unbounded(job: _Job) -> Machine:
+def _unbounded(job: FairnessTrace) -> Machine:
     return replace(job.machine, queue=job.policy, max_waiting=_UNBOUNDED)
 
 
@@ -283,7 +300,7 @@ def main(out: Path, load: FairnessLoad, show: Callable[[str], None]) -> dict[str
     grid = SloGrid(machine, workload, guess_per_s)
     capacity_per_s = find_capacity(grid.quick() if load.is_quick else grid)
     show(f"capacity: {capacity_per_s:.3f} requests/s")
-    mix = _Job(machine, load.num_requests, _MIX_LOAD * capacity_per_s, 0)
+    mix = FairnessTrace(machine, load.num_requests, _MIX_LOAD * capacity_per_s, 0)
     floods = []
     jobs = [replace(mix, seed=seed, policy=policy) for policy in _POLICIES for seed in range(load.num_seeds)]
     for flood in run_all(run_flood, jobs):
@@ -291,7 +308,7 @@ def main(out: Path, load: FairnessLoad, show: Callable[[str], None]) -> dict[str
         show(
             f"{flood.policy.value}: p99 {flood.quiet_p99_s:.3f} s, with the flood {flood.flooded_p99_s:.3f} s"
         )
-    backlog = _Job(machine, load.num_backlogged, _BACKLOG_LOAD * capacity_per_s, 0)
+    backlog = FairnessTrace(machine, load.num_backlogged, _BACKLOG_LOAD * capacity_per_s, 0)
     gaps = []
     jobs = [replace(backlog, seed=seed, weights=pair) for pair in _WEIGHTS for seed in range(load.num_seeds)]
     for gap in run_all(run_gap, jobs):

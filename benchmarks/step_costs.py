@@ -1,4 +1,4 @@
-"""What the torch engine's steps cost on this machine, for simulations of it."""
+"""Costs of the torch engine's steps on this machine, for simulations of it."""
 
 from __future__ import annotations
 

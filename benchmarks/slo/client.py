@@ -13,12 +13,12 @@ import orjson
 from benchmarks.slo.workload import TenantRequest
 from router.doors.prediction import PREDICTED_TTFT
 
-__all__ = ["Answer", "send_all"]
+__all__ = ["TimedAnswer", "send_all"]
 
 
 @dataclass(slots=True)
-class Answer:
-    """What came back; times in seconds since the request was due, but for ``refused_in_s``.
+class TimedAnswer:
+    """The answer to one request; times in seconds since the request was due, but for ``refused_in_s``.
 
     Attributes:
         refused_in_s: from sending it to having read the refusal; None if it was not refused with 503.
@@ -46,7 +46,7 @@ class Answer:
 
 async def send_all(
     url: str, keys: Mapping[str, str], requests: Sequence[TenantRequest], patience_s: float
-) -> list[Answer]:
+) -> list[TimedAnswer]:
     """Sends every request at its time, whatever became of those before it; returns the answers in their order.
 
     Args:
@@ -54,7 +54,7 @@ async def send_all(
         keys: of the tenants, by name.
         patience_s: seconds after the last arrival for which answers are waited for.
     """
-    answers = [Answer() for _ in requests]
+    answers = [TimedAnswer() for _ in requests]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False) as http:
         await asyncio.gather(*(http.get("/health/ready") for _ in range(16)))  # connections that are open
@@ -72,7 +72,7 @@ async def send_all(
 
 
 async def _send(
-    http: httpx.AsyncClient, key: str, wanted: TenantRequest, answer: Answer, started_s: float
+    http: httpx.AsyncClient, key: str, wanted: TenantRequest, answer: TimedAnswer, started_s: float
 ) -> None:
     request, due_s = wanted.request, started_s + wanted.request.at_s
     body = orjson.dumps(
@@ -109,7 +109,7 @@ async def _send(
             answer.end_s = time.monotonic() - due_s
 
 
-def _note(answer: Answer, line: str, now_s: float) -> None:
+def _note(answer: TimedAnswer, line: str, now_s: float) -> None:
     if line == "data: [DONE]":
         answer.error = ""
     elif line.startswith("data: "):

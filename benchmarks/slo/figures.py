@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.intervals import mean_ratio
 from benchmarks.report import Report
 from benchmarks.slo.judged import JudgedRun
-from benchmarks.slo.simulated import BOUNDED_LOAD, Cell, SloGrid
+from benchmarks.slo.simulated import BOUNDED_LOAD, PolicyCell, SloGrid
 from benchmarks.slo.workload import BATCH
 from memory_manager.policy.device_queue import QueuePolicy
 
@@ -23,13 +23,13 @@ def load_name(load: float) -> str:
     return f"{load:.1f}".replace(".", "_")
 
 
-def best_bounded(cells: Sequence[Cell]) -> Cell | None:
+def best_bounded(cells: Sequence[PolicyCell]) -> PolicyCell | None:
     """The one with the highest goodput of those with few places in the queue; None if none was tried."""
     bounded = [each for each in cells if each.variant.is_bounded]
     return max(bounded, key=lambda each: each.mean(_goodput_per_s), default=None)
 
 
-def ratios_of_cells(cells: Sequence[Cell]) -> dict[str, tuple[float, float]]:
+def ratios_of_cells(cells: Sequence[PolicyCell]) -> dict[str, tuple[float, float]]:
     """Mean ratios over the seeds with half of their 95 % intervals, by the names of figures."""
     slo, fcfs = _cell(cells, QueuePolicy.SLO, BOUNDED_LOAD), _cell(cells, QueuePolicy.FCFS, BOUNDED_LOAD)
     most, full = _cell(cells, QueuePolicy.SLO, 3.0), _cell(cells, QueuePolicy.SLO, 1.0)
@@ -40,14 +40,14 @@ def ratios_of_cells(cells: Sequence[Cell]) -> dict[str, tuple[float, float]]:
         if (best := best_bounded(cells)) is not None:
             found = mean_ratio(slo.goodputs_per_s, best.goodputs_per_s)
             ratios[f"goodput_slo_over_best_bounded_{name}"] = found
-        completed = [[float(run.completed[BATCH]) for run in each.runs] for each in (slo, fcfs)]
+        completed = [[float(run.completed.get(BATCH, 0)) for run in each.runs] for each in (slo, fcfs)]
         ratios[f"batch_share_of_fcfs_{name}"] = mean_ratio(*completed)
     if most is not None and full is not None:
         ratios["goodput_3_0_over_1_0"] = mean_ratio(most.goodputs_per_s, full.goodputs_per_s)
     return ratios
 
 
-def figures_of_cells(cells: Sequence[Cell]) -> dict[str, float]:
+def figures_of_cells(cells: Sequence[PolicyCell]) -> dict[str, float]:
     """The figures that the cells give; those that they cannot give are left out."""
     figures: dict[str, float] = {}
     for name, (ratio, half) in ratios_of_cells(cells).items():
@@ -69,7 +69,7 @@ def figures_of_cells(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def report_cells_of_policies(
-    report: Report, grid: SloGrid, capacity_per_s: float, cells: Sequence[Cell], requests_per_s: float
+    report: Report, grid: SloGrid, capacity_per_s: float, cells: Sequence[PolicyCell], requests_per_s: float
 ) -> None:
     """Adds the plot and the tables of cells, and what was simulated."""
     costs, machine = grid.machine.costs, grid.machine
@@ -139,7 +139,7 @@ def report_cells_of_policies(
     )
 
 
-def _plot(path: Path, grid: SloGrid, capacity_per_s: float, cells: Sequence[Cell]) -> None:
+def _plot(path: Path, grid: SloGrid, capacity_per_s: float, cells: Sequence[PolicyCell]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,7 +147,7 @@ def _plot(path: Path, grid: SloGrid, capacity_per_s: float, cells: Sequence[Cell
 
     promised = [each.name for each in grid.workload.tenants if each.is_interactive]
     figure, panels = pyplot.subplots(1, len(promised) + 1, figsize=(4 * len(promised) + 4, 4))
-    values: list[tuple[str, Callable[[Cell], float]]] = [
+    values: list[tuple[str, Callable[[PolicyCell], float]]] = [
         (f"attainment, {name}", lambda cell, name=name: cell.attainment(name))  # type: ignore[misc]
         for name in promised
     ]
@@ -167,13 +167,13 @@ def _plot(path: Path, grid: SloGrid, capacity_per_s: float, cells: Sequence[Cell
     pyplot.close(figure)
 
 
-def _of(cells: Sequence[Cell], policy: QueuePolicy) -> list[Cell]:
+def _of(cells: Sequence[PolicyCell], policy: QueuePolicy) -> list[PolicyCell]:
     """Cells of a policy whose queue is as usual, by load."""
     found = [each for each in cells if each.variant.policy is policy and not each.variant.is_bounded]
     return sorted(found, key=lambda each: each.load)
 
 
-def _cell(cells: Sequence[Cell], policy: QueuePolicy, load: float) -> Cell | None:
+def _cell(cells: Sequence[PolicyCell], policy: QueuePolicy, load: float) -> PolicyCell | None:
     return next((each for each in _of(cells, policy) if each.load == load), None)
 
 

@@ -57,7 +57,8 @@ class JudgedRun:
     """One trace under one policy.
 
     Attributes:
-        num, attained, refused, completed: requests by tenant; those completed by the end of the trace.
+        num, attained, refused, completed: requests of each tenant that had any; those completed by the end of the
+            trace.
         goodput_per_s: requests that attained what they were promised, per second of the trace.
         completed_per_s: requests that had ended by the end of the trace, per second of it.
         ttft_mean_s: of those that were accepted; see ``Course.waited_s``.
@@ -78,8 +79,8 @@ class JudgedRun:
     interactive_predictions: PredictionScore
 
     def attainment(self, tenant: str) -> float:
-        """Share of a tenant's requests that attained what they were promised."""
-        return self.attained[tenant] / max(1, self.num[tenant])
+        """Share of a tenant's requests that attained what they were promised; 0 if there were none."""
+        return self.attained.get(tenant, 0) / max(1, self.num.get(tenant, 0))
 
 
 def judge(courses: Sequence[Course], duration_s: float) -> JudgedRun:

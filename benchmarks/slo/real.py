@@ -13,7 +13,7 @@ from benchmarks.intervals import is_as_expected, share_interval
 from benchmarks.replay import Targets
 from benchmarks.report import Report
 from benchmarks.sharing_policies import Arrangement, Budget, SharingPolicy, write_config
-from benchmarks.slo.client import Answer, send_all
+from benchmarks.slo.client import TimedAnswer, send_all
 from benchmarks.slo.figures import load_name
 from benchmarks.slo.judged import Course, JudgedRun, judge, score_predictions
 from benchmarks.slo.simulated import PATIENCE_S, run_trace
@@ -144,7 +144,9 @@ def _warm_up(server: RunningServer, keys: Mapping[str, str], load: SloRealLoad) 
     _send(server, keys, drawn)
 
 
-def _send(server: RunningServer, keys: Mapping[str, str], drawn: Sequence[TenantRequest]) -> list[Answer]:
+def _send(
+    server: RunningServer, keys: Mapping[str, str], drawn: Sequence[TenantRequest]
+) -> list[TimedAnswer]:
     return asyncio.run(send_all(server.http_url, keys, drawn, PATIENCE_S))
 
 
@@ -178,7 +180,7 @@ def _run(
     )
 
 
-def course_of(wanted: TenantRequest, answer: Answer, targets: Targets) -> Course:
+def course_of(wanted: TenantRequest, answer: TimedAnswer, targets: Targets) -> Course:
     """The course of a request, as its client saw it."""
     has_ended = not answer.error
     in_time = answer.first_s is not None and answer.first_s <= targets.ttft_s

@@ -22,7 +22,7 @@ __all__ = [
     "BOUNDED_LOAD",
     "LOADS",
     "PATIENCE_S",
-    "Cell",
+    "PolicyCell",
     "SloGrid",
     "Variant",
     "find_capacity",
@@ -116,7 +116,7 @@ class SloGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class PolicyCell:
     """One load and policy.
 
     Attributes:
@@ -213,7 +213,7 @@ def find_capacity(grid: SloGrid, num_processes: int = 2) -> float:
 
 def run_grid(
     grid: SloGrid, capacity_per_s: float, show: Callable[[str], None], num_processes: int = 2
-) -> tuple[list[Cell], float]:
+) -> tuple[list[PolicyCell], float]:
     """Runs all cells, every variant of a load on the same traces; returns them with the number of simulated requests
     per second of a core.
 
@@ -226,20 +226,20 @@ def run_grid(
         for load, variant in todo
         for seed in range(grid.num_seeds)
     ]
-    cells: list[Cell] = []
+    cells: list[PolicyCell] = []
     runs: list[JudgedRun] = []
     num_requests, busy_s = 0, 0.0
     for run, num, seconds in run_all(_run, jobs, num_processes):
         runs.append(run)
         num_requests, busy_s = num_requests + num, busy_s + seconds
         if len(runs) == grid.num_seeds:
-            cells.append(Cell(*todo[len(cells)], tuple(runs)))
+            cells.append(PolicyCell(*todo[len(cells)], tuple(runs)))
             runs = []
             show(_line(cells[-1], grid.workload))
     return cells, num_requests / busy_s
 
 
-def _line(cell: Cell, workload: TenantWorkload) -> str:
+def _line(cell: PolicyCell, workload: TenantWorkload) -> str:
     attained = ", ".join(f"{each.name} {cell.attainment(each.name):.3f}" for each in workload.tenants)
     return f"{cell.load:g} x capacity, {cell.variant.name}: {cell.mean(_goodput_per_s):.3f}/s; {attained}"
 

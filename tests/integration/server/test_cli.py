@@ -151,6 +151,8 @@ COMMANDS = [
     ["bench", "abuse"],
     ["bench", "batching"],
     ["bench", "router"],
+    ["bench", "slo"],
+    ["bench", "fairness"],
     ["bench", "sharing"],
     ["bench", "gpu"],
     ["bench", "residency"],
