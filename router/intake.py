@@ -26,6 +26,7 @@ from router.request.sampling import (
 )
 from router.request.served_model import ServedModel
 from router.services import RouterServices
+from router.telemetry.waits import Wait
 from router.tenancy.cache_scope import cache_scope
 from router.tenancy.in_flight import Held
 from router.tenancy.tenant import Tenant
@@ -80,13 +81,13 @@ class Intake:
         Raises:
             MooringError: the request is wrong, or cannot be served now.
         """
-        with self._counting_refusals(model, request_id, tenant):
+        with self._counting_refusals(model, request_id, tenant) as wait:
             held = self._hold(options, tenant, num_prompts=1)
             try:
                 text_model, [request] = await self._prepare(model, [prompt], options, request_id, tenant)
                 request = replace(request, metadata=metadata)
                 stream = await self._services.tokens.generate(request)
-                return self._generation(request, stream, text_model, held.release)
+                return self._generation(request, stream, text_model, wait, held.release)
             except BaseException:
                 held.release()
                 raise
@@ -110,11 +111,11 @@ class Intake:
             raise InvalidRequestError(
                 f"Too many prompts: their number times 'n' may be at most {most}.", param=options.prompt_field
             )
-        with self._counting_refusals(model, request_id, tenant):
+        with self._counting_refusals(model, request_id, tenant) as wait:
             held = self._hold(options, tenant, num_prompts=len(prompts))
             try:
                 text_model, requests = await self._prepare(model, prompts, options, request_id, tenant)
-                return BatchGeneration(await self._begin_all(requests, text_model), held.release)
+                return BatchGeneration(await self._begin_all(requests, text_model, wait), held.release)
             except BaseException:
                 held.release()
                 raise
@@ -158,20 +159,21 @@ class Intake:
         return await text_model.decode(token_ids, tenant=tenant)
 
     @contextmanager
-    def _counting_refusals(self, model: str, request_id: str, tenant: Tenant) -> Iterator[None]:
+    def _counting_refusals(self, model: str, request_id: str, tenant: Tenant) -> Iterator[Wait]:
         """Counts a request that ends within, by no fault of its own, as one that missed its targets. One that its
         client gives up, as a cancellation tells, did if its first token was due by then."""
         metrics = self._services.metrics
         due_s = metrics.clock() + self._promised(tenant).ttft_target_s
+        wait = metrics.wait(model)
         try:
-            yield
+            yield wait
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError):
                 has_missed = metrics.clock() > due_s
             else:
                 has_missed = not isinstance(error, CallerError)
             if has_missed and self._services.models.is_known(model):
-                metrics.refused(request_id, model, tenant.name, tenant.slo_class)
+                metrics.refused(request_id, model, tenant.name, tenant.slo_class, wait.so_far())
             raise
 
     def _hold(self, options: SamplingOptions, tenant: Tenant, num_prompts: int) -> Held:
@@ -293,7 +295,7 @@ class Intake:
         )
 
     async def _begin_all(
-        self, requests: Sequence[GenerationRequest], text_model: TextModel
+        self, requests: Sequence[GenerationRequest], text_model: TextModel, wait: Wait
     ) -> list[TextGeneration]:
         """Begins all of them or none. They are measured once all have begun: what is refused counts once."""
         starts = [asyncio.create_task(self._services.tokens.generate(request)) for request in requests]
@@ -307,7 +309,7 @@ class Intake:
                     await started.aclose()
             raise
         return [
-            self._generation(request, stream, text_model)
+            self._generation(request, stream, text_model, wait)
             for request, stream in zip(requests, streams, strict=True)
         ]
 
@@ -316,11 +318,11 @@ class Intake:
         request: GenerationRequest,
         stream: TokenStream,
         text_model: TextModel,
+        wait: Wait,
         on_close: Callable[[], None] = lambda: None,
     ) -> TextGeneration:
-        return TextGeneration(
-            request, stream, text_model.tokens, self._services.metrics.request(request), on_close
-        )
+        measured = self._services.metrics.request(request, wait.so_far(), stream.predicted_ttft_s)
+        return TextGeneration(request, stream, text_model.tokens, measured, on_close)
 
 
 def request_id_from(sent: str | None) -> str:

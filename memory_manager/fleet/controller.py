@@ -220,6 +220,7 @@ class MemoryManager:
 
     def _retire(self, replica: Replica) -> None:
         replica.deployment.replicas.remove(replica)
+        replica.deployment.note_presence(self._clock())
         replica.retired = self._has_moved = True
 
     def _deployment(self, name: str) -> Deployment:
@@ -337,10 +338,21 @@ class MemoryManager:
         deployment = self._deployments.get(name)
         return None if deployment is None else deployment_status(deployment, self._clock())
 
+    def away_s(self, name: str) -> float:
+        """Seconds for which no replica of a deployment took requests, since it was added; 0 if there is none of this
+        name."""
+        deployment = self._deployments.get(name)
+        return 0.0 if deployment is None else deployment.absence.seconds(self._clock())
+
     def snapshot(self) -> Snapshot:
         """The present state of everything; who asks about one deployment takes ``status``."""
         return snapshot(
-            self._clock(), self._ledgers, self._workers, self._deployments, self._audit.num_mismatches
+            self._clock(),
+            self._ledgers,
+            self._workers,
+            self._deployments,
+            self._audit.num_mismatches,
+            self._admission.queues(),
         )
 
     def check(self) -> None:

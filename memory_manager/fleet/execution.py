@@ -108,7 +108,7 @@ class Execution:
     ) -> tuple[Replica, WorkerGroup]:
         replica, group = self._with_group(replica_id)
         self._reporter.of_replica(kind, replica, action.reason, action.figures)
-        replica.deployment.stirred = replica.in_flight = replica.is_leaving = True
+        self._moves.begin_leaving(replica)
         return replica, group
 
     def spawn(self, group: WorkerGroup, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -76,6 +76,7 @@ class Moves:
         replica.is_leaving = False
         before, now_s = replica.residency, self._clock()
         duration_s = replica.state.move(after, now_s, reason)
+        replica.deployment.note_presence(now_s)
         if after is Residency.RESIDENT and before is not Residency.DRAINING:
             assert replica.group is not None, "what has arrived is on a worker"
             replica.deployment.asked_in_vain_since_s = None
@@ -108,6 +109,11 @@ class Moves:
                 }
                 self._reporter.of_replica(EventKind.DROP, replica, "host copy evicted", figures)
             self.enter(replica, now, "host copy made" if now is Residency.WARM else "host copy evicted")
+
+    def begin_leaving(self, replica: Replica) -> None:
+        """Notes that a replica is about to be put to sleep or unloaded: it takes no more requests."""
+        replica.deployment.stirred = replica.in_flight = replica.is_leaving = True
+        replica.deployment.note_presence(self._clock())
 
     # Bringing in.
 
@@ -316,6 +322,7 @@ class Moves:
         logger.error("%s could not be taken off its device: %s", replica.replica_id, error)
         self.count_failure(replica, error)
         replica.in_flight = replica.is_leaving = False
+        replica.deployment.note_presence(self._clock())
         if replica.asleep is not None:
             if not replica.asleep.done():
                 replica.asleep.set_exception(error)

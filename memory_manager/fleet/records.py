@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from memory_manager.config import ManagerConfig, PlannerConfig
+from memory_manager.fleet.absence import Absence
 from memory_manager.fleet.ledger import Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
@@ -260,6 +261,7 @@ class Deployment:
         due_s: when time alone will stir it; as of then.
         load_s, wake_s: running estimates; None before the first measurement.
         links: those of the devices, shared by all deployments, for what was never measured.
+        absence: the time for which none of its replicas took requests.
     """
 
     spec: DeploymentSpec
@@ -280,6 +282,10 @@ class Deployment:
     rate: ArrivalRate = field(default_factory=ArrivalRate)
     pace: Pace = field(default_factory=Pace)
     costs: StepModel = field(default_factory=StepModel)
+    absence: Absence = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.absence = Absence(self.wanted_since_s)
 
     @property
     def is_at_rest(self) -> bool:
@@ -301,6 +307,10 @@ class Deployment:
         """Whether it sleeps although so many requests are to come that some will miss their targets by that."""
         rate_per_s = self.rate.per_s(now_s, config.rate_half_life_s)
         return is_missed(rate_per_s, self.reload_s(config), self.pace.first_token_s, config)
+
+    def note_presence(self, now_s: float) -> None:
+        """Takes down whether a replica of it takes requests now."""
+        self.absence.note(any(each.takes_requests for each in self.replicas), now_s)
 
     def best_replica(self) -> Replica:
         if len(self.replicas) == 1:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.residency import Residency
+from memory_manager.policy.wait_reason import WaitReason
 from memory_manager.stats import ReplicaStats, WorkerStats
 
-__all__ = ["DeploymentStatus", "DeviceStatus", "ReplicaStatus", "Snapshot", "WorkerStatus"]
+__all__ = [
+    "DeploymentStatus",
+    "DeviceQueueStatus",
+    "DeviceStatus",
+    "QueueShare",
+    "ReplicaStatus",
+    "Snapshot",
+    "WaitingStatus",
+    "WorkerStatus",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,93 @@ class DeploymentStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingStatus:
+    """One request that waits.
+
+    Attributes:
+        deployment: name of the model that it is for.
+        waited_s: seconds since it came.
+        due_in_s: seconds until its first token is due, below 0 once that is past; None if it never is.
+        predicted_in_s: seconds until its first token, as predicted when it came, below 0 once that is past; None if
+            nobody could tell.
+        is_late: whether it can no longer begin in time.
+        reason: the first thing that it waits for.
+    """
+
+    deployment: str
+    tenant: str
+    priority: int
+    waited_s: float
+    due_in_s: float | None
+    predicted_in_s: float | None
+    is_late: bool
+    reason: WaitReason
+
+
+@dataclass(frozen=True, slots=True)
+class QueueShare:
+    """The requests in a queue that one tenant has, of one priority, for one deployment.
+
+    Attributes:
+        num_in_time: those that can still begin in time.
+        num_late: the others.
+        oldest_s: seconds that the first of them has waited.
+    """
+
+    deployment: str
+    tenant: str
+    priority: int
+    num_in_time: int = 0
+    num_late: int = 0
+    oldest_s: float = 0.0
+
+    def with_one_more(self, waited_s: float, *, is_late: bool) -> QueueShare:
+        """The share with a request that has waited so long."""
+        return replace(
+            self,
+            num_in_time=self.num_in_time + (not is_late),
+            num_late=self.num_late + is_late,
+            oldest_s=max(self.oldest_s, waited_s),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceQueueStatus:
+    """The queue of one device.
+
+    Attributes:
+        policy: the order in which it is served.
+        shares: who waits, by deployment, tenant and priority.
+        first: those that are served first, in order; at most as many as are told one by one.
+        predicted_s: seconds until all that are in time have their first token, as predicted; None if that of none is.
+        jain_index: how evenly the device has served the tenants that wait or are served now, each by its weight: 1 if
+            all had the same, 1 / N if one of N had all.
+    """
+
+    device: str
+    policy: QueuePolicy
+    shares: tuple[QueueShare, ...]
+    first: tuple[WaitingStatus, ...]
+    predicted_s: float | None
+    jain_index: float
+
+    @property
+    def num_in_time(self) -> int:
+        """Requests that can still begin in time."""
+        return sum(each.num_in_time for each in self.shares)
+
+    @property
+    def num_late(self) -> int:
+        """Requests that cannot."""
+        return sum(each.num_late for each in self.shares)
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds that the first of all has waited; 0 if nobody waits."""
+        return max((each.oldest_s for each in self.shares), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole state.
 
@@ -93,3 +191,4 @@ class Snapshot:
     workers: tuple[WorkerStatus, ...]
     deployments: tuple[DeploymentStatus, ...]
     num_ledger_mismatches: int
+    queues: tuple[DeviceQueueStatus, ...]

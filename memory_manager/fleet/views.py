@@ -9,7 +9,14 @@ from typing import NamedTuple
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.ledger import Ledger
 from memory_manager.fleet.records import Deployment, HostCopies, Replica
-from memory_manager.fleet.status import DeploymentStatus, DeviceStatus, ReplicaStatus, Snapshot, WorkerStatus
+from memory_manager.fleet.status import (
+    DeploymentStatus,
+    DeviceQueueStatus,
+    DeviceStatus,
+    ReplicaStatus,
+    Snapshot,
+    WorkerStatus,
+)
 from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.plan_types import (
     CopyView,
@@ -180,6 +187,7 @@ def snapshot(
     workers: Mapping[str, Worker],
     deployments: Mapping[str, Deployment],
     num_ledger_mismatches: int,
+    queues: tuple[DeviceQueueStatus, ...],
 ) -> Snapshot:
     """The whole state as status pages show it."""
     return Snapshot(
@@ -203,6 +211,7 @@ def snapshot(
         ),
         deployments=tuple(deployment_status(each, at_s) for each in deployments.values()),
         num_ledger_mismatches=num_ledger_mismatches,
+        queues=queues,
     )
 
 

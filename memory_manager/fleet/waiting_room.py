@@ -11,7 +11,9 @@ from typing import Literal
 
 from memory_manager.config import ManagerConfig
 from memory_manager.fleet.events import EventKind, Reporter
+from memory_manager.fleet.queue_view import Reasons, queue_status
 from memory_manager.fleet.records import Deployment, Replica, unavailable
+from memory_manager.fleet.status import DeviceQueueStatus
 from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
 from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.admission import DeviceAdmission
@@ -213,15 +215,29 @@ class Admission:
     def _next(
         self, device: str, worker_id: str, replicas: Mapping[str, Replica], now_s: float
     ) -> Waiter | None:
-        worker = self._workers[worker_id]
-        most = worker.capabilities.max_sequences
-        open_to = [name for name, each in replicas.items() if not most or _num_sequences(each.tickets) < most]
-        load = self._load(worker, now_s)
+        open_to = [name for name, each in replicas.items() if self._has_slot(each)]
+        load = self._load(self._workers[worker_id], now_s)
 
         def may_begin(waiter: Waiter) -> bool:
             return load.may_begin(replicas[waiter.model].deployment.as_held(waiter))
 
         return self._lines[device].next(open_to, may_begin, now_s)
+
+    def _has_slot(self, replica: Replica) -> bool:
+        """Whether a replica has room for one more sequence."""
+        assert replica.group is not None, "it takes requests"
+        most = replica.group.first.capabilities.max_sequences
+        return not most or sum(each.claim.num_choices for each in replica.tickets) < most
+
+    def queues(self) -> tuple[DeviceQueueStatus, ...]:
+        """The queue of each device."""
+        now_s = self._clock()
+        policy = QueuePolicy(self._config.queue_policy)
+        reasons = Reasons(self._workers, lambda worker: self._load(worker, now_s), self._has_slot)
+        return tuple(
+            queue_status(device, policy, line, self._awaited, self._held.values(), reasons, now_s)
+            for device, line in self._lines.items()
+        )
 
     def serve_soon(self) -> None:
         """Serves once what runs now has returned, however often this is called meanwhile."""
@@ -375,7 +391,3 @@ class Admission:
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
         if not replica.tickets or replica.spec.policy.max_replicas > 1:
             self._replan_soon()
-
-
-def _num_sequences(tickets: Iterable[ReplicaTicket]) -> int:
-    return sum(each.claim.num_choices for each in tickets)

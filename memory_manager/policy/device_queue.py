@@ -117,6 +117,12 @@ class DeviceQueue(Generic[Q]):
         rank = self._rank(self._group(request, self._is_late(request, now_s)), request)
         return [each for each, group in self._waiting.items() if self._rank(group, each) < rank]
 
+    def in_order(self, now_s: float) -> list[tuple[Q, bool]]:
+        """Returns all in the order in which they would be served now, whatever models they are for, and with each
+        whether it is late. To look changes nothing."""
+        found = [(each, self._is_late(each, now_s)) for each in self._waiting]
+        return sorted(found, key=lambda each: self._rank(self._group(*each), each[0]))
+
     def has_in_time(self) -> bool:
         """Whether anybody waits who can still begin in time, as of the last ``note_late``."""
         return any(not group.is_late for group in self._waiting.values())

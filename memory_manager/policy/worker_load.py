@@ -7,6 +7,7 @@ the engine admits by (``memory_manager.policy.kv_forecast``), and in seconds of 
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -16,10 +17,18 @@ import numpy as np
 from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.kv_forecast import KVDemand, expected_left, making_way
 
-__all__ = ["HeldRequest", "StepCostModel", "WorkerLoad"]
+__all__ = ["HeldRequest", "Shortage", "StepCostModel", "WorkerLoad"]
 
 _PACED_SHARE = 0.75
 """Part of the tightest target for further tokens that a round of decodes may take: the rest is for prompts."""
+
+
+class Shortage(enum.Enum):
+    """A thing that a worker can lack to begin a request."""
+
+    PROMPT_TOKENS = enum.auto()  # it has prompts to compute for a step and more
+    DECODE_PACE = enum.auto()  # a round of decodes would take too long for those that are paced
+    KV = enum.auto()  # what it has is expected to need the room
 
 
 class StepCostModel(Protocol):
@@ -88,9 +97,15 @@ class WorkerLoad:
 
     def may_begin(self, newcomer: HeldRequest) -> bool:
         """Whether it can begin this request within about two steps, at no cost to those that it should not cost."""
+        return self.shortage(newcomer) is None
+
+    def shortage(self, newcomer: HeldRequest) -> Shortage | None:
+        """Returns what it lacks to begin this request; None if it may begin."""
         if not self._has_tokens(newcomer):
-            return False
-        return self._has_pace(newcomer) and self._has_kv(newcomer, ())
+            return Shortage.PROMPT_TOKENS
+        if not self._has_pace(newcomer):
+            return Shortage.DECODE_PACE
+        return None if self._has_kv(newcomer, ()) else Shortage.KV
 
     def waits_for_room(self, newcomer: HeldRequest, ahead: Sequence[HeldRequest]) -> bool:
         """Whether a request that comes behind these others has to wait until others have ended."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mooring import __version__
-from mooring.cli import bench, classes, deployments, events, models, plan, serve, slo, status, tenants
+from mooring.cli import bench, classes, deployments, events, models, plan, queue, serve, slo, status, tenants
 from mooring.cli.connection import Connection
 from mooring.errors import MooringError
 
@@ -27,6 +27,7 @@ app.add_typer(deployments.app, name="deployments")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(classes.app, name="classes")
 app.command()(status.status)
+app.command()(queue.queue)
 app.command()(slo.slo)
 app.command()(events.events)
 app.add_typer(plan.app, name="plan")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import orjson
 import typer
 
-from mooring.cli.output import Json, console, print_json, print_table
+from mooring.cli.output import Json, console, local_time, print_json, print_table
 from mooring.units import format_bytes
 
 __all__ = ["COLUMNS", "event_row", "events"]
@@ -47,7 +46,8 @@ def events(
 def event_row(event: Mapping[str, Any]) -> tuple[object, ...]:
     """One event as the cells of ``COLUMNS``."""
     about = event["replica"] or event["deployment"] or event["worker"] or event["device"]
-    return event["id"], _local(event["at"]), event["kind"], about, event["reason"], _figures(event["figures"])
+    figures = _figures(event["figures"])
+    return event["id"], local_time(event["at"]), event["kind"], about, event["reason"], figures
 
 
 def _print_line(event: Mapping[str, Any], json: bool) -> None:
@@ -71,7 +71,3 @@ def _figure(name: str, value: Any) -> str:
     if name.endswith("_s") and isinstance(value, int | float):
         return f"{name.removesuffix('_s')} {value:.3g} s"
     return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-
-
-def _local(text: str) -> str:
-    return datetime.fromisoformat(text).astimezone().strftime("%H:%M:%S.%f")[:-3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Json", "console", "print_json", "print_table"]
+__all__ = ["Json", "console", "local_time", "print_json", "print_table", "seconds"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -22,6 +23,16 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def local_time(text: str) -> str:
+    """A moment of the API's as tables show it: the time of day here, to the millisecond."""
+    return datetime.fromisoformat(text).astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def seconds(value: float | None) -> str | None:
+    """A time as tables show it, to the millisecond."""
+    return None if value is None else f"{value:.3f} s"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:

@@ -1,4 +1,4 @@
-"""``mooring status``: which memory each owner holds, and where each model is."""
+"""``mooring status``: which memory each owner holds, where each model is, and who waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mooring.cli import events
+from mooring.cli import events, queue
 from mooring.cli.output import Json, console, print_json, print_table
 from mooring.units import format_bytes
 
@@ -19,7 +19,7 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show devices, workers and deployments: who holds which bytes."""
+    """Show devices, their queues, workers and deployments: who holds which bytes, and who waits."""
     found = context.obj.get("/status")
     reasons = context.obj.get(f"/deployments/{why}/why") if why is not None else None
     if json:
@@ -40,6 +40,8 @@ def _print_devices(devices: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_rest(found: Mapping[str, Any]) -> None:
+    console().rule("queues", align="left")
+    print_table(queue.COLUMNS, map(queue.queue_row, found["queues"]), "No devices.")
     console().rule("workers", align="left")
     workers = [(w["worker_id"], w["pid"], w["device"], w["state"]) for w in found["workers"]]
     print_table(("worker", "pid#", "device", "state"), workers, "No workers.")

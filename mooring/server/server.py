@@ -193,7 +193,7 @@ class Server:
         text_models = TextModels(settings.limits, text_starter)
         stack.callback(text_models.close)
         directory = DeploymentDirectory(text_models.drop)
-        metrics = Metrics(lambda: gauges_of(manager.snapshot()))
+        metrics = Metrics(lambda: gauges_of(manager.snapshot()), away_s=lambda model: manager.away_s(model))
         journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
         journal.start()
         stack.push_async_callback(journal.stop)

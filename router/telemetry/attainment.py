@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from mooring.slo import BEST_EFFORT, SLOClass
+from router.telemetry.waits import Spent
 
 __all__ = ["MISSES_KEPT", "WINDOWS_S", "Attainment", "Attainments", "Judged", "Miss", "SlidingCount"]
 
@@ -57,12 +58,14 @@ class Miss(NamedTuple):
         at_s: when it ended, in seconds of the Unix epoch.
         ttft_s: seconds to its first token, of several choices to that of the slowest; None if one got none.
         tpot_s: mean seconds of each further token of the slowest choice; None if there was none to wait for.
+        spent: where its time went.
     """
 
     request_id: str
     at_s: float
     ttft_s: float | None
     tpot_s: float | None
+    spent: Spent
 
 
 class SlidingCount:

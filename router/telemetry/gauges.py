@@ -3,14 +3,14 @@ date."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from memory_manager.fleet.status import DeploymentStatus, Snapshot
+from memory_manager.fleet.status import DeploymentStatus, DeviceQueueStatus, Snapshot
 from router.telemetry.attainment import Attainments
 
 __all__ = ["ENGINE", "AttainmentCollector", "GaugeCollector", "Gauges", "ModelGauges", "gauges_of"]
@@ -66,11 +66,13 @@ class Gauges:
         models: states of the models, by name.
         device_memory_bytes: bytes by device and owner.
         kv_unused_bytes: bytes of committed KV memory that holds no token, by worker and kind.
+        queues: those of the devices.
     """
 
     models: Mapping[str, ModelGauges] = field(default_factory=dict)
     device_memory_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     kv_unused_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    queues: Sequence[DeviceQueueStatus] = ()
 
 
 def gauges_of(snapshot: Snapshot) -> Gauges:
@@ -88,6 +90,7 @@ def gauges_of(snapshot: Snapshot) -> Gauges:
             for worker in snapshot.workers
             for kind, num_bytes in asdict(worker.stats.fragmentation).items()
         },
+        queues=snapshot.queues,
     )
 
 
@@ -117,7 +120,7 @@ class GaugeCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Names of the metrics only: registering must not ask parts of the server that do not run yet."""
-        return (*_model_families(), _memory_family(), _unused_family())
+        return (*_model_families(), _memory_family(), _unused_family(), *_queue_families())
 
     def collect(self) -> Iterator[Metric]:
         present = self._read()
@@ -146,6 +149,13 @@ class GaugeCollector(Collector):
         for (worker, kind), num_bytes in present.kv_unused_bytes.items():
             unused.add_metric([worker, kind], num_bytes)
         yield unused
+        waiting, jain = _queue_families()
+        for queue in present.queues:
+            waiting.add_metric([queue.device, "in_time"], queue.num_in_time)
+            waiting.add_metric([queue.device, "late"], queue.num_late)
+            jain.add_metric([queue.device], queue.jain_index)
+        yield waiting
+        yield jain
 
 
 class AttainmentCollector(Collector):
@@ -237,6 +247,21 @@ def _attainment_families() -> tuple[GaugeMetricFamily, CounterMetricFamily]:
             "mooring_slo_requests",
             "Requests that ended, by whether they met the targets of their SLO class.",
             labels=[*labels, "outcome"],
+        ),
+    )
+
+
+def _queue_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily(
+            "mooring_queue_requests",
+            "Requests in the queue of a device, by whether they can still begin in time.",
+            labels=["device", "state"],
+        ),
+        GaugeMetricFamily(
+            "mooring_fairness_jain_index",
+            "How evenly a device has served the tenants that want it now, by their weights; 1 is evenly.",
+            labels=["device"],
         ),
     )
 

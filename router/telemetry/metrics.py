@@ -7,6 +7,7 @@ present state are in ``router.telemetry.gauges``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from router.request.request import GenerationRequest
 from router.telemetry.attainment import Attainments, Miss
 from router.telemetry.audit import AuditTrail
 from router.telemetry.gauges import ENGINE, AttainmentCollector, GaugeCollector, Gauges, ModelGauges
+from router.telemetry.predictions import PredictionRecord
+from router.telemetry.waits import Spent, Wait, Waited
 
 __all__ = ["Gauges", "Metrics", "ModelGauges", "RequestMetrics"]
 
@@ -119,14 +122,20 @@ class Metrics:
 
     Args:
         read_gauges: returns the present states; answers from memory.
+        away_s: seconds for which a model has been away in all, by its name (``router.telemetry.waits``).
         clock: seconds, monotonic; the clock of ``GenerationRequest.arrival_s``.
     """
 
     def __init__(
-        self, read_gauges: Callable[[], Gauges], *, clock: Callable[[], float] = time.monotonic
+        self,
+        read_gauges: Callable[[], Gauges],
+        *,
+        away_s: Callable[[str], float] = lambda model: 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         registry = self._registry = CollectorRegistry()
         self.clock = clock
+        self._away_s = away_s
         labels = ["model_name", "engine", "tenant"]
         self._histograms = {
             attribute: Histogram(f"vllm:{name}", text, labels, buckets=buckets, registry=registry)
@@ -169,24 +178,44 @@ class Metrics:
             registry=registry,
         )
         self.audit = AuditTrail(registry)
+        self._predictions = PredictionRecord(registry)
         self.attainments = Attainments()
         registry.register(AttainmentCollector(self.attainments, clock))
         registry.register(GaugeCollector(read_gauges))
         registry.register(_SecondName(self._histograms["itl"], "vllm:time_per_output_token_seconds"))
         self._series: dict[tuple[str, str], _Series] = {}
 
-    def request(self, request: GenerationRequest) -> RequestMetrics:
-        """The measurements of one accepted request."""
+    def wait(self, model: str) -> Wait:
+        """The wait of a request that comes now."""
+        return Wait(model, self._away_s, self.clock)
+
+    def request(
+        self, request: GenerationRequest, waited: Waited, predicted_ttft_s: float | None
+    ) -> RequestMetrics:
+        """The measurements of one request that a worker has now.
+
+        Args:
+            predicted_ttft_s: seconds from its arrival to its first token, as predicted; None if nobody could tell.
+        """
         key = (request.deployment, request.tenant)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = self._make_series(*key)
-        return RequestMetrics(series, request, self.attainments, self.clock)
+        record, predicted_s = self._predictions, predicted_ttft_s
 
-    def refused(self, request_id: str, model: str, tenant: str, slo_class: SLOClass | None) -> None:
+        def note_first(measured_s: float) -> None:
+            if predicted_s is not None and math.isfinite(predicted_s):
+                needed_wake = waited.wake_s > 0
+                record.note(request.deployment, predicted_s, measured_s, needed_wake=needed_wake)
+
+        return RequestMetrics(series, request, waited, note_first, self.attainments, self.clock)
+
+    def refused(
+        self, request_id: str, model: str, tenant: str, slo_class: SLOClass | None, waited: Waited
+    ) -> None:
         """Counts a request that was refused, or failed before there was anything of it to measure, as one that missed
         its targets."""
-        miss = Miss(request_id, time.time(), None, None)
+        miss = Miss(request_id, time.time(), None, None, Spent(*waited))
         self.attainments.note(tenant, slo_class, model, miss, self.clock())
 
     def observe_step(self, replica_id: str, num_tokens: int) -> None:
@@ -216,19 +245,29 @@ class Metrics:
 
 
 class RequestMetrics:
-    """Measures one request from its tokens' arrivals."""
+    """Measures one request from its tokens' arrivals.
+
+    Args:
+        waited: from its arrival until a worker had it.
+        note_first: called with the seconds from its arrival to its first token.
+    """
 
     def __init__(
         self,
         series: _Series,
         request: GenerationRequest,
+        waited: Waited,
+        note_first: Callable[[float], None],
         attainments: Attainments,
         clock: Callable[[], float],
     ) -> None:
         self._series = series
         self._request = request
+        self._waited = waited
+        self._note_first = note_first
         self._attainments = attainments
         self._clock = clock
+        self._given_s = request.arrival_s + waited.queue_s + waited.wake_s  # when a worker had it
         self._began_s: float | None = None  # when a step began with the request
         self._first_token_s: float | None = None
         self._last_token_s = 0.0
@@ -252,6 +291,7 @@ class RequestMetrics:
             self._first_token_s = now_s
             self._began_s = began_s
             series.ttft.observe(now_s - self._request.arrival_s)
+            self._note_first(now_s - self._request.arrival_s)
             series.prompt_tokens.inc(len(self._request.prompt_ids))
             series.computed_tokens.inc(len(self._request.prompt_ids))
         last_s = self._last_s.get(index)
@@ -317,7 +357,11 @@ class RequestMetrics:
             return
         is_met = is_in_time and first_s is not None and not has_failed
         ttft_s = None if first_s is None else first_s - request.arrival_s
-        miss = None if is_met else Miss(request.request_id, time.time(), ttft_s, slowest_s)
+        prefilled_s = now_s if first_s is None else first_s
+        spent = Spent(
+            *self._waited, prefilled_s - self._given_s, None if first_s is None else now_s - prefilled_s
+        )
+        miss = None if is_met else Miss(request.request_id, time.time(), ttft_s, slowest_s, spent)
         slo_class = request.slo_class
         self._attainments.note(request.tenant, slo_class, request.deployment, miss, now_s)
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memory_manager.policy.device_queue import QueuePolicy
+from memory_manager.policy.wait_reason import WaitReason
 from memory_manager.stats import ReplicaStats, WorkerStats
 from memory_manager.watch.devices import DeviceMemory
 from mooring.declared_models import with_fields_of
@@ -29,6 +31,8 @@ __all__ = [
     "MissBody",
     "ModelBody",
     "Policy",
+    "QueueBody",
+    "QueueShareBody",
     "RegistrationBody",
     "RegistrationCreate",
     "ReplicaBody",
@@ -41,6 +45,7 @@ __all__ = [
     "TenantCreate",
     "TenantUpdate",
     "VersionBody",
+    "WaitingBody",
     "WayInBody",
     "WhyBody",
     "WorkerBody",
@@ -223,6 +228,15 @@ class MissBody(_Body):
     tpot_s: float | None = Field(
         description="Mean seconds of each further token, in its slowest choice; null if there was none to wait for."
     )
+    queue_s: float = Field(description="Seconds before a worker had it, while its model was there.")
+    wake_s: float = Field(
+        description="Seconds before a worker had it, while its model was away or on its way."
+    )
+    prefill_s: float | None = Field(
+        description="Seconds from then to its first token, in its slowest choice, or to its end if one got none; "
+        "null if no worker had it."
+    )
+    decode_s: float | None = Field(description="Seconds from that token to its end; null if it had none.")
 
 
 class AttainmentBody(_Body):
@@ -272,12 +286,61 @@ class DeploymentStatusBody(_Body):
     replicas: list[ReplicaBody]
 
 
+class QueueShareBody(_Body):
+    """The requests in a queue that one tenant has, of one priority, for one deployment."""
+
+    deployment: str
+    tenant: str
+    priority: int
+    num_in_time: int = Field(description="Those that can still begin in time.")
+    num_late: int = Field(description="The others.")
+    oldest_s: float = Field(description="Seconds that the first of them has waited.")
+
+
+class WaitingBody(_Body):
+    """One request that waits."""
+
+    deployment: str
+    tenant: str
+    priority: int
+    waited_s: float = Field(description="Seconds since it came.")
+    due_in_s: float | None = Field(
+        description="Seconds until its first token is due, below 0 once that is past; null if it never is."
+    )
+    predicted_in_s: float | None = Field(
+        description="Seconds until its first token, as predicted when it came, below 0 once that is past; null if "
+        "nobody could tell."
+    )
+    is_late: bool = Field(description="Whether it can no longer begin in time.")
+    reason: WaitReason = Field(description="The first thing that it waits for.")
+
+
+class QueueBody(_Body):
+    """The queue of one device."""
+
+    device: str
+    policy: QueuePolicy = Field(description="The order in which it is served.")
+    num_in_time: int = Field(description="Requests that can still begin in time.")
+    num_late: int = Field(description="Requests that cannot.")
+    oldest_s: float = Field(description="Seconds that the first of all has waited; 0 if nobody waits.")
+    predicted_s: float | None = Field(
+        description="Seconds until all that are in time have their first token; null if that of none is predicted."
+    )
+    jain_index: float = Field(
+        description="How evenly the device has served the tenants that wait or are served, by their weights: 1 if "
+        "all had the same, 1 / N if one of N had all."
+    )
+    shares: list[QueueShareBody] = Field(description="Who waits, by deployment, tenant and priority.")
+    first: list[WaitingBody] = Field(description="The first 20, in the order in which they are served.")
+
+
 class StatusBody(_Body):
-    """The bytes that each owner holds, and the place of each model."""
+    """The bytes that each owner holds, the place of each model, and who waits for the devices."""
 
     devices: list[DeviceBody]
     workers: list[WorkerBody]
     deployments: list[DeploymentStatusBody]
+    queues: list[QueueBody] = Field(description="Those of the devices.")
     ledger_mismatches: int = Field(
         description="How often a worker held other bytes than the ledger says; anything but 0 is a bug."
     )

@@ -264,9 +264,14 @@ def _status_routes(services: AdminServices) -> APIRouter:
         """Worker processes."""
         return workers(services.manager.snapshot())
 
+    @router.get("/queues")
+    async def list_queues() -> list[types.QueueBody]:
+        """Show who waits for each device, and for what."""
+        return _queues(services.manager.snapshot())
+
     @router.get("/status")
     async def status() -> types.StatusBody:
-        """Show the bytes that each owner holds, and the place of each model."""
+        """Show the bytes that each owner holds, the place of each model, and who waits for the devices."""
         records = await asyncio.to_thread(services.registry.list_deployments)
         snapshot = services.manager.snapshot()
         managed = _by_name(snapshot)
@@ -277,10 +282,15 @@ def _status_routes(services: AdminServices) -> APIRouter:
                 *(_deployment_status(services, record, managed.get(record.name)) for record in records),
                 *_being_made(services.registrar, {record.name for record in records}),
             ],
+            queues=_queues(snapshot),
             ledger_mismatches=snapshot.num_ledger_mismatches,
         )
 
     return router
+
+
+def _queues(snapshot: Snapshot) -> list[types.QueueBody]:
+    return [types.QueueBody.model_validate(each) for each in snapshot.queues]
 
 
 def _worker_status(worker: WorkerProcess, managed: WorkerStatus | None) -> types.WorkerBody:

@@ -73,6 +73,7 @@ def _attainment_body(entry: Attainment, now_s: float, num_misses: int) -> types.
                 at=datetime.fromtimestamp(each.at_s, UTC),
                 ttft_s=each.ttft_s,
                 tpot_s=each.tpot_s,
+                **each.spent._asdict(),
             )
             for each in islice(reversed(entry.misses), num_misses)
         ],

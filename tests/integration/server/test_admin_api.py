@@ -100,6 +100,7 @@ def test_the_openapi_page_describes_every_admin_route_and_each_needs_the_key(ser
         "/admin/v1/deployments/{name}/why",
         "/admin/v1/events",
         "/admin/v1/events/stream",
+        "/admin/v1/queues",
         "/admin/v1/slo",
         "/admin/v1/slo-classes",
         "/admin/v1/slo-classes/{name}",
@@ -411,7 +412,9 @@ def test_tenants_and_their_keys(server: RunningServer) -> None:
 def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert complete(server, "first").status_code == 200
     status = server.status()
-    assert status.keys() == {"devices", "workers", "deployments", "ledger_mismatches"}
+    assert status.keys() == {"devices", "workers", "deployments", "queues", "ledger_mismatches"}
+    (queue,) = status["queues"]
+    assert (queue["device"], queue["num_in_time"], queue["num_late"], queue["first"]) == ("cpu", 0, 0, [])
     assert status["ledger_mismatches"] == 0
     (device,) = status["devices"]
     assert device.keys() == {"name", "budget_bytes", "owners", "memory"}

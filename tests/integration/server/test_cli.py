@@ -143,6 +143,7 @@ COMMANDS = [
     ["classes", "update"],
     ["classes", "delete"],
     ["status"],
+    ["queue"],
     ["slo"],
     ["events"],
     ["plan"],
@@ -176,11 +177,14 @@ def names(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
         yield from names(below, (*path, name))
 
 
+STATUS_KEYS = {"devices", "workers", "deployments", "queues", "ledger_mismatches"}
+
+
 def test_the_installed_script(shell: Shell) -> None:
     assert shell.script("--version").stdout == f"mooring {__version__}\n"
     status = shell.script("status", "--json")
     assert (status.returncode, status.stderr) == (0, "")
-    assert json.loads(status.stdout).keys() == {"devices", "workers", "deployments", "ledger_mismatches"}
+    assert json.loads(status.stdout).keys() == STATUS_KEYS
     refused = shell.script("deployments", "show", "nothing")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "mooring: there is no deployment 'nothing'\n"
@@ -318,7 +322,10 @@ def test_classes_and_how_they_are_kept(shell: Shell) -> None:
     (key,) = shell.run("tenants", "keys", "create", "golden").stdout.splitlines()  # one not remembered yet
     complete(shell, key)
     (entry,) = [each for each in shell.json("slo") if each["tenant"] == "golden"]
-    assert len(entry["misses"]) == 1
+    (miss,) = entry["misses"]
+    table = shell.said("slo", "--misses", "1")
+    for word in ("misses", "wake", "prefill", miss["request_id"], f"{miss['prefill_s']:.3f} s"):
+        assert word in table
 
     for each in shell.json("tenants", "keys", "list", "golden"):
         shell.said("tenants", "keys", "revoke", "golden", each["prefix"])
@@ -371,11 +378,19 @@ def test_events_are_followed(shell: Shell) -> None:
 
 def test_status(shell: Shell) -> None:
     status = shell.json("status")
-    assert status.keys() == {"devices", "workers", "deployments", "ledger_mismatches"}
+    assert status.keys() == STATUS_KEYS
     assert status["workers"][0]["pid"] in shell.server.worker_pids()
     table = shell.said("status")
-    for word in ("devices", "cpu: ", "of 64 MiB", "workers", "null-0", "deployments", "first"):
+    for word in ("devices", "cpu: ", "of 64 MiB", "queues", "workers", "null-0", "deployments", "first"):
         assert word in table
+
+
+def test_queue(shell: Shell) -> None:
+    (queue,) = shell.json("queue")
+    assert (queue["device"], queue["policy"], queue["shares"], queue["first"]) == ("cpu", "slo", [], [])
+    names, row = (line.split() for line in shell.said("queue").splitlines())
+    assert names[:4] == ["device", "policy", "in", "time"]
+    assert row[:4] == ["cpu", "slo", "0", "0"]
 
 
 def test_what_the_server_is_not_told_is_found_by_itself_and_what_is_wrong_is_named(

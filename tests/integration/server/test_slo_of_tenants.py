@@ -160,6 +160,9 @@ def test_requests_are_judged_by_the_class_of_their_tenant(server: RunningServer)
     (miss,) = found["misses"]
     assert miss["request_id"] == missed.headers["x-request-id"]
     assert 0 < miss["ttft_s"] < 60
+    assert min(miss[each] for each in ("queue_s", "wake_s", "prefill_s", "decode_s")) >= 0
+    before_s = miss["queue_s"] + miss["wake_s"] + miss["prefill_s"]
+    assert before_s == pytest.approx(miss["ttft_s"]), "all of its time is told"
     assert all(each["misses"] == [] for each in call(server, "GET", "/slo")), "nobody asked for them"
     for wrong in ("-1", "21", "all"):
         refused = call(server, "GET", f"/slo?misses={wrong}", status=400)["error"]
@@ -169,6 +172,9 @@ def test_requests_are_judged_by_the_class_of_their_tenant(server: RunningServer)
     labels = 'class="strict",model="first"'
     assert f'mooring_slo_attainment_ratio{{{labels},{series},window="1m"}} 0.0' in metrics
     assert f'mooring_slo_requests_total{{{labels},outcome="missed",{series}}} 1.0' in metrics
+    assert 'mooring_ttft_predictions_total{model="first",outcome=' in metrics
+    assert 'mooring_fairness_jain_index{device="cpu"}' in metrics
+    assert 'mooring_queue_requests{device="cpu",state="in_time"} 0.0' in metrics
 
 
 def test_refused_requests_missed_and_tenants_without_a_class_are_best_effort(server: RunningServer) -> None:
@@ -180,7 +186,8 @@ def test_refused_requests_missed_and_tenants_without_a_class_are_best_effort(ser
     found = attainment(server, "refused")
     assert found is not None
     assert (found["model"], found["windows"]["1m"]["requests"]) == ("off", 1)
-    assert [each["ttft_s"] for each in found["misses"]] == [None]
+    (miss,) = found["misses"]
+    assert (miss["ttft_s"], miss["prefill_s"], miss["decode_s"]) == (None, None, None)
     call(server, "DELETE", "/deployments/off", status=204)
 
     body = {"model": "first", "prompt": "hello", "max_tokens": 3}
@@ -223,6 +230,16 @@ def test_a_class_of_higher_priority_is_served_before_who_waited_longer_for_the_s
             until(lambda: num_waiting() == 1)
             asked.append(pool.submit(ask, "urgent"))
             until(lambda: num_waiting() == 2)
+            (queue,) = call(server, "GET", "/queues")
+            assert [(each["tenant"], each["priority"]) for each in queue["first"]] == [
+                ("urgent", 5),
+                ("patient", 0),
+            ]
+            assert {each["reason"] for each in queue["first"]} <= {"asleep", "loading"}
+            assert (queue["device"], queue["policy"], queue["num_in_time"]) == ("cpu", "slo", 2)
+            assert {each["tenant"] for each in queue["shares"]} == {"urgent", "patient"}
+            assert queue["oldest_s"] == max(each["waited_s"] for each in queue["first"])
+            assert call(server, "GET", "/status")["queues"][0].keys() == queue.keys()
         finally:
             os.kill(pid, signal.SIGCONT)
         for each in asked:

@@ -30,6 +30,8 @@ from router.intake import Intake
 from router.request.bounds import RouterConfig
 from router.request.request import GenerationRequest
 from router.request.sampling import SamplingOptions
+from router.telemetry.metrics import Gauges, Metrics
+from router.telemetry.waits import Spent
 from router.tenancy.tenant import ANONYMOUS, Tenant
 from router.text.batch_generation import BatchGeneration
 from router.text.generation import TextGeneration
@@ -281,3 +283,40 @@ async def test_requests_for_models_that_there_are_not_are_counted_nowhere(tmp_pa
             )
         await running.aclose()
     assert door.judged == {}
+
+
+async def test_a_miss_says_for_how_long_it_waited_and_for_how_much_of_that_the_model_was_away(
+    tmp_path: Path,
+) -> None:
+    door = Door(tmp_path, RouterConfig())
+    now_s, away_s = 10.0, 5.0
+    door.services = replace(
+        door.services, metrics=Metrics(Gauges, away_s=lambda model: away_s, clock=lambda: now_s)
+    )
+    door.intake = Intake(door.services)
+    steps = [OverloadedError("full"), None, None]
+
+    def answer_late(request: GenerationRequest) -> ScriptedStream:
+        nonlocal now_s, away_s
+        now_s, away_s = now_s + 3.0, away_s + 1.0
+        if (error := steps.pop(0)) is not None:
+            raise error
+        return ScriptedStream(one_token_a_step(request, [70, 71, 72]), predicted_ttft_s=4.0)
+
+    door.source.script = answer_late
+    tenant = replace(TENANT, slo_class=GOLD)
+    with pytest.raises(OverloadedError):
+        await door.start(tenant=tenant)
+    one = await door.start(tenant=tenant)
+    now_s += 2.0
+    await one.whole()
+    await one.aclose()
+    batch = await door.start_batch("a", tenant=tenant)
+    now_s += 2.0
+    await batch.whole()
+    await batch.aclose()
+    (entry,) = door.services.metrics.attainments.entries()
+    served = Spent(2.0, 1.0, 2.0, 0.0)
+    assert [each.spent for each in entry.misses] == [Spent(2.0, 1.0), served, served]
+    near = 'mooring_ttft_predictions_total{model="m",outcome="near",wake="yes"} 2.0'
+    assert near in door.services.metrics.expose().decode()

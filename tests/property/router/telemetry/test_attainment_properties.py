@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mooring.slo import BEST_EFFORT, SLOClass
 from router.telemetry.attainment import Attainments, Judged, Miss, SlidingCount
+from router.telemetry.waits import Spent
 
 SPAN_S = 60.0  # buckets of a second
 EVENTS = st.lists(st.tuples(st.integers(0, 500), st.booleans()), max_size=80)
@@ -48,7 +49,7 @@ def test_each_tenant_class_and_model_has_its_own_count_and_the_longest_idle_goes
     kept: dict[tuple[str, str], list[bool]] = {}  # the longest idle first
     for number, (tenant, name, is_met) in enumerate(notes):
         slo_class = None if name is None else SLOClass(name, 1.0, 1.0, goal=0.9)
-        miss = None if is_met else Miss(str(number), 0.0, None, None)
+        miss = None if is_met else Miss(str(number), 0.0, None, None, Spent(0.0, 0.0))
         attainments.note(tenant, slo_class, "m", miss, float(number))
         key = (tenant, name or BEST_EFFORT)
         kept[key] = [*kept.pop(key, []), is_met]

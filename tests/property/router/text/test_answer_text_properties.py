@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from engines.api import ChoiceTokens, Finished, FinishReason, FirstToken, SamplingParams, TopLogprobs
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
+from router.telemetry.waits import Waited
 from router.text.generation import TextDelta, TextGeneration
 
 TOKENIZERS = {"byte-level": byte_level_tokenizer(), "byte-fallback": byte_fallback_tokenizer()}
@@ -41,7 +42,7 @@ def request_for(
 def read(kind: str, request: GenerationRequest, steps: list[list[ChoiceTokens]]) -> list[TextDelta]:
     async def all_of_it() -> list[TextDelta]:
         stream = ScriptedStream(steps)
-        generation = TextGeneration(request, stream, TABLES[kind], METRICS.request(request))
+        generation = TextGeneration(request, stream, TABLES[kind], METRICS.request(request, Waited(), None))
         return [delta for batch in [batch async for batch in generation] for delta in batch]
 
     return asyncio.run(all_of_it())

@@ -36,5 +36,6 @@ async def test_looking_at_the_records_changes_none_of_them() -> None:
         unsettled(deployments.values(), replicas.values())
         host = HostTier(h.cache, replicas.values())
         planner_state(*where, host, deployments.values(), replicas.values(), CONFIG, FAR_LATER_S)
-        snapshot(FAR_LATER_S, *where, deployments, 0)
+        snapshot(FAR_LATER_S, *where, deployments, 0, ())
+        h.manager.snapshot()
         assert everything(h) == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -10,6 +12,7 @@ from mooring.slo import SLOClass
 from router.request.request import GenerationRequest
 from router.telemetry.attainment import Attainment, Judged
 from router.telemetry.metrics import Gauges, Metrics, RequestMetrics
+from router.telemetry.waits import Spent, Waited
 
 GOLD = SLOClass("gold", ttft_target_s=1.0, tpot_target_s=0.1, goal=0.9)
 
@@ -21,7 +24,13 @@ class Door:
         self.now_s = 100.0
         self.metrics = Metrics(Gauges, clock=lambda: self.now_s)
 
-    def begin(self, slo_class: SLOClass | None = GOLD, n: int = 1) -> RequestMetrics:
+    def begin(
+        self,
+        slo_class: SLOClass | None = GOLD,
+        n: int = 1,
+        waited: Waited = Waited(),
+        predicted_ttft_s: float | None = None,
+    ) -> RequestMetrics:
         request = GenerationRequest(
             "r1",
             "m",
@@ -29,12 +38,12 @@ class Door:
             SamplingParams(),
             n=n,
             tenant="acme",
-            arrival_s=self.now_s,
+            arrival_s=self.now_s - sum(waited),
             deadline_s=self.now_s + GOLD.ttft_target_s,
             tpot_target_s=GOLD.tpot_target_s,
             slo_class=slo_class,
         )
-        return self.metrics.request(request)
+        return self.metrics.request(request, waited, predicted_ttft_s)
 
     def serve(self, first_s: float, last_s: float, num_tokens: int = 11, reason: str = "stop") -> None:
         """A request that gets its first token and its last after so many seconds."""
@@ -161,10 +170,68 @@ def test_what_fails_or_is_refused_missed() -> None:
     mixed.finished(0, "abort", 0)
     mixed.finished(1, "error", 0)
     mixed.end()
-    door.metrics.refused("r2", "m", "acme", GOLD)
+    door.metrics.refused("r2", "m", "acme", GOLD, Waited(0.5, 0.25))
     door.serve(0.5, 1.0)
     assert door.entry.total == Judged(1, 3)
     assert [each.ttft_s for each in door.entry.misses] == [0.5, None, None]
+    assert door.entry.misses[-1].spent == Spent(0.5, 0.25, None, None), "no worker had it"
+
+
+def test_a_miss_says_where_its_time_went() -> None:
+    door = Door()
+    slow = door.begin(n=2, waited=Waited(0.25, 0.5))
+    door.now_s += 1.0
+    slow.tokens(0, 1)
+    door.now_s += 0.5
+    slow.tokens(1, 1)  # the slowest choice counts
+    door.now_s += 2.0
+    slow.tokens(1, 1)
+    slow.finished(0, "stop", 1)
+    slow.finished(1, "stop", 2)
+    door.now_s += 0.25
+    slow.end()
+    silent = door.begin(n=2, waited=Waited(0.5, 0.25))
+    door.now_s += 1.0
+    silent.tokens(0, 1)
+    door.now_s += 2.0
+    silent.finished(0, "stop", 1)
+    silent.finished(1, "error", 0)
+    silent.end()
+    spent = [each.spent for each in door.entry.misses]
+    assert spent == [Spent(0.25, 0.5, 1.5, 2.25), Spent(0.5, 0.25, 3.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("wake_s", "predicted_s", "measured_s", "wake", "outcome", "error"),
+    [
+        (0.0, 0.5, 2.0, "no", "off", 0.75),
+        (0.5, 2.5, 2.0, "yes", "near", 0.25),
+        (0.5, 0.0, 2.0, "yes", "off", 1.0),
+        (0.0, 0.03125, 0.0625, "no", "near", 0.5),  # 31 ms are few
+    ],
+)
+def test_a_prediction_is_held_against_what_was_measured(
+    wake_s: float, predicted_s: float, measured_s: float, wake: str, outcome: str, error: float
+) -> None:
+    door = Door()
+    unforeseen = door.begin(predicted_ttft_s=None)
+    endless = door.begin(predicted_ttft_s=math.inf)
+    door.begin(predicted_ttft_s=0.5).end()  # it got no token
+    measured = door.begin(waited=Waited(0.0, wake_s), predicted_ttft_s=predicted_s)
+    door.now_s += measured_s - wake_s
+    for each in (unforeseen, endless, measured, measured):
+        each.tokens(0, 1)
+    found = {
+        (sample.name, *(sample.labels[each] for each in ("model", "wake"))): sample.value
+        for family in text_string_to_metric_families(door.metrics.expose().decode())
+        for sample in family.samples
+        if "prediction" in sample.name and sample.labels.get("outcome", outcome) == outcome
+    }
+    name = "mooring_ttft_prediction"
+    assert found[f"{name}_error_ratio_sum", "m", wake] == pytest.approx(error)
+    assert found[f"{name}_error_ratio_count", "m", wake] == 1
+    assert found[f"{name}s_total", "m", wake] == 1
+    assert {each[1:] for each in found} == {("m", wake)}
 
 
 def test_a_tenant_without_a_class_is_counted_by_the_server_s_own_targets() -> None:

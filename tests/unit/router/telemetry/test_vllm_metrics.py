@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engines.api import SamplingParams
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics, ModelGauges
+from router.telemetry.waits import Waited
 
 # Of the dashboards in vLLM's repository (examples/observability), but for what docs/metrics.md leaves out.
 OF_REQUESTS = (
@@ -42,7 +43,9 @@ Samples = dict[str, list[dict[str, str]]]
 def samples() -> Samples:
     """The labels of each series, by its name, once a request was served."""
     metrics = Metrics(lambda: Gauges({"m": ModelGauges(1, 2, 3, 0.5)}), clock=lambda: 5.0)
-    request = metrics.request(GenerationRequest("r", "m", (1, 2, 3), SamplingParams(), arrival_s=1.0))
+    request = metrics.request(
+        GenerationRequest("r", "m", (1, 2, 3), SamplingParams(), arrival_s=1.0), Waited(), None
+    )
     request.tokens(0, 1, began_s=2.0)
     request.tokens(0, 1)
     request.finished(0, "stop", 2)

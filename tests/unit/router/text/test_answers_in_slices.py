@@ -16,6 +16,7 @@ from engines.api import ChoiceTokens, Finished, FinishReason, SamplingParams
 from router.doors.openai.answers import AnswerStyle, ChatFormat, CompletionFormat
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
+from router.telemetry.waits import Waited
 from router.text.detokenizer import Detokenizer, TokenTable
 from router.text.generation import TextGeneration, Usage, WholeChoice
 from router.text.prompt_view import TokenLogprob
@@ -53,7 +54,7 @@ class CountingTable:
 def generation(
     request: GenerationRequest, steps: Sequence[list[ChoiceTokens]], table: TokenTable | CountingTable = TABLE
 ) -> TextGeneration:
-    metrics = Metrics(Gauges).request(request)
+    metrics = Metrics(Gauges).request(request, Waited(), None)
     return TextGeneration(request, ScriptedStream(steps), table, metrics)  # type: ignore[arg-type]
 
 

@@ -18,6 +18,7 @@ from engines.api import ChoiceTokens, Finished, FinishReason, SamplingParams, To
 from mooring.errors import ArtifactError, InternalError
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
+from router.telemetry.waits import Waited
 from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TextGeneration, Usage, by_step
 
@@ -43,7 +44,7 @@ def metrics() -> Metrics:
 def generation(
     request: GenerationRequest, stream: ScriptedStream, measured: Metrics | None = None
 ) -> TextGeneration:
-    return TextGeneration(request, stream, TABLE, (measured or metrics()).request(request))
+    return TextGeneration(request, stream, TABLE, (measured or metrics()).request(request, Waited(), None))
 
 
 async def test_an_emoji_split_over_tokens_appears_when_it_is_complete() -> None:
