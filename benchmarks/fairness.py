@@ -71,7 +71,7 @@ class FairnessLoad:
     """
 
     shape: dict[str, object]
-    num_requests: int = 800
+    num_requests: int = 600
     num_backlogged: int = 1500
     num_seeds: int = 8
     kv_tokens: int = 3200

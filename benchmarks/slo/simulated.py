@@ -78,7 +78,7 @@ class SloGrid:
     machine: Machine
     workload: TenantWorkload
     guess_per_s: float
-    num_requests: int = 2000
+    num_requests: int = 1500
     num_seeds: int = 8
     num_capacity_seeds: int = 4
     num_halvings: int = 7
