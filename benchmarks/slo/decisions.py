@@ -8,7 +8,7 @@ import time
 from memory_manager.policy.admission import DeviceAdmission
 from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.device_queue import QueuePolicy
-from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
+from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
 from ops.capacity.machine import StepCosts
 
 __all__ = ["decision_s"]
@@ -37,8 +37,7 @@ def decision_s(
         )
 
     def held(each: RequestClaim) -> HeldRequest:
-        num_to_compute = each.num_prompt if each.first_at_s is None else 0
-        return HeldRequest(each, num_to_compute, 1.0, _MEAN_OUTPUT, costs)
+        return HeldRequest(each, ModelUse(1.0, _MEAN_OUTPUT, num_running, costs))
 
     running = [claim(number) for number in range(num_running)]
     for each in running:

@@ -90,13 +90,7 @@ class Audit:
             self._reporter.of_replica(EventKind.PREEMPT, replica, reason, figures)
 
     def _note_worker(self, worker: Worker, reported: WorkerStats) -> None:
-        wanted_bytes = worker.stats.kv_wanted_bytes
-        if reported.kv_wanted_bytes and not wanted_bytes:
-            worker.kv_wanted_since_s = self._clock()
-        if wanted_bytes:
-            worker.kv_wanted_at_s = self._clock()
-        worker.stats = reported
-        if reported.kv_wanted_bytes != wanted_bytes:
+        if worker.note_kv_wanted(self._clock(), stats=reported):
             self._replan()
 
     def _settled(self, worker: Worker) -> Settled:

@@ -295,7 +295,10 @@ class MemoryManager:
         replica = self._replicas.get(replica_id)
         if replica is not None and num_computed:
             num_decodes = sum(each == 1 for each in num_computed)
-            replica.deployment.costs.note(num_decodes, sum(num_computed) - num_decodes, seconds)
+            num_of_prompts = sum(num_computed) - num_decodes
+            replica.deployment.costs.note(num_decodes, num_of_prompts, seconds)
+            if num_of_prompts:
+                self._admission.note_computed(replica, num_of_prompts)
 
     # What an operator asks for.
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
-from memory_manager.fleet.records import Deployment, Replica
+from memory_manager.fleet.records import Deployment
 from memory_manager.fleet.status import DeviceQueueStatus, QueueShare, WaitingStatus
-from memory_manager.fleet.tickets import ReplicaTicket, Waiter
-from memory_manager.fleet.worker_group import Worker
+from memory_manager.fleet.tickets import Waiter
 from memory_manager.policy.admission import DeviceAdmission
 from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.fairness import jain_index
@@ -25,39 +24,29 @@ class Reasons:
     """Tells why requests wait, asked in the order of service.
 
     Args:
-        workers: by id.
-        load_of: the load of a worker now.
-        has_slot: whether a replica has room for one more sequence.
+        loads: of the workers, by id.
     """
 
-    def __init__(
-        self,
-        workers: Mapping[str, Worker],
-        load_of: Callable[[Worker], WorkerLoad],
-        has_slot: Callable[[Replica], bool],
-    ) -> None:
-        self._workers = workers
-        self._load_of = load_of
-        self._has_slot = has_slot
+    def __init__(self, loads: Mapping[str, WorkerLoad]) -> None:
+        self._loads = loads
         self._with_first: set[str] = set()  # workers whose first has been asked about
 
     def of(self, waiter: Waiter, deployment: Deployment, *, is_late: bool) -> WaitReason:
         """Why a request waits; who goes before it has been asked about."""
         replica = deployment.best_replica()
         worker_id = replica.worker_id
-        has_slot = replica.takes_requests and self._has_slot(replica)
-        shortage, is_first = None, False
-        if has_slot and worker_id is not None and worker_id not in self._with_first:
-            self._with_first.add(worker_id)
-            is_first = True
-            shortage = self._load_of(self._workers[worker_id]).shortage(deployment.as_held(waiter))
+        obstacle, is_first = None, False
+        if replica.takes_requests and worker_id is not None:
+            obstacle = self._loads[worker_id].obstacle(deployment.as_held(waiter))
+            if obstacle is None or not obstacle.is_own:
+                is_first = worker_id not in self._with_first
+                self._with_first.add(worker_id)
         return wait_reason(
             replica.residency,
             takes_requests=replica.takes_requests,
-            has_slot=has_slot,
             is_first=is_first,
             is_late=is_late,
-            shortage=shortage,
+            obstacle=obstacle,
         )
 
 
@@ -66,7 +55,7 @@ def queue_status(
     policy: QueuePolicy,
     line: DeviceAdmission[Waiter],
     deployments: Mapping[str, Deployment],
-    held: Iterable[Mapping[ReplicaTicket, Replica]],
+    served: Collection[str],
     reasons: Reasons,
     now_s: float,
 ) -> DeviceQueueStatus:
@@ -74,19 +63,12 @@ def queue_status(
 
     Args:
         deployments: those that requests wait for, by name.
-        held: tickets of each worker.
+        served: tenants whose requests its workers have.
     """
     listed: list[WaitingStatus] = []
     shares: dict[tuple[str, str, int], QueueShare] = {}
     predicted_s: float | None = None
-    active = {
-        ticket.tenant
-        for tickets in held
-        for ticket, replica in tickets.items()
-        if ticket in replica.tickets
-        and replica.group is not None
-        and replica.group.first.port.device == device
-    }
+    active = set(served)
     for waiter, is_late in line.queue.in_order(now_s):
         deployment = deployments.get(waiter.model)
         if deployment is None or waiter.ticket.done():  # it is refused, and about to leave

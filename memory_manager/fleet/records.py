@@ -23,7 +23,7 @@ from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyState
 from memory_manager.policy.scaling import Scale, rescale
 from memory_manager.policy.standings import is_missed
 from memory_manager.policy.step_model import StepModel
-from memory_manager.policy.worker_load import HeldRequest
+from memory_manager.policy.worker_load import HeldRequest, ModelUse
 from memory_manager.ports import ArtifactRef, DeploymentSpec, WarmPlace
 from memory_manager.stats import ReplicaStats
 from mooring.errors import ModelNotFoundError, ModelUnavailableError, MooringError, ShuttingDownError
@@ -354,15 +354,19 @@ class Deployment:
             latest_s=tuple(latest_s),
         )
 
-    def as_held(self, claim: RequestClaim) -> HeldRequest:
-        """A request for it, as a worker has it or would have it."""
-        return HeldRequest(
-            claim,
-            claim.num_prompt if claim.first_at_s is None else 0,
+    def as_served(self) -> ModelUse:
+        """Its model, as far as requests for it take something of a worker."""
+        return ModelUse(
             self.spec.kv_longest_bytes / self.spec.max_model_len,
             self.pace.output_tokens,
+            self.pace.num_ended,
             self.costs,
+            self.spec.policy.kv_cap_bytes or math.inf,
         )
+
+    def as_held(self, claim: RequestClaim) -> HeldRequest:
+        """A request for it, as a worker has it or would have it."""
+        return HeldRequest(claim, self.as_served())
 
     def comes_in_s(self, now_s: float, config: ManagerConfig) -> float:
         """Seconds until it is there if it is brought now, or is on its way; 0 if it is there."""

@@ -20,16 +20,24 @@ class _OfTenant(Protocol):
     @property
     def tenant(self) -> str: ...
 
+    @property
+    def num_choices(self) -> int: ...
+
 
 R = TypeVar("R", bound=_OfTenant)
 
 
 class Places(dict[R, None]):
-    """Requests in the order in which they came, counted by tenant. Changed by the methods below alone."""
+    """Requests in the order in which they came, counted by tenant. Changed by the methods below alone.
+
+    Attributes:
+        num_sequences: that they ask for together.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._num_of: Counter[str] = Counter()
+        self.num_sequences = 0
 
     def num_of(self, tenant: str) -> int:
         """How many are this tenant's."""
@@ -39,11 +47,13 @@ class Places(dict[R, None]):
         if request not in self:
             self[request] = None
             self._num_of[request.tenant] += 1
+            self.num_sequences += request.num_choices
 
     def discard(self, request: R) -> None:
         """Does nothing if it is not there."""
         if request in self:
             del self[request]
+            self.num_sequences -= request.num_choices
             self._num_of[request.tenant] -= 1
             if not self._num_of[request.tenant]:
                 del self._num_of[request.tenant]
@@ -51,6 +61,7 @@ class Places(dict[R, None]):
     def clear(self) -> None:
         super().clear()
         self._num_of.clear()
+        self.num_sequences = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +108,11 @@ class ReplicaTicket:
     def tenant(self) -> str:
         """Whose request it is."""
         return self.claim.tenant
+
+    @property
+    def num_choices(self) -> int:
+        """Sequences that it asks for."""
+        return self.claim.num_choices
 
     def note_tokens(self, num_tokens: int) -> None:
         """Tells how many tokens the request has by now; of several choices, that of any."""

@@ -81,9 +81,9 @@ def planner_state(
                 each.port.device,
                 each.kv.lease_bytes,
                 each.kv.target_bytes,
-                each.stats.kv_wanted_bytes,
+                each.kv_wanted_bytes,
                 each.kv_wanted_since_s,
-                now_s if each.stats.kv_wanted_bytes else each.kv_wanted_at_s,
+                now_s if each.kv_wanted_bytes else each.kv_wanted_at_s,
                 each.capabilities.elastic_kv,
                 each.leaves_by_s,
             )

@@ -17,10 +17,11 @@ from memory_manager.fleet.status import DeviceQueueStatus
 from memory_manager.fleet.tickets import Places, ReplicaTicket, Waiter
 from memory_manager.fleet.worker_group import Worker
 from memory_manager.policy.admission import DeviceAdmission
+from memory_manager.policy.claim import Obstacle
 from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.plan_types import Figures
 from memory_manager.policy.residency import Residency
-from memory_manager.policy.worker_load import WorkerLoad
+from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
 from mooring.errors import InsufficientMemoryError, MooringError, OverloadedError, RateLimitError
 
 __all__ = ["Admission"]
@@ -67,7 +68,7 @@ class Admission:
         self._arrivals = itertools.count()
         self._awaited: dict[str, Deployment] = {}  # those that requests wait for
         self._line_of: dict[Waiter, str] = {}  # the device in whose queue each is
-        self._held: dict[str, dict[ReplicaTicket, Replica]] = {}  # tickets of each worker
+        self._in_use: dict[str, dict[Replica, None]] = {}  # replicas with tickets, by worker
         self._serving_soon: asyncio.Handle | None = None
 
     async def acquire(
@@ -177,65 +178,85 @@ class Admission:
         if device is not None:
             self._lines[device].queue.discard(waiter)
         deployment.waiters.discard(waiter)
-        if not deployment.waiters:
-            self._awaited.pop(deployment.spec.name, None)
+        name = deployment.spec.name
+        if (
+            not deployment.waiters and self._awaited.get(name) is deployment
+        ):  # not another that has its name by now
+            del self._awaited[name]
 
     def serve(self) -> None:
         """Gives replicas that are resident to those that wait for them, as far as their workers can begin them."""
-        if not self._awaited:
-            return
-        now_s = self._clock()
         ready: dict[str, dict[str, Replica]] = {}  # by worker, and by name of the deployment
         for name, deployment in self._awaited.items():
             for replica in deployment.replicas:
                 if replica.takes_requests and replica.worker_id is not None:
                     ready.setdefault(replica.worker_id, {})[name] = replica
-        for worker_id, replicas in ready.items():
-            device = self._workers[worker_id].port.device
-            self._gather(device, replicas)
-            while (waiter := self._next(device, worker_id, replicas, now_s)) is not None:
-                replica = replicas[waiter.model]
-                del self._line_of[waiter]
-                self._leave(replica.deployment, waiter)
-                if not waiter.ticket.done():
-                    waiter.ticket.set_result(self._admit(replica, waiter, self._lines[device]))
+        now_s = self._clock()
+        for worker in self._workers.values():
+            replicas = ready.get(worker.worker_id, {})
+            queued_bytes = self._serve_by(worker, replicas, now_s) if replicas else 0
+            if worker.note_kv_wanted(now_s, queued_bytes=queued_bytes):
+                self._replan_soon()
+        for worker_id in self._in_use.keys() - self._workers.keys():  # lost
+            del self._in_use[worker_id]
+
+    def _serve_by(self, worker: Worker, replicas: Mapping[str, Replica], now_s: float) -> int:
+        """Gives a worker what it can begin; returns the bytes of KV that would be taken by those who wait for want of
+        it, else 0."""
+        self._gather(worker.port.device, replicas)
+        line = self._lines[worker.port.device]
+        load = self._load(worker, now_s)
+        while True:
+            found: Obstacle | None = None
+
+            def obstacle(waiter: Waiter) -> Obstacle | None:
+                nonlocal found
+                found = load.obstacle(replicas[waiter.model].deployment.as_held(waiter))
+                return found
+
+            waiter = line.next(replicas, obstacle, now_s)
+            if waiter is None:
+                break
+            replica = replicas[waiter.model]
+            load.add(replica.deployment.as_held(waiter))
+            del self._line_of[waiter]
+            self._leave(replica.deployment, waiter)
+            if not waiter.ticket.done():
+                waiter.ticket.set_result(self._admit(replica, waiter, line))
+        if found is not Obstacle.KV or not worker.capabilities.elastic_kv:
+            return 0
+        return math.ceil(sum(_queued_bytes(each) for each in replicas.values()))
 
     def _gather(self, device: str, replicas: Mapping[str, Replica]) -> None:
         """Brings those into a device's queue who wait for models that are there, if no replica takes their requests
         where they stand."""
+        if len(self._lines) == 1:
+            return
         for replica in replicas.values():
             there = {self._device_of(each) for each in replica.deployment.replicas if each.takes_requests}
-            for waiter in list(replica.deployment.waiters):
-                stands_at = self._line_of[waiter]
-                if stands_at not in there:
-                    self._lines[stands_at].queue.discard(waiter)
-                    self._lines[device].queue.add(waiter, self._clock())
-                    self._line_of[waiter] = device
-
-    def _next(
-        self, device: str, worker_id: str, replicas: Mapping[str, Replica], now_s: float
-    ) -> Waiter | None:
-        open_to = [name for name, each in replicas.items() if self._has_slot(each)]
-        load = self._load(self._workers[worker_id], now_s)
-
-        def may_begin(waiter: Waiter) -> bool:
-            return load.may_begin(replicas[waiter.model].deployment.as_held(waiter))
-
-        return self._lines[device].next(open_to, may_begin, now_s)
-
-    def _has_slot(self, replica: Replica) -> bool:
-        """Whether a replica has room for one more sequence."""
-        assert replica.group is not None, "it takes requests"
-        most = replica.group.first.capabilities.max_sequences
-        return not most or sum(each.claim.num_choices for each in replica.tickets) < most
+            elsewhere = [each for each in replica.deployment.waiters if self._line_of[each] not in there]
+            for waiter in elsewhere:
+                self._lines[self._line_of[waiter]].queue.discard(waiter)
+                self._lines[device].queue.add(waiter, self._clock())
+                self._line_of[waiter] = device
 
     def queues(self) -> tuple[DeviceQueueStatus, ...]:
         """The queue of each device."""
         now_s = self._clock()
         policy = QueuePolicy(self._config.queue_policy)
-        reasons = Reasons(self._workers, lambda worker: self._load(worker, now_s), self._has_slot)
+        loads = {each.worker_id: self._load(each, now_s) for each in self._workers.values()}
+        served = {
+            device: {
+                ticket.tenant
+                for worker in self._workers.values()
+                if worker.port.device == device
+                for replica in self._in_use[worker.worker_id]
+                for ticket in replica.tickets
+            }
+            for device in self._lines
+        }
         return tuple(
-            queue_status(device, policy, line, self._awaited, self._held.values(), reasons, now_s)
+            queue_status(device, policy, line, self._awaited, served[device], Reasons(loads), now_s)
             for device, line in self._lines.items()
         )
 
@@ -256,20 +277,33 @@ class Admission:
 
     def _load(self, worker: Worker, now_s: float) -> WorkerLoad:
         """The load of a worker, of models that are resident."""
-        tickets = self._held.setdefault(worker.worker_id, {})
-        gone = [each for each, replica in tickets.items() if each not in replica.tickets]
-        for each in gone:  # their worker was lost
-            del tickets[each]
+        in_use = self._in_use.setdefault(worker.worker_id, {})
+        for replica in [each for each in in_use if not each.tickets or not each.is_on(worker)]:
+            del in_use[replica]
         return WorkerLoad(
             [
-                replica.deployment.as_held(each.claim)
-                for each, replica in tickets.items()
+                HeldRequest(each.claim, model)
+                for replica in in_use
                 if replica.residency is Residency.RESIDENT
+                for model in (replica.deployment.as_served(),)
+                for each in replica.tickets
             ],
             worker.capabilities.max_step_tokens,
             worker.kv.lease_bytes if worker.capabilities.elastic_kv else math.inf,
             now_s,
+            max_sequences=worker.capabilities.max_sequences,
+            most_served=self._lines[worker.port.device].most_served(now_s),
         )
+
+    def note_computed(self, replica: Replica, num_tokens: int) -> None:
+        """Notes that so many tokens of prompts were computed, those first that are most urgent."""
+        now_s = self._clock()
+        claims = [each.claim for each in replica.tickets if each.claim.first_at_s is None]
+        for claim in sorted(claims, key=lambda each: each.precedence(now_s)):
+            num_of_this = min(num_tokens, claim.num_prompt - claim.num_computed)
+            claim.num_computed += num_of_this
+            num_tokens -= num_of_this
+        self.serve_soon()
 
     def note_refusal(self, deployment: Deployment, message: str) -> None:
         """Takes what the planner says: why the deployment can never fit, or nothing. Who waits is refused."""
@@ -303,7 +337,10 @@ class Admission:
         """Refuses all who wait for a deployment, where any do, and tells of it."""
         if deployment.waiters:
             self._tell_refused(deployment, make_error(), len(deployment.waiters), figures or {})
+            failed = list(deployment.waiters)
             deployment.fail_waiters(make_error)
+            for waiter in failed:
+                self._leave(deployment, waiter)
 
     def _refused(self, deployment: Deployment, error: MooringError) -> MooringError:
         """The error that one request is refused with, told of."""
@@ -364,30 +401,41 @@ class Admission:
             functools.partial(self._released, replica),
         )
         replica.tickets.add(ticket)
-        self._held.setdefault(replica.worker_id, {})[ticket] = replica
+        self._in_use.setdefault(replica.worker_id, {})[replica] = None
+        prompt_s = replica.deployment.costs.seconds(0, waiter.num_prompt)
+        line.counters.charge(waiter.tenant, prompt_s, waiter.weight)
         return ticket
 
     def _progressed(
         self, replica: Replica, line: DeviceAdmission[Waiter], ticket: ReplicaTicket, num_new: int
     ) -> None:
-        """Charges a request's tenant for new tokens, or for its prompt and its first token."""
+        """Charges a request's tenant for new tokens of each of its sequences; 0 is the first."""
         claim, costs = ticket.claim, replica.deployment.costs
-        seconds = num_new * (costs.seconds(0, 0) / max(1, len(replica.tickets)) + costs.decode_s)
         if not num_new:
-            seconds = costs.seconds(0, claim.num_prompt)
             assert isinstance(claim, Waiter)
             line.note_first(claim, self._clock())
             self.serve_soon()
+        step_s = costs.seconds(0, 0) / max(1, replica.tickets.num_sequences)
+        seconds = num_new * claim.num_choices * (step_s + costs.decode_s)
         line.counters.charge(claim.tenant, seconds, claim.weight)
 
     def _released(self, replica: Replica, ticket: ReplicaTicket) -> None:
         if ticket not in replica.tickets:  # released before, or its worker was lost
             return
         replica.tickets.discard(ticket)
-        self._held.get(ticket.worker_id, {}).pop(ticket, None)
         ticket.note_pace(self._config.ttft_target_s)
         replica.last_used_s = self._clock()
         self.serve_soon()
         # While it serves others too, no plan turns on one request less, unless there are replicas to spare.
         if not replica.tickets or replica.spec.policy.max_replicas > 1:
             self._replan_soon()
+
+
+def _queued_bytes(replica: Replica) -> float:
+    """KV that requests are expected to take which wait for a replica, within its model's cap."""
+    model = replica.deployment.as_served()
+    wanted_bytes, held_bytes = (
+        sum(HeldRequest(claim, model).expected_bytes for claim in claims)
+        for claims in (replica.deployment.waiters, (each.claim for each in replica.tickets))
+    )
+    return min(wanted_bytes, max(0.0, model.kv_cap_bytes - held_bytes))

@@ -46,7 +46,8 @@ class Worker:
         takes_orders: False until the other workers of its device hold no more than their leases.
         tasks: what is under way on it; cancelled when it is lost.
         stats: its figures at the last poll.
-        kv_wanted_since_s: since when some of its sequences wait for KV.
+        kv_queued_bytes: KV that requests in its device's queue would take, which wait for want of it.
+        kv_wanted_since_s: since when some of its sequences, or requests in the queue, wait for KV.
         kv_wanted_at_s: when some did last, before now.
     """
 
@@ -58,6 +59,7 @@ class Worker:
     takes_orders: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     stats: WorkerStats = field(default_factory=WorkerStats)
+    kv_queued_bytes: int = 0
     kv_wanted_since_s: float = 0.0
     kv_wanted_at_s: float = -math.inf
     leaves_by_s: float | None = None
@@ -66,6 +68,28 @@ class Worker:
     @property
     def worker_id(self) -> str:
         return self.port.worker_id
+
+    @property
+    def kv_wanted_bytes(self) -> int:
+        """The KV lease under which nobody would wait for KV; 0 if nobody does."""
+        queued_bytes = self.kv.lease_bytes + self.kv_queued_bytes if self.kv_queued_bytes else 0
+        return max(self.stats.kv_wanted_bytes, queued_bytes)
+
+    def note_kv_wanted(
+        self, now_s: float, *, stats: WorkerStats | None = None, queued_bytes: int | None = None
+    ) -> bool:
+        """Takes new figures that tell whether somebody waits for KV, as far as they are given; returns whether a plan
+        may turn on the change."""
+        wanted_bytes = self.kv_wanted_bytes
+        if stats is not None:
+            self.stats = stats
+        if queued_bytes is not None:
+            self.kv_queued_bytes = queued_bytes
+        if self.kv_wanted_bytes and not wanted_bytes:
+            self.kv_wanted_since_s = now_s
+        if wanted_bytes:
+            self.kv_wanted_at_s = now_s
+        return self.kv_wanted_bytes != wanted_bytes
 
 
 @dataclass(frozen=True, slots=True)

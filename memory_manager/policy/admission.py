@@ -7,18 +7,25 @@ requests, and tell what the workers have.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
-from memory_manager.policy.claim import RequestClaim
+from memory_manager.policy.claim import Obstacle, RequestClaim
 from memory_manager.policy.device_queue import DeviceQueue, QueuePolicy
 from memory_manager.policy.fairness import ServiceCounters
-from memory_manager.policy.prediction import Ahead, GrantPace, PredictionError, first_token_s
+from memory_manager.policy.prediction import Ahead, PredictionError, first_token_s
 from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
 
 __all__ = ["DeviceAdmission"]
 
 Q = TypeVar("Q", bound=RequestClaim)
+
+_LATELY_S = 30.0
+_ROOM_CAUTION = 6.0
+"""Part of its time for the first token, one in so many, that a request may be expected to wait for others to end, if
+it is to be refused rather than late. When they end, nobody knows; and under too much load those that can begin at
+once are enough: whoever waits beside them only makes them late."""
 
 
 class DeviceAdmission(Generic[Q]):
@@ -37,8 +44,8 @@ class DeviceAdmission(Generic[Q]):
         self._policy = policy
         self.counters = ServiceCounters()
         self.queue: DeviceQueue[Q] = DeviceQueue(policy, self.counters)
-        self._pace = GrantPace()
-        self._error = PredictionError()
+        self._last_of: dict[str, float] = {}  # last arrival of each tenant, in order of time
+        self._errors: defaultdict[int, PredictionError] = defaultdict(PredictionError)  # by priority
 
     def arrive(
         self,
@@ -62,45 +69,62 @@ class DeviceAdmission(Generic[Q]):
             False if it is refused, because it is not expected to begin in time and is to be refused then.
         """
         self.note_late(now_s)
+        self._last_of.pop(request.tenant, None)
+        self._last_of[request.tenant] = now_s
         newcomer = held(request)
-        own_s = newcomer.costs.seconds(0, newcomer.num_to_compute)
-        request.expected_s = own_s + newcomer.mean_output * newcomer.costs.seconds(1, 0) * request.num_choices
+        model = newcomer.model
+        own_s = model.costs.seconds(0, request.num_to_compute)
+        request.expected_s = own_s + model.mean_output * model.costs.seconds(1, 0) * request.num_choices
         request.due_s = request.deadline_s - own_s
         ahead = self.queue.ahead_of(request, now_s)
-        held_ahead = [held(each) for each in ahead]
-        waits = load is not None and load.waits_for_room(newcomer, held_ahead)
-        predicted_s = first_token_s(
-            Ahead(
-                comes_in_s,
-                len(ahead) + 1 if waits else 0,
-                self._pace.interval_s,
-                step_left_s,
-                own_s if load is None else load.prefill_s(newcomer, held_ahead),
-            )
-        )
+        waits = load is not None and any(each.waits_for_room for each in ahead)
+        if load is not None and not waits:
+            held_ahead = [held(each) for each in ahead]
+            waits = load.waits_for_room(newcomer, held_ahead)
+            prefill_s = load.prefill_s(newcomer, () if waits else held_ahead)
+        elif load is not None:  # prompts of those ahead are computed while it waits
+            prefill_s = load.prefill_s(newcomer, ())
+        else:
+            prefill_s = own_s
+        num_ends, end_interval_s = 0, 0.0
+        if load is not None and waits:
+            num_ends, end_interval_s = len(ahead) + 1, load.end_interval_s()
+        what_is_ahead = Ahead(comes_in_s, num_ends, end_interval_s, step_left_s, prefill_s)
+        predicted_s = now_s - request.at_s + first_token_s(what_is_ahead)
         request.predicted_s, request.waits_for_room = predicted_s, waits
         if self._policy is QueuePolicy.SLO:
-            cautious_s = self._error.cautious_s(predicted_s, waits_for_room=waits)
-            if now_s + cautious_s > request.deadline_s:
-                if request.refuses_miss:
-                    self._error.note_refused(waits_for_room=waits)
-                    return False
+            left_s = request.deadline_s - request.at_s
+            cautious_s = self._errors[request.priority].cautious_s(predicted_s, waits_for_room=waits)
+            if request.refuses_miss and left_s < cautious_s * (_ROOM_CAUTION if waits else 1.0):
+                if predicted_s <= left_s:
+                    self._errors[request.priority].note_refused(waits_for_room=waits)
+                return False
+            if left_s < cautious_s:
                 request.due_s = -math.inf
         self.queue.add(request, now_s)
         return True
 
+    def most_served(self, now_s: float) -> str | None:
+        """The tenant that has had most for its weight, of those that have sent a request lately; None unless there
+        are several."""
+        while self._last_of and next(iter(self._last_of.values())) < now_s - _LATELY_S:
+            del self._last_of[next(iter(self._last_of))]
+        return max(self._last_of, key=self.counters.of) if len(self._last_of) > 1 else None
+
     def likely_s(self, request: Q) -> float:
         """Seconds from its arrival to its first token, as predicted then and by how far predictions were off."""
-        return self._error.likely_s(request.predicted_s, waits_for_room=request.waits_for_room)
+        return self._errors[request.priority].likely_s(
+            request.predicted_s, waits_for_room=request.waits_for_room
+        )
 
-    def next(self, models: Collection[str], may_begin: Callable[[Q], bool], now_s: float) -> Q | None:
+    def next(
+        self, models: Collection[str], obstacle: Callable[[Q], Obstacle | None], now_s: float
+    ) -> Q | None:
         """Takes the request out of the queue that is served next; see ``DeviceQueue.next``."""
         self.note_late(now_s)
-        request = self.queue.next(models, may_begin, now_s)
+        request = self.queue.next(models, obstacle, now_s)
         if request is not None:
             self.queue.grant(request)
-            if request.due_s >= now_s:
-                self._pace.note(now_s, others_wait=self.queue.has_in_time())
         return request
 
     def note_late(self, now_s: float) -> None:
@@ -114,5 +138,7 @@ class DeviceAdmission(Generic[Q]):
         self._note(request, now_s - request.at_s)
 
     def _note(self, request: Q, seconds: float) -> None:
-        if request.due_s > -math.inf and request.deadline_s < math.inf:
-            self._error.note(request.predicted_s, seconds, waits_for_room=request.waits_for_room)
+        if request.due_s > -math.inf:
+            self._errors[request.priority].note(
+                request.predicted_s, seconds, waits_for_room=request.waits_for_room
+            )

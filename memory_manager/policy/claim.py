@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 
-__all__ = ["RequestClaim", "Urgency"]
+__all__ = ["Obstacle", "Precedence", "RequestClaim", "Urgency"]
 
 Urgency = tuple[bool, int]
+Precedence = tuple[bool, int, float, int]
+
+
+class Obstacle(enum.Enum):
+    """A reason for which a worker cannot begin a request now."""
+
+    SLOTS = "slots"  # it runs as many sequences of this model as it can
+    KV_CAP = "kv_cap"  # this model has all the KV that it may have
+    SHARE = "share"  # what is free is left to other tenants
+    PROMPT_TOKENS = "prompt_tokens"  # it has prompts to compute for its next steps
+    DECODE_PACE = "decode_pace"  # a round of decodes with it would take too long for those that are paced
+    KV = "kv"  # the KV that it needs is promised to others
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it stops those for one model, or of one tenant, and nobody else."""
+        return self in (Obstacle.SLOTS, Obstacle.KV_CAP, Obstacle.SHARE)
+
+    def stops(self, one: RequestClaim, other: RequestClaim) -> bool:
+        """Whether it keeps another request from beginning too, if it keeps this one."""
+        match self:
+            case Obstacle.SLOTS | Obstacle.KV_CAP:
+                return one.model == other.model
+            case Obstacle.SHARE:
+                return one.tenant == other.tenant
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +59,7 @@ class RequestClaim:
         predicted_s: seconds to its first token, as expected when it came.
         waits_for_room: others had to end before there was room for it.
         first_at_s: when it had its first token; None if it has none.
+        num_computed: tokens whose KV is there, as far as is known.
         num_output: tokens that it has by now; of several choices, that of any.
     """
 
@@ -52,6 +80,7 @@ class RequestClaim:
     predicted_s: float = math.inf
     waits_for_room: bool = False
     first_at_s: float | None = None
+    num_computed: int = 0
     num_output: int = 0
 
     def is_late(self, now_s: float) -> bool:
@@ -62,6 +91,16 @@ class RequestClaim:
         """Whether its further tokens are due in time: it has a target for them, and is not late."""
         return self.tpot_target_s < math.inf and not self.is_late(now_s)
 
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens of its prompt that are not computed yet; 0 once it decodes."""
+        return 0 if self.first_at_s is not None else max(1, self.num_prompt - self.num_computed)
+
     def urgency(self, now_s: float) -> Urgency:
         """Sort key: those in time first, then by priority."""
         return self.is_late(now_s), -self.priority
+
+    def precedence(self, now_s: float) -> Precedence:
+        """Sort key of requests without a first token, in the order in which their prompts are computed: by urgency,
+        then by deadline."""
+        return *self.urgency(now_s), self.deadline_s, self.arrival

@@ -7,16 +7,17 @@ simulator.
 from __future__ import annotations
 
 import enum
-import heapq
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from memory_manager.policy.claim import RequestClaim
+from memory_manager.policy.claim import Obstacle, RequestClaim
 from memory_manager.policy.fairness import ServiceCounters
 
 __all__ = ["DeviceQueue", "QueuePolicy"]
 
 _GRANTS_TO_A_LATE_ONE = 32
+_TURNS_PASSED_OVER = 32
 
 
 class QueuePolicy(enum.Enum):
@@ -25,7 +26,7 @@ class QueuePolicy(enum.Enum):
     FCFS = "fcfs"  # first come, first served
     SJF = "sjf"  # the one first that is expected to take least
     VTC = "vtc"  # the tenant first that has had least for its weight
-    SLO = "slo"  # those in time first, by priority, then as VTC, then by what is due first
+    SLO = "slo"  # by priority, then as VTC, then those in time first, by what is due first
 
 
 Q = TypeVar("Q", bound=RequestClaim)
@@ -40,12 +41,22 @@ class _Group(NamedTuple):
     is_late: bool
 
 
+class _Place(NamedTuple, Generic[Q]):
+    """A request's place in its group; sorts before the figure's next, and of equals by arrival."""
+
+    figure: float
+    arrival: int
+    request: Q
+
+
 class DeviceQueue(Generic[Q]):
     """Requests that wait for models of one device.
 
-    A request is late once it can no longer begin in time (``RequestClaim.due_s``). Under ``SLO`` those are behind all
-    that are in time, whatever their priority, so that under too much load some meet their targets and not everybody
-    is late; of 32 grants one goes to the late one that came first, so that none starves.
+    A request is late once it can no longer begin in time (``RequestClaim.due_s``). Under ``SLO`` it waits as best
+    effort does, whatever its priority, and behind those of its tenant that are in time, so that under too much load
+    some meet their targets and not everybody is late. Another tenant gains nothing by that: their turns go by what
+    each has had. Of 32 grants one goes to the late one that came first. If there is no room for that one, it is
+    passed over, and after 32 such turns nobody goes before it any more, so that none starves.
 
     Args:
         counters: of the device; charged by whoever grants.
@@ -54,108 +65,132 @@ class DeviceQueue(Generic[Q]):
     def __init__(self, policy: QueuePolicy, counters: ServiceCounters) -> None:
         self._policy = policy
         self._counters = counters
-        self._waiting: dict[Q, _Group] = {}
-        self._groups: dict[str, dict[_Group, list[tuple[float, int, Q]]]] = {}  # heaps, by model
-        self._due: list[tuple[float, int, Q]] = []  # a heap of those in time
+        self._waiting: dict[Q, tuple[_Group, _Place[Q]]] = {}
+        self._groups: dict[str, dict[_Group, list[_Place[Q]]]] = {}  # in ascending order, by model
+        self._due: list[_Place[Q]] = []  # those in time, in ascending order
         self._num_since_late = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Q]:
-        """In order of arrival."""
+        """In no particular order."""
         return iter(self._waiting)
 
     def __contains__(self, request: object) -> bool:
         return request in self._waiting
 
     def add(self, request: Q, now_s: float) -> None:
-        """Takes a request in."""
+        """Takes a request in; neither what it is promised nor what it is expected to take changes while it waits."""
         self._counters.arrive(request.tenant)
         is_late = self._is_late(request, now_s)
-        self._waiting[request] = group = self._group(request, is_late)
-        self._place(request, group)
-        if self._policy is QueuePolicy.SLO and not is_late:
-            heapq.heappush(self._due, (request.due_s, request.arrival, request))
+        self._place(request, is_late)
+        if not is_late:
+            insort(self._due, _Place(request.due_s, request.arrival, request))
 
     def discard(self, request: Q) -> None:
         """Takes a request out that is not served; does nothing if it is not there."""
-        if self._waiting.pop(request, None) is not None:
-            self._counters.leave(request.tenant)
+        if request not in self._waiting:
+            return
+        group = self._displace(request)
+        if not group.is_late:
+            _remove(self._due, _Place(request.due_s, request.arrival, request))
+        self._counters.leave(request.tenant)
 
     def grant(self, request: Q) -> None:
         """Takes a request out that is served now."""
-        is_late = self._waiting[request].is_late
+        is_late = self._waiting[request][0].is_late
         self._num_since_late = 0 if is_late else self._num_since_late + 1
         self.discard(request)
 
-    def next(self, models: Collection[str], may_begin: Callable[[Q], bool], now_s: float) -> Q | None:
+    def next(
+        self, models: Collection[str], obstacle: Callable[[Q], Obstacle | None], now_s: float
+    ) -> Q | None:
         """The request that is served next, of those for these models; None if there is none.
 
         Args:
-            may_begin: whether there is room for a request now. If there is none for the first, nobody goes before it;
-                but the late one whose turn has come holds up nobody.
+            obstacle: what keeps a request from beginning now, if anything does. If something keeps the first from it,
+                nobody goes before it but those whom it does not stop.
         """
         heads = [
-            (group, head)
+            (self._rank(group, places[0]), places[0].request, group.is_late)
             for model in models
-            for group in list(self._groups.get(model, ()))
-            if (head := self._head(group)) is not None
+            for group, places in self._groups.get(model, {}).items()
         ]
         if not heads:
             return None
-        late = [head for group, head in heads if group.is_late]
+        late = [request for _, request, is_late in heads if is_late]
         if late and self._num_since_late >= _GRANTS_TO_A_LATE_ONE - 1:
             longest = min(late, key=lambda each: each.arrival)
-            if may_begin(longest):
+            if obstacle(longest) is None:
                 return longest
-        first = min(heads, key=lambda each: self._rank(*each))[1]
-        return first if may_begin(first) else None
+            if self._num_since_late >= _TURNS_PASSED_OVER * _GRANTS_TO_A_LATE_ONE - 1:
+                return None
+        stopped: list[tuple[Obstacle, Q]] = []
+        for _, request, _ in sorted(heads, key=lambda head: head[0]):
+            if not any(found.stops(other, request) for found, other in stopped):
+                found = obstacle(request)
+                if found is None:
+                    return request
+                stopped.append((found, request))
+        return None
 
     def ahead_of(self, request: Q, now_s: float) -> list[Q]:
         """Returns those that are to be served before a request that comes now, whatever models they are for."""
-        rank = self._rank(self._group(request, self._is_late(request, now_s)), request)
-        return [each for each, group in self._waiting.items() if self._rank(group, each) < rank]
+        own = self._group_of(request, self._is_late(request, now_s))
+        place = self._place_in(own, request)
+        rank = self._rank_of_group(own)
+        ahead: list[Q] = []
+        for groups in self._groups.values():
+            for group, places in groups.items():
+                group_rank = self._rank_of_group(group)
+                if group_rank <= rank:
+                    num = len(places) if group_rank < rank else bisect_left(places, place)
+                    ahead += [each.request for each in places[:num]]
+        return ahead
 
     def in_order(self, now_s: float) -> list[tuple[Q, bool]]:
         """Returns all in the order in which they would be served now, whatever models they are for, and with each
         whether it is late. To look changes nothing."""
-        found = [(each, self._is_late(each, now_s)) for each in self._waiting]
-        return sorted(found, key=lambda each: self._rank(self._group(*each), each[0]))
-
-    def has_in_time(self) -> bool:
-        """Whether anybody waits who can still begin in time, as of the last ``note_late``."""
-        return any(not group.is_late for group in self._waiting.values())
+        ranked = []
+        for request in self._waiting:
+            is_late = self._is_late(request, now_s)
+            group = self._group_of(request, is_late)
+            ranked.append((self._rank(group, self._place_in(group, request)), request, is_late))
+        return [(request, is_late) for _, request, is_late in sorted(ranked, key=lambda each: each[0])]
 
     def note_late(self, now_s: float) -> list[Q]:
         """Puts those that can no longer begin in time behind those that can, and returns them."""
-        late = []
-        while self._due and (self._due[0][0] < now_s or self._due[0][2] not in self._waiting):
-            _, _, request = heapq.heappop(self._due)
-            if request in self._waiting:
-                self._waiting[request] = group = self._group(request, is_late=True)
-                self._place(request, group)
-                late.append(request)
+        if self._policy is not QueuePolicy.SLO:
+            return []
+        num = bisect_left(self._due, now_s, key=lambda place: place.figure)
+        late = [place.request for place in self._due[:num]]
+        del self._due[:num]
+        for request in late:
+            self._displace(request)
+            self._place(request, is_late=True)
         return late
 
     def _is_late(self, request: Q, now_s: float) -> bool:
         return self._policy is QueuePolicy.SLO and request.due_s < now_s
 
-    def _place(self, request: Q, group: _Group) -> None:
-        heap = self._groups.setdefault(group.model, {}).setdefault(group, [])
-        heapq.heappush(heap, (self._place_in(group, request), request.arrival, request))
+    def _place(self, request: Q, is_late: bool) -> None:
+        group = self._group_of(request, is_late)
+        place = self._place_in(group, request)
+        self._waiting[request] = group, place
+        insort(self._groups.setdefault(group.model, {}).setdefault(group, []), place)
 
-    def _head(self, group: _Group) -> Q | None:
-        """The first of a group; a group that turns out to be empty is forgotten."""
-        heap = self._groups[group.model][group]
-        while heap and self._waiting.get(heap[0][2]) != group:
-            heapq.heappop(heap)
-        if heap:
-            return heap[0][2]
-        del self._groups[group.model][group]
-        return None
+    def _displace(self, request: Q) -> _Group:
+        group, place = self._waiting.pop(request)
+        groups = self._groups[group.model]
+        _remove(groups[group], place)
+        if not groups[group]:
+            del groups[group]
+            if not groups:
+                del self._groups[group.model]
+        return group
 
-    def _group(self, request: Q, is_late: bool) -> _Group:
+    def _group_of(self, request: Q, is_late: bool) -> _Group:
         match self._policy:
             case QueuePolicy.FCFS | QueuePolicy.SJF:
                 return _Group(request.model, "", 0, False)
@@ -163,18 +198,28 @@ class DeviceQueue(Generic[Q]):
                 return _Group(request.model, request.tenant, 0, False)
         return _Group(request.model, request.tenant, request.priority, is_late)
 
-    def _place_in(self, group: _Group, request: Q) -> float:
-        """Sort key within a group, before the arrival."""
+    def _place_in(self, group: _Group, request: Q) -> _Place[Q]:
+        figure = 0.0
         if self._policy is QueuePolicy.SJF:
-            return request.expected_s
-        return request.due_s if self._policy is QueuePolicy.SLO and not group.is_late else 0.0
+            figure = request.expected_s
+        elif self._policy is QueuePolicy.SLO and not group.is_late:
+            figure = request.due_s
+        return _Place(figure, request.arrival, request)
 
-    def _rank(self, group: _Group, request: Q) -> tuple[float, ...]:
-        """Sort key of all."""
-        place = self._place_in(group, request)
+    def _rank_of_group(self, group: _Group) -> tuple[float, ...]:
+        """Sort key of groups; those of equals are served as if they were one."""
         match self._policy:
             case QueuePolicy.FCFS | QueuePolicy.SJF:
-                return (place, request.arrival)
+                return ()
             case QueuePolicy.VTC:
-                return (self._counters.of(request.tenant), request.arrival)
-        return (group.is_late, -group.priority, self._counters.of(group.tenant), place, request.arrival)
+                return (self._counters.of(group.tenant),)
+        priority = min(group.priority, 0) if group.is_late else group.priority
+        return (-priority, self._counters.of(group.tenant), group.is_late)
+
+    def _rank(self, group: _Group, place: _Place[Q]) -> tuple[float, ...]:
+        """Sort key of all."""
+        return (*self._rank_of_group(group), place.figure, place.arrival)
+
+
+def _remove(places: list[_Place[Q]], place: _Place[Q]) -> None:
+    del places[bisect_left(places, place)]

@@ -12,20 +12,22 @@ from collections.abc import Iterable
 
 __all__ = ["ServiceCounters", "jain_index"]
 
+_CREDIT_S = 5.0
+
 
 class ServiceCounters:
     """The service of each tenant of one device, in seconds of the device for each unit of its weight.
 
-    A tenant is backlogged while requests of it wait. One that becomes so is lifted to the least of those that are:
-    what it did not ask for while it was away gives it no claim on the others. Nobody else is ever lifted, so between
-    two tenants that stay backlogged the difference of service grows by no more than what was given out before it was
-    counted (docs/scheduling.md states the bound).
+    A tenant is backlogged while requests of it wait. One that becomes so is lifted to 5 s below the least of those
+    that are: its absence gives it a claim on the others that is enough for a burst, and no more. Nobody else is ever
+    lifted, so between two tenants that stay backlogged the difference of service grows by no more than what was given
+    out before it was counted (docs/scheduling.md states the bound).
     """
 
     def __init__(self) -> None:
         self._service_s: dict[str, float] = {}
         self._num_waiting: Counter[str] = Counter()
-        self._last_s = 0.0  # of the last tenant that was backlogged, once none is
+        self._last_s = 0.0  # the most of the tenants that left nobody backlogged
 
     def of(self, tenant: str) -> float:
         """Seconds of service for each unit of the tenant's weight."""
@@ -35,7 +37,7 @@ class ServiceCounters:
         """Notes that one more request of a tenant waits."""
         if not self._num_waiting[tenant]:
             least_s = min((self.of(each) for each in self._num_waiting), default=self._last_s)
-            self._service_s[tenant] = max(self.of(tenant), least_s)
+            self._service_s[tenant] = max(self.of(tenant), least_s - _CREDIT_S)
         self._num_waiting[tenant] += 1
 
     def leave(self, tenant: str) -> None:
@@ -44,7 +46,7 @@ class ServiceCounters:
         if not self._num_waiting[tenant]:
             del self._num_waiting[tenant]
             if not self._num_waiting:
-                self._last_s = self.of(tenant)
+                self._last_s = max(self._last_s, self.of(tenant))
 
     def charge(self, tenant: str, seconds: float, weight: float) -> None:
         """Adds seconds of the device that a tenant's request took, or is about to take."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from memory_manager.policy.kv_forecast import UNMEASURED_OUTPUT_TOKENS, mean_with
+
 __all__ = ["NUM_TIMED_AT_ONCE", "Pace"]
 
 NUM_TIMED_AT_ONCE = 8
@@ -12,7 +14,6 @@ NUM_TIMED_AT_ONCE = 8
 
 _NEW_SHARE = 0.1
 _LEAST_STEP = 0.05
-_UNMEASURED_OUTPUT_TOKENS = 128.0
 
 
 @dataclass(slots=True)
@@ -24,12 +25,14 @@ class Pace:
             running mean.
         token_s: seconds from one token of a request to its next, over stretches of a few tokens; a running median, so
             no pause counts by its length; 0 if there was none yet.
-        output_tokens: tokens of an output; a running mean.
+        output_tokens: tokens of an output; a running mean over those that have ended, of which there were
+            ``num_ended``.
     """
 
     first_token_s: float = 0.03
     token_s: float = 0.0
-    output_tokens: float = _UNMEASURED_OUTPUT_TOKENS
+    output_tokens: float = UNMEASURED_OUTPUT_TOKENS
+    num_ended: int = 0
     _num_noted: int = 0
     _noted_at_s: float = -math.inf
 
@@ -58,4 +61,5 @@ class Pace:
 
     def note_end(self, num_tokens: int) -> None:
         """Notes the end of an output."""
-        self.output_tokens += _NEW_SHARE * (num_tokens - self.output_tokens)
+        self.output_tokens = mean_with(self.output_tokens, self.num_ended, num_tokens)
+        self.num_ended += 1

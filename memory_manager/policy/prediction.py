@@ -7,9 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Ahead", "GrantPace", "PredictionError", "RunningQuantile", "first_token_s"]
+__all__ = ["Ahead", "PredictionError", "RunningQuantile", "first_token_s"]
 
-_NEW_SHARE = 0.1
 _LEAST_STEP = 0.05
 _FADE = 0.005
 _CAUTIOUS_SHARE = 0.8
@@ -20,42 +19,23 @@ class Ahead(NamedTuple):
 
     Attributes:
         comes_in_s: seconds until its model is there; 0 if it is.
-        num_grants: requests that are granted first, if there is no room for it; else 0.
-        grant_s: seconds from one of those to the next.
+        num_ends: of requests, before there is room for it.
+        end_interval_s: seconds from one of those to the next.
         step_left_s: seconds that the running step still takes.
         prefill_s: seconds of the steps that compute what is ahead, and its own prompt at last.
     """
 
     comes_in_s: float
-    num_grants: int
-    grant_s: float
+    num_ends: int
+    end_interval_s: float
     step_left_s: float
     prefill_s: float
 
 
 def first_token_s(ahead: Ahead) -> float:
     """Seconds from now to the first token."""
-    room_s = ahead.num_grants * ahead.grant_s
+    room_s = ahead.num_ends * ahead.end_interval_s
     return max(ahead.comes_in_s, room_s, ahead.step_left_s) + ahead.prefill_s
-
-
-@dataclass(slots=True)
-class GrantPace:
-    """How often a request is granted while others wait that could begin in time.
-
-    Attributes:
-        interval_s: seconds from one to the next; a running mean. 0 until there were two.
-    """
-
-    interval_s: float = 0.0
-    _last_s: float = -math.inf
-
-    def note(self, now_s: float, *, others_wait: bool) -> None:
-        """Notes a grant. What passes while nobody else waits says nothing."""
-        if self._last_s > -math.inf:
-            share = _NEW_SHARE if self.interval_s else 1.0
-            self.interval_s += share * (now_s - self._last_s - self.interval_s)
-        self._last_s = now_s if others_wait else -math.inf
 
 
 @dataclass(slots=True)
@@ -108,6 +88,7 @@ class PredictionError:
         self._most[waits_for_room].note(ratio)
 
     def note_refused(self, *, waits_for_room: bool) -> None:
-        """Notes that a request was refused by its prediction: as nothing is learned of it, caution fades a little, so
+        """Notes that a request was refused by caution alone: as nothing is learned of it, caution fades a little, so
         that no mistake lasts."""
-        self._most[waits_for_room].value -= _FADE
+        most = self._most[waits_for_room]
+        most.value = max(min(most.value, 0.0), most.value - _FADE)

@@ -61,7 +61,6 @@ class SimulatedRequest(RequestClaim):
 
     Attributes:
         total_output: tokens that it gives in all.
-        num_computed: tokens whose KV is there.
         chunk: tokens that it computes in the present step.
         kept_until: computed tokens up to which it makes way for nobody, though it is late.
         is_refused: it was refused.
@@ -71,7 +70,6 @@ class SimulatedRequest(RequestClaim):
     """
 
     total_output: int = 1
-    num_computed: int = 0
     chunk: int = 0
     kept_until: int = 0
     is_refused: bool = False
@@ -90,6 +88,10 @@ class SimulatedRequest(RequestClaim):
     @property
     def num_tokens(self) -> int:
         return self.num_prompt + self.num_output
+
+    @property
+    def num_to_compute(self) -> int:
+        return 0 if self.decodes else self.num_tokens - self.num_computed
 
     @property
     def decodes(self) -> bool:

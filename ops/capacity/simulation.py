@@ -19,10 +19,11 @@ from engines.torch.scheduling import compose
 from engines.torch.scheduling.compose import AdmissionOrder, ModelPace, PreemptibleSequences, Turn
 from memory_manager.policy import kv_forecast
 from memory_manager.policy.admission import DeviceAdmission
+from memory_manager.policy.claim import Obstacle
 from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.kv_forecast import KVDemand
 from memory_manager.policy.pace import NUM_TIMED_AT_ONCE
-from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
+from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
 from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest
 
 __all__ = ["ResidencyPolicy", "Simulation"]
@@ -76,6 +77,7 @@ class Simulation:
         while self.now_s <= ends_at_s:
             while num_taken < len(requests) and requests[num_taken].at_s <= self.now_s:
                 self._take(requests[num_taken])
+                self._grant()
                 num_taken += 1
             while self._coming and self._coming[0][0] <= self.now_s:
                 self._arrive(self._by_name[heapq.heappop(self._coming)[1]])
@@ -133,29 +135,40 @@ class Simulation:
         """Hands requests to the worker that it can begin."""
         while len(self.admission.queue):
             models = [each.name for each in self.models if each.is_resident and each.is_open and each.queued]
-            request = self.admission.next(models, self._may_begin, self.now_s)
+            request = self.admission.next(models, self._obstacle, self.now_s)
             if request is None:
                 return
             model = self._by_name[request.model]
             del model.queued[request]
             model.waiting.append(request)
 
-    def _may_begin(self, request: SimulatedRequest) -> bool:
-        return self._load(self._by_name[request.model]).may_begin(self._held_by(request))
+    def _obstacle(self, request: SimulatedRequest) -> Obstacle | None:
+        model = self._by_name[request.model]
+        obstacle = self._load(model).obstacle(self._held_by(request))
+        if obstacle is Obstacle.KV:
+            model.kv_wanted_at_s = self.now_s
+        return obstacle
 
     def _held_by(self, request: SimulatedRequest) -> HeldRequest:
-        to_compute = 0 if request.decodes else request.num_tokens - request.num_computed
-        mean_output = self._by_name[request.model].mean_output
-        return HeldRequest(request, to_compute, 1.0, mean_output, self.machine.costs)
+        return HeldRequest(request, self._as_served(self._by_name[request.model]))
+
+    def _as_served(self, model: SimulatedModel) -> ModelUse:
+        return ModelUse(1.0, model.mean_output, model.num_ended, self.machine.costs)
 
     def _load(self, model: SimulatedModel) -> WorkerLoad:
         """The load of the worker, as far as it has the KV of a model's requests."""
         sharing = [each for each in self._sharing(model) if each.is_resident]
         return WorkerLoad(
-            [self._held_by(each) for owner in sharing for each in (*owner.running, *owner.waiting)],
+            [
+                HeldRequest(each, served)
+                for owner in sharing
+                for served in (self._as_served(owner),)
+                for each in (*owner.running, *owner.waiting)
+            ],
             self.machine.max_step_tokens,
             self._capacity(model),
             self.now_s,
+            most_served=self.admission.most_served(self.now_s),
             is_short=self._is_short(model),
         )
 
@@ -308,7 +321,7 @@ class Simulation:
             num_unpaced = self._most_unpaced(model)
             for request in sorted(
                 model.running,
-                key=lambda each: (not each.decodes, each.is_late(self.now_s), -each.priority, each.arrival),
+                key=lambda each: (not each.decodes, each.precedence(self.now_s)),
             ):
                 if request.decodes and not request.is_paced(self.now_s):
                     num_unpaced -= 1

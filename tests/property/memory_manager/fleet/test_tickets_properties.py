@@ -12,10 +12,11 @@ from memory_manager.fleet.tickets import Places
 
 @dataclass(eq=False)
 class Request:
-    tenant: str | None
+    tenant: str
+    num_choices: int
 
 
-REQUESTS = [Request(tenant) for tenant in ("t", "t", "t", "u", "u", None, None)]
+REQUESTS = [Request(tenant, number) for number, tenant in enumerate(("t", "t", "t", "u", "u", "", ""), 1)]
 STEPS = st.lists(
     st.tuples(st.sampled_from(["add", "add", "discard", "clear"]), st.integers(0, len(REQUESTS) - 1))
 )
@@ -42,5 +43,6 @@ def test_places_are_a_list_without_doubles(steps: list[tuple[str, int]]) -> None
         assert list(places) == model
         assert len(places) == len(model)
         assert all((each in places) == (each in model) for each in REQUESTS)
-        for tenant in ("t", "u", None, "nobody"):
+        for tenant in ("t", "u", "", "nobody"):
             assert places.num_of(tenant) == sum(each.tenant == tenant for each in model)
+        assert places.num_sequences == sum(each.num_choices for each in model)

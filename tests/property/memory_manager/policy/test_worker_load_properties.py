@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_manager.policy.claim import RequestClaim
-from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
+from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
 from ops.capacity.machine import StepCosts
 
 COSTS = st.builds(StepCosts, st.floats(0, 10), st.floats(0, 1), st.floats(0, 0.1))
@@ -38,4 +38,4 @@ def test_an_idle_worker_begins_whatever_comes(
         "a", 0, 0.0, deadline_s, tpot_target_s, num_prompt=num_prompt, num_choices=num_choices
     )
     load = WorkerLoad([], max_step_tokens, capacity_bytes, 0.0)
-    assert load.may_begin(HeldRequest(claim, num_prompt, token_bytes, 100.0, costs))
+    assert load.obstacle(HeldRequest(claim, ModelUse(token_bytes, 100.0, 9, costs))) is None

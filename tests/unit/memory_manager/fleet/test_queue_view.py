@@ -60,12 +60,12 @@ async def test_who_waits_is_told_in_the_order_of_service_with_reasons() -> None:
         h.add_worker(max_step_tokens=100)
         await h.bring_in("a")
         h.manager.upsert_deployment(deployment("b"))
-        held = [await h.manager.acquire("a", num_prompt=80, tenant="t", priority=3) for _ in range(2)]
+        held = [await h.manager.acquire("a", num_prompt=110, tenant="t", priority=3) for _ in range(2)]
         now_s = asyncio.get_running_loop().time()
         asked: list[dict[str, Any]] = [
             {"name": "a", "tenant": "late", "deadline_s": now_s - 1},
             {"name": "a", "tenant": "t", "deadline_s": now_s + 9},
-            {"name": "a", "tenant": "urgent", "priority": 3, "deadline_s": now_s + 20},
+            {"name": "a", "tenant": "urgent", "priority": 3, "deadline_s": now_s + 40},
             {"name": "b", "tenant": "t", "deadline_s": now_s + 30},
         ]
         async with waiting(h, *asked):
@@ -75,11 +75,11 @@ async def test_who_waits_is_told_in_the_order_of_service_with_reasons() -> None:
             found = queue_of(h)
             told = [(each.deployment, each.tenant, each.reason) for each in found.first]
             assert told[0] == ("a", "urgent", WaitReason.PROMPT_TOKENS), "the first waits for its worker"
-            assert set(told[1:3]) == {("a", "t", WaitReason.BEHIND), ("b", "t", WaitReason.LOADING)}
-            assert told[3] == ("a", "late", WaitReason.LATE)
-            assert [each.is_late for each in found.first] == [False, False, False, True]
-            assert [each.due_in_s for each in found.first[::3]] == [
-                pytest.approx(20 - gone_s),
+            assert told[1] == ("a", "late", WaitReason.LATE), "its tenant has had less"
+            assert set(told[2:]) == {("a", "t", WaitReason.BEHIND), ("b", "t", WaitReason.LOADING)}
+            assert [each.is_late for each in found.first] == [False, True, False, False]
+            assert [each.due_in_s for each in found.first[:2]] == [
+                pytest.approx(30 - gone_s),  # the end of its patience
                 pytest.approx(-1 - gone_s),
             ]
             assert (found.num_in_time, found.num_late) == (3, 1)

@@ -11,7 +11,7 @@ from support.simulated_memory import deployment
 
 from memory_manager.fleet.records import Deployment
 from memory_manager.policy.residency import Residency
-from mooring.errors import OverloadedError
+from mooring.errors import ModelNotFoundError, OverloadedError
 
 
 @virtually
@@ -84,7 +84,7 @@ async def test_a_worker_is_given_only_the_prompts_that_it_can_begin() -> None:
     async with house(replace(CONFIG, max_waiting_requests=10)) as h:
         h.add_worker(max_step_tokens=100)
         await h.bring_in("a")
-        begun = [await h.manager.acquire("a", num_prompt=80) for _ in range(2)]
+        begun = [await h.manager.acquire("a", num_prompt=110) for _ in range(2)]
         third = asyncio.create_task(h.manager.acquire("a", num_prompt=80))
         await settled()
         assert not third.done()
@@ -124,6 +124,103 @@ async def test_kv_that_running_requests_will_need_is_not_given_to_another() -> N
         held.pop().release()
         for each in (*held, await waiting):
             each.release()
+
+
+@virtually
+async def test_the_lease_grows_for_those_that_wait_in_the_queue() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker()
+        await h.bring_in("b")
+        h.manager.upsert_deployment(deployment("a", kv_pages=0, longest_pages=4))
+        asking = [
+            asyncio.create_task(h.manager.acquire("a", num_prompt=64, most_output=64)) for _ in range(4)
+        ]
+        for each in asking:  # "b" leaves its room to them
+            (await asyncio.wait_for(each, 60)).note_tokens(1)
+        assert h.residency("b") is Residency.WARM
+        for each in asking:
+            each.result().release()
+
+
+@virtually
+async def test_a_prompt_counts_as_far_as_it_is_not_computed() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker(max_step_tokens=100)
+        await h.bring_in("a")
+        long = await h.manager.acquire("a", num_prompt=300)
+        waiting = asyncio.create_task(h.manager.acquire("a", num_prompt=10))
+        await settled()
+        h.manager.note_step(long.replica_id, [100], 0.1)
+        await settled()
+        assert not waiting.done()
+        h.manager.note_step(long.replica_id, [1, 100], 0.1)
+        await settled()
+        for each in (long, await waiting):
+            each.release()
+
+
+@virtually
+async def test_each_choice_is_charged_and_so_is_a_prompt_without_tokens() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker()
+        await h.bring_in("a")
+        for tenant, num_choices in (("one", 1), ("eight", 8)):
+            with await h.manager.acquire("a", tenant=tenant, num_choices=num_choices) as ticket:
+                for number in range(1, 101):
+                    ticket.note_tokens(number)
+        (await h.manager.acquire("a", tenant="gone", num_prompt=10_000)).release()
+        (line,) = h.manager._admission._lines.values()
+        service_s = line.counters.services_s()
+        num_more = 99 * 7
+        costs = next(iter(h.manager._deployments.values())).costs
+        assert service_s["eight"] - service_s["one"] == pytest.approx(num_more * costs.decode_s, rel=0.05)
+        assert service_s["gone"] >= costs.seconds(0, 10_000)
+
+
+@virtually
+async def test_who_waits_for_a_deployment_that_is_there_anew_is_served() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker(max_sequences=1)
+        await h.bring_in("a")
+        held = await h.manager.acquire("a")
+        old = asyncio.create_task(h.manager.acquire("a"))
+        await settled()
+        h.manager.remove_deployment("a")
+        h.manager.upsert_deployment(deployment("a"))
+        new = h.manager.acquire("a")
+        given = new.send(None)  # it waits before the old one has heard that its deployment is gone
+        await settled()
+        assert old.done()
+        with pytest.raises(ModelNotFoundError):
+            old.result()
+        held.release()
+        assert given is not None
+        await asyncio.wait_for(given, 60)
+        new.close()
+        given.result().release()
+
+
+@virtually
+async def test_a_request_that_has_to_wait_for_others_to_end_is_let_in_if_its_time_is_long() -> None:
+    async with house(replace(CONFIG, max_waiting_requests=10)) as h:
+        h.add_worker(max_sequences=1)
+        await h.bring_in("a")
+        now_s = asyncio.get_running_loop().time()
+        for _ in range(3):  # outputs of 100 tokens
+            with await h.manager.acquire("a") as ticket:
+                for number in range(1, 101):
+                    ticket.note_tokens(number)
+        held = await h.manager.acquire("a", deadline_s=now_s + 1.0, refuses_miss=True)
+        with pytest.raises(OverloadedError) as refused:
+            await h.manager.acquire("a", deadline_s=now_s + 1.0, refuses_miss=True)
+        wait_s = refused.value.predicted_wait_s
+        assert wait_s is not None
+        long = h.manager.acquire("a", deadline_s=now_s + 20 * wait_s, refuses_miss=True)
+        waiting = asyncio.create_task(long)
+        await settled()
+        assert not waiting.done()
+        held.release()
+        (await waiting).release()
 
 
 @virtually

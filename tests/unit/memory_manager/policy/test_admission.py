@@ -7,22 +7,29 @@ import math
 import pytest
 
 from memory_manager.policy.admission import DeviceAdmission
-from memory_manager.policy.claim import RequestClaim
+from memory_manager.policy.claim import Obstacle, RequestClaim
 from memory_manager.policy.device_queue import QueuePolicy
-from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
+from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
 from ops.capacity.machine import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0005)
 
 
 def held(claim: RequestClaim) -> HeldRequest:
-    return HeldRequest(claim, 0 if claim.first_at_s is not None else claim.num_prompt, 1.0, 50.0, COSTS)
+    return HeldRequest(claim, ModelUse(1.0, 50.0, 9, COSTS))
 
 
 def load(
-    *present: RequestClaim, capacity: float = 1000.0, max_step_tokens: int = 512, is_short: bool = False
+    *present: RequestClaim,
+    capacity: float = 1000.0,
+    max_step_tokens: int = 512,
+    max_sequences: int = 0,
+    is_short: bool = False,
 ) -> WorkerLoad:
-    return WorkerLoad([held(each) for each in present], max_step_tokens, capacity, 0.0, is_short=is_short)
+    all_held = [held(each) for each in present]
+    return WorkerLoad(
+        all_held, max_step_tokens, capacity, 0.0, max_sequences=max_sequences, is_short=is_short
+    )
 
 
 def running(arrival: int, tpot_target_s: float = math.inf, **fields: object) -> RequestClaim:
@@ -37,55 +44,74 @@ def coming(deadline_s: float = 1.0, tpot_target_s: float = math.inf, **fields: o
 
 
 def test_a_worker_is_given_no_more_prompts_than_it_computes_in_about_two_steps() -> None:
-    unbegun = coming(arrival=1, num_prompt=511)
-    assert load(unbegun).may_begin(held(coming()))
-    assert not load(unbegun, max_step_tokens=511).may_begin(held(coming()))
-    assert load(unbegun, max_step_tokens=0).may_begin(held(coming()))  # no bound is known
+    unbegun = coming(arrival=1, num_prompt=1023)
+    assert load(unbegun, capacity=2000).obstacle(held(coming())) is None
+    assert (
+        load(unbegun, capacity=2000, max_step_tokens=511).obstacle(held(coming())) is Obstacle.PROMPT_TOKENS
+    )
+    assert (
+        load(unbegun, capacity=2000, max_step_tokens=0).obstacle(held(coming())) is None
+    )  # no bound is known
 
 
 def test_what_is_less_urgent_keeps_no_prompt_waiting() -> None:
-    late = coming(arrival=1, deadline_s=-1.0, num_prompt=600)
-    assert load(late).may_begin(held(coming()))
-    assert not load(late).may_begin(held(coming(deadline_s=-1.0)))
+    late = coming(arrival=1, deadline_s=-1.0, num_prompt=1600)
+    assert load(late).obstacle(held(coming())) is None
+    assert load(late).obstacle(held(coming(deadline_s=-1.0))) is not None
+    lax = coming(arrival=1, deadline_s=30.0, num_prompt=8192)
+    assert load(lax, capacity=1e5).obstacle(held(coming(deadline_s=0.5))) is None
+    assert load(lax, capacity=1e5).obstacle(held(coming(deadline_s=31.0))) is Obstacle.PROMPT_TOKENS
 
 
 def test_kv_that_others_will_need_is_no_room() -> None:
     others = [running(number) for number in range(5)]  # 110 tokens each by now, and 40 more
-    assert not load(*others, capacity=850).may_begin(held(coming()))
+    assert load(*others, capacity=850).obstacle(held(coming())) is not None
     assert load(*others, capacity=850).waits_for_room(held(coming()), [])
-    assert load(*others, capacity=900).may_begin(held(coming()))
+    assert load(*others, capacity=900).obstacle(held(coming())) is None
     assert load(*others, capacity=900).waits_for_room(held(coming()), [held(coming(arrival=98))])
 
 
 def test_a_request_of_many_choices_needs_room_for_one_to_begin_and_shuts_out_nobody() -> None:
     others = [running(number) for number in range(4)]
-    assert load(*others, capacity=900).may_begin(held(coming(num_choices=100)))
-    assert load(*others[:3], running(9, num_choices=100), capacity=900).may_begin(held(coming()))
+    assert load(*others, capacity=900).obstacle(held(coming(num_choices=100))) is None
+    assert load(*others[:3], running(9, num_choices=100), capacity=900).obstacle(held(coming())) is None
 
 
 def test_paced_sequences_keep_their_pace() -> None:
     paced = [running(number, tpot_target_s=0.04) for number in range(19)]
-    assert load(*paced, capacity=1e6).may_begin(held(coming(tpot_target_s=0.04)))  # rounds of 30 ms
-    assert not load(*paced, capacity=1e6).may_begin(held(coming(tpot_target_s=0.03)))
-    assert not load(*paced, running(50, 0.04), capacity=1e6).may_begin(held(coming(tpot_target_s=0.04)))
-    assert load(capacity=1e6).may_begin(held(coming(tpot_target_s=1e-6)))  # alone it may at least begin
-    assert load(capacity=1e6).may_begin(held(coming(tpot_target_s=0.04, num_choices=500)))
-    assert load(running(50), capacity=1e6).may_begin(held(coming(tpot_target_s=0.04, num_choices=500)))
+    assert load(*paced, capacity=1e6).obstacle(held(coming(tpot_target_s=0.04))) is None  # rounds of 30 ms
+    assert load(*paced, capacity=1e6).obstacle(held(coming(tpot_target_s=0.03))) is not None
+    assert (
+        load(*paced, running(50, 0.04), capacity=1e6).obstacle(held(coming(tpot_target_s=0.04))) is not None
+    )
+    assert (
+        load(capacity=1e6).obstacle(held(coming(tpot_target_s=1e-6))) is None
+    )  # alone it may at least begin
+    assert load(capacity=1e6).obstacle(held(coming(tpot_target_s=0.04, num_choices=500))) is None
+    assert load(running(50), capacity=1e6).obstacle(held(coming(tpot_target_s=0.04, num_choices=500))) is None
+
+
+def test_a_step_that_just_keeps_a_target_is_not_one_sequences_alone() -> None:
+    barely = [running(number, tpot_target_s=0.012) for number in range(5)]  # a step with one takes 11 ms
+    assert load(*barely[:1], capacity=1e6).obstacle(held(coming(tpot_target_s=0.012))) is None
+    assert load(*barely, capacity=1e6).obstacle(held(coming(tpot_target_s=0.012))) is None
+    many = [running(number, tpot_target_s=0.012) for number in range(8)]
+    assert load(*many, capacity=1e6).obstacle(held(coming(tpot_target_s=0.012))) is Obstacle.DECODE_PACE
 
 
 def test_a_target_that_nobody_could_keep_holds_nobody_up() -> None:
     hopeless = [running(number, tpot_target_s=0.001) for number in range(30)]
     for tpot_target_s in (0.001, 0.5, math.inf):
-        assert load(*hopeless, capacity=1e6).may_begin(held(coming(tpot_target_s=tpot_target_s)))
+        assert load(*hopeless, capacity=1e6).obstacle(held(coming(tpot_target_s=tpot_target_s))) is None
 
 
 def test_what_is_not_paced_takes_what_the_paced_leave() -> None:
     paced = [running(number, tpot_target_s=0.04) for number in range(10)]
     unpaced = [running(number) for number in range(20, 30)]
-    assert load(*paced, *unpaced[:9], capacity=1e6).may_begin(held(coming()))
-    assert not load(*paced, *unpaced, capacity=1e6).may_begin(held(coming()))
-    assert load(*unpaced, *unpaced, capacity=1e6).may_begin(held(coming()))  # nobody is paced
-    assert not load(*paced, capacity=1e6, is_short=True).may_begin(held(coming()))
+    assert load(*paced, *unpaced[:9], capacity=1e6).obstacle(held(coming())) is None
+    assert load(*paced, *unpaced, capacity=1e6).obstacle(held(coming())) is not None
+    assert load(*unpaced, *unpaced, capacity=1e6).obstacle(held(coming())) is None  # nobody is paced
+    assert load(*paced, capacity=1e6, is_short=True).obstacle(held(coming())) is not None
 
 
 @pytest.mark.parametrize("refuses_miss", [True, False])
@@ -99,7 +125,7 @@ def test_what_cannot_begin_in_time_is_refused_or_waits_behind(refuses_miss: bool
     assert admission.arrive(in_time, held, load(), 0.0)
     assert in_time.predicted_s == pytest.approx(0.06)
     order = []
-    while (each := admission.next(["a"], lambda claim: True, 0.1)) is not None:
+    while (each := admission.next(["a"], lambda claim: None, 0.1)) is not None:
         order.append(each)
     assert order == ([in_time] if refuses_miss else [in_time, sleeping])
 
@@ -109,17 +135,49 @@ def test_other_policies_refuse_nobody() -> None:
     assert admission.arrive(coming(refuses_miss=True), held, None, 0.0, comes_in_s=9.0)
 
 
-def test_grants_tell_how_long_those_wait_for_whom_there_is_no_room() -> None:
+def test_those_for_whom_there_is_no_room_wait_for_others_to_end() -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
     full = load(*(running(number) for number in range(5)), capacity=850)
-    for number in range(10, 16):
-        admission.arrive(coming(60.0, arrival=number), held, full, 0.0)
-    for grants in range(4):
-        admission.next(["a"], lambda claim: True, 2.0 * grants)
-    last = coming(60.0, arrival=50, at_s=6.0)
-    admission.arrive(last, held, full, 6.0)
-    assert last.waits_for_room
-    assert last.predicted_s == pytest.approx(3 * 2.0, abs=0.3)
+    assert full.end_interval_s() == pytest.approx(50 * COSTS.seconds(5, 0) / 5)
+    requests = [coming(60.0, arrival=number) for number in (10, 11, 12)]
+    for each in requests:
+        admission.arrive(each, held, full, 0.0)
+    assert all(each.waits_for_room for each in requests)
+    for number, each in enumerate(requests, 1):
+        assert each.predicted_s == pytest.approx(number * full.end_interval_s() + 0.06, abs=0.01)
+
+
+def test_who_is_refused_rather_than_late_waits_for_others_only_if_its_time_is_long() -> None:
+    full = load(*(running(number) for number in range(5)), capacity=850)
+    wait_s = full.end_interval_s() + 0.06
+    for times, is_let_in in ((2.0, False), (8.0, True)):
+        admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
+        refusing = coming(times * wait_s, refuses_miss=True)
+        assert admission.arrive(refusing, held, full, 0.0) is is_let_in
+        waiting = coming(times * wait_s, arrival=100)
+        assert admission.arrive(waiting, held, full, 0.0)
+        assert waiting.due_s > 0
+
+
+def test_caution_does_not_fade_by_refusals_that_were_right() -> None:
+    admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
+    for number in range(300):
+        asleep = coming(arrival=number, refuses_miss=True)
+        assert not admission.arrive(asleep, held, None, 0.0, comes_in_s=2.0)
+    exactly = coming(0.06, arrival=1000)
+    admission.arrive(exactly, held, load(), 0.0)
+    assert admission.likely_s(exactly) == pytest.approx(exactly.predicted_s)
+
+
+def test_a_model_that_runs_as_many_as_it_can_or_has_its_kv_makes_its_own_wait() -> None:
+    one = running(1, num_choices=3)
+    assert load(one, max_sequences=3).obstacle(held(coming())) is Obstacle.SLOTS
+    assert load(one, max_sequences=3).obstacle(held(coming(model="b"))) is None
+    assert load(one, max_sequences=4).waits_for_room(held(coming()), [held(coming(arrival=50))])
+    assert not load(one, max_sequences=4).waits_for_room(held(coming()), [])
+    capped = HeldRequest(coming(), ModelUse(1.0, 50.0, 9, COSTS, kv_cap_bytes=300.0))
+    assert load(one, running(2)).obstacle(capped) is Obstacle.KV_CAP
+    assert load(one).obstacle(capped) is None
 
 
 def test_mistakes_make_the_next_prediction_longer() -> None:
@@ -127,7 +185,7 @@ def test_mistakes_make_the_next_prediction_longer() -> None:
     for number in range(40):
         each = coming(100.0, arrival=number, at_s=float(number))
         admission.arrive(each, held, load(), float(number))
-        admission.next(["a"], lambda claim: True, float(number))
+        admission.next(["a"], lambda claim: None, float(number))
         admission.note_first(each, number + 3 * each.predicted_s)
     after = coming(100.0, arrival=60, at_s=60.0)
     admission.arrive(after, held, load(), 60.0)
@@ -136,5 +194,5 @@ def test_mistakes_make_the_next_prediction_longer() -> None:
 
 def test_those_of_lower_priority_make_way() -> None:
     others = [running(number, priority=-1) for number in range(5)]
-    assert load(*others, capacity=850).may_begin(held(coming()))
-    assert not load(*others, capacity=850).may_begin(held(coming(priority=-1)))
+    assert load(*others, capacity=850).obstacle(held(coming())) is None
+    assert load(*others, capacity=850).obstacle(held(coming(priority=-1))) is not None

@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_manager.policy.kv_forecast import UNMEASURED_OUTPUT_TOKENS
 from memory_manager.policy.pace import Pace
 
 
-def test_a_new_figure_counts_a_tenth() -> None:
+def test_a_new_first_token_counts_a_tenth_and_a_new_output_as_much_as_each_before() -> None:
     pace = Pace(first_token_s=0.1, output_tokens=100.0)
     pace.note_first_token(0.2, 1.0)
     pace.note_end(50)
+    pace.note_end(60)
     assert pace.first_token_s == pytest.approx(0.11)
-    assert pace.output_tokens == pytest.approx(95.0)
+    assert pace.output_tokens == pytest.approx((100 + 50 + 60) / 3)
+    assert pace.num_ended == 2
 
 
 def test_of_a_first_token_that_had_to_wait_half_of_the_target_counts() -> None:
@@ -67,4 +70,5 @@ def test_a_first_token_is_never_thought_to_take_longer_than_half_of_the_target(
         assert 0 <= pace.first_token_s <= 0.5
     if noted:
         most, least = max(each[1] for each in noted), min(each[1] for each in noted)
-        assert min(least, 128) <= pace.output_tokens <= max(most, 128)
+        assert min(least, UNMEASURED_OUTPUT_TOKENS) <= pace.output_tokens + 1e-6
+        assert pace.output_tokens - 1e-6 <= max(most, UNMEASURED_OUTPUT_TOKENS)

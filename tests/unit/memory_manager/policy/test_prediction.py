@@ -6,24 +6,13 @@ import random
 
 import pytest
 
-from memory_manager.policy.prediction import Ahead, GrantPace, PredictionError, first_token_s
+from memory_manager.policy.prediction import Ahead, PredictionError, first_token_s
 
 
 def test_what_takes_longest_is_waited_for_and_then_the_prompt_is_computed() -> None:
     assert first_token_s(Ahead(0.0, 0, 9.0, 0.02, 0.1)) == pytest.approx(0.12)
     assert first_token_s(Ahead(0.5, 0, 9.0, 0.02, 0.1)) == pytest.approx(0.6)
     assert first_token_s(Ahead(0.5, 3, 0.3, 0.02, 0.1)) == pytest.approx(1.0)
-
-
-def test_only_grants_that_others_waited_behind_tell_the_pace() -> None:
-    pace = GrantPace()
-    pace.note(0.0, others_wait=False)
-    pace.note(50.0, others_wait=True)
-    assert pace.interval_s == 0.0
-    pace.note(52.0, others_wait=False)
-    assert pace.interval_s == pytest.approx(2.0)
-    pace.note(90.0, others_wait=False)
-    assert pace.interval_s == pytest.approx(2.0)
 
 
 def test_predictions_that_were_short_are_drawn_out() -> None:
@@ -45,3 +34,10 @@ def test_caution_fades_while_everybody_is_refused_by_it() -> None:
         error.note_refused(waits_for_room=True)
         refused += 1
     assert 10 < refused < 2000
+
+
+def test_caution_never_fades_to_less_than_what_is_predicted() -> None:
+    error = PredictionError()
+    for _ in range(1000):
+        error.note_refused(waits_for_room=False)
+    assert error.cautious_s(1.0, waits_for_room=False) == 1.0
