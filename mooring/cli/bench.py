@@ -209,6 +209,24 @@ def abuse(
         raise typer.Exit(1)
 
 
+@app.command()
+def isolation(
+    out: Out = Path("bench-out/isolation"),
+    seed: Annotated[int, typer.Option(help="Of the prompts and their order.")] = 0,
+    quick: Quick = False,
+) -> None:
+    """Let a tenant guess by the time what another one sent; exits with 1 if it can."""
+    from benchmarks.isolation import IsolationLoad, main
+
+    load = IsolationLoad.quick(seed) if quick else IsolationLoad.full(seed)
+    figures = main(out, load, console().print)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+    if figures["missed"] and not quick:
+        raise typer.Exit(1)
+
+
 def _check_can_draw() -> None:
     """Checks that plots can be drawn, before the minutes of measuring rather than after them."""
     if find_spec("matplotlib") is None:

@@ -154,6 +154,7 @@ COMMANDS = [
     ["bench", "router"],
     ["bench", "slo"],
     ["bench", "fairness"],
+    ["bench", "isolation"],
     ["bench", "sharing"],
     ["bench", "gpu"],
     ["bench", "residency"],
