@@ -73,7 +73,7 @@ class IsolationLoad:
     @classmethod
     def quick(cls, seed: int) -> IsolationLoad:
         """A tiny model and few requests: shows whether the benchmark works, not what the server tells."""
-        return cls(TINY_SHAPE, num_requests=40, num_unsalted=40, seed=seed)
+        return cls(TINY_SHAPE, num_requests=40, num_unsalted=40, prefix_tokens=30 * BLOCK_TOKENS, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,14 +276,15 @@ def _report(
     report: Report, load: IsolationLoad, salted: Guesses, unsalted: Guesses, misses: Sequence[str]
 ) -> None:
     report.text(
-        f"A server whose torch engine computes with one thread. A victim sends {load.num_each_round} prompts of {load.prefix_tokens + load.tail_tokens} random tokens, one "
-        f"after the other. Then an attacker, another tenant, sends as many that begin with the {load.prefix_tokens} "
-        "tokens of one of them and as many that begin with others, in random order, each once, for one token each. "
-        "Then the victim sends its own again, which have to be found, and so on. AUC: how likely a prompt that the "
-        "victim sent the beginning of has its first token sooner than one whose beginning nobody sent; a tie counts "
-        "as one half. Its 95 % interval is DeLong's. Predicted: the same of the time that the answer's header "
-        "predicts. Cached: tokens of the attacker's prompts that the usage says were found. Kept: prompts of the "
-        "victim that were there for all the time that the attacker looked for them."
+        f"A server whose torch engine computes with one thread. A victim sends {load.num_each_round} prompts "
+        f"of {load.prefix_tokens + load.tail_tokens} random tokens, one after the other. Then an attacker, "
+        f"another tenant, sends as many that begin with the {load.prefix_tokens} tokens of one of them and as "
+        "many that begin with others, in random order, each once, for one token each. Then the victim sends "
+        "its own again, which have to be found, and so on. AUC: how likely a prompt that the victim sent the "
+        "beginning of has its first token sooner than one whose beginning nobody sent; a tie counts as one "
+        "half. Its 95 % interval is DeLong's. Predicted: the same of the time that the answer's header "
+        "predicts. Cached: tokens of the attacker's prompts that the usage says were found. Kept: prompts of "
+        "the victim that were there for all the time that the attacker looked for them."
     )
     rows = []
     for each in (salted, unsalted):
