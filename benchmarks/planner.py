@@ -152,7 +152,8 @@ async def _decide(num_deployments: int, waiting_share: float, repeats: int) -> f
     names = [f"model-{number}" for number in range(num_deployments)]
     for name in names:
         manager.upsert_deployment(_deployment(name))
-    leases = [await manager.acquire(name) for name in names[:num_resident]]
+    # Short, so that the worker has KV for all of them.
+    leases = [await manager.acquire(name, most_output=1) for name in names[:num_resident]]
     asleep = names[num_resident:]
     waiting = [
         asyncio.create_task(manager.acquire(name))

@@ -294,8 +294,8 @@ class Moves:
             if not isinstance(undone, WorkerLostError):
                 self._stay(replica, released, is_whole=not isinstance(undone, MooringError))
         else:
-            kept_bytes = max(0, replica.lease_bytes - round_to_pages(released))
-            group.shrink(replica.owner, kept_bytes)
+            replica.kept_bytes = max(0, replica.lease_bytes - round_to_pages(released))
+            group.shrink(replica.owner, replica.kept_bytes)
             replica.in_flight = False
             replica.num_failures = 0
             self.enter(replica, self.off_device(replica), reason)

@@ -130,6 +130,7 @@ class Replica:
         is_leaving: what is under way is a sleep or unload.
         tickets: those of the requests that it serves; they are parked while it sleeps.
         is_guest: it came for late requests alone.
+        kept_bytes: lease for what its workers kept on the device when it last slept; 0 if it never did.
         retired: to be unloaded and forgotten.
         asleep: resolved once it is off its device; set while an operator waits for that.
         num_failures: in a row, of whatever was tried last.
@@ -148,6 +149,7 @@ class Replica:
     tickets: Places[ReplicaTicket] = field(default_factory=Places)
     is_guest: bool = False
     last_used_s: float = 0.0
+    kept_bytes: int = 0
     retired: bool = False
     asleep: asyncio.Future[None] | None = None
     num_failures: int = 0

@@ -169,6 +169,7 @@ def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
         artifact_key=artifact.key,
         copy_bytes=0 if host_cache.holds(artifact.key) else artifact.num_bytes,
         kv_longest_bytes=replica.spec.kv_longest_bytes,
+        kept_bytes=replica.kept_bytes,
     )
 
 

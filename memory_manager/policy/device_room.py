@@ -15,10 +15,15 @@ __all__ = ["DeviceRoom", "footprint_bytes"]
 
 
 def footprint_bytes(replica: ReplicaView) -> int:
-    """Bytes that a replica alone takes of its device: its lease, and its own KV guarantee while it is there. What is
-    kept for all models of its worker together is nobody's."""
-    guarantee_bytes = replica.kv_guarantee_bytes if replica.residency in ON_DEVICE else 0
-    return replica.lease_bytes + guarantee_bytes
+    """Bytes that a replica on a device alone takes there, and gives up if it leaves: its weights, and its own KV
+    guarantee. What is kept for all models of its worker together is nobody's."""
+    return _weights_freed_bytes(replica) + replica.kv_guarantee_bytes
+
+
+def _weights_freed_bytes(replica: ReplicaView) -> int:
+    """Bytes of its lease that a replica gives up if it leaves its device."""
+    is_forgotten = replica.retired or not replica.can_sleep
+    return replica.lease_bytes - (0 if is_forgotten else min(replica.kept_bytes, replica.lease_bytes))
 
 
 class DeviceRoom:
@@ -44,8 +49,8 @@ class DeviceRoom:
         self.room_bytes = device.budget_bytes - device.fixed_bytes - device.others_bytes
         self._workers = workers
         self._kv_short_s = config.kv_short_s
-        self._lease_bytes = {each.replica_id: each.lease_bytes for each in replicas}
-        self._weights_bytes = sum(self._lease_bytes.values())
+        self._weights_freed_bytes = {each.replica_id: _weights_freed_bytes(each) for each in replicas}
+        self._weights_bytes = sum([each.lease_bytes for each in replicas])
         self._now = {each.worker_id: self._new_floor(each, config) for each in workers}
         self._after = {each.worker_id: self._new_floor(each, config) for each in workers}
         # KV that comes with a replica, of workers whose KV does not move afterwards.
@@ -122,7 +127,9 @@ class DeviceRoom:
         """Bytes that a replica which comes to this worker would still lack if those of these ids left as well; 0 or
         less if none."""
         after_bytes = (
-            self._weights_after_bytes + weights_bytes - sum(map(self._lease_bytes.__getitem__, leaving))
+            self._weights_after_bytes
+            + weights_bytes
+            - sum(map(self._weights_freed_bytes.__getitem__, leaving))
         )
         for worker_id, floor in self._after.items():
             after_bytes += floor.bytes_if(leaving, replica if worker_id == worker.worker_id else None)
@@ -132,11 +139,13 @@ class DeviceRoom:
         """Bytes that those of these ids would free if they left as well: their weights, and by what the least KV of
         their workers shrinks."""
         kept_bytes = sum(floor.bytes_if(leaving) for floor in self._after.values())
-        return sum(map(self._lease_bytes.__getitem__, leaving)) + _total_bytes(self._after) - kept_bytes
+        return (
+            sum(map(self._weights_freed_bytes.__getitem__, leaving)) + _total_bytes(self._after) - kept_bytes
+        )
 
     def leave(self, replica: ReplicaView) -> None:
         assert replica.worker_id is not None, "its worker knows the replica"
-        self._weights_after_bytes -= replica.lease_bytes
+        self._weights_after_bytes -= self._weights_freed_bytes[replica.replica_id]
         self._after[replica.worker_id].remove(replica.replica_id)
 
     def await_room(self, worker: WorkerView, replica: ReplicaView, weights_bytes: int) -> None:

@@ -39,6 +39,20 @@ async def test_a_sleeper_that_its_worker_will_not_forget_is_not_asked_again_and_
 
 
 @virtually
+async def test_what_sleepers_keep_of_their_weights_is_reckoned_with_by_whoever_waits_for_room() -> None:
+    async with house(cpu=31 * PAGE) as h:
+        h.add_worker(budget_bytes=31 * PAGE, remains_pages=1)
+        for name in "bc":
+            await h.bring_in(name, weights_pages=9, kv_pages=3, min_replicas=1)
+            await asyncio.sleep(0.3)
+        h.manager.upsert_deployment(deployment("a", weights_pages=18, kv_pages=0))
+        (await asyncio.wait_for(h.manager.acquire("a"), 30)).release()
+        # That one of them alone does not make enough room is found out once of each.
+        assert max(h.transitions(name).count(("resident", "warm")) for name in "bc") == 2
+        assert h.owners()["weights:a/2"] == 18
+
+
+@virtually
 async def test_a_model_that_its_worker_would_not_let_go_comes_back_at_once_with_the_next_worker() -> None:
     async with house() as h:
         worker = h.add_worker()
