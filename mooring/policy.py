@@ -54,7 +54,10 @@ class DeploymentPolicy:
     min_replicas: Annotated[
         int,
         Bounds(ge=0, le=_MAX_REPLICAS),
-        Setting("Replicas that stay resident whether requests come or not."),
+        Setting(
+            "Replicas that stay resident whether requests come or not; unless pinned they make room for other "
+            "models' requests like any other, and come back once there is room."
+        ),
     ] = 0
     max_replicas: Annotated[
         int, Bounds(ge=1, le=_MAX_REPLICAS), Setting("Replicas that load may bring, one on each device.")

@@ -111,7 +111,7 @@ class ReplicaView(NamedTuple):
         last_used_s: when the last request came or went.
         retry_at_s: nothing is tried on the replica before this time.
         can_sleep: whether it can leave its device for host memory; otherwise it is unloaded.
-        kept_bytes: bytes of its lease that its worker needs for it asleep too, as when it last slept; 0 if it never did.
+        kept_bytes: bytes of its lease that its worker kept when it last slept; 0 if it never did.
         is_guest: it came for late requests alone.
         latest_s: of each of its requests, the latest moment at which it has to be computed to meet its targets.
         artifact_key: names its weights; replicas with the same have one host copy.
