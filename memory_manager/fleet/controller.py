@@ -397,8 +397,9 @@ class MemoryManager:
         decided = plan(state, now_s, self._config)
         for deployment in deployments:
             self._admission.note_refusal(deployment, decided.refusals.get(deployment.spec.name, ""))
-            if not deployment.is_coming:
-                deployment.exchange = decided.exchanges.get(deployment.spec.name)
+            exchange = decided.exchanges.get(deployment.spec.name)
+            if exchange is not deployment.exchange and not deployment.is_coming:
+                deployment.exchange = exchange
         for action in decided.actions:
             self._execution.begin(action)
         self._admission.serve()

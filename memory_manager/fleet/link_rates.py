@@ -28,21 +28,23 @@ class LinkRates:
     storage. A model that never moved is predicted from its size by them."""
 
     def __init__(self) -> None:
-        self._links: dict[tuple[str, str], _Link] = {}
+        self._links: dict[str, dict[str, _Link]] = {}  # by way, and by device
 
     def note(self, device: str, way: str, num_bytes: int, seconds: float) -> None:
         """Takes one move into the estimate."""
-        self._links.setdefault((device, way), _Link()).note(num_bytes, seconds)
+        self._links.setdefault(way, {}).setdefault(device, _Link()).note(num_bytes, seconds)
 
     def expected_s(self, way: str, num_bytes: int) -> float | None:
         """How long so many bytes take to the slowest device they may go to; None before the first move."""
-        known = [link for (_, kind), link in self._links.items() if kind == way and link.num_bytes]
-        return max((num_bytes * link.seconds / link.num_bytes for link in known), default=None)
+        links = self._links.get(way, {}).values()
+        return max(
+            [num_bytes * link.seconds / link.num_bytes for link in links if link.num_bytes], default=None
+        )
 
     def bytes_per_s(self, device: str) -> Mapping[str, float]:
         """The present estimates of one device, by way."""
         return {
             way: link.num_bytes / link.seconds
-            for (name, way), link in self._links.items()
-            if name == device and link.seconds
+            for way, links in self._links.items()
+            if (link := links.get(device)) is not None and link.seconds
         }

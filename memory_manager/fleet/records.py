@@ -337,7 +337,7 @@ class Deployment:
         return bool(self.waiters) or any(each.num_parked for each in self.replicas)
 
     def demand(self) -> DemandView | None:
-        parked = [each for each in self.replicas if each.num_parked]
+        parked = [each for each in self.replicas if each.tickets and each.num_parked]
         if not self.waiters and not parked:
             return None
         arrivals_s = [each.state.since_s for each in parked]
@@ -346,15 +346,11 @@ class Deployment:
         if self.asked_in_vain_since_s is not None:
             arrivals_s.append(self.asked_in_vain_since_s)
         latest_s = [each.latest_s(self.pace) for each in self.waiters]
-        latest_s += [ticket.latest_s() for each in parked for ticket in each.tickets]
         priorities = [each.priority for each in self.waiters]
-        priorities += [ticket.claim.priority for each in parked for ticket in each.tickets]
-        return DemandView(
-            num_waiting=len(latest_s),
-            oldest_arrival_s=min(arrivals_s),
-            priority=max(priorities),
-            latest_s=tuple(latest_s),
-        )
+        if parked:
+            latest_s += [ticket.latest_s() for each in parked for ticket in each.tickets]
+            priorities += [ticket.claim.priority for each in parked for ticket in each.tickets]
+        return DemandView(len(latest_s), min(arrivals_s), max(priorities), tuple(latest_s))
 
     def as_served(self) -> ModelUse:
         """Its model, as far as requests for it take something of a worker."""
@@ -411,11 +407,11 @@ class Deployment:
     def reload_s(self, config: ManagerConfig) -> float:
         """Seconds that bringing it to a device, or back there if it leaves, is expected to take, as measured or
         guessed from its size: those of a wake if its weights are, or would be, in memory, else those of a load."""
-        way = (
-            "wake"
-            if any(each.residency is Residency.WARM or each.can_sleep for each in self.replicas)
-            else "load"
-        )
+        way = "load"
+        for each in self.replicas:
+            if each.state.residency is Residency.WARM or each.can_sleep:
+                way = "wake"
+                break
         measured_s = self.wake_s if way == "wake" else self.load_s
         if measured_s is not None:
             return measured_s

@@ -92,7 +92,9 @@ class _Planning:
                 reason = "on its way" if replica.is_leaving else self._reason_to_go(replica)
                 if reason is not None:
                     self._draft.leave(replica, reason, max_drain_s=self._max_drain_s(replica))
-            elif must_be_forgotten(replica) or (is_at_rest(replica) and self._draft.loses_worker(replica)):
+            elif replica.worker_id is not None and (
+                must_be_forgotten(replica) or (is_at_rest(replica) and self._draft.loses_worker(replica))
+            ):
                 self._draft.leaving.add(replica.replica_id)
                 if self._draft.at(replica.retry_at_s):
                     figures = self._draft.figures_of(replica)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -124,6 +125,7 @@ def is_in_time(slacks_s: Sequence[float]) -> bool:
     return bool(slacks_s) and slacks_s[-1] >= 0
 
 
+@functools.lru_cache(maxsize=4096)
 def horizon_s(back_s: float) -> float:
     """Seconds of a turn: 10 times what a change takes, at least 1 s, as a power of 2, so that many models share
     one."""
@@ -136,7 +138,9 @@ def num_lost_soon(rate_per_s: float, back_s: float, fresh_slack_s: float) -> flo
 
 
 def _share_lost(back_s: float, fresh_slack_s: float) -> float:
-    return min(1.0, back_s / max(fresh_slack_s, 1e-3))
+    # Without min and max: it is asked for several times for each that wants to come.
+    share = back_s / (fresh_slack_s if fresh_slack_s > 1e-3 else 1e-3)
+    return share if share < 1.0 else 1.0
 
 
 def guard_s(back_s: float) -> float:

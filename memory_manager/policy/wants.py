@@ -122,9 +122,13 @@ def wants_of(
         at: tells whether a time has come; if not, the plan is made again then.
     """
     # A replica that leaves is neither up nor to be brought: it sleeps first and then waits for its turn.
-    staying = [each for each in replicas if each.replica_id not in leaving]
-    candidates = [each for each in staying if is_at_rest(each)]
-    num_up = sum([each.residency in ON_DEVICE for each in staying])
+    num_up, candidates = 0, []
+    for each in replicas:
+        if each.replica_id not in leaving:
+            if each.residency in ON_DEVICE:
+                num_up += 1
+            elif is_at_rest(each):
+                candidates.append(each)
     num_desired = max(num_kept(deployment), int(deployment.demand is not None))
     if num_up:
         num_desired = max(num_desired, deployment.wanted_replicas)
