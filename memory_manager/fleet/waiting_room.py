@@ -28,6 +28,8 @@ __all__ = ["Admission"]
 
 _RETRY_AFTER_S = 1.0  # a queue is refused to newcomers while it is full: any end of a request makes room
 
+_SERVED_EVERY_S = 1.0
+
 _LONG_WAIT_S = 5.0  # a client that comes again by itself soon is refused again
 
 _QueueBound = Literal["max_waiting_requests", "max_requests_per_replica"]
@@ -70,6 +72,7 @@ class Admission:
         self._line_of: dict[Waiter, str] = {}  # the device in whose queue each is
         self._in_use: dict[str, dict[Replica, None]] = {}  # replicas with tickets, by worker
         self._serving_soon: asyncio.Handle | None = None
+        self._serving_later: asyncio.Handle | None = None
 
     async def acquire(
         self,
@@ -156,9 +159,11 @@ class Admission:
         )
         if not is_let_in:
             wait_s = line.likely_s(waiter)
+            left_s = max(0.0, waiter.deadline_s - now_s)
+            once = " once others have ended" if waiter.waits_for_room else ""
             message = (
-                f"the first token of a request for model {deployment.spec.name!r} is expected in {wait_s:.2f} s, and "
-                f"its SLO class has {max(0.0, waiter.deadline_s - now_s):.2f} s for it: try again later or elsewhere"
+                f"the first token of a request for model {deployment.spec.name!r} is expected in {wait_s:.2f} s"
+                f"{once}, and its SLO class has {left_s:.2f} s for it: try again later or elsewhere"
             )
             retry_after_s = max(_RETRY_AFTER_S, wait_s - (waiter.deadline_s - now_s))
             error = OverloadedError(
@@ -179,9 +184,8 @@ class Admission:
             self._lines[device].queue.discard(waiter)
         deployment.waiters.discard(waiter)
         name = deployment.spec.name
-        if (
-            not deployment.waiters and self._awaited.get(name) is deployment
-        ):  # not another that has its name by now
+        # Another deployment may have its name by now.
+        if not deployment.waiters and self._awaited.get(name) is deployment:
             del self._awaited[name]
 
     def serve(self) -> None:
@@ -199,6 +203,13 @@ class Admission:
                 self._replan_soon()
         for worker_id in self._in_use.keys() - self._workers.keys():  # lost
             del self._in_use[worker_id]
+        if ready and self._awaited and self._serving_later is None:
+            self._serving_later = asyncio.get_running_loop().call_later(_SERVED_EVERY_S, self._serve_later)
+
+    def _serve_later(self) -> None:
+        """Serves again while somebody waits, since some of what stands in the way ends by time alone."""
+        self._serving_later = None
+        self.serve()
 
     def _serve_by(self, worker: Worker, replicas: Mapping[str, Replica], now_s: float) -> int:
         """Gives a worker what it can begin; returns the bytes of KV that would be taken by those who wait for want of
@@ -218,10 +229,10 @@ class Admission:
             if waiter is None:
                 break
             replica = replicas[waiter.model]
-            load.add(replica.deployment.as_held(waiter))
             del self._line_of[waiter]
             self._leave(replica.deployment, waiter)
             if not waiter.ticket.done():
+                load.add(replica.deployment.as_held(waiter))
                 waiter.ticket.set_result(self._admit(replica, waiter, line))
         if found is not Obstacle.KV or not worker.capabilities.elastic_kv:
             return 0

@@ -62,6 +62,7 @@ class Worker:
     kv_queued_bytes: int = 0
     kv_wanted_since_s: float = 0.0
     kv_wanted_at_s: float = -math.inf
+    _kv_told_bytes: int = 0  # wanted when a plan was last asked for
     leaves_by_s: float | None = None
     drained: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -89,7 +90,11 @@ class Worker:
             self.kv_wanted_since_s = now_s
         if wanted_bytes:
             self.kv_wanted_at_s = now_s
-        return self.kv_wanted_bytes != wanted_bytes
+        told_bytes = self._kv_told_bytes
+        if abs(self.kv_wanted_bytes - told_bytes) <= told_bytes / 8:
+            return False
+        self._kv_told_bytes = self.kv_wanted_bytes
+        return True
 
 
 @dataclass(frozen=True, slots=True)

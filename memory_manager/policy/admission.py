@@ -44,7 +44,9 @@ class DeviceAdmission(Generic[Q]):
         self._policy = policy
         self.counters = ServiceCounters()
         self.queue: DeviceQueue[Q] = DeviceQueue(policy, self.counters)
-        self._last_of: dict[str, float] = {}  # last arrival of each tenant, in order of time
+        self._last_of: dict[
+            tuple[str, int], float
+        ] = {}  # last arrivals by tenant and priority, in their order
         self._errors: defaultdict[int, PredictionError] = defaultdict(PredictionError)  # by priority
 
     def arrive(
@@ -69,15 +71,13 @@ class DeviceAdmission(Generic[Q]):
             False if it is refused, because it is not expected to begin in time and is to be refused then.
         """
         self.note_late(now_s)
-        self._last_of.pop(request.tenant, None)
-        self._last_of[request.tenant] = now_s
         newcomer = held(request)
         model = newcomer.model
         own_s = model.costs.seconds(0, request.num_to_compute)
         request.expected_s = own_s + model.mean_output * model.costs.seconds(1, 0) * request.num_choices
         request.due_s = request.deadline_s - own_s
         ahead = self.queue.ahead_of(request, now_s)
-        waits = load is not None and any(each.waits_for_room for each in ahead)
+        waits = load is not None and any(each.waits_for_room for each in ahead if each.model == request.model)
         if load is not None and not waits:
             held_ahead = [held(each) for each in ahead]
             waits = load.waits_for_room(newcomer, held_ahead)
@@ -94,22 +94,34 @@ class DeviceAdmission(Generic[Q]):
         request.predicted_s, request.waits_for_room = predicted_s, waits
         if self._policy is QueuePolicy.SLO:
             left_s = request.deadline_s - request.at_s
-            cautious_s = self._errors[request.priority].cautious_s(predicted_s, waits_for_room=waits)
-            if request.refuses_miss and left_s < cautious_s * (_ROOM_CAUTION if waits else 1.0):
-                if predicted_s <= left_s:
-                    self._errors[request.priority].note_refused(waits_for_room=waits)
+            errors = self._errors[request.priority]
+            is_unlikely = left_s < errors.cautious_s(predicted_s, waits_for_room=waits)
+            if is_unlikely and predicted_s <= left_s:
+                errors.note_kept_out(waits_for_room=waits)
+            if request.refuses_miss and (is_unlikely or left_s < _ROOM_CAUTION * num_ends * end_interval_s):
                 return False
-            if left_s < cautious_s:
+            if is_unlikely:
                 request.due_s = -math.inf
+        self._last_of.pop((request.tenant, request.priority), None)
+        self._last_of[request.tenant, request.priority] = now_s
         self.queue.add(request, now_s)
         return True
 
-    def most_served(self, now_s: float) -> str | None:
-        """The tenant that has had most for its weight, of those that have sent a request lately; None unless there
-        are several."""
+    def most_served(self, now_s: float) -> dict[int, str]:
+        """By priority, the tenant that has had most for its weight, of several that have sent requests of that
+        priority or a higher one lately."""
         while self._last_of and next(iter(self._last_of.values())) < now_s - _LATELY_S:
             del self._last_of[next(iter(self._last_of))]
-        return max(self._last_of, key=self.counters.of) if len(self._last_of) > 1 else None
+        found: dict[int, str] = {}
+        tenants: set[str] = set()
+        most_s, most = -math.inf, ""
+        for tenant, priority in sorted(self._last_of, key=lambda each: -each[1]):
+            tenants.add(tenant)
+            if (service_s := self.counters.of(tenant)) > most_s:
+                most_s, most = service_s, tenant
+            if len(tenants) > 1:
+                found[priority] = most
+        return found
 
     def likely_s(self, request: Q) -> float:
         """Seconds from its arrival to its first token, as predicted then and by how far predictions were off."""

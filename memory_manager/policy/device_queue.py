@@ -56,7 +56,7 @@ class DeviceQueue(Generic[Q]):
     effort does, whatever its priority, and behind those of its tenant that are in time, so that under too much load
     some meet their targets and not everybody is late. Another tenant gains nothing by that: their turns go by what
     each has had. Of 32 grants one goes to the late one that came first. If there is no room for that one, it is
-    passed over, and after 32 such turns nobody goes before it any more, so that none starves.
+    passed over, and after 32 such turns nobody goes before it whom what it lacks stops too, so that none starves.
 
     Args:
         counters: of the device; charged by whoever grants.
@@ -68,7 +68,8 @@ class DeviceQueue(Generic[Q]):
         self._waiting: dict[Q, tuple[_Group, _Place[Q]]] = {}
         self._groups: dict[str, dict[_Group, list[_Place[Q]]]] = {}  # in ascending order, by model
         self._due: list[_Place[Q]] = []  # those in time, in ascending order
-        self._num_since_late = 0
+        self._longest: Q | None = None  # the late one that came first, of those looked at last
+        self._num_since_late = 0  # grants since one to such a one
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -99,8 +100,7 @@ class DeviceQueue(Generic[Q]):
 
     def grant(self, request: Q) -> None:
         """Takes a request out that is served now."""
-        is_late = self._waiting[request][0].is_late
-        self._num_since_late = 0 if is_late else self._num_since_late + 1
+        self._num_since_late = 0 if request is self._longest else self._num_since_late + 1
         self.discard(request)
 
     def next(
@@ -119,16 +119,16 @@ class DeviceQueue(Generic[Q]):
         ]
         if not heads:
             return None
-        late = [request for _, request, is_late in heads if is_late]
-        if late and self._num_since_late >= _GRANTS_TO_A_LATE_ONE - 1:
-            longest = min(late, key=lambda each: each.arrival)
-            if obstacle(longest) is None:
+        late = (request for _, request, is_late in heads if is_late)
+        self._longest = longest = min(late, key=lambda each: each.arrival, default=None)
+        stopped: list[tuple[Obstacle, Q]] = []
+        if longest is not None and self._num_since_late >= _GRANTS_TO_A_LATE_ONE - 1:
+            if (found := obstacle(longest)) is None:
                 return longest
             if self._num_since_late >= _TURNS_PASSED_OVER * _GRANTS_TO_A_LATE_ONE - 1:
-                return None
-        stopped: list[tuple[Obstacle, Q]] = []
+                stopped.append((found, longest))
         for _, request, _ in sorted(heads, key=lambda head: head[0]):
-            if not any(found.stops(other, request) for found, other in stopped):
+            if not any(each.stops(other, request) for each, other in stopped):
                 found = obstacle(request)
                 if found is None:
                     return request

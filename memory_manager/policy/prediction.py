@@ -87,8 +87,8 @@ class PredictionError:
         self._half[waits_for_room].note(ratio)
         self._most[waits_for_room].note(ratio)
 
-    def note_refused(self, *, waits_for_room: bool) -> None:
-        """Notes that a request was refused by caution alone: as nothing is learned of it, caution fades a little, so
-        that no mistake lasts."""
+    def note_kept_out(self, *, waits_for_room: bool) -> None:
+        """Notes that a request was refused, or put behind others, by caution alone: as nothing is learned of it,
+        caution fades a little, so that no mistake lasts."""
         most = self._most[waits_for_room]
         most.value = max(min(most.value, 0.0), most.value - _FADE)

@@ -8,7 +8,7 @@ the engine admits by (``memory_manager.policy.kv_forecast``), and in seconds of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -81,7 +81,8 @@ class WorkerLoad:
         max_step_tokens: most tokens of a step; 0 if no bound is known.
         max_sequences: most sequences of one model that run at a time; 0 if no bound is known.
         capacity_bytes: KV of all together.
-        most_served: the tenant that has had most, of several that have sent requests lately.
+        most_served: by priority, the tenant that has had most of several that have sent requests of that priority or
+            a higher one lately.
         is_short: one that is not paced made way a moment ago for some that are.
     """
 
@@ -93,7 +94,7 @@ class WorkerLoad:
         now_s: float,
         *,
         max_sequences: int = 0,
-        most_served: str | None = None,
+        most_served: Mapping[int, str] | None = None,
         is_short: bool = False,
     ) -> None:
         self._held: list[HeldRequest] = []
@@ -104,7 +105,7 @@ class WorkerLoad:
         self._capacity_bytes = capacity_bytes
         self._now_s = now_s
         self._is_short = is_short
-        self._most_served = most_served
+        self._most_served = most_served or {}
         self._num_sequences: dict[str, int] = {}
         self._num_paced: dict[str, int] = {}
         self._num_unpaced = 0
@@ -219,7 +220,7 @@ class WorkerLoad:
 
     def _has_pace(self, newcomer: HeldRequest, spare_part: float = 0.0) -> bool:
         """Whether all paced ones keep their targets with one more beside them. A target that they would miss anyway
-        holds nobody up."""
+        holds nobody up, and one that they barely keep may be missed by a little."""
         claim = newcomer.claim
         is_paced = claim.is_paced(self._now_s)
         tightest_s = min(self._tightest_s, claim.tpot_target_s) if is_paced else self._tightest_s
@@ -260,7 +261,8 @@ class WorkerLoad:
         To keep the last of what is free from those that have most is trunk reservation, of telephone networks (Key,
         *Optimal Control and Trunk Reservation in Loss Networks*, 1990).
         """
-        return newcomer.claim.tenant == self._most_served and not newcomer.claim.refuses_miss
+        claim = newcomer.claim
+        return self._most_served.get(claim.priority) == claim.tenant and not claim.refuses_miss
 
     def _has_kv_of_model(self, newcomer: HeldRequest, ahead: Iterable[HeldRequest]) -> bool:
         """Whether its model may have so much KV."""

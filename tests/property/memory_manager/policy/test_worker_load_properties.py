@@ -37,5 +37,5 @@ def test_an_idle_worker_begins_whatever_comes(
     claim = RequestClaim(
         "a", 0, 0.0, deadline_s, tpot_target_s, num_prompt=num_prompt, num_choices=num_choices
     )
-    load = WorkerLoad([], max_step_tokens, capacity_bytes, 0.0)
+    load = WorkerLoad([], max_step_tokens, capacity_bytes, 0.0, most_served={0: ""})
     assert load.obstacle(HeldRequest(claim, ModelUse(token_bytes, 100.0, 9, costs))) is None

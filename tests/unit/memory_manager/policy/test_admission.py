@@ -147,6 +147,36 @@ def test_those_for_whom_there_is_no_room_wait_for_others_to_end() -> None:
         assert each.predicted_s == pytest.approx(number * full.end_interval_s() + 0.06, abs=0.01)
 
 
+def test_who_waits_for_another_model_makes_nobody_wait_for_room() -> None:
+    admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
+    busy = load(running(1), running(2, model="b"), capacity=1e6, max_sequences=1)
+    stuck = coming(60.0, model="b", arrival=5)
+    admission.arrive(stuck, held, busy, 0.0)
+    assert stuck.waits_for_room
+    free = load(running(2, model="b"), capacity=1e6, max_sequences=1)
+    soon = coming(0.5, refuses_miss=True)
+    assert admission.arrive(soon, held, free, 0.0)
+    assert not soon.waits_for_room
+
+
+def test_caution_that_puts_everybody_behind_fades() -> None:
+    admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
+    for number in range(50):
+        each = coming(100.0, arrival=number, at_s=float(number))
+        admission.arrive(each, held, load(), float(number))
+        admission.next(["a"], lambda claim: None, float(number))
+        admission.note_first(each, number + 50.0)
+    num_late = 0
+    while num_late < 2000:
+        each = coming(100.5, arrival=1000 + num_late, at_s=100.0)
+        admission.arrive(each, held, load(), 100.0)
+        admission.next(["a"], lambda claim: None, 100.0)
+        if each.due_s > 0:
+            break
+        num_late += 1
+    assert 10 < num_late < 2000
+
+
 def test_who_is_refused_rather_than_late_waits_for_others_only_if_its_time_is_long() -> None:
     full = load(*(running(number) for number in range(5)), capacity=850)
     wait_s = full.end_interval_s() + 0.06
@@ -178,6 +208,29 @@ def test_a_model_that_runs_as_many_as_it_can_or_has_its_kv_makes_its_own_wait() 
     capped = HeldRequest(coming(), ModelUse(1.0, 50.0, 9, COSTS, kv_cap_bytes=300.0))
     assert load(one, running(2)).obstacle(capped) is Obstacle.KV_CAP
     assert load(one).obstacle(capped) is None
+
+
+def test_the_tenant_that_has_had_most_leaves_room_to_others_of_its_priority_or_a_higher_one() -> None:
+    admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
+    assert admission.most_served(0.0) == {}
+    for arrival, (tenant, priority, service_s) in enumerate(
+        [("flood", 0, 9.0), ("modest", 0, 1.0), ("urgent", 1, 5.0)]
+    ):
+        admission.arrive(coming(99.0, arrival=arrival, tenant=tenant, priority=priority), held, load(), 0.0)
+        admission.counters.charge(tenant, service_s, 1.0)
+    assert admission.most_served(0.0) == {0: "flood"}
+    assert admission.most_served(31.0) == {}
+    others = [running(number) for number in range(4)]
+
+    def obstacle(tenant: str, **fields: object) -> Obstacle | None:
+        all_held = [held(each) for each in others]
+        beside = WorkerLoad(all_held, 512, 900.0, 0.0, most_served={0: "flood"})
+        return beside.obstacle(held(coming(tenant=tenant, **fields)))
+
+    assert obstacle("flood") is Obstacle.SHARE
+    assert obstacle("flood", priority=1) is None
+    assert obstacle("flood", refuses_miss=True) is None
+    assert obstacle("modest") is None
 
 
 def test_mistakes_make_the_next_prediction_longer() -> None:

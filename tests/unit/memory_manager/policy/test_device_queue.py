@@ -104,6 +104,18 @@ def test_a_model_that_cannot_be_served_holds_up_no_other() -> None:
     assert queue.next(["a"], lambda each: None, 0.0) is there
 
 
+def test_what_is_left_to_other_tenants_holds_up_none_of_them() -> None:
+    queue: DeviceQueue[RequestClaim] = DeviceQueue(QueuePolicy.SLO, ServiceCounters())
+    for number in range(3):
+        queue.add(claim(number, model="ab"[number % 2], tenant="flood"), 0.0)
+    modest = claim(9, tenant="modest")
+    queue.add(modest, 0.0)
+    assert (
+        queue.next(["a", "b"], lambda each: Obstacle.SHARE if each.tenant == "flood" else None, 0.0) is modest
+    )
+    assert queue.next(["a", "b"], lambda each: Obstacle.SHARE, 0.0) is None
+
+
 def test_of_32_grants_one_goes_to_the_late_one_that_came_first() -> None:
     queue: DeviceQueue[RequestClaim] = DeviceQueue(QueuePolicy.SLO, ServiceCounters())
     late = [claim(number, due_s=-1.0) for number in (0, 1)]
@@ -133,6 +145,32 @@ def test_a_late_one_whose_turn_it_is_holds_up_nobody_until_it_has_been_passed_ov
     assert queue.next(["a"], lambda each: None, 0.0) is large
     queue.grant(large)
     assert queue.next(["a"], if_small, 0.0) is not None
+
+
+def test_a_late_one_that_its_own_model_keeps_waiting_never_stops_other_models() -> None:
+    queue: DeviceQueue[RequestClaim] = DeviceQueue(QueuePolicy.SLO, ServiceCounters())
+    queue.add(claim(0, due_s=-1.0), 0.0)
+    for number in range(1, 1100):
+        queue.add(claim(number, model="b"), 0.0)
+    for _ in range(1099):
+        first = queue.next(["a", "b"], lambda each: Obstacle.SLOTS if each.model == "a" else None, 0.0)
+        assert first is not None
+        queue.grant(first)
+
+
+def test_a_late_one_of_a_low_priority_has_its_turn_among_late_ones() -> None:
+    queue: DeviceQueue[RequestClaim] = DeviceQueue(QueuePolicy.SLO, ServiceCounters())
+    low = claim(0, due_s=-1.0, priority=-1, tenant="low")
+    queue.add(low, 0.0)
+    for number in range(1, 40):
+        queue.add(claim(number, due_s=-1.0), 0.0)
+    order = []
+    for _ in range(33):
+        first = queue.next(["a"], lambda each: None, 0.0)
+        assert first is not None
+        queue.grant(first)
+        order.append(first)
+    assert low in order
 
 
 def test_what_its_own_model_keeps_from_beginning_holds_up_no_other_model() -> None:

@@ -31,7 +31,7 @@ def test_caution_fades_while_everybody_is_refused_by_it() -> None:
         error.note(1.0, 50.0, waits_for_room=True)
     refused = 0
     while error.cautious_s(1.0, waits_for_room=True) > 1.2:
-        error.note_refused(waits_for_room=True)
+        error.note_kept_out(waits_for_room=True)
         refused += 1
     assert 10 < refused < 2000
 
@@ -39,5 +39,5 @@ def test_caution_fades_while_everybody_is_refused_by_it() -> None:
 def test_caution_never_fades_to_less_than_what_is_predicted() -> None:
     error = PredictionError()
     for _ in range(1000):
-        error.note_refused(waits_for_room=False)
+        error.note_kept_out(waits_for_room=False)
     assert error.cautious_s(1.0, waits_for_room=False) == 1.0

@@ -27,6 +27,7 @@ FREE: dict[str, Any] = {
         (Residency.RESIDENT, {}, WaitReason.NEXT),
         (Residency.RESIDENT, {"is_late": True}, WaitReason.NEXT),
         (Residency.RESIDENT, {"obstacle": Obstacle.SLOTS, "is_first": False}, WaitReason.SLOTS),
+        (Residency.RESIDENT, {"obstacle": Obstacle.SHARE, "is_first": False}, WaitReason.SHARE),
         (Residency.RESIDENT, {"obstacle": Obstacle.KV, "is_first": False}, WaitReason.BEHIND),
         (Residency.RESIDENT, {"is_first": False, "is_late": True}, WaitReason.LATE),
         (Residency.RESIDENT, {"obstacle": Obstacle.KV}, WaitReason.KV),
