@@ -22,7 +22,7 @@ __all__ = ["DeviceAdmission"]
 Q = TypeVar("Q", bound=RequestClaim)
 
 _LATELY_S = 30.0
-_ROOM_CAUTION = 6.0
+_ROOM_CAUTION = 12.0
 """Part of its time for the first token, one in so many, that a request may be expected to wait for others to end, if
 it is to be refused rather than late. When they end, nobody knows; and under too much load those that can begin at
 once are enough: whoever waits beside them only makes them late."""

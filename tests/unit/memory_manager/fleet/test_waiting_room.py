@@ -206,9 +206,9 @@ async def test_a_request_that_has_to_wait_for_others_to_end_is_let_in_if_its_tim
         h.add_worker(max_sequences=1)
         await h.bring_in("a")
         now_s = asyncio.get_running_loop().time()
-        for _ in range(3):  # outputs of 100 tokens
+        for _ in range(9):  # outputs of 20 tokens
             with await h.manager.acquire("a") as ticket:
-                for number in range(1, 101):
+                for number in range(1, 21):
                     ticket.note_tokens(number)
         held = await h.manager.acquire("a", deadline_s=now_s + 1.0, refuses_miss=True)
         with pytest.raises(OverloadedError) as refused:

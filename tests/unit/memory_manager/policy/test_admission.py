@@ -180,7 +180,7 @@ def test_caution_that_puts_everybody_behind_fades() -> None:
 def test_who_is_refused_rather_than_late_waits_for_others_only_if_its_time_is_long() -> None:
     full = load(*(running(number) for number in range(5)), capacity=850)
     wait_s = full.end_interval_s() + 0.06
-    for times, is_let_in in ((2.0, False), (8.0, True)):
+    for times, is_let_in in ((5.0, False), (20.0, True)):
         admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
         refusing = coming(times * wait_s, refuses_miss=True)
         assert admission.arrive(refusing, held, full, 0.0) is is_let_in
