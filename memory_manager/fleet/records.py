@@ -352,7 +352,7 @@ class Deployment:
             priorities += [ticket.claim.priority for each in parked for ticket in each.tickets]
         return DemandView(len(latest_s), min(arrivals_s), max(priorities), tuple(latest_s))
 
-    def as_served(self) -> ModelUse:
+    def model_use(self) -> ModelUse:
         """Its model, as far as requests for it take something of a worker."""
         return ModelUse(
             self.spec.kv_longest_bytes / self.spec.max_model_len,
@@ -364,7 +364,7 @@ class Deployment:
 
     def as_held(self, claim: RequestClaim) -> HeldRequest:
         """A request for it, as a worker has it or would have it."""
-        return HeldRequest(claim, self.as_served())
+        return HeldRequest(claim, self.model_use())
 
     def comes_in_s(self, now_s: float, config: ManagerConfig) -> float:
         """Seconds until it is there if it is brought now, or is on its way; 0 if it is there."""

@@ -217,17 +217,14 @@ class Admission:
         self._gather(worker.port.device, replicas)
         line = self._lines[worker.port.device]
         load = self._load(worker, now_s)
-        while True:
-            found: Obstacle | None = None
+        found: Obstacle | None = None  # of the last that was asked about; whoever is given had none
 
-            def obstacle(waiter: Waiter) -> Obstacle | None:
-                nonlocal found
-                found = load.obstacle(replicas[waiter.model].deployment.as_held(waiter))
-                return found
+        def obstacle(waiter: Waiter) -> Obstacle | None:
+            nonlocal found
+            found = load.obstacle(replicas[waiter.model].deployment.as_held(waiter))
+            return found
 
-            waiter = line.next(replicas, obstacle, now_s)
-            if waiter is None:
-                break
+        while (waiter := line.next(replicas, obstacle, now_s)) is not None:
             replica = replicas[waiter.model]
             del self._line_of[waiter]
             self._leave(replica.deployment, waiter)
@@ -296,7 +293,7 @@ class Admission:
                 HeldRequest(each.claim, model)
                 for replica in in_use
                 if replica.residency is Residency.RESIDENT
-                for model in (replica.deployment.as_served(),)
+                for model in (replica.deployment.model_use(),)
                 for each in replica.tickets
             ],
             worker.capabilities.max_step_tokens,
@@ -444,7 +441,7 @@ class Admission:
 
 def _queued_bytes(replica: Replica) -> float:
     """KV that requests are expected to take which wait for a replica, within its model's cap."""
-    model = replica.deployment.as_served()
+    model = replica.deployment.model_use()
     wanted_bytes, held_bytes = (
         sum(HeldRequest(claim, model).expected_bytes for claim in claims)
         for claims in (replica.deployment.waiters, (each.claim for each in replica.tickets))

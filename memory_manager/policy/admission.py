@@ -77,18 +77,14 @@ class DeviceAdmission(Generic[Q]):
         request.expected_s = own_s + model.mean_output * model.costs.seconds(1, 0) * request.num_choices
         request.due_s = request.deadline_s - own_s
         ahead = self.queue.ahead_of(request, now_s)
-        waits = load is not None and any(each.waits_for_room for each in ahead if each.model == request.model)
-        if load is not None and not waits:
-            held_ahead = [held(each) for each in ahead]
-            waits = load.waits_for_room(newcomer, held_ahead)
-            prefill_s = load.prefill_s(newcomer, () if waits else held_ahead)
-        elif load is not None:  # prompts of those ahead are computed while it waits
-            prefill_s = load.prefill_s(newcomer, ())
-        else:
-            prefill_s = own_s
-        num_ends, end_interval_s = 0, 0.0
-        if load is not None and waits:
-            num_ends, end_interval_s = len(ahead) + 1, load.end_interval_s()
+        waits, num_ends, end_interval_s, prefill_s = False, 0, 0.0, own_s
+        if load is not None:
+            waits = any(each.waits_for_room for each in ahead if each.model == request.model)
+            held_ahead = [] if waits else [held(each) for each in ahead]
+            if waits or load.waits_for_room(newcomer, held_ahead):
+                waits, num_ends, end_interval_s = True, len(ahead) + 1, load.end_interval_s()
+                held_ahead = []  # their prompts are computed while it waits
+            prefill_s = load.prefill_s(newcomer, held_ahead)
         what_is_ahead = Ahead(comes_in_s, num_ends, end_interval_s, step_left_s, prefill_s)
         predicted_s = now_s - request.at_s + first_token_s(what_is_ahead)
         request.predicted_s, request.waits_for_room = predicted_s, waits

@@ -150,9 +150,9 @@ class Simulation:
         return obstacle
 
     def _held_by(self, request: SimulatedRequest) -> HeldRequest:
-        return HeldRequest(request, self._as_served(self._by_name[request.model]))
+        return HeldRequest(request, self._model_use(self._by_name[request.model]))
 
-    def _as_served(self, model: SimulatedModel) -> ModelUse:
+    def _model_use(self, model: SimulatedModel) -> ModelUse:
         return ModelUse(1.0, model.mean_output, model.num_ended, self.machine.costs)
 
     def _load(self, model: SimulatedModel) -> WorkerLoad:
@@ -160,9 +160,9 @@ class Simulation:
         sharing = [each for each in self._sharing(model) if each.is_resident]
         return WorkerLoad(
             [
-                HeldRequest(each, served)
+                HeldRequest(each, use)
                 for owner in sharing
-                for served in (self._as_served(owner),)
+                for use in (self._model_use(owner),)
                 for each in (*owner.running, *owner.waiting)
             ],
             self.machine.max_step_tokens,
