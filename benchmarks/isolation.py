@@ -133,14 +133,11 @@ class _Tenants:
         self._server = server
         self._load = load
         self._rng = np.random.default_rng(load.seed)
-        self._keys = {}
-        for name in (_VICTIM, _ATTACKER):
-            self._admin("POST", "/tenants", {"name": name})
-            self._keys[name] = self._admin("POST", f"/tenants/{name}/keys", {})["key"]
+        self._keys = {name: server.new_key(name) for name in (_VICTIM, _ATTACKER)}
 
     def guess(self, policy: str, num_requests: int, show: Callable[[str], None]) -> Guesses:
         """Sends so many requests of the attacker, round by round; those of a round before them do not count."""
-        self._admin("PATCH", f"/deployments/{_MODEL}", {"prefix_cache": policy})
+        self._server.admin("PATCH", f"/deployments/{_MODEL}", {"prefix_cache": policy}).raise_for_status()
         self._round(Guesses(policy))
         guesses = Guesses(policy)
         num_rounds = -(-num_requests // (2 * self._load.num_each_round))
@@ -199,13 +196,6 @@ class _Tenants:
             raise InternalError(f"a request was answered with {answer.status}: {(event + rest).decode()}")
         cached_tokens = json.loads(events[-1])["usage"]["prompt_tokens_details"]["cached_tokens"]
         return SeenToken(first_s, cached_tokens, int(answer.headers.get(PREDICTED_TTFT, "0")))
-
-    def _admin(self, method: str, path: str, body: Mapping[str, object]) -> dict[str, str]:
-        response = self._server.admin(method, path, body)
-        if response.is_error:
-            raise InternalError(f"{method} {path} was refused: {response.text}")
-        answer: dict[str, str] = response.json()
-        return answer
 
 
 def figures_of(salted: Guesses, unsalted: Guesses) -> dict[str, float]:

@@ -113,6 +113,14 @@ class RunningServer:
         headers = {"authorization": f"Bearer {self.admin_key}"}
         return self.client.request(method, f"{self.http_url}/admin/v1{path}", json=body, headers=headers)
 
+    def new_key(self, tenant: str) -> str:
+        """Makes a tenant, and a key for it."""
+        self.admin("POST", "/tenants", {"name": tenant}).raise_for_status()
+        made = self.admin("POST", f"/tenants/{tenant}/keys", {})
+        made.raise_for_status()
+        key: str = made.json()["key"]
+        return key
+
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.admin("GET", "/status").json()
         return found

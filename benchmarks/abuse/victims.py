@@ -40,7 +40,7 @@ class Victims:
         self._hold_s = hold_s
         self._model = make_null_model(scratch / "model")
         with self._server(step_s=0.0) as server:
-            self._attackers_key, self.good_key = (_new_key(server, tenant) for tenant in ("attacker", "good"))
+            self._attackers_key, self.good_key = (server.new_key(tenant) for tenant in ("attacker", "good"))
             self.good_text = _answer(server, self.good_key)
 
     @contextmanager
@@ -89,14 +89,6 @@ def _config(model: NullModel, step_s: float) -> str:
         f"[null]\nstep_time_s = {step_s}\n"
         f"first_token_id = {model.first_token_id}\nnum_token_ids = {model.num_token_ids}\n"
     )
-
-
-def _new_key(server: RunningServer, tenant: str) -> str:
-    server.admin("POST", "/tenants", {"name": tenant}).raise_for_status()
-    made = server.admin("POST", f"/tenants/{tenant}/keys", {})
-    made.raise_for_status()
-    key: str = made.json()["key"]
-    return key
 
 
 def _answer(server: RunningServer, key: str) -> str:

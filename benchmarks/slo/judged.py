@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.slo.workload import TenantKind
+from router.telemetry.predictions import is_near
 
 __all__ = ["Course", "JudgedRun", "PredictionScore", "judge", "score_predictions"]
-
-_TOLERATED_SHARE, _TOLERATED_S = 0.25, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +114,11 @@ def score_predictions(courses: Sequence[Course]) -> PredictionScore:
     ]
     if not predicted:
         return PredictionScore(0, 1.0, 0.0)
-    errors = [(abs(predicted_s - first_s), first_s) for predicted_s, first_s in predicted]
-    within = sum(error_s <= max(_TOLERATED_S, _TOLERATED_SHARE * first_s) for error_s, first_s in errors)
-    mape = statistics.fmean(error_s / max(first_s, 1e-6) for error_s, first_s in errors)
-    return PredictionScore(len(errors), within / len(errors), mape)
+    within = sum(is_near(*each) for each in predicted)
+    mape = statistics.fmean(
+        abs(predicted_s - first_s) / max(first_s, 1e-6) for predicted_s, first_s in predicted
+    )
+    return PredictionScore(len(predicted), within / len(predicted), mape)
 
 
 def _attains(course: Course, duration_s: float) -> bool:

@@ -19,7 +19,6 @@ from benchmarks.slo.judged import Course, JudgedRun, judge, score_predictions
 from benchmarks.slo.simulated import PATIENCE_S, run_trace
 from benchmarks.slo.workload import NOTHING_PROMISED, TenantRequest, TenantWorkload
 from benchmarks.traces import write_trace
-from mooring.errors import InternalError
 from ops.capacity.machine import Machine
 from ops.running_server import RunningServer
 
@@ -116,22 +115,13 @@ def _make_tenants(server: RunningServer, load: SloRealLoad) -> dict[str, str]:
     targets = load.workload.targets(load.machine.costs)
     keys = {}
     for tenant in load.workload.tenants:
-        _admin(server, "POST", "/tenants", {"name": tenant.name})
+        keys[tenant.name] = server.new_key(tenant.name)
         if (promised := targets.get(tenant.name)) is not None:
             terms = {"ttft_target_s": promised.ttft_s, "tpot_target_s": promised.tpot_s}
             rank = {"priority": tenant.priority, "on_miss": "refuse"}
-            _admin(server, "POST", "/slo-classes", {"name": tenant.name, **terms, **rank})
-            _admin(server, "PATCH", f"/tenants/{tenant.name}", {"slo_class": tenant.name})
-        keys[tenant.name] = _admin(server, "POST", f"/tenants/{tenant.name}/keys", {})["key"]
+            server.admin("POST", "/slo-classes", {"name": tenant.name, **terms, **rank}).raise_for_status()
+            server.admin("PATCH", f"/tenants/{tenant.name}", {"slo_class": tenant.name}).raise_for_status()
     return keys
-
-
-def _admin(server: RunningServer, method: str, path: str, body: Mapping[str, object]) -> dict[str, str]:
-    response = server.admin(method, path, body)
-    if response.is_error:
-        raise InternalError(f"{method} {path} was refused: {response.text}")
-    answer: dict[str, str] = response.json()
-    return answer
 
 
 def _warm_up(server: RunningServer, keys: Mapping[str, str], load: SloRealLoad) -> None:
