@@ -20,9 +20,23 @@ from model_registry.transactions import Transactions, one
 from mooring.errors import ConflictError, InvalidRequestError
 from mooring.policy import WEIGHTS
 
-__all__ = ["ANONYMOUS_NAME", "KEY_PREFIX", "TenantQueries", "hash_key", "is_key"]
+__all__ = [
+    "ANONYMOUS_NAME",
+    "KEY_PREFIX",
+    "PLAYGROUND_NAME",
+    "RESERVED_NAMES",
+    "TenantQueries",
+    "hash_key",
+    "is_key",
+]
 
 ANONYMOUS_NAME = "anonymous"
+PLAYGROUND_NAME = "playground"
+RESERVED_NAMES = {
+    ANONYMOUS_NAME: "those who need no key",
+    PLAYGROUND_NAME: "what an operator tries in the playground",
+}
+"""Names that no registered tenant can be given, and whom they mean."""
 KEY_PREFIX = "mk-"
 KEY_RANDOM_BYTES = 32
 KEY_FORM = re.compile(KEY_PREFIX + r"[A-Za-z0-9_-]{43}")  # the random bytes, in URL-safe base64
@@ -51,14 +65,13 @@ class TenantQueries(Transactions):
             weight: as in ``TenantRecord``.
 
         Raises:
-            InvalidRequestError: the name is not allowed, or is that of callers without a key; or the weight is not
-                allowed.
+            InvalidRequestError: the name is not allowed, or one of ``RESERVED_NAMES``; or the weight is not allowed.
             ConflictError: the name is taken.
         """
         check_name(name)
         _check_weight(weight)
-        if name == ANONYMOUS_NAME:
-            raise InvalidRequestError(f"{name!r} is the name of those who need no key", param="name")
+        if name in RESERVED_NAMES:
+            raise InvalidRequestError(f"{name!r} is the name of {RESERVED_NAMES[name]}", param="name")
         with self._writing() as session:
             if session.scalar(select(TenantRow.id).where(TenantRow.name == name)) is not None:
                 raise ConflictError(f"a tenant {name!r} exists already", param="name")
@@ -66,6 +79,11 @@ class TenantQueries(Transactions):
             session.add(row)
             session.flush()
             return tenant_record(row)
+
+    def get_tenant(self, name: str) -> TenantRecord:
+        """One tenant. Raises ``NotFoundError``."""
+        with self._reading() as session:
+            return tenant_record(_tenant(session, name))
 
     def list_tenants(self) -> list[TenantRecord]:
         """All tenants by name."""

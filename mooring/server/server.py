@@ -62,6 +62,7 @@ from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
 from router.dispatch.dispatch import Dispatcher
 from router.dispatch.gate import Gate
+from router.doors.admin.playground import create_playground_routes
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc.limits import GrpcLimits
 from router.doors.grpc_app import create_grpc_server
@@ -70,6 +71,7 @@ from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
 from router.doors.kserve.rest import create_kserve_routes
+from router.doors.openai.routes import OpenAiApi
 from router.intake import Intake
 from router.services import RouterServices
 from router.telemetry.gauges import gauges_of
@@ -270,6 +272,8 @@ class Server:
             services, OperatorKeys(admin_key, read_metrics_key(settings.metrics_key_file)), intake
         )
         app.include_router(create_admin_router(admin))
+        answering = OpenAiApi(services, intake).answering_routes()
+        app.include_router(create_playground_routes(answering, admin.registry.get_tenant))
         app.router.routes.extend(create_kserve_routes(kserve, max_body_bytes=settings.limits.max_body_bytes))
         limits = HttpLimits(
             max_frame_bytes=settings.limits.max_body_bytes,

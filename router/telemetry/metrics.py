@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -23,9 +22,10 @@ from router.telemetry.attainment import Attainments, Miss
 from router.telemetry.audit import AuditTrail
 from router.telemetry.gauges import ENGINE, AttainmentCollector, GaugeCollector, Gauges, ModelGauges
 from router.telemetry.predictions import PredictionRecord
+from router.telemetry.request_metrics import RequestMetrics, RequestSeries
 from router.telemetry.waits import Spent, Wait, Waited
 
-__all__ = ["Gauges", "Metrics", "ModelGauges", "RequestMetrics"]
+__all__ = ["Gauges", "Metrics", "ModelGauges"]
 
 _TTFT_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -91,30 +91,6 @@ _REQUEST_HISTOGRAMS: tuple[tuple[str, str, str, tuple[float, ...]], ...] = (
     ("max_tokens", "request_params_max_tokens", "The limit of the output, in tokens.", _TOKEN_BUCKETS),
 )
 _FINISH_REASONS = ("stop", "length", "abort", "error")
-
-
-@dataclass(frozen=True, slots=True)
-class _Series:
-    """The instruments of one model and tenant; attributes are those of ``_REQUEST_HISTOGRAMS``."""
-
-    ttft: Histogram
-    itl: Histogram
-    tpot: Histogram
-    e2e: Histogram
-    queue: Histogram
-    prefill: Histogram
-    decode: Histogram
-    inference: Histogram
-    num_prompt: Histogram
-    num_computed: Histogram
-    num_output: Histogram
-    max_output: Histogram
-    n: Histogram
-    max_tokens: Histogram
-    prompt_tokens: Counter
-    computed_tokens: Counter
-    generation_tokens: Counter
-    success: dict[str, Counter]
 
 
 class Metrics:
@@ -183,7 +159,7 @@ class Metrics:
         registry.register(AttainmentCollector(self.attainments, clock))
         registry.register(GaugeCollector(read_gauges))
         registry.register(_SecondName(self._histograms["itl"], "vllm:time_per_output_token_seconds"))
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[str, str], RequestSeries] = {}
 
     def wait(self, model: str) -> Wait:
         """The wait of a request that comes now."""
@@ -233,137 +209,15 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def _make_series(self, model: str, tenant: str) -> _Series:
+    def _make_series(self, model: str, tenant: str) -> RequestSeries:
         labels = (model, ENGINE, tenant)
-        return _Series(
+        return RequestSeries(
             **{name: histogram.labels(*labels) for name, histogram in self._histograms.items()},
             prompt_tokens=self._prompt_tokens.labels(*labels),
             computed_tokens=self._prompt_tokens_by_source.labels(*labels, "local_compute"),
             generation_tokens=self._generation_tokens.labels(*labels),
             success={reason: self._request_success.labels(*labels, reason) for reason in _FINISH_REASONS},
         )
-
-
-class RequestMetrics:
-    """Measures one request from its tokens' arrivals.
-
-    Args:
-        waited: from its arrival until a worker had it.
-        note_first: called with the seconds from its arrival to its first token.
-    """
-
-    def __init__(
-        self,
-        series: _Series,
-        request: GenerationRequest,
-        waited: Waited,
-        note_first: Callable[[float], None],
-        attainments: Attainments,
-        clock: Callable[[], float],
-    ) -> None:
-        self._series = series
-        self._request = request
-        self._waited = waited
-        self._note_first = note_first
-        self._attainments = attainments
-        self._clock = clock
-        self._given_s = request.arrival_s + waited.queue_s + waited.wake_s  # when a worker had it
-        self._began_s: float | None = None  # when a step began with the request
-        self._first_token_s: float | None = None
-        self._last_token_s = 0.0
-        self._first_s: dict[int, float] = {}  # when the first token of each choice came
-        self._last_s: dict[int, float] = {}  # when the newest token of each choice came
-        self._longest_tokens = 0  # most tokens of a choice that has ended
-        self._slowest_s: float | None = None  # mean of the slowest choice's later tokens
-        self._reasons: set[str] = set()  # why its choices ended
-        self._ended = False
-
-    def tokens(self, index: int, num_tokens: int, began_s: float | None = None) -> None:
-        """Notes new tokens of a choice that came together.
-
-        Args:
-            began_s: given with the first tokens: when a step began with the choice; None if the engine does
-                not tell.
-        """
-        now_s = self._last_token_s = self._clock()
-        series = self._series
-        if self._first_token_s is None:
-            self._first_token_s = now_s
-            self._began_s = began_s
-            series.ttft.observe(now_s - self._request.arrival_s)
-            self._note_first(now_s - self._request.arrival_s)
-            series.prompt_tokens.inc(len(self._request.prompt_ids))
-            series.computed_tokens.inc(len(self._request.prompt_ids))
-        last_s = self._last_s.get(index)
-        if last_s is not None:
-            series.itl.observe(now_s - last_s)
-        self._first_s.setdefault(index, now_s)
-        self._last_s[index] = now_s
-        series.generation_tokens.inc(num_tokens)
-
-    def finished(self, index: int, reason: str, num_tokens: int) -> None:
-        """Notes that a choice ended with this many tokens. ``reason``: ``stop``, ``length``, ``error``, or
-        ``abort`` if its client gave it up."""
-        self._series.success[reason].inc()
-        self._series.num_output.observe(num_tokens)
-        self._longest_tokens = max(self._longest_tokens, num_tokens)
-        self._reasons.add(reason)
-        first_s = self._first_s.get(index)
-        if first_s is None:
-            return
-        if num_tokens > 1:
-            token_s = (self._last_s[index] - first_s) / (num_tokens - 1)
-            self._series.tpot.observe(token_s)
-            self._slowest_s = max(token_s, self._slowest_s or 0.0)
-        if reason == "abort" and num_tokens > 0:  # the next one had not come by now
-            self._slowest_s = max((self._clock() - first_s) / num_tokens, self._slowest_s or 0.0)
-
-    def end(self, *, is_callers_fault: bool = False) -> None:
-        """Notes that the request is over, however it went. Only the first call counts.
-
-        Args:
-            is_callers_fault: whether it ended because of what its caller got wrong: it is not judged then.
-        """
-        if self._ended:
-            return
-        self._ended = True
-        if not is_callers_fault:
-            self._judge()
-        series, request = self._series, self._request
-        series.e2e.observe(self._clock() - request.arrival_s)
-        series.num_prompt.observe(len(request.prompt_ids))
-        series.max_output.observe(self._longest_tokens)
-        series.n.observe(request.n)
-        series.max_tokens.observe(request.sampling.max_tokens)
-        if self._first_token_s is None:
-            return
-        series.num_computed.observe(len(request.prompt_ids))
-        series.decode.observe(self._last_token_s - self._first_token_s)
-        if self._began_s is not None:
-            series.queue.observe(self._began_s - request.arrival_s)
-            series.prefill.observe(self._first_token_s - self._began_s)
-            series.inference.observe(self._last_token_s - self._began_s)
-
-    def _judge(self) -> None:
-        """Counts whether it met its targets, of several choices by the slowest. What its client gave up while it was
-        still in time counts as neither."""
-        request, slowest_s, now_s = self._request, self._slowest_s, self._clock()
-        first_s = max(self._first_s.values()) if len(self._first_s) == request.n else None
-        is_in_time = (now_s if first_s is None else first_s) <= request.deadline_s and (
-            slowest_s is None or request.tpot_target_s is None or slowest_s <= request.tpot_target_s
-        )
-        has_failed = "error" in self._reasons
-        if "abort" in self._reasons and is_in_time and not has_failed:
-            return
-        is_met = is_in_time and first_s is not None and not has_failed
-        ttft_s = None if first_s is None else first_s - request.arrival_s
-        prefilled_s = now_s if first_s is None else first_s
-        spent = Spent(
-            *self._waited, prefilled_s - self._given_s, None if first_s is None else now_s - prefilled_s
-        )
-        miss = None if is_met else Miss(request.request_id, time.time(), ttft_s, slowest_s, spent)
-        slo_class = request.slo_class
-        self._attainments.note(request.tenant, slo_class, request.deployment, miss, now_s)
 
 
 class _SecondName(Collector):

@@ -5,14 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from model_registry.tenants import ANONYMOUS_NAME
+from model_registry.tenants import ANONYMOUS_NAME, PLAYGROUND_NAME, RESERVED_NAMES
 from mooring.errors import PermissionDeniedError
 from mooring.slo import BEST_EFFORT, OWN_CLASS, SLOClass
 
-__all__ = ["ANONYMOUS", "SLO_CLASS_HEADER", "KnownTenant", "Tenant", "tenant_from"]
+__all__ = [
+    "ANONYMOUS",
+    "PLAYGROUND",
+    "SLO_CLASS_HEADER",
+    "TENANT_HEADER",
+    "KnownTenant",
+    "Tenant",
+    "tenant_from",
+]
 
 SLO_CLASS_HEADER = "x-mooring-slo-class"
 """The header of HTTP, and the metadata of gRPC, by which a request names a class."""
+
+TENANT_HEADER = "x-mooring-tenant"
+"""The header by which the operator's request to the playground names a tenant."""
 
 
 class KnownTenant(Protocol):
@@ -84,16 +95,18 @@ class Tenant:
 
 
 ANONYMOUS = Tenant(ANONYMOUS_NAME, b"anonymous")
+PLAYGROUND = Tenant(PLAYGROUND_NAME, b"playground")
+"""The tenant of what an operator tries: it has no key, no class and no row in the registry."""
 
 
 def tenant_from(known: KnownTenant) -> Tenant:
     """A registered tenant.
 
     Its scope is made from its row: a tenant made again under an old name has another id or, since a database
-    may give a free id again, another time. A tenant that an older version let somebody call ``anonymous``
-    keeps working; here it bears a name that no tenant can be given.
+    may give a free id again, another time. A tenant that an older version let somebody give one of the
+    reserved names keeps working; here it bears a name that no tenant can be given.
     """
-    name = f"{known.name} (registered)" if known.name == ANONYMOUS_NAME else known.name
+    name = f"{known.name} (registered)" if known.name in RESERVED_NAMES else known.name
     return Tenant(
         name,
         f"{known.id} {known.created_at_s!r}".encode(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from router.telemetry.request_metrics import Timings
 from router.text.generation import TextDelta, TextGeneration, Usage, WholeChoice, join_choices
 
 __all__ = ["BatchGeneration"]
@@ -51,6 +53,14 @@ class BatchGeneration:
             sum(usage.completion_tokens for usage in usages),
             sum(usage.cached_tokens for usage in usages),
         )
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went so far: that of the prompt whose first token came last, at the rate of all together."""
+        timings = [generation.timings for generation in self._generations]
+        slowest = max(timings, key=lambda each: math.inf if each.ttft_s is None else each.ttft_s)
+        rates = [each.tokens_per_s for each in timings if each.tokens_per_s is not None]
+        return slowest._replace(tokens_per_s=sum(rates) if rates else None)
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
         """Yields the deltas that have come since the last turn.

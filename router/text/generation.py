@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from engines.api import ChoiceTokens, FinishReason
 from mooring.errors import CallerError, InternalError
 from router.request.request import GenerationRequest, TokenStream
-from router.telemetry.metrics import RequestMetrics
+from router.telemetry.request_metrics import RequestMetrics, Timings
 from router.text.detokenizer import Detokenizer, TokenTable
 from router.text.prompt_view import PromptView, TokenLogprob, spell_logprob
 from router.text.stop_strings import StopStrings
@@ -127,6 +127,11 @@ class TextGeneration:
         """Tokens so far."""
         num_tokens = sum(choice.num_tokens for choice in self._choices)
         return Usage(len(self.request.prompt_ids), num_tokens, self._cached_tokens)
+
+    @property
+    def timings(self) -> Timings:
+        """Where the request's time went so far."""
+        return self._metrics.timings()
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
         """Yields the new parts of choices: a list for each turn of the stream, or several if it brings many.

@@ -12,6 +12,7 @@ import orjson
 
 from router.doors.http.sse import event
 from router.request.served_model import ServedModel
+from router.telemetry.request_metrics import Timings
 from router.text.detokenizer import token_string
 from router.text.generation import TextDelta, TokenLogprob, Usage, WholeChoice
 from router.text.prompt_view import logprobs_by_id
@@ -89,14 +90,14 @@ class AnswerFormat(ABC):
             ]
         )
 
-    def usage_event(self, usage: Usage) -> bytes:
+    def usage_event(self, usage: Usage, timings: Timings) -> bytes:
         """The event after the last token's; empty if the caller did not ask for it."""
-        return self._chunk([], usage) if self._style.include_usage else b""
+        return self._chunk([], usage, timings) if self._style.include_usage else b""
 
-    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> list[bytes]:
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage, timings: Timings) -> list[bytes]:
         """The body of an answer that is not streamed, in pieces: none of them has more than one choice."""
         start = orjson.dumps({**self._head, "object": self._whole_object, "choices": []})
-        end = orjson.dumps({"usage": _usage(usage), **self._of_prompt(choices)})
+        end = orjson.dumps({"usage": _usage(usage), "mooring": _timings(timings), **self._of_prompt(choices)})
         pieces = [start.removesuffix(b"]}")]
         for choice in choices:
             pieces += (orjson.dumps(self._whole_choice(choice)), b",")
@@ -114,10 +115,14 @@ class AnswerFormat(ABC):
             around = self._around_text[delta.index] = (before, after)
         return around[0] + orjson.dumps(delta.text) + around[1]
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
+    def _chunk(
+        self, choices: list[dict[str, Any]], usage: Usage | None = None, timings: Timings | None = None
+    ) -> bytes:
         chunk = {**self._head, "object": self._chunk_object, "choices": choices}
         if self._has_usage:
             chunk["usage"] = None if usage is None else _usage(usage)
+        if timings is not None:
+            chunk["mooring"] = _timings(timings)
         return event(orjson.dumps(chunk))
 
     def _of_prompt(self, choices: Sequence[WholeChoice]) -> dict[str, Any]:
@@ -222,6 +227,12 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def _timings(timings: Timings) -> dict[str, float | None]:
+    """Our own field: where the request's time went, to the microsecond."""
+    figures = {"ttft_s": timings.ttft_s, **timings.spent._asdict(), "tokens_per_s": timings.tokens_per_s}
+    return {name: None if figure is None else round(figure, 6) for name, figure in figures.items()}
 
 
 def _stop_reason(delta: TextDelta) -> dict[str, Any]:

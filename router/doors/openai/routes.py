@@ -58,6 +58,12 @@ class OpenAiApi:
         )
         router.add_api_route("/models", self.list_models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])
+        router.include_router(self.answering_routes())
+        return router
+
+    def answering_routes(self) -> APIRouter:
+        """The routes that answer prompts, for the tenant in each request's state."""
+        router = APIRouter(route_class=JsonRoute)
         stream: dict[str, Any] = {"content": {"text/event-stream": {}}}
         answers: dict[int | str, dict[str, Any]] = {
             200: {"description": "The answer, or a stream.", **stream}
@@ -159,7 +165,7 @@ async def _whole(request: Request, generation: _Generation, answer: AnswerFormat
     try:
         choices = await until_disconnect(request.receive, generation.whole())
         num_chars = chars_of(choices)
-        pieces = await shaped(lambda: answer.whole(choices, generation.usage), num_chars)
+        pieces = await shaped(lambda: answer.whole(choices, generation.usage, generation.timings), num_chars)
         if num_chars > LARGE_CHARS:
             return LargeAnswer(pieces, close=generation.aclose)
     except BaseException:
@@ -193,7 +199,7 @@ async def _frames(
         async for events in _events(batch, answer, usage):
             if events:
                 yield events
-    yield answer.usage_event(generation.usage) + DONE
+    yield answer.usage_event(generation.usage, generation.timings) + DONE
 
 
 async def _events(

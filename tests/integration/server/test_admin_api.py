@@ -100,6 +100,8 @@ def test_the_openapi_page_describes_every_admin_route_and_each_needs_the_key(ser
         "/admin/v1/deployments/{name}/why",
         "/admin/v1/events",
         "/admin/v1/events/stream",
+        "/admin/v1/playground/chat/completions",
+        "/admin/v1/playground/completions",
         "/admin/v1/queues",
         "/admin/v1/slo",
         "/admin/v1/slo-classes",

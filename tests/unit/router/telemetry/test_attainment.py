@@ -11,7 +11,8 @@ from engines.api import SamplingParams
 from mooring.slo import SLOClass
 from router.request.request import GenerationRequest
 from router.telemetry.attainment import Attainment, Judged
-from router.telemetry.metrics import Gauges, Metrics, RequestMetrics
+from router.telemetry.metrics import Gauges, Metrics
+from router.telemetry.request_metrics import RequestMetrics
 from router.telemetry.waits import Spent, Waited
 
 GOLD = SLOClass("gold", ttft_target_s=1.0, tpot_target_s=0.1, goal=0.9)

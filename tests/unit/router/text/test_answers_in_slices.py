@@ -16,7 +16,8 @@ from engines.api import ChoiceTokens, Finished, FinishReason, SamplingParams
 from router.doors.openai.answers import AnswerStyle, ChatFormat, CompletionFormat
 from router.request.request import GenerationRequest
 from router.telemetry.metrics import Gauges, Metrics
-from router.telemetry.waits import Waited
+from router.telemetry.request_metrics import Timings
+from router.telemetry.waits import Spent, Waited
 from router.text.detokenizer import Detokenizer, TokenTable
 from router.text.generation import TextGeneration, Usage, WholeChoice
 from router.text.prompt_view import TokenLogprob
@@ -121,7 +122,7 @@ def test_a_list_that_is_encoded_in_slices_is_the_list(num_entries: int) -> None:
     found = entries(num_entries, 2)
     choices = [WholeChoice(index, "é", found, "stop", prompt_logprobs=found) for index in range(2)]
     for form in (CompletionFormat("r", "m", style), ChatFormat("r", "m", style)):
-        pieces = form.whole(choices, Usage(1, 2))
+        pieces = form.whole(choices, Usage(1, 2), Timings(None, Spent(0, 0), None))
         answer = orjson.loads(b"".join(pieces))
         assert len(pieces) == 2 + 2 * len(choices) - 1
         assert answer["usage"]["total_tokens"] == 3
