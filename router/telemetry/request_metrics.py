@@ -42,7 +42,7 @@ class RequestSeries:
 
 
 class Timings(NamedTuple):
-    """Where the time of a request went by now, for its caller.
+    """The time of a request until now by where it went, for its caller.
 
     Attributes:
         ttft_s: seconds to its first token, of several choices to that of the slowest; None if one has none yet.
@@ -159,7 +159,7 @@ class RequestMetrics:
             series.inference.observe(self._last_token_s - self._began_s)
 
     def timings(self) -> Timings:
-        """Where its time went by now."""
+        """Tells where its time went until now."""
         now_s, first_s = self._clock(), self._last_first_s()
         prefilled_s = now_s if first_s is None else first_s
         decode_s = None if first_s is None else now_s - first_s

@@ -56,7 +56,7 @@ class BatchGeneration:
 
     @property
     def timings(self) -> Timings:
-        """Where the time went so far: that of the prompt whose first token came last, at the rate of all together."""
+        """The time so far by where it went, of the prompt whose first token came last; the rate is that of all."""
         timings = [generation.timings for generation in self._generations]
         slowest = max(timings, key=lambda each: math.inf if each.ttft_s is None else each.ttft_s)
         rates = [each.tokens_per_s for each in timings if each.tokens_per_s is not None]

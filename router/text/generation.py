@@ -130,7 +130,7 @@ class TextGeneration:
 
     @property
     def timings(self) -> Timings:
-        """Where the request's time went so far."""
+        """The request's time so far, by where it went."""
         return self._metrics.timings()
 
     async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:

@@ -1,4 +1,4 @@
-"""Where the time of one request went, as its caller is told."""
+"""The time of one request by where it went, as its caller is told."""
 
 from __future__ import annotations
 
