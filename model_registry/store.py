@@ -124,9 +124,12 @@ class ArtifactStore:
         return StoredArtifact(digest, path, num_bytes)
 
     def remove(self, digest: str) -> None:
-        """Removes an artifact; no error if it is not there."""
+        """Removes an artifact, and all that was packed from it, whole or not; no error if it is not there."""
         if DIGEST.fullmatch(digest):
             self._discard(self._artifacts / digest)
+            for pattern in (f"{digest[:16]}-*", f".{digest[:16]}-*.partial"):
+                for folder in self._packed.glob(pattern):
+                    self._discard(folder)
 
     def remove_packed(self, key: str) -> None:
         """Removes a packed artifact; no error if it is not there."""

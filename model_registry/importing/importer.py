@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from model_registry.store import ArtifactStore
 from mooring.errors import ArtifactError
 
 __all__ = ["Importer"]
+
+_BEAT_S = 0.5
 
 
 class Importer:
@@ -60,8 +63,9 @@ class Importer:
 
         Args:
             source: a folder, a ``.gguf`` file, or ``hf://org/name[@revision]``.
-            progress: called with stages such as ``"download"``, ``"convert"``, ``"check"`` and ``"copy"``, on this
-                thread or on the downloader's. An error that it raises ends the work.
+            progress: called with the stages ``"download"``, ``"verify"``, ``"convert"``, ``"check"``, ``"copy"`` and
+                ``"check the copy"``, those that the source needs, on this thread or on the downloader's; again and
+                again while others have their turn. An error that it raises ends the work.
 
         Raises:
             InvalidRequestError: the name or the source is malformed.
@@ -71,14 +75,14 @@ class Importer:
         check_name(model, "model")
         report = progress or no_progress
         with self._opened(source, report) as (folder, origin):
-            found = self._examine(folder, report)  # or gigabytes would be copied only to be refused
+            found = self._examine(folder, "check", report)  # or gigabytes would be copied only to be refused
 
             def check_copy(copy: Path) -> tuple[str, ...]:
                 nonlocal found
-                found = self._examine(copy, report)
+                found = self._examine(copy, "check the copy", report)
                 return found.names
 
-            with self._lock:
+            with _turn(self._lock, "copy", report):
                 stored = self._store.import_folder(folder, found.names, check_copy, report)
                 new = NewVersion(
                     digest=stored.digest,
@@ -90,9 +94,9 @@ class Importer:
                 )
                 return self._registry.register_version(model, new)
 
-    def _examine(self, folder: Path, report: Progress) -> Examination:
-        with self._reading:
-            return self._reader.examine(folder, report)
+    def _examine(self, folder: Path, stage: str, report: Progress) -> Examination:
+        with _turn(self._reading, stage, report):
+            return self._reader.examine(folder, lambda part, done, total: report(stage, 0, 0))
 
     def delete_version(self, model: str, number: int) -> None:
         """Removes a version, and its files if no other version has the same.
@@ -146,7 +150,7 @@ class Importer:
         elif path.is_file():
             with self._store.scratch() as scratch:
                 converted = scratch / "converted"
-                with self._converting:
+                with _turn(self._converting, "convert", progress):
                     self._reader.convert_gguf(path, converted, progress)
                 yield converted, str(path)
         else:
@@ -159,12 +163,33 @@ class Importer:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two registrations of one commit take turns
+            while not _locked(lock):  # two registrations of one commit take turns
+                progress("download", 0, 0)
+                time.sleep(_BEAT_S)
             self._hub.fetch(wanted, folder, progress)
             yield folder, str(wanted)
             shutil.rmtree(folder)  # only if all went well: otherwise a later try goes on with these files
         finally:
             os.close(lock)
+
+
+@contextmanager
+def _turn(lock: threading.Lock, stage: str, report: Progress) -> Iterator[None]:
+    """Holds a lock; reports while it waits, so that the wait can be ended."""
+    while not lock.acquire(timeout=_BEAT_S):
+        report(stage, 0, 0)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _located(source: str) -> tuple[Path, bool]:

@@ -34,14 +34,63 @@ def register(
     if not source.startswith("hf://"):
         source = str(Path(source).expanduser().resolve())
     started = connection.post("/models", {"name": name, "source": source, "deploy": deploy})
-    found = _wait(connection, started, show=not json) if wait else started
+    _tell(_wait(connection, started, show=not json) if wait else started, json=json)
+
+
+@app.command()
+def registrations(context: typer.Context, json: Json = False) -> None:
+    """List registrations, the newest first: how far they are, or how they ended."""
+    found = context.obj.get("/registrations")
+    if json:
+        return print_json(found)
+    rows = [
+        (r["id"], r["name"], r["state"], _progress(r), r["source"], r["error"] or "") for r in reversed(found)
+    ]
+    columns = ("id", "name", "state", "stage", "source", "error")
+    return print_table(columns, rows, "Nothing was registered yet.")
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    registration: Annotated[str, typer.Argument(help="Its id, as `mooring models registrations` shows it.")],
+) -> None:
+    """Cancel a registration and take back what it has registered; what was downloaded is kept."""
+    found = context.obj.post(f"/registrations/{registration}/cancel")
+    console().print(f"Registration {found['id']} of {found['name']} is {found['state']}.")
+
+
+@app.command()
+def resume(
+    context: typer.Context,
+    registration: Annotated[str, typer.Argument(help="Its id, as `mooring models registrations` shows it.")],
+    wait: Annotated[bool, typer.Option(help="Wait until it is registered, showing progress.")] = True,
+    json: Json = False,
+) -> None:
+    """Go on with a registration that failed, was cancelled or was interrupted by the server's end."""
+    connection: Connection = context.obj
+    started = connection.post(f"/registrations/{registration}/resume")
+    _tell(_wait(connection, started, show=not json) if wait else started, json=json)
+
+
+def _tell(found: dict[str, Any], *, json: bool) -> None:
+    """Prints how a registration stands. Raises ``ArtifactError`` if it has ended without a model."""
     if json:
         print_json(found)
-    if found["state"] == "failed":
-        raise ArtifactError(f"{name} is not registered: {found['error']}")
+    state, name = found["state"], found["name"]
+    if state not in ("running", "done"):
+        raise ArtifactError(f"{name} is not registered: {found['error'] or state}")
     if not json:
-        done = found["state"] == "done"
+        done = state == "done"
         console().print(f"{name} is registered." if done else f"Registration {found['id']} is running.")
+
+
+def _progress(registration: dict[str, Any]) -> str:
+    """The stage, and what is done of it where that is known."""
+    total_bytes = registration["total_bytes"]
+    if not total_bytes or registration["state"] == "done":
+        return str(registration["stage"])
+    return f"{registration['stage']} {registration['done_bytes'] / total_bytes:.0%}"
 
 
 def _wait(connection: Connection, registration: dict[str, Any], show: bool) -> dict[str, Any]:

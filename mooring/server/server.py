@@ -60,6 +60,7 @@ from ops.samples.catalog import TRAINED
 from router.control.directory import DeploymentDirectory
 from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
+from router.control.registrations import Registrations
 from router.dispatch.dispatch import Dispatcher
 from router.dispatch.gate import Gate
 from router.doors.admin.playground import create_playground_routes
@@ -232,7 +233,10 @@ class Server:
             precision_for_16_bit=precision,
             reporter=Reporter(time.monotonic, journal.note),
         )
-        stack.push_async_callback(registrar.stop, _WORKER_STOP_S)
+        stack.push_async_callback(registrar.stop)
+        registrations = Registrations(registrar, settings.data_dir / "registrations")
+        await registrations.restore()
+        stack.push_async_callback(registrations.stop, _WORKER_STOP_S)
         samples = SampleMaker(settings.data_dir / "samples", directory)
         stack.push_async_callback(samples.stop)
         gate = Gate(Dispatcher(manager, supervisor.client))
@@ -252,7 +256,9 @@ class Server:
             tpot_target_s=settings.planner.tpot_target_s,
         )
         readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
-        admin = AdminServices(registry, registrar, manager, supervisor.workers, readers, journal, metrics)
+        admin = AdminServices(
+            registry, registrar, registrations, manager, supervisor.workers, readers, journal, metrics
+        )
         for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)
         await server.open_doors(services, admin, admin_key, stack)

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.ports import ArtifactRef
 from model_registry.importing.hub import HUB_SCHEME
 from model_registry.importing.importer import Importer
-from model_registry.names import check_name
 from model_registry.progress import Progress, no_progress
 from model_registry.records import DeploymentRecord, VersionRecord
 from model_registry.registry import Registry
@@ -36,41 +34,23 @@ from mooring.errors import (
     NotFoundError,
     ShuttingDownError,
 )
-from mooring.policy import DeploymentPolicy, change_policy
+from mooring.policy import DeploymentPolicy
 from router.control.deployment_spec import KVBytes, deployment_spec
 from router.control.directory import DeploymentDirectory
 from router.control.retries import Retries, RetryConfig
 from router.request.sampling import GenerationDefaults
 from router.request.served_model import ServedModel
 
-__all__ = ["Packer", "Registrar", "Registration"]
+__all__ = ["Packer", "Registrar"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_IMPORTS = 32  # at a time; others wait for their turn
-KEPT_REGISTRATIONS = 256  # ended ones whose outcome can still be asked for
 
 Packer = Callable[[Path, str, str, Callable[[int, int], None]], Awaitable[ArtifactRef]]
 """(folder, digest, precision, progress) to the packed artifact; an engine's ``prepare`` bound to its
 folder. Raises ``ArtifactError``."""
-
-
-@dataclass(slots=True)
-class Registration:
-    """How far a registration has come; ``error`` says why it failed."""
-
-    id: str
-    name: str
-    source: str
-    state: Literal["running", "done", "failed"] = "running"
-    stage: str = "waiting"
-    done_bytes: int = 0
-    total_bytes: int = 0
-    error: str | None = None
-
-    def note(self, stage: str, done_bytes: int, total_bytes: int) -> None:
-        self.stage, self.done_bytes, self.total_bytes = stage, done_bytes, total_bytes
 
 
 @dataclass(slots=True)
@@ -102,8 +82,6 @@ class Registrar:
     precision_for_16_bit: str = "bf16"
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
     retries: RetryConfig = field(default_factory=RetryConfig)
-    _registrations: dict[str, Registration] = field(default_factory=dict)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _following: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stopped: bool = False
     _retries: Retries = field(init=False)
@@ -138,57 +116,66 @@ class Registrar:
         Raises:
             MooringError: the source cannot be registered, or the model not served.
         """
-        report = self._report_to(Registration(secrets.token_hex(8), name, source))
         version = await asyncio.to_thread(self._registered_from, name, source)
         if version is None or not never_changes:
             try:
-                version = await self._import(name, source, report)
+                version = await asyncio.wrap_future(self.importing(name, source, no_progress))
             except ArtifactError as error:
                 if version is None:
                     raise
                 logger.warning("model %s is served as it was registered before: %s", name, error.message)
-        await self._deploy(name, version, policy, report)
+        await self.deploy(name, version, policy)
 
-    async def stop(self, grace_s: float) -> None:
-        """Lets running registrations end within the grace period; then they are dropped, and threads that
-        still copy or download for them end at their next report of progress."""
-        _, late = await asyncio.wait(self._tasks, timeout=grace_s) if self._tasks else ((), ())
+    async def stop(self) -> None:
+        """Tries nothing again; threads that still copy or download end at their next report of progress."""
         self._stopped = True
         await self._retries.stop()
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
 
-    # Registrations.
+    # The steps of a registration.
 
-    def start(self, name: str, source: str, policy: Mapping[str, Any] | None) -> Registration:
-        """Begins to register a model, and to deploy it under its name where there is a policy. Of a
-        deployment that exists, the policy changes only what it names.
+    def importing(self, name: str, source: str, report: Progress) -> Future[VersionRecord]:
+        """Begins to import a version of a model on a thread; it raises what ``Importer.register`` raises."""
+        return self._importing.submit(self.importer.register, name, source, self._until_stopped(report))
+
+    async def packed_version(self, version: VersionRecord, report: Progress) -> ArtifactRef:
+        """The packed artifact of a version, in the precision of new deployments; packed now if it was not before. A
+        call that is cancelled has ended its packing when it returns.
 
         Raises:
-            InvalidRequestError: the name cannot be one, or the policy cannot be had.
-            ConflictError: one of that name is being registered.
+            ArtifactError: it cannot be packed.
+            NotFoundError: the version was deleted meanwhile.
         """
-        check_name(name)
-        change_policy(DeploymentPolicy(), policy or {})  # now, not when gigabytes have been copied
-        if any(each.name == name and each.state == "running" for each in self._registrations.values()):
-            raise ConflictError(f"model {name!r} is being registered already", param="name")
-        registration = Registration(secrets.token_hex(8), name, source)
-        self._registrations[registration.id] = registration
-        self._forget_old()
-        task = asyncio.create_task(self._run(registration, policy), name=f"register-{name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return registration
+        digest = version.digest
+        folder = self.store.get(digest).path
+        artifact = await self.pack(folder, digest, self._precision_of(version), partial(report, "pack"))
+        if not await asyncio.to_thread(self.registry.has_digest, digest):
+            await asyncio.to_thread(self.store.remove_packed, artifact.key)
+            raise NotFoundError(
+                f"version {version.number} of {version.model!r} was deleted while it was packed"
+            )
+        return artifact
 
-    def get(self, registration_id: str) -> Registration:
-        """Raises ``NotFoundError``."""
-        if registration_id not in self._registrations:
-            raise NotFoundError(f"there is no registration {registration_id!r}")
-        return self._registrations[registration_id]
+    async def deploy(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:
+        """Serves a version under this name. Raises ``MooringError`` if that cannot be."""
+        await asyncio.to_thread(self._note_deployed, name, version, policy)
+        if (error := await self._serve(name)) is not None:
+            raise error
 
-    def list(self) -> list[Registration]:
-        return list(self._registrations.values())
+    def version_numbers(self, model: str) -> set[int]:
+        """Numbers of a model's versions; none if there is no such model. Blocks."""
+        try:
+            return set(self.registry.get_model(model).version_numbers)
+        except NotFoundError:
+            return set()
+
+    async def delete_version(self, model: str, number: int) -> None:
+        """Removes a version, and the model with its last one; from the store what nothing else uses. Raises what
+        ``Importer.delete_version`` raises."""
+        is_last = await asyncio.to_thread(self.version_numbers, model) == {number}
+        delete = (
+            self.importer.delete_model if is_last else partial(self.importer.delete_version, number=number)
+        )
+        await self._in_own_thread(partial(delete, model))
 
     # Deployments.
 
@@ -232,47 +219,16 @@ class Registrar:
 
     # The steps.
 
-    async def _run(self, registration: Registration, policy: Mapping[str, Any] | None) -> None:
-        try:
-            report = self._report_to(registration)
-            name, source = registration.name, registration.source
-            version = await self._import(name, source, report)
-            if policy is not None:
-                await self._deploy(name, version, policy, report)
-            registration.state = "done"
-        except MooringError as error:
-            registration.state, registration.error = "failed", error.message
-            logger.warning(
-                "model %s from %s is not registered: %s", registration.name, registration.source, error
-            )
-        except asyncio.CancelledError:
-            registration.state, registration.error = "failed", "the server shut down"
-            raise
-        except Exception as error:  # a task's boundary: nobody else would hear of it
-            registration.state, registration.error = "failed", f"internal error: {error!r}"
-            logger.exception("registering %s failed", registration.name)
-
-    async def _import(self, name: str, source: str, report: Progress) -> VersionRecord:
-        return await self._in_own_thread(partial(self.importer.register, name, source, report))
-
     async def _in_own_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._importing, work)
 
-    def _report_to(self, registration: Registration) -> Progress:
-        def report(stage: str, done_bytes: int, total_bytes: int) -> None:
+    def _until_stopped(self, report: Progress) -> Progress:
+        def report_on(stage: str, done_bytes: int, total_bytes: int) -> None:
             if self._stopped:  # on the thread that copies, which nothing else can stop
                 raise ShuttingDownError("the server shut down")
-            registration.note(stage, done_bytes, total_bytes)
+            report(stage, done_bytes, total_bytes)
 
-        return report
-
-    async def _deploy(
-        self, name: str, version: VersionRecord, policy: Mapping[str, Any], report: Progress
-    ) -> None:
-        """Serves a version under this name. Raises ``MooringError`` where that cannot be."""
-        await asyncio.to_thread(self._note_deployed, name, version, policy)
-        if (error := await self._serve(name, report)) is not None:
-            raise error
+        return report_on
 
     def _create(
         self, name: str, model: str, version: int | None, policy: DeploymentPolicy
@@ -316,14 +272,14 @@ class Registrar:
             same = version.source == str(Path(source).expanduser().resolve())
         return version if same else None
 
-    async def _serve(self, name: str, report: Progress = no_progress) -> MooringError | None:
+    async def _serve(self, name: str) -> MooringError | None:
         """Makes the manager and the directory follow the registry, whatever it says by then; returns why
         the deployment cannot be served, where it cannot."""
         error: MooringError | None = None
         artifact: ArtifactRef | None = None
         try:
             packed_for = await asyncio.to_thread(self.registry.get_deployment, name)
-            artifact = await self._packed(packed_for, report)
+            artifact = await self._packed(packed_for)
         except MooringError as caught:
             error = caught
         async with self._following:
@@ -349,7 +305,7 @@ class Registrar:
         self._drop(name)
         self.directory.withhold(name, error.message)
 
-    async def _packed(self, record: DeploymentRecord, report: Progress) -> ArtifactRef:
+    async def _packed(self, record: DeploymentRecord) -> ArtifactRef:
         """The packed artifact of a deployment's variant. Raises ``MooringError`` where there can be none."""
         if record.engine != self.engine:
             raise ConfigurationError(
@@ -358,7 +314,7 @@ class Registrar:
             )
         variant, digest = record.variant, record.variant.version.digest
         folder = self.store.get(digest).path
-        artifact = await self.pack(folder, digest, variant.precision, partial(report, "pack"))
+        artifact = await self.pack(folder, digest, variant.precision, lambda done, total: None)
         if variant.packed_key != artifact.key:
             await asyncio.to_thread(self._note_packed, variant.id, digest, artifact)
         return artifact
@@ -418,8 +374,3 @@ class Registrar:
         return (
             ("cold", "it is served no longer") if status is None else (status.residency.value, status.reason)
         )
-
-    def _forget_old(self) -> None:
-        ended = [each.id for each in self._registrations.values() if each.state != "running"]
-        for registration_id in ended[: max(0, len(self._registrations) - KEPT_REGISTRATIONS)]:
-            del self._registrations[registration_id]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,8 @@ from mooring.slo import SLOClass
 from router.doors.http.json_route import BoundedBody
 
 __all__ = [
+    "AdminBody",
+    "AdminRequest",
     "AttainmentBody",
     "DepartureBody",
     "DeploymentBody",
@@ -29,12 +31,10 @@ __all__ = [
     "KeyCreate",
     "KeyCreated",
     "MissBody",
-    "ModelBody",
+    "Name",
     "Policy",
     "QueueBody",
     "QueueShareBody",
-    "RegistrationBody",
-    "RegistrationCreate",
     "ReplicaBody",
     "SLOClassBody",
     "SLOClassCreate",
@@ -44,7 +44,6 @@ __all__ = [
     "TenantBody",
     "TenantCreate",
     "TenantUpdate",
-    "VersionBody",
     "WaitingBody",
     "WayInBody",
     "WhyBody",
@@ -60,67 +59,24 @@ Name = Annotated[
 _WEIGHT = "Its share of a device among tenants of one priority, relative to theirs."
 
 
-class _Body(BaseModel):
+class AdminBody(BaseModel):
+    """Base of what the admin API tells."""
+
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
-class _Request(BoundedBody):
+class AdminRequest(BoundedBody):
+    """Base of what it is told."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 @with_fields_of(DeploymentPolicy)
-class Policy(_Request):
+class Policy(AdminRequest):
     """How a deployment is treated. Sizes are in bytes; fields that are not set take the server's default."""
 
 
-class RegistrationCreate(_Request):
-    """A model to register and, unless ``deploy`` is false, to deploy under the same name."""
-
-    name: Name
-    source: str = Field(
-        min_length=1, description="A folder or GGUF file on the server, or `hf://org/name[@revision]`."
-    )
-    deploy: bool = True
-    policy: Policy = Field(default_factory=Policy)
-
-
-class RegistrationBody(_Body):
-    """The progress of a registration."""
-
-    id: str
-    name: str
-    source: str
-    state: Literal["running", "done", "failed"]
-    stage: str = Field(description="The work under way: `copy`, `convert`, `download`, `pack`, ...")
-    done_bytes: int
-    total_bytes: int
-    error: str | None = None
-
-
-class ModelBody(_Body):
-    name: str
-    created: datetime
-    versions: int
-    deployments: list[str]
-
-
-class VersionBody(_Body):
-    model: str
-    number: int
-    digest: str = Field(description="sha-256 of the artifact.")
-    source: str
-    architecture: str
-    num_parameters: int
-    max_model_len: int
-    num_bytes: int
-    created: datetime
-    default_precision: str = Field(
-        description="The precision of its packed weights unless another is asked for."
-    )
-    config: dict[str, Any] = Field(description="Its configuration in the engine's own normal form.")
-
-
-class DeploymentCreate(_Request):
+class DeploymentCreate(AdminRequest):
     name: Name
     model: str
     version: int | None = Field(None, description="The latest if not set.")
@@ -128,14 +84,14 @@ class DeploymentCreate(_Request):
 
 
 @with_fields_of(DeploymentPolicy, may_be_none=True)
-class DeploymentUpdate(_Request):
+class DeploymentUpdate(AdminRequest):
     """Changes to a deployment: only the fields that are sent; null sets a field back to the server's
     default."""
 
     version: int | None = Field(None, ge=1, description="Another version of the same model.")
 
 
-class DeploymentBody(_Body):
+class DeploymentBody(AdminBody):
     name: str
     model: str
     version: int
@@ -146,12 +102,12 @@ class DeploymentBody(_Body):
     reason: str | None = Field(None, description="Why it failed, if it did.")
 
 
-class TenantCreate(_Request):
+class TenantCreate(AdminRequest):
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     weight: float = Field(1.0, ge=WEIGHTS.ge, le=WEIGHTS.le, description=_WEIGHT)
 
 
-class TenantUpdate(_Request):
+class TenantUpdate(AdminRequest):
     """Changes to a tenant: only the fields that are sent."""
 
     slo_class: str | None = Field(None, description="Its SLO class; null takes it away.")
@@ -163,7 +119,7 @@ class TenantUpdate(_Request):
     )
 
 
-class TenantBody(_Body):
+class TenantBody(AdminBody):
     name: str
     created: datetime
     keys: int = Field(description="Keys that are not revoked.")
@@ -172,11 +128,11 @@ class TenantBody(_Body):
     weight: float = Field(description=_WEIGHT)
 
 
-class KeyCreate(_Request):
+class KeyCreate(AdminRequest):
     name: str = Field("", max_length=100, description="What the key is for.")
 
 
-class KeyBody(_Body):
+class KeyBody(AdminBody):
     prefix: str = Field(description="The key's first characters, by which it is known.")
     name: str
     tenant: str
@@ -189,25 +145,25 @@ class KeyCreated(KeyBody):
 
 
 @with_fields_of(SLOClass)
-class SLOClassCreate(_Request):
+class SLOClassCreate(AdminRequest):
     """A promise that tenants' requests can be given."""
 
     name: Name
 
 
 @with_fields_of(SLOClass, may_be_none=True)
-class SLOClassUpdate(_Request):
+class SLOClassUpdate(AdminRequest):
     """Changes to an SLO class: only the fields that are sent; null sets a field back to its default, where it has
     one."""
 
 
 @with_fields_of(SLOClass, bounded=False)
-class SLOClassBody(_Body):
+class SLOClassBody(AdminBody):
     name: str
     tenants: list[str] = Field(description="Tenants that have it.")
 
 
-class SLOWindowBody(_Body):
+class SLOWindowBody(AdminBody):
     """The requests that have ended within a window."""
 
     requests: int
@@ -217,7 +173,7 @@ class SLOWindowBody(_Body):
     )
 
 
-class MissBody(_Body):
+class MissBody(AdminBody):
     """A request that missed its targets, failed or was refused."""
 
     request_id: str
@@ -239,7 +195,7 @@ class MissBody(_Body):
     decode_s: float | None = Field(description="Seconds from that token to its end; null if it had none.")
 
 
-class AttainmentBody(_Body):
+class AttainmentBody(AdminBody):
     """How the requests of one tenant, in one class, to one model fared."""
 
     tenant: str
@@ -250,7 +206,7 @@ class AttainmentBody(_Body):
     misses: list[MissBody] = Field(description="The last ones, newest first, as many as asked for.")
 
 
-class DeviceBody(_Body):
+class DeviceBody(AdminBody):
     name: str
     budget_bytes: int
     owners: dict[str, int] = Field(description="Bytes by owner: `weights:...`, `kv:...`, `reserve`.")
@@ -259,7 +215,7 @@ class DeviceBody(_Body):
     )
 
 
-class WorkerBody(_Body):
+class WorkerBody(AdminBody):
     worker_id: str
     pid: int | None
     device: str
@@ -267,7 +223,7 @@ class WorkerBody(_Body):
     stats: WorkerStats | None = Field(None, description="Its figures; null before it takes orders.")
 
 
-class ReplicaBody(_Body):
+class ReplicaBody(AdminBody):
     id: str
     worker: str | None
     residency: str
@@ -278,7 +234,7 @@ class ReplicaBody(_Body):
     stats: ReplicaStats
 
 
-class DeploymentStatusBody(_Body):
+class DeploymentStatusBody(AdminBody):
     name: str
     engine: str
     residency: str
@@ -286,7 +242,7 @@ class DeploymentStatusBody(_Body):
     replicas: list[ReplicaBody]
 
 
-class QueueShareBody(_Body):
+class QueueShareBody(AdminBody):
     """The requests in a queue that one tenant has, of one priority, for one deployment."""
 
     deployment: str
@@ -297,7 +253,7 @@ class QueueShareBody(_Body):
     oldest_s: float = Field(description="Seconds that the first of them has waited.")
 
 
-class WaitingBody(_Body):
+class WaitingBody(AdminBody):
     """One request that waits."""
 
     deployment: str
@@ -315,7 +271,7 @@ class WaitingBody(_Body):
     reason: WaitReason = Field(description="The first thing that it waits for.")
 
 
-class QueueBody(_Body):
+class QueueBody(AdminBody):
     """The queue of one device."""
 
     device: str
@@ -334,7 +290,7 @@ class QueueBody(_Body):
     first: list[WaitingBody] = Field(description="The first 20, in the order in which they are served.")
 
 
-class StatusBody(_Body):
+class StatusBody(AdminBody):
     """The bytes that each owner holds, the place of each model, and who waits for the devices."""
 
     devices: list[DeviceBody]
@@ -346,7 +302,7 @@ class StatusBody(_Body):
     )
 
 
-class EventBody(_Body):
+class EventBody(AdminBody):
     """One decision of the memory manager, or one mishap."""
 
     id: int = Field(description="Grows with every event.")
@@ -362,7 +318,7 @@ class EventBody(_Body):
     )
 
 
-class DepartureBody(_Body):
+class DepartureBody(AdminBody):
     """A replica that would have to leave."""
 
     replica_id: str
@@ -371,7 +327,7 @@ class DepartureBody(_Body):
     reason: str
 
 
-class WayInBody(_Body):
+class WayInBody(AdminBody):
     """The consequences of a request that came now."""
 
     verdict: Literal["there", "comes", "evicts", "waits", "blocked", "never"]
@@ -379,7 +335,7 @@ class WayInBody(_Body):
     leaving: list[DepartureBody]
 
 
-class WhyBody(_Body):
+class WhyBody(AdminBody):
     """Why a deployment is where it is."""
 
     name: str

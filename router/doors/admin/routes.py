@@ -23,9 +23,11 @@ from model_registry.registry import Registry
 from mooring.errors import InvalidRequestError
 from mooring.policy import DeploymentPolicy
 from router.control.journal import Journal
-from router.control.registrar import Registrar, Registration
+from router.control.registrar import Registrar
+from router.control.registrations import Registrations
 from router.doors.admin import bodies as types
 from router.doors.admin.events import create_event_routes
+from router.doors.admin.models import create_model_routes
 from router.doors.admin.slo import create_slo_routes
 from router.doors.admin.why import create_why_routes, replica_bodies
 from router.doors.http.errors import ERROR_RESPONSES
@@ -48,6 +50,7 @@ class AdminServices:
 
     registry: Registry
     registrar: Registrar
+    registrations: Registrations
     manager: MemoryManager
     workers: Callable[[], Sequence[WorkerProcess]]
     readers: Mapping[str, DeviceReader]
@@ -58,75 +61,13 @@ class AdminServices:
 def create_admin_router(services: AdminServices) -> APIRouter:
     """The routes under ``/admin/v1``."""
     router = APIRouter(prefix="/admin/v1", responses=dict(ERROR_RESPONSES))
-    router.include_router(_model_routes(services))
+    router.include_router(create_model_routes(services.registry, services.registrar, services.registrations))
     router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
     router.include_router(_deployment_routes(services))
     router.include_router(_tenant_routes(services))
     router.include_router(create_slo_routes(services.registry, services.metrics))
     router.include_router(_status_routes(services))
     router.include_router(create_event_routes(services.journal))
-    return router
-
-
-def _model_routes(services: AdminServices) -> APIRouter:
-    router = APIRouter(tags=["models"], route_class=JsonRoute)
-    registrar, registry = services.registrar, services.registry
-
-    @router.post("/models", status_code=202)
-    async def register_model(body: types.RegistrationCreate) -> types.RegistrationBody:
-        """Begin to register a model; ask for the registration to see how far it is."""
-        policy = body.policy.model_dump(exclude_unset=True) if body.deploy else None
-        return _registration(registrar.start(body.name, body.source, policy))
-
-    @router.get("/models")
-    async def list_models() -> list[types.ModelBody]:
-        models = await asyncio.to_thread(registry.list_models)
-        deployed: dict[str, list[str]] = {}
-        for each in await asyncio.to_thread(registry.list_deployments):
-            deployed.setdefault(each.variant.version.model, []).append(each.name)
-        return [
-            types.ModelBody(
-                name=model.name,
-                created=_time(model.created_at_s),
-                versions=len(model.version_numbers),
-                deployments=deployed.get(model.name, []),
-            )
-            for model in models
-        ]
-
-    # Names may hold slashes, so the versions' route comes first: the shorter one would match its path too.
-    @router.get("/models/{name:path}/versions")
-    async def list_versions(name: str) -> list[types.VersionBody]:
-        return [
-            types.VersionBody(
-                model=version.model,
-                number=version.number,
-                digest=version.digest,
-                source=version.source,
-                architecture=version.architecture,
-                num_parameters=version.description["num_parameters"],
-                max_model_len=version.description["max_model_len"],
-                num_bytes=version.num_bytes,
-                created=_time(version.created_at_s),
-                default_precision=version.description["default_precision"],
-                config=version.description["config"],
-            )
-            for version in await asyncio.to_thread(registry.list_versions, name)
-        ]
-
-    @router.delete("/models/{name:path}", status_code=204)
-    async def delete_model(name: str) -> None:
-        """Delete a model with all its versions; refused while a deployment uses one."""
-        await registrar.delete_model(name)
-
-    @router.get("/registrations")
-    async def list_registrations() -> list[types.RegistrationBody]:
-        return [_registration(each) for each in registrar.list()]
-
-    @router.get("/registrations/{registration_id}")
-    async def show_registration(registration_id: str) -> types.RegistrationBody:
-        return _registration(registrar.get(registration_id))
-
     return router
 
 
@@ -362,10 +303,6 @@ def _deployment(
 
 def _policy(body: types.Policy) -> DeploymentPolicy:
     return DeploymentPolicy(**body.model_dump())
-
-
-def _registration(registration: Registration) -> types.RegistrationBody:
-    return types.RegistrationBody.model_validate(registration)
 
 
 def _key(record: KeyRecord) -> types.KeyBody:

@@ -93,6 +93,8 @@ def test_the_openapi_page_describes_every_admin_route_and_each_needs_the_key(ser
         "/admin/v1/models/{name}/versions",
         "/admin/v1/registrations",
         "/admin/v1/registrations/{registration_id}",
+        "/admin/v1/registrations/{registration_id}/cancel",
+        "/admin/v1/registrations/{registration_id}/resume",
         "/admin/v1/deployments",
         "/admin/v1/deployments/{name}",
         "/admin/v1/deployments/{name}/sleep",
@@ -144,6 +146,12 @@ def test_a_model_is_registered_deployed_and_answers(server: RunningServer, tmp_p
     assert done["error"] is None
     assert done["done_bytes"] == done["total_bytes"] > 0
     assert done in call(server, "GET", "/registrations")
+    assert [stage["name"] for stage in done["stages"]] == ["check", "copy", "check the copy", "pack"]
+    assert {stage["state"] for stage in done["stages"]} == {"done"}
+    for act in ("cancel", "resume"):
+        path = f"/registrations/{done['id']}/{act}"
+        assert refusal(server, "POST", path, status=409)["code"] == "conflict"
+        assert refusal(server, "POST", f"/registrations/nothing/{act}", status=404)["code"] == "not_found"
 
     (version,) = call(server, "GET", "/models/org/second/versions")
     assert version["number"] == 1

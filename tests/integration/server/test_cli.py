@@ -120,6 +120,9 @@ COMMANDS = [
     ["models", "list"],
     ["models", "show"],
     ["models", "delete"],
+    ["models", "registrations"],
+    ["models", "cancel"],
+    ["models", "resume"],
     ["deployments"],
     ["deployments", "list"],
     ["deployments", "show"],
@@ -218,6 +221,22 @@ def test_a_registration_that_fails_says_why(shell: Shell, tmp_path: Path) -> Non
     assert json.loads(ended.stdout)["state"] == "failed"
     assert ended.stderr.startswith("mooring: bad is not registered: ")
     assert "letters" in shell.complaint("models", "register", "a b", str(tmp_path))
+
+
+def test_registrations_are_listed_cancelled_and_resumed(shell: Shell, tmp_path: Path) -> None:
+    source = tmp_path / "later"
+    shell.run("models", "register", "later", str(source), code=1)
+    newest = shell.json("models", "registrations")[-1]
+    assert (newest["name"], newest["state"]) == ("later", "failed")
+    assert newest["id"] in shell.said("models", "registrations")
+    assert "it is failed" in shell.complaint("models", "cancel", newest["id"])
+    again = shell.run("models", "resume", newest["id"], code=1).stderr.splitlines()
+    assert again[-1].startswith("mooring: later is not registered: there is nothing at ")
+    write_checkpoint(source, 5)
+    assert shell.run("models", "resume", newest["id"]).stdout == "later is registered.\n"
+    assert "is done" in shell.complaint("models", "resume", newest["id"])
+    shell.said("deployments", "delete", "later")
+    shell.said("models", "delete", "later")
 
 
 def test_deployments(shell: Shell) -> None:

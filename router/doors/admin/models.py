@@ -1,0 +1,109 @@
+"""The admin API's models, their versions, and registrations."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from fastapi import APIRouter
+
+from model_registry.registry import Registry
+from router.control.registrar import Registrar
+from router.control.registration import Registration
+from router.control.registrations import Registrations
+from router.doors.admin import model_bodies as types
+from router.doors.http.json_route import JsonRoute
+
+__all__ = ["create_model_routes", "registration_body"]
+
+
+def create_model_routes(registry: Registry, registrar: Registrar, registrations: Registrations) -> APIRouter:
+    """The routes of models and registrations."""
+    router = APIRouter(tags=["models"], route_class=JsonRoute)
+
+    @router.post("/models", status_code=202)
+    async def register_model(body: types.RegistrationCreate) -> types.RegistrationBody:
+        """Begin to register a model; ask for the registration to see how far it is."""
+        policy = body.policy.model_dump(exclude_unset=True) if body.deploy else None
+        return registration_body(await registrations.start(body.name, body.source, policy))
+
+    @router.get("/models")
+    async def list_models() -> list[types.ModelBody]:
+        models = await asyncio.to_thread(registry.list_models)
+        deployed: dict[str, list[str]] = {}
+        for each in await asyncio.to_thread(registry.list_deployments):
+            deployed.setdefault(each.variant.version.model, []).append(each.name)
+        return [
+            types.ModelBody(
+                name=model.name,
+                created=_time(model.created_at_s),
+                versions=len(model.version_numbers),
+                deployments=deployed.get(model.name, []),
+            )
+            for model in models
+        ]
+
+    # Names may hold slashes, so the versions' route comes first: the shorter one would match its path too.
+    @router.get("/models/{name:path}/versions")
+    async def list_versions(name: str) -> list[types.VersionBody]:
+        return [
+            types.VersionBody(
+                model=version.model,
+                number=version.number,
+                digest=version.digest,
+                source=version.source,
+                architecture=version.architecture,
+                num_parameters=version.description["num_parameters"],
+                max_model_len=version.description["max_model_len"],
+                num_bytes=version.num_bytes,
+                created=_time(version.created_at_s),
+                default_precision=version.description["default_precision"],
+                config=version.description["config"],
+            )
+            for version in await asyncio.to_thread(registry.list_versions, name)
+        ]
+
+    @router.delete("/models/{name:path}", status_code=204)
+    async def delete_model(name: str) -> None:
+        """Delete a model with all its versions; refused while a deployment uses one."""
+        await registrar.delete_model(name)
+
+    @router.get("/registrations")
+    async def list_registrations() -> list[types.RegistrationBody]:
+        return [registration_body(each) for each in registrations.list()]
+
+    @router.get("/registrations/{registration_id}")
+    async def show_registration(registration_id: str) -> types.RegistrationBody:
+        return registration_body(registrations.get(registration_id))
+
+    @router.post("/registrations/{registration_id}/cancel")
+    async def cancel_registration(registration_id: str) -> types.RegistrationBody:
+        """End a registration and take back what it has registered."""
+        return registration_body(await registrations.cancel(registration_id))
+
+    @router.post("/registrations/{registration_id}/resume", status_code=202)
+    async def resume_registration(registration_id: str) -> types.RegistrationBody:
+        """Go on with a registration that failed, was cancelled or interrupted."""
+        return registration_body(await registrations.resume(registration_id))
+
+    return router
+
+
+def registration_body(registration: Registration) -> types.RegistrationBody:
+    """A registration as the admin API tells it."""
+    return types.RegistrationBody(
+        id=registration.id,
+        name=registration.name,
+        source=registration.source,
+        created=_time(registration.created_at_s),
+        state=registration.state,
+        stage=registration.stage,
+        done_bytes=registration.done_bytes,
+        total_bytes=registration.total_bytes,
+        stages=[types.StageBody.model_validate(each) for each in registration.stages],
+        error=registration.error,
+    )
+
+
+def _time(at_s: float) -> datetime:
+    return datetime.fromtimestamp(at_s, UTC)
