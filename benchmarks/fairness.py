@@ -20,14 +20,16 @@ from benchmarks.intervals import mean_ratio
 from benchmarks.processes import run_all
 from benchmarks.random_models import SMALL_SHAPE, TINY_SHAPE, make_random_models, native_precision
 from benchmarks.report import Report
+from benchmarks.sharing_policies import Arrangement
 from benchmarks.slo.benchmark import slo_machine
 from benchmarks.slo.simulated import PATIENCE_S, SloGrid, find_capacity
 from benchmarks.slo.workload import TenantKind, TenantWorkload
-from benchmarks.step_costs import filling_per_s, measure_step_costs
+from benchmarks.step_costs import DRAWN_S, filling_per_s, measure_step_costs
 from benchmarks.traces import TraceSpec, draw_trace
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.device_queue import QueuePolicy
-from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest, StepCosts
+from memory_manager.policy.step_model import StepCosts
+from ops.capacity.machine import Machine, SimulatedModel, SimulatedRequest
 from ops.capacity.policies import Elastic
 from ops.capacity.simulation import Simulation
 
@@ -55,6 +57,7 @@ _PROMPT_TOKENS, _OUTPUT_TOKENS = (32, 64), (32, 128)
 _PAIR = ("first", "second")
 _FLOODER = "tenant-0"
 _UNBOUNDED = 10**9
+_MODEL_LEN = 320
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +296,11 @@ def main(out: Path, load: FairnessLoad, show: Callable[[str], None]) -> dict[str
     tenant = TenantKind("tenant", 1.0, None, None, _OUTPUT_TOKENS)
     workload = TenantWorkload(MODELS, 2, _PROMPT_TOKENS, tenants=(tenant,))
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
-        folders = make_random_models(Path(name), load.shape, MODELS, native_precision())
-        costs = measure_step_costs(folders.values(), workload.num_prompt, workload.num_output)
+        precision = native_precision()
+        folders = make_random_models(Path(name), load.shape, MODELS, precision)
+        arrangement = Arrangement.of(folders, precision, _MODEL_LEN, load.kv_tokens // _MODEL_LEN)
+        drawn = [each.request for each in workload.draw(1.0, DRAWN_S, 0)]
+        costs = measure_step_costs(arrangement, drawn, Path(name))
     machine = slo_machine(costs, workload, load.kv_tokens)
     guess_per_s = filling_per_s(costs, len(MODELS), load.kv_tokens, workload.num_prompt, workload.num_output)
     grid = SloGrid(machine, workload, guess_per_s)

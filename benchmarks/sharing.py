@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.llama_cpp_peer import measure_peer
@@ -26,8 +26,8 @@ from benchmarks.sharing_simulated import (
     simulate_grid,
     whole_grid,
 )
-from benchmarks.step_costs import mean_lengths, measure_step_costs
-from benchmarks.traces import TraceSpec
+from benchmarks.step_costs import DRAWN_S, mean_lengths, measure_step_costs
+from benchmarks.traces import TraceSpec, draw_trace
 
 __all__ = ["PARTS", "SharingLoad", "main"]
 
@@ -113,9 +113,10 @@ def main(
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
         scratch, trace = Path(name), load.trace
         folders = make_random_models(scratch / "models", load.shape, MODELS, precision)
-        num_prompt, num_output = mean_lengths(trace)
-        costs = measure_step_costs(folders.values(), num_prompt, num_output)
-        ttft_s = costs.seconds(0, round(num_prompt))
+        arrangement = Arrangement.of(folders, precision, load.max_model_len, load.num_sequences)
+        drawn = draw_trace(replace(trace, requests_per_s=1.0, duration_s=DRAWN_S))
+        costs = measure_step_costs(arrangement, drawn, scratch, load.num_threads)
+        ttft_s = costs.seconds(0, round(mean_lengths(trace)[0]))
         targets = Targets(TTFT_TIMES_ALONE * ttft_s, TPOT_TIMES_ALONE * costs.seconds(1, 0))
         grid = whole_grid(costs, trace, load.num_sequences * load.max_model_len, targets)
         _describe(report, load, targets)
@@ -125,7 +126,6 @@ def main(
             report_grid(report, simulated, cells, requests_per_s)
             figures |= {**grid_figures(cells, len(MODELS)), "simulated_requests_per_s": requests_per_s}
         if "real" in parts:
-            arrangement = Arrangement.of(folders, precision, load.max_model_len, load.num_sequences)
             loads = tuple(
                 (budget, LOADS[index], grid.loads_per_s[index]) for budget, index in load.real_cells
             )

@@ -22,7 +22,8 @@ from benchmarks.sharing_policies import SharingPolicy
 from benchmarks.step_costs import filling_per_s, mean_lengths
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace
 from memory_manager.config import PlannerConfig
-from ops.capacity.machine import Machine, SimulatedRequest, StepCosts
+from memory_manager.policy.step_model import StepCosts
+from ops.capacity.machine import Machine, SimulatedRequest
 from ops.capacity.policies import Elastic, Static, SwapOneAtATime
 from ops.capacity.simulation import ResidencyPolicy, Simulation
 

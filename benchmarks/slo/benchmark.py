@@ -22,8 +22,9 @@ from benchmarks.slo.figures import figures_of_cells, report_cells_of_policies
 from benchmarks.slo.real import SloRealLoad, figures_of_runs, measure_runs, report_runs
 from benchmarks.slo.simulated import SloGrid, find_capacity, run_grid
 from benchmarks.slo.workload import TENANTS, TenantWorkload
-from benchmarks.step_costs import filling_per_s, measure_step_costs
-from ops.capacity.machine import Machine, StepCosts
+from benchmarks.step_costs import DRAWN_S, filling_per_s, measure_step_costs
+from memory_manager.policy.step_model import StepCosts
+from ops.capacity.machine import Machine
 
 __all__ = ["PARTS", "SloLoad", "main", "slo_machine"]
 
@@ -95,7 +96,9 @@ def main(
     with tempfile.TemporaryDirectory(prefix="mooring-bench-") as name:
         scratch = Path(name)
         folders = make_random_models(scratch / "models", load.shape, MODELS, precision)
-        costs = measure_step_costs(folders.values(), workload.num_prompt, workload.num_output)
+        arrangement = Arrangement.of(folders, precision, load.max_model_len, load.num_sequences)
+        drawn = [each.request for each in workload.draw(1.0, DRAWN_S, load.seed)]
+        costs = measure_step_costs(arrangement, drawn, scratch, load.num_threads)
         machine = slo_machine(costs, workload, load.num_sequences * load.max_model_len)
         guess_per_s = filling_per_s(
             costs, len(MODELS), machine.kv_tokens, workload.num_prompt, workload.num_output
@@ -114,7 +117,6 @@ def main(
             figures |= {**figures_of_cells(cells), "simulated_requests_per_s": requests_per_s}
             figures["simulated_minutes"] = (time.monotonic() - began_s) / 60
         if "real" in parts:
-            arrangement = Arrangement.of(folders, precision, load.max_model_len, load.num_sequences)
             real = SloRealLoad(
                 arrangement,
                 machine,

@@ -8,8 +8,8 @@ import time
 from memory_manager.policy.admission import DeviceAdmission
 from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.device_queue import QueuePolicy
+from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
-from ops.capacity.machine import StepCosts
 
 __all__ = ["decision_s"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.replay import Targets
 from benchmarks.traces import TraceRequest, TraceSpec, draw_trace
-from ops.capacity.machine import SimulatedRequest, StepCosts
+from memory_manager.policy.step_model import StepCosts
+from ops.capacity.machine import SimulatedRequest
 
 __all__ = ["BATCH", "NOTHING_PROMISED", "TENANTS", "TenantKind", "TenantRequest", "TenantWorkload", "claims"]
 

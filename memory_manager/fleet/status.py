@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.residency import Residency
+from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.wait_reason import WaitReason
 from memory_manager.stats import ReplicaStats, WorkerStats
 
@@ -77,7 +78,8 @@ class ReplicaStatus:
 @dataclass(frozen=True, slots=True)
 class DeploymentStatus:
     """One deployment. ``residency`` is its best replica's, ``reason`` why that is so; ``num_waiting``
-    acquires wait. ``load_s`` and ``wake_s`` are running estimates, None before the first measurement."""
+    acquires wait. ``load_s``, ``wake_s`` and ``step_costs`` are running estimates, None before the first
+    measurement."""
 
     name: str
     enabled: bool
@@ -86,6 +88,7 @@ class DeploymentStatus:
     num_waiting: int
     load_s: float | None
     wake_s: float | None
+    step_costs: StepCosts | None
     replicas: tuple[ReplicaStatus, ...]
 
 

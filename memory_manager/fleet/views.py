@@ -227,6 +227,7 @@ def deployment_status(deployment: Deployment, now_s: float) -> DeploymentStatus:
         num_waiting=len(deployment.waiters),
         load_s=deployment.load_s,
         wake_s=deployment.wake_s,
+        step_costs=deployment.costs.measured,
         replicas=tuple(
             ReplicaStatus(
                 replica_id=each.replica_id,

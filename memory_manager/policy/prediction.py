@@ -4,13 +4,13 @@ far such predictions were off."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections import deque
 from typing import NamedTuple
 
-__all__ = ["Ahead", "PredictionError", "RunningQuantile", "first_token_s"]
+__all__ = ["Ahead", "PredictionError", "RecentQuantiles", "first_token_s"]
 
-_LEAST_STEP = 0.05
-_FADE = 0.005
+_NUM_RECENT = 32
 _CAUTIOUS_SHARE = 0.8
 
 
@@ -38,43 +38,47 @@ def first_token_s(ahead: Ahead) -> float:
     return max(ahead.comes_in_s, room_s, ahead.step_left_s) + ahead.prefill_s
 
 
-@dataclass(slots=True)
-class RunningQuantile:
-    """A running quantile of figures, found by a step up or down for each, smaller with each at first (Robbins and
-    Monro, *A Stochastic Approximation Method*, 1951).
+class RecentQuantiles:
+    """Quantiles of the figures that were noted last, at most 32."""
 
-    Attributes:
-        share: of the figures that are to be below ``value``.
-        value: 0 until there were any.
-    """
-
-    share: float
-    value: float = 0.0
-    _num_noted: int = 0
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
 
     def note(self, figure: float) -> None:
-        self._num_noted += 1
-        step = max(_LEAST_STEP, 1 / self._num_noted)
-        self.value += step * (self.share if figure > self.value else self.share - 1)
+        if len(self._recent) == _NUM_RECENT:
+            self.forget_oldest()
+        self._recent.append(figure)
+        insort(self._sorted, figure)
+
+    def forget_oldest(self) -> None:
+        """Forgets the figure that was noted first; does nothing without any."""
+        if self._recent:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+    def value(self, share: float) -> float:
+        """The least figure that so large a share of them is not above; 0 without any."""
+        return self._sorted[math.ceil(share * len(self._sorted)) - 1] if self._sorted else 0.0
 
 
 class PredictionError:
-    """How many times as long as predicted first tokens take: half of them at most, and most of them at most.
+    """How far predictions of first tokens were off lately, for half of the requests and for most of them.
 
-    What has to wait for room is told apart from what has not: only the former is likely to be overtaken.
+    What need not wait for room is off by seconds, since it waits for the turns of other models; what has to wait is
+    off by a factor, since others overtake it all the while.
     """
 
     def __init__(self) -> None:
-        self._half = (RunningQuantile(0.5), RunningQuantile(0.5))
-        self._most = (RunningQuantile(_CAUTIOUS_SHARE), RunningQuantile(_CAUTIOUS_SHARE))
+        self._seconds = RecentQuantiles()
+        self._ratios = RecentQuantiles()  # logarithms
 
     def likely_s(self, predicted_s: float, *, waits_for_room: bool) -> float:
         """Seconds within which half of the requests like this one have their first token."""
-        return predicted_s * math.exp(self._half[waits_for_room].value)
+        return self._within_s(0.5, predicted_s, waits_for_room)
 
     def cautious_s(self, predicted_s: float, *, waits_for_room: bool) -> float:
         """Seconds within which most of the requests like this one have their first token."""
-        return predicted_s * math.exp(self._most[waits_for_room].value)
+        return self._within_s(_CAUTIOUS_SHARE, predicted_s, waits_for_room)
 
     def note(self, predicted_s: float, seconds: float, *, waits_for_room: bool) -> None:
         """Notes what a prediction came to.
@@ -83,12 +87,17 @@ class PredictionError:
             predicted_s: as ``first_token_s`` gave it.
             seconds: to its first token; or by now, if it is too late for it already.
         """
-        ratio = math.log(max(seconds, 1e-6) / max(predicted_s, 1e-6))
-        self._half[waits_for_room].note(ratio)
-        self._most[waits_for_room].note(ratio)
+        if waits_for_room:
+            self._ratios.note(math.log(max(seconds, 1e-6) / max(predicted_s, 1e-6)))
+        else:
+            self._seconds.note(seconds - predicted_s)
 
     def note_kept_out(self, *, waits_for_room: bool) -> None:
-        """Notes that a request was refused, or put behind others, by caution alone: as nothing is learned of it,
-        caution fades a little, so that no mistake lasts."""
-        most = self._most[waits_for_room]
-        most.value = max(min(most.value, 0.0), most.value - _FADE)
+        """Notes that a request was refused, or put behind others, by caution alone: as nothing is learned of it, what
+        was learned first is forgotten, so that no mistake lasts."""
+        (self._ratios if waits_for_room else self._seconds).forget_oldest()
+
+    def _within_s(self, share: float, predicted_s: float, waits_for_room: bool) -> float:
+        if waits_for_room:
+            return predicted_s * math.exp(self._ratios.value(share))
+        return max(0.0, predicted_s + self._seconds.value(share))

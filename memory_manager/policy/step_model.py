@@ -6,7 +6,9 @@ a model answers, and a worker how much a step may take in. Cheap enough to be to
 
 from __future__ import annotations
 
-__all__ = ["StepModel"]
+from dataclasses import dataclass
+
+__all__ = ["StepCosts", "StepModel"]
 
 _FORGETTING = 1 - 1 / 300
 _GUESS_WEIGHT = 0.02  # of the first guess beside a step that was measured
@@ -19,6 +21,25 @@ _DECODE_PART = 0.01
 _PREFILL_TOKEN_PART = 0.004
 
 
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Seconds that a model's steps take.
+
+    Attributes:
+        step_s: each step, whatever it computes.
+        decode_s: each sequence in it that computes one token.
+        prefill_token_s: each token of the others.
+    """
+
+    step_s: float
+    decode_s: float
+    prefill_token_s: float
+
+    def seconds(self, num_decodes: float, num_prefill_tokens: float) -> float:
+        """Seconds of a step."""
+        return self.step_s + self.decode_s * num_decodes + self.prefill_token_s * num_prefill_tokens
+
+
 class StepModel:
     """Seconds of a model's step, linear in what it computes.
 
@@ -26,9 +47,7 @@ class StepModel:
     a step that took more than three times what was expected counts as if it had taken just that.
 
     Attributes:
-        step_s: each step, whatever it computes.
-        decode_s: each sequence in it that computes one token.
-        prefill_token_s: each token of the others.
+        step_s, decode_s, prefill_token_s: as in ``StepCosts``.
     """
 
     def __init__(self) -> None:
@@ -40,6 +59,11 @@ class StepModel:
     def seconds(self, num_decodes: float, num_prefill_tokens: float) -> float:
         """Expected duration of a step."""
         return self.step_s + num_decodes * self.decode_s + num_prefill_tokens * self.prefill_token_s
+
+    @property
+    def measured(self) -> StepCosts | None:
+        """Costs as they are known now; None before the first step."""
+        return None if self._is_guess else StepCosts(self.step_s, self.decode_s, self.prefill_token_s)
 
     def note(self, num_decodes: int, num_prefill_tokens: int, seconds: float) -> None:
         """Notes how long a step took; nothing if it computed nothing.

@@ -13,20 +13,9 @@ from memory_manager.policy.arrivals import ArrivalPattern, ArrivalRate
 from memory_manager.policy.claim import RequestClaim
 from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.pace import Pace
+from memory_manager.policy.step_model import StepCosts
 
-__all__ = ["Machine", "SimulatedModel", "SimulatedRequest", "StepCosts"]
-
-
-@dataclass(frozen=True, slots=True)
-class StepCosts:
-    """Seconds that a step takes: as much for each step, each decode and each token of a prefill."""
-
-    step_s: float
-    decode_s: float
-    prefill_token_s: float
-
-    def seconds(self, num_decodes: int, num_prefill_tokens: int) -> float:
-        return self.step_s + self.decode_s * num_decodes + self.prefill_token_s * num_prefill_tokens
+__all__ = ["Machine", "SimulatedModel", "SimulatedRequest"]
 
 
 @dataclass(frozen=True, slots=True)

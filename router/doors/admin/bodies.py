@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory_manager.policy.device_queue import QueuePolicy
+from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.wait_reason import WaitReason
 from memory_manager.stats import ReplicaStats, WorkerStats
 from memory_manager.watch.devices import DeviceMemory
@@ -239,6 +240,7 @@ class DeploymentStatusBody(AdminBody):
     engine: str
     residency: str
     reason: str | None = None
+    step_costs: StepCosts | None = Field(None, description="Seconds of its steps, as they were lately.")
     replicas: list[ReplicaBody]
 
 

@@ -258,6 +258,7 @@ def _deployment_status(
             engine=record.engine,
             residency=managed.residency.value,
             reason=managed.reason or None,
+            step_costs=managed.step_costs,
             replicas=replica_bodies(managed),
         )
     reason = services.registrar.directory.reason(record.name)

@@ -8,7 +8,7 @@ from benchmarks.fairness import FairnessTrace, FloodResult, GapResult, figures_o
 from benchmarks.slo.benchmark import slo_machine
 from benchmarks.slo.workload import TenantWorkload
 from memory_manager.policy.device_queue import QueuePolicy
-from ops.capacity.machine import StepCosts
+from memory_manager.policy.step_model import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0002)
 MACHINE = slo_machine(COSTS, TenantWorkload(("a", "b", "c"), 2), 3200)

@@ -15,7 +15,7 @@ from benchmarks.sharing_simulated import (
     whole_grid,
 )
 from benchmarks.traces import TraceSpec
-from ops.capacity.machine import StepCosts
+from memory_manager.policy.step_model import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0002)
 TRACE = TraceSpec(("a", "b", "c"), 1.0, 1.0, 2, 0.7, 1.0, 1.0, (32, 64), (128, 256))

@@ -17,7 +17,7 @@ from benchmarks.slo.simulated import BOUNDED_LOAD, PolicyCell, SloGrid, Variant,
 from benchmarks.slo.workload import TENANTS, TenantWorkload
 from benchmarks.step_costs import filling_per_s
 from memory_manager.policy.device_queue import QueuePolicy
-from ops.capacity.machine import StepCosts
+from memory_manager.policy.step_model import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0002)
 WORKLOAD = TenantWorkload(("a", "b", "c"), 2)

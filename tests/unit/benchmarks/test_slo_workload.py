@@ -13,7 +13,7 @@ from benchmarks.slo.judged import Course, judge, score_predictions
 from benchmarks.slo.real import course_of
 from benchmarks.slo.workload import BATCH, TENANTS, TenantRequest, TenantWorkload, claims
 from benchmarks.traces import TraceRequest
-from ops.capacity.machine import StepCosts
+from memory_manager.policy.step_model import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0002)
 WORKLOAD = TenantWorkload(("a", "b", "c"), 2)

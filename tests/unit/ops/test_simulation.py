@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from memory_manager.config import PlannerConfig
-from ops.capacity.machine import Machine, SimulatedRequest, StepCosts
+from memory_manager.policy.step_model import StepCosts
+from ops.capacity.machine import Machine, SimulatedRequest
 from ops.capacity.policies import Elastic, Static, SwapOneAtATime
 from ops.capacity.simulation import ResidencyPolicy, Simulation
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_manager.policy.claim import RequestClaim
+from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
-from ops.capacity.machine import StepCosts
 
 COSTS = st.builds(StepCosts, st.floats(0, 10), st.floats(0, 1), st.floats(0, 0.1))
 

@@ -9,8 +9,8 @@ import pytest
 from memory_manager.policy.admission import DeviceAdmission
 from memory_manager.policy.claim import Obstacle, RequestClaim
 from memory_manager.policy.device_queue import QueuePolicy
+from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
-from ops.capacity.machine import StepCosts
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0005)
 

@@ -25,6 +25,19 @@ def test_predictions_that_were_short_are_drawn_out() -> None:
     assert error.likely_s(1.0, waits_for_room=False) == 1.0
 
 
+def test_what_waits_for_turns_alone_is_put_right_by_seconds() -> None:
+    error = PredictionError()
+    for number in range(100):
+        error.note(0.1, 0.15 + 0.01 * (number % 5), waits_for_room=False)
+    assert error.likely_s(0.5, waits_for_room=False) == pytest.approx(0.57)
+    assert error.cautious_s(0.5, waits_for_room=False) == pytest.approx(0.585, abs=0.006)
+    assert error.likely_s(0.5, waits_for_room=True) == 0.5
+    for _ in range(40):
+        error.note(0.3, 0.1, waits_for_room=False)  # what was before is forgotten
+    assert error.likely_s(0.5, waits_for_room=False) == pytest.approx(0.3)
+    assert error.likely_s(0.1, waits_for_room=False) == 0.0
+
+
 def test_caution_fades_while_everybody_is_refused_by_it() -> None:
     error = PredictionError()
     for _ in range(20):

@@ -9,9 +9,9 @@ import pytest
 
 from memory_manager.policy.claim import Obstacle, RequestClaim
 from memory_manager.policy.residency import Residency
+from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.wait_reason import WaitReason, wait_reason
 from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
-from ops.capacity.machine import StepCosts
 
 FREE: dict[str, Any] = {
     "takes_requests": True,
