@@ -19,14 +19,24 @@ class StepProgress(NamedTuple):
     Attributes:
         num_steps: steps that have ended in this life.
         began_s: when the running step began, on the monotonic clock of the machine; 0 if none runs.
+        busy_s: seconds that those which have ended took.
     """
 
     num_steps: int
     began_s: float
+    busy_s: float = 0.0
+
+    def busy_until_s(self, now_s: float) -> float:
+        """Seconds of steps until ``now_s``, those of the running one included."""
+        return self.busy_s + (max(0.0, now_s - self.began_s) if self.began_s else 0.0)
 
 
 class _Figures(ctypes.Structure):
-    _fields_ = (("num_steps", ctypes.c_uint64), ("step_began_s", ctypes.c_double))
+    _fields_ = (
+        ("num_steps", ctypes.c_uint64),
+        ("step_began_s", ctypes.c_double),
+        ("busy_s", ctypes.c_double),
+    )
 
 
 class StatusPage:
@@ -45,11 +55,14 @@ class StatusPage:
         """Notes that a step begins at ``now_s``, of ``time.monotonic``."""
         self._figures.step_began_s = now_s
 
-    def end_step(self) -> None:
-        """Notes that the running step has ended."""
-        self._figures.step_began_s = 0.0
-        self._figures.num_steps += 1
+    def end_step(self, now_s: float) -> None:
+        """Notes that the running step has ended at ``now_s``."""
+        figures = self._figures
+        began_s, figures.step_began_s = figures.step_began_s, 0.0
+        figures.busy_s += now_s - began_s
+        figures.num_steps += 1
 
     def progress(self) -> StepProgress:
         """Reads how far the steps are."""
-        return StepProgress(self._figures.num_steps, self._figures.step_began_s)
+        figures = self._figures
+        return StepProgress(figures.num_steps, figures.step_began_s, figures.busy_s)

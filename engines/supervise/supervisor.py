@@ -65,13 +65,19 @@ class WorkerState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """One worker as ``mooring status`` shows it; ``pid`` is None while there is no process."""
+    """One worker as ``mooring status`` shows it.
+
+    Attributes:
+        pid: None while there is no process.
+        busy_s: seconds of steps that it has run in all its lives.
+    """
 
     worker_id: str
     pid: int | None
     device: str
     state: WorkerState
     restarts_total: int
+    busy_s: float = 0.0
 
 
 def restart_pause_s(num_deaths_in_a_row: int, config: SupervisorConfig) -> float:
@@ -91,18 +97,22 @@ class _Worker:
         self.state = WorkerState.STARTING
         self.process: asyncio.subprocess.Process | None = None
         self.client: WorkerClient | None = None
+        self.memory: WorkerMemory | None = None  # of the present life
+        self.busy_before_s = 0.0  # in lives that have ended
         self.num_lives = 0
         self.stopping = asyncio.Event()  # it gets no further life
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.watch: asyncio.Task[None] | None = None
 
-    def status(self) -> WorkerProcess:
+    def status(self, now_s: float) -> WorkerProcess:
+        life_s = 0.0 if self.memory is None else self.memory.status.progress().busy_until_s(now_s)
         return WorkerProcess(
             worker_id=self.spec.worker_id,
             pid=self.process.pid if self.process is not None else None,
             device=self.spec.device,
             state=self.state,
             restarts_total=max(self.num_lives - 1, 0),
+            busy_s=self.busy_before_s + life_s,
         )
 
 
@@ -221,7 +231,8 @@ class Supervisor:
         return worker.client
 
     def workers(self) -> tuple[WorkerProcess, ...]:
-        return tuple(worker.status() for worker in self._workers.values())
+        now_s = self._clock()
+        return tuple(worker.status(now_s) for worker in self._workers.values())
 
     async def _watch(self, worker: _Worker) -> None:
         num_deaths_in_a_row = 0
@@ -261,7 +272,7 @@ class Supervisor:
             process, descriptors, memory = await _spawn(worker.spec, socket_path)
         except OSError as error:
             return f"worker {worker_id} cannot be started: {error}"
-        worker.process = process
+        worker.process, worker.memory = process, memory
         worker.num_lives += 1
         if worker.stopping.is_set():  # who ends it did not see this process yet
             _signal(process, signal.SIGTERM)
@@ -340,6 +351,9 @@ class Supervisor:
             if worker.spec.core_signal is not None:
                 worker.spec.core_signal.clear()  # it may have died in a step
         worker.process = None
+        if worker.memory is not None:
+            worker.busy_before_s += worker.memory.status.progress().busy_s
+            worker.memory = None
         await client.close(death)
         if was_ready:
             self._on_lost(worker.spec.worker_id)

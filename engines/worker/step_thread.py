@@ -134,7 +134,7 @@ class StepThread:
         memory.status.begin_step(time.monotonic())
         outputs = run_step(self._engine)  # if it raises, the worker ends, and the record says in which step
         memory.recorder.end_step()
-        memory.status.end_step()
+        memory.status.end_step(time.monotonic())
         if outputs:
             self._ahead.acquire()
             if not self._stopping:

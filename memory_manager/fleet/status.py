@@ -39,12 +39,14 @@ class WorkerStatus:
     Attributes:
         kv_lease_bytes: its KV lease, by the ledger.
         stats: its own figures at the last poll.
+        sampled_at_s: when that was, on the manager's clock; None before the first one.
     """
 
     worker_id: str
     device: str
     kv_lease_bytes: int
     stats: WorkerStats
+    sampled_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

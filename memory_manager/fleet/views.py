@@ -207,6 +207,7 @@ def snapshot(
                 each.port.device,
                 each.kv.lease_bytes,
                 each.stats,
+                each.sampled_at_s,
             )
             for each in workers.values()
         ),

@@ -46,6 +46,7 @@ class Worker:
         takes_orders: False until the other workers of its device hold no more than their leases.
         tasks: what is under way on it; cancelled when it is lost.
         stats: its figures at the last poll.
+        sampled_at_s: when that was; None before the first one.
         kv_queued_bytes: KV that requests in its device's queue would take, which wait for want of it.
         kv_wanted_since_s: since when some of its sequences, or requests in the queue, wait for KV.
         kv_wanted_at_s: when some did last, before now.
@@ -59,6 +60,7 @@ class Worker:
     takes_orders: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     stats: WorkerStats = field(default_factory=WorkerStats)
+    sampled_at_s: float | None = None
     kv_queued_bytes: int = 0
     kv_wanted_since_s: float = 0.0
     kv_wanted_at_s: float = -math.inf
@@ -83,7 +85,7 @@ class Worker:
         may turn on the change."""
         wanted_bytes = self.kv_wanted_bytes
         if stats is not None:
-            self.stats = stats
+            self.stats, self.sampled_at_s = stats, now_s
         if queued_bytes is not None:
             self.kv_queued_bytes = queued_bytes
         if self.kv_wanted_bytes and not wanted_bytes:

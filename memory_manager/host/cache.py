@@ -25,7 +25,7 @@ from operator import attrgetter
 
 from memory_manager.cores import stand_back
 from memory_manager.host.copy_file import HostCopyFile, open_artifact
-from memory_manager.host.copy_memory import CopyMemory
+from memory_manager.host.copy_memory import CopyMemory, CopyStatus
 from memory_manager.host.spare import HostSpare
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.memfd import is_ours_alone, new_memfd, open_to_read
@@ -131,6 +131,7 @@ class HostCache:
         self._holders: dict[str, int] = {}  # number of holders of a copy, or of room for one; a read is one
         self._held_bytes = 0
         self._reading: dict[str, asyncio.Task[_Stored]] = {}
+        self._reading_bytes: dict[str, int] = {}  # of the same keys
         if num_readers is None:
             num_readers = min(max(2, (os.cpu_count() or 1) // 2), 8)
         self._readers = ThreadPoolExecutor(num_readers, "host-cache", initializer=stand_back)
@@ -159,6 +160,13 @@ class HostCache:
     def free_bytes(self) -> int:
         """Bytes of the budget that can be held: all but those of copies that are held or being read."""
         return self._budget_bytes - self._held_bytes
+
+    def copies(self) -> dict[str, CopyStatus]:
+        """All copies, those being read included, by key."""
+        found = {key: CopyStatus(num_bytes, "reading") for key, num_bytes in self._reading_bytes.items()}
+        for key, copy in self._copies.items():
+            found[key] = CopyStatus(copy.num_bytes, "held" if key in self._holders else "kept")
+        return found
 
     def holds(self, key: str) -> bool:
         """Whether room for the artifact is held, so that another holder needs no more."""
@@ -282,7 +290,7 @@ class HostCache:
             self._used_bytes += ref.num_bytes
             self._hold(ref)
             task = asyncio.create_task(self._read(ref), name=f"read {ref.key}")
-            self._reading[ref.key] = task
+            self._reading[ref.key], self._reading_bytes[ref.key] = task, ref.num_bytes
             task.add_done_callback(lambda ended: self._read_ended(ref, ended))
         return await asyncio.shield(task)
 
@@ -373,7 +381,7 @@ class HostCache:
     def _read_ended(self, ref: ArtifactRef, task: asyncio.Task[_Stored]) -> None:
         """Ends the books of a read. Runs before any caller wakes; also for a task cancelled before it
         began."""
-        del self._reading[ref.key]
+        del self._reading[ref.key], self._reading_bytes[ref.key]
         self._let_go(ref)
         if ref.key in self._evicted:
             self._evicted.pop(ref.key).close()

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+from typing import Literal, NamedTuple
 
 from memory_manager import host_pages
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.memfd import F_SEAL_FUTURE_WRITE, closed_on_error
 
-__all__ = ["CopyMemory"]
+__all__ = ["CopyMemory", "CopyStatus"]
+
+
+class CopyStatus(NamedTuple):
+    """A copy as status pages show it: being read, held by somebody, or kept for who comes."""
+
+    num_bytes: int
+    state: Literal["reading", "held", "kept"]
 
 
 class CopyMemory:

@@ -73,6 +73,10 @@ class DeviceReader(Protocol):
         """The figures now, or None if the device cannot be read; the log then has the reason, once."""
         ...
 
+    def busy_share(self) -> float | None:
+        """Share of the last moment in which the device computed, for whomever; None if it does not tell."""
+        ...
+
 
 def default_budget_bytes(memory: DeviceMemory, reserve_bytes: int) -> int:
     """The budget if the operator names none: all that other processes leave, less the reserve.
@@ -140,6 +144,17 @@ class NvmlReader:
         ours_bytes = ours_of([(process.pid, process.usedGpuMemory) for process in processes], self._pids())
         others_bytes = None if ours_bytes is None else max(0, used_bytes - ours_bytes)
         return DeviceMemory(name, "cuda", int(memory.total), used_bytes, ours_bytes, others_bytes)
+
+    def busy_share(self) -> float | None:
+        try:
+            import pynvml
+        except ImportError:
+            return None
+        try:
+            pynvml.nvmlInit()
+            return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle()).gpu) / 100
+        except pynvml.NVMLError:  # no driver, or a part of a GPU, which has no figure of its own
+            return None
 
     def compute_capability(self) -> tuple[int, int] | None:
         """The GPU's compute capability, as major and minor number; None if it cannot be read."""
@@ -233,6 +248,9 @@ class HostReader:
             available_bytes,
             stalled_share,
         )
+
+    def busy_share(self) -> float | None:
+        return None  # what other programs compute is not ours to tell of; workers tell of their steps
 
     def _stalled_share(self) -> float | None:
         """Share of the last ten seconds that processes waited for memory: of our own cgroup if it tells (v2),

@@ -34,7 +34,10 @@ def _print_devices(devices: Sequence[Mapping[str, Any]]) -> None:
     console().rule("devices", align="left")
     for device in devices:
         held = sum(device["owners"].values())
-        console().print(f"{device['name']}: {format_bytes(held)} of {format_bytes(device['budget_bytes'])}")
+        busy = "" if device["utilization"] is None else f", {device['utilization']:.0%} busy"
+        console().print(
+            f"{device['name']}: {format_bytes(held)} of {format_bytes(device['budget_bytes'])}{busy}"
+        )
         owners = [(f"  {owner}", format_bytes(size)) for owner, size in sorted(device["owners"].items())]
         print_table(("  owner", "bytes#"), owners, "  nothing held")
 

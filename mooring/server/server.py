@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +35,7 @@ from model_registry.importing.hub import Hub
 from model_registry.importing.importer import Importer
 from model_registry.registry import Registry
 from model_registry.store import ArtifactStore
+from mooring import __version__
 from mooring.config import ModelEntry, Settings
 from mooring.errors import ConfigurationError, MooringError
 from mooring.server.admin_key import ensure_admin_key, read_metrics_key
@@ -63,6 +64,7 @@ from router.control.registrar import Registrar
 from router.control.registrations import Registrations
 from router.dispatch.dispatch import Dispatcher
 from router.dispatch.gate import Gate
+from router.doors.admin.live import carry_events
 from router.doors.admin.playground import create_playground_routes
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc.limits import GrpcLimits
@@ -73,6 +75,7 @@ from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
 from router.doors.kserve.rest import create_kserve_routes
 from router.doors.openai.routes import OpenAiApi
+from router.feed.feed import Feed, FeedSources
 from router.intake import Intake
 from router.services import RouterServices
 from router.telemetry.gauges import gauges_of
@@ -166,6 +169,7 @@ class Server:
     gate: Gate
     directory: DeploymentDirectory
     journal: Journal
+    feed: Feed
     ready: bool = False
     addresses: dict[str, str] = field(default_factory=dict)
 
@@ -196,11 +200,18 @@ class Server:
         text_models = TextModels(settings.limits, text_starter)
         stack.callback(text_models.close)
         directory = DeploymentDirectory(text_models.drop)
-        metrics = Metrics(lambda: gauges_of(manager.snapshot()), away_s=lambda model: manager.away_s(model))
+        # Parts that are made below, and that parts before them ask once they are there.
+        manager: MemoryManager
+        supervisor: Supervisor
+        feed: Feed
+        metrics = Metrics(
+            lambda: gauges_of(manager.snapshot(), supervisor.workers(), feed.utilization()),
+            away_s=lambda model: manager.away_s(model),
+        )
         journal = Journal(registry, JournalConfig(max_kept=settings.max_events))
         journal.start()
         stack.push_async_callback(journal.stop)
-        sink = partial(_note_residency, metrics)
+        sink = partial(_note_residency, metrics, lambda: feed.publisher.hurry())
         manager = MemoryManager(budgets, cache, settings.planner, sink=sink, events=journal.note)
         stack.push_async_callback(manager.stop)
 
@@ -240,7 +251,15 @@ class Server:
         samples = SampleMaker(settings.data_dir / "samples", directory)
         stack.push_async_callback(samples.stop)
         gate = Gate(Dispatcher(manager, supervisor.client))
-        server = cls(settings, registrar, samples, manager, supervisor, gate, directory, journal)
+        readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
+        feed = Feed(
+            FeedSources(
+                __version__, manager, registrar, registrations, supervisor.workers, readers, cache, metrics
+            )
+        )
+        feed.publisher.while_read(partial(carry_events, feed.publisher, journal))
+        stack.callback(asyncio.create_task(feed.run(), name="feed").cancel)
+        server = cls(settings, registrar, samples, manager, supervisor, gate, directory, journal, feed)
         config = settings.limits
         services = RouterServices(
             tokens=gate,
@@ -255,9 +274,8 @@ class Server:
             ttft_target_s=settings.planner.ttft_target_s,
             tpot_target_s=settings.planner.tpot_target_s,
         )
-        readers = device_readers(settings, lambda: {os.getpid(), *_worker_pids(supervisor)})
         admin = AdminServices(
-            registry, registrar, registrations, manager, supervisor.workers, readers, journal, metrics
+            registry, registrar, registrations, manager, supervisor.workers, feed, journal, metrics
         )
         for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)
@@ -340,6 +358,7 @@ class Server:
         self.ready = False
         self.gate.shut()
         self.journal.shut()  # or streams of events would hold up the end of the HTTP door
+        self.feed.publisher.shut()
         logger.info("stopping: running requests have %g s", self.settings.shutdown_grace_s)
         if not await self.gate.wait_empty(self.settings.shutdown_grace_s):
             logger.warning("some requests did not end in time and are cut off")
@@ -378,8 +397,9 @@ def _entry_policy(entry: ModelEntry) -> Mapping[str, Any]:
     return entry.model_dump(include=entry.model_fields_set - {"name", "source"})
 
 
-def _note_residency(metrics: Metrics, event: ResidencyEvent) -> None:
+def _note_residency(metrics: Metrics, publish_soon: Callable[[], None], event: ResidencyEvent) -> None:
     metrics.observe_transition(event)
+    publish_soon()
     logger.debug(
         "%s: %s -> %s after %.3f s (%s)",
         *(event.replica_id, event.before.value, event.after.value, event.duration_s, event.reason),

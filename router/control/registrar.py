@@ -82,6 +82,7 @@ class Registrar:
     precision_for_16_bit: str = "bf16"
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
     retries: RetryConfig = field(default_factory=RetryConfig)
+    _records: dict[str, DeploymentRecord] = field(default_factory=dict)
     _following: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stopped: bool = False
     _retries: Retries = field(init=False)
@@ -179,6 +180,10 @@ class Registrar:
 
     # Deployments.
 
+    def records(self) -> Mapping[str, DeploymentRecord]:
+        """The registry's deployments as they were last followed, by name; without a look into the registry."""
+        return self._records
+
     async def create(
         self, name: str, model: str, version: int | None, policy: DeploymentPolicy
     ) -> DeploymentRecord:
@@ -198,6 +203,7 @@ class Registrar:
         async with self._following:
             await asyncio.to_thread(self.registry.delete_deployment, name)
             self._retries.settled(name)
+            self._records.pop(name, None)
             self._drop(name)
 
     async def sleep(self, name: str) -> None:
@@ -279,6 +285,7 @@ class Registrar:
         artifact: ArtifactRef | None = None
         try:
             packed_for = await asyncio.to_thread(self.registry.get_deployment, name)
+            self._records[name] = packed_for
             artifact = await self._packed(packed_for)
         except MooringError as caught:
             error = caught
@@ -287,7 +294,9 @@ class Registrar:
                 record = await asyncio.to_thread(self.registry.get_deployment, name)
             except NotFoundError:
                 self._retries.settled(name)
+                self._records.pop(name, None)
                 return None  # deleted meanwhile
+            self._records[name] = record
             if artifact is not None and record.variant.id == packed_for.variant.id:
                 self._retries.settled(name)
                 self._follow(record, artifact)

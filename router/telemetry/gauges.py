@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from types import MappingProxyType
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engines.supervise.supervisor import WorkerProcess
 from memory_manager.fleet.status import DeploymentStatus, DeviceQueueStatus, Snapshot
 from router.telemetry.attainment import Attainments
 
@@ -67,16 +69,26 @@ class Gauges:
         device_memory_bytes: bytes by device and owner.
         kv_unused_bytes: bytes of committed KV memory that holds no token, by worker and kind.
         queues: those of the devices.
+        device_budget_bytes: budgets, by device.
+        utilization: share of the last seconds in which a device computed, by device.
+        workers: the supervisor's view of its processes.
+        num_ledger_mismatches: polls at which a worker held other bytes than the ledger says.
     """
 
     models: Mapping[str, ModelGauges] = field(default_factory=dict)
     device_memory_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     kv_unused_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
     queues: Sequence[DeviceQueueStatus] = ()
+    device_budget_bytes: Mapping[str, int] = field(default_factory=dict)
+    utilization: Mapping[str, float] = field(default_factory=dict)
+    workers: Sequence[WorkerProcess] = ()
+    num_ledger_mismatches: int = 0
 
 
-def gauges_of(snapshot: Snapshot) -> Gauges:
-    """The gauges for a snapshot of the memory manager."""
+def gauges_of(
+    snapshot: Snapshot, workers: Sequence[WorkerProcess], utilization: Mapping[str, float]
+) -> Gauges:
+    """The gauges for a snapshot of the memory manager; workers and utilization are as in ``Gauges``."""
     kv_lease_bytes = sum(worker.kv_lease_bytes for worker in snapshot.workers)
     return Gauges(
         models={each.name: _model_gauges(each, kv_lease_bytes) for each in snapshot.deployments},
@@ -91,6 +103,10 @@ def gauges_of(snapshot: Snapshot) -> Gauges:
             for kind, num_bytes in asdict(worker.stats.fragmentation).items()
         },
         queues=snapshot.queues,
+        device_budget_bytes={each.name: each.budget_bytes for each in snapshot.devices},
+        utilization=utilization,
+        workers=workers,
+        num_ledger_mismatches=snapshot.num_ledger_mismatches,
     )
 
 
@@ -120,7 +136,8 @@ class GaugeCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Names of the metrics only: registering must not ask parts of the server that do not run yet."""
-        return (*_model_families(), _memory_family(), _unused_family(), *_queue_families())
+        families = _model_families(), _device_families(), _queue_families(), _worker_families()
+        return (*chain.from_iterable(families), _unused_family())
 
     def collect(self) -> Iterator[Metric]:
         present = self._read()
@@ -141,10 +158,8 @@ class GaugeCollector(Collector):
             for state in sorted(set(_SLEEP_STATES.values())):
                 sleep.add_metric([*model, state], state == sleep_state)
         yield from families
-        memory = _memory_family()
-        for (device, owner), num_bytes in present.device_memory_bytes.items():
-            memory.add_metric([device, owner], num_bytes)
-        yield memory
+        yield from _filled_device_families(present)
+        yield from _filled_worker_families(present)
         unused = _unused_family()
         for (worker, kind), num_bytes in present.kv_unused_bytes.items():
             unused.add_metric([worker, kind], num_bytes)
@@ -174,16 +189,17 @@ class AttainmentCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now_s = self._clock()
-        ratio, requests = _attainment_families()
+        ratio, goal, requests = _attainment_families()
         for entry in self._attainments.entries():
             labels = [entry.tenant, entry.slo_class, entry.model]
             requests.add_metric([*labels, "met"], entry.total.num_met)
             requests.add_metric([*labels, "missed"], entry.total.num_missed)
+            if entry.goal is not None:
+                goal.add_metric(labels, entry.goal)
             for name, window in entry.windows.items():
                 if (attained := window.count(now_s).attained) is not None:
                     ratio.add_metric([*labels, name], attained)
-        yield ratio
-        yield requests
+        yield from (ratio, goal, requests)
 
 
 _ModelFamilies = tuple[
@@ -229,19 +245,65 @@ def _model_families() -> _ModelFamilies:
     )
 
 
-def _memory_family() -> GaugeMetricFamily:
-    return GaugeMetricFamily(
-        "mooring_device_memory_bytes", "Device memory by owner.", labels=["device", "owner"]
+def _device_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily(
+            "mooring_device_memory_bytes", "Device memory by owner.", labels=["device", "owner"]
+        ),
+        GaugeMetricFamily("mooring_device_budget_bytes", "Memory budget of a device.", labels=["device"]),
+        GaugeMetricFamily(
+            "mooring_device_utilization_ratio",
+            "Share of the last seconds in which a device computed.",
+            labels=["device"],
+        ),
     )
 
 
-def _attainment_families() -> tuple[GaugeMetricFamily, CounterMetricFamily]:
+def _filled_device_families(present: Gauges) -> Iterator[Metric]:
+    memory, budget, utilization = _device_families()
+    for (device, owner), num_bytes in present.device_memory_bytes.items():
+        memory.add_metric([device, owner], num_bytes)
+    for device, num_bytes in present.device_budget_bytes.items():
+        budget.add_metric([device], num_bytes)
+    for device, share in present.utilization.items():
+        utilization.add_metric([device], share)
+    yield from (memory, budget, utilization)
+
+
+def _worker_families() -> tuple[CounterMetricFamily, CounterMetricFamily, CounterMetricFamily]:
+    labels = ["worker", "device"]
+    return (
+        CounterMetricFamily(
+            "mooring_worker_busy_seconds", "Seconds of steps that it has run.", labels=labels
+        ),
+        CounterMetricFamily("mooring_worker_restarts", "Times it was started again.", labels=labels),
+        CounterMetricFamily(
+            "mooring_ledger_mismatches",
+            "Polls at which a worker held other bytes than the ledger says; anything but 0 is a bug.",
+            labels=[],
+        ),
+    )
+
+
+def _filled_worker_families(present: Gauges) -> Iterator[Metric]:
+    busy, restarts, mismatches = _worker_families()
+    for worker in present.workers:
+        busy.add_metric([worker.worker_id, worker.device], worker.busy_s)
+        restarts.add_metric([worker.worker_id, worker.device], worker.restarts_total)
+    mismatches.add_metric([], present.num_ledger_mismatches)
+    yield from (busy, restarts, mismatches)
+
+
+def _attainment_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, CounterMetricFamily]:
     labels = ["tenant", "class", "model"]
     return (
         GaugeMetricFamily(
             "mooring_slo_attainment_ratio",
             "Share of the requests that ended within a window and met the targets of their SLO class.",
             labels=[*labels, "window"],
+        ),
+        GaugeMetricFamily(
+            "mooring_slo_goal_ratio", "Share of requests that is to meet the targets.", labels=labels
         ),
         CounterMetricFamily(
             "mooring_slo_requests",

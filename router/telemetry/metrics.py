@@ -22,6 +22,7 @@ from router.telemetry.attainment import Attainments, Miss
 from router.telemetry.audit import AuditTrail
 from router.telemetry.gauges import ENGINE, AttainmentCollector, GaugeCollector, Gauges, ModelGauges
 from router.telemetry.predictions import PredictionRecord
+from router.telemetry.recent import Recent
 from router.telemetry.request_metrics import RequestMetrics, RequestSeries
 from router.telemetry.waits import Spent, Wait, Waited
 
@@ -100,6 +101,9 @@ class Metrics:
         read_gauges: returns the present states; answers from memory.
         away_s: seconds for which a model has been away in all, by its name (``router.telemetry.waits``).
         clock: seconds, monotonic; the clock of ``GenerationRequest.arrival_s``.
+
+    Attributes:
+        recent: figures of the last seconds, for who watches.
     """
 
     def __init__(
@@ -155,6 +159,7 @@ class Metrics:
         )
         self.audit = AuditTrail(registry)
         self._predictions = PredictionRecord(registry)
+        self.recent = Recent()
         self.attainments = Attainments()
         registry.register(AttainmentCollector(self.attainments, clock))
         registry.register(GaugeCollector(read_gauges))
@@ -180,17 +185,19 @@ class Metrics:
         record, predicted_s = self._predictions, predicted_ttft_s
 
         def note_first(measured_s: float) -> None:
+            self.recent.note_first(measured_s, self.clock())
             if predicted_s is not None and math.isfinite(predicted_s):
                 needed_wake = waited.wake_s > 0
                 record.note(request.deployment, predicted_s, measured_s, needed_wake=needed_wake)
 
-        return RequestMetrics(series, request, waited, note_first, self.attainments, self.clock)
+        return RequestMetrics(series, request, waited, note_first, self.attainments, self.recent, self.clock)
 
     def refused(
         self, request_id: str, model: str, tenant: str, slo_class: SLOClass | None, waited: Waited
     ) -> None:
         """Counts a request that was refused, or failed before there was anything of it to measure, as one that missed
         its targets."""
+        self.recent.num_refused += 1
         miss = Miss(request_id, time.time(), None, None, Spent(*waited))
         self.attainments.note(tenant, slo_class, model, miss, self.clock())
 

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Histogram
 
 from router.request.request import GenerationRequest
 from router.telemetry.attainment import Attainments, Miss
+from router.telemetry.recent import Recent
 from router.telemetry.waits import Spent, Waited
 
 __all__ = ["RequestMetrics", "RequestSeries", "Timings"]
@@ -70,6 +71,7 @@ class RequestMetrics:
         waited: Waited,
         note_first: Callable[[float], None],
         attainments: Attainments,
+        recent: Recent,
         clock: Callable[[], float],
     ) -> None:
         self._series = series
@@ -77,6 +79,7 @@ class RequestMetrics:
         self._waited = waited
         self._note_first = note_first
         self._attainments = attainments
+        self._recent = recent
         self._clock = clock
         self._given_s = request.arrival_s + waited.queue_s + waited.wake_s  # when a worker had it
         self._began_s: float | None = None  # when a step began with the request
@@ -114,6 +117,7 @@ class RequestMetrics:
         self._first_s.setdefault(index, now_s)
         self._last_s[index] = now_s
         series.generation_tokens.inc(num_tokens)
+        self._recent.num_tokens += num_tokens
 
     def finished(self, index: int, reason: str, num_tokens: int) -> None:
         """Notes that a choice ended with this many tokens. ``reason``: ``stop``, ``length``, ``error``, or
@@ -141,6 +145,7 @@ class RequestMetrics:
         if self._ended:
             return
         self._ended = True
+        self._recent.num_ended += 1
         if not is_callers_fault:
             self._judge()
         series, request = self._series, self._request

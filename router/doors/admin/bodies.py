@@ -11,7 +11,6 @@ from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.step_model import StepCosts
 from memory_manager.policy.wait_reason import WaitReason
 from memory_manager.stats import ReplicaStats, WorkerStats
-from memory_manager.watch.devices import DeviceMemory
 from mooring.declared_models import with_fields_of
 from mooring.policy import WEIGHTS, DeploymentPolicy
 from mooring.slo import SLOClass
@@ -27,7 +26,9 @@ __all__ = [
     "DeploymentStatusBody",
     "DeploymentUpdate",
     "DeviceBody",
+    "DeviceMemoryBody",
     "EventBody",
+    "HistoryBody",
     "KeyBody",
     "KeyCreate",
     "KeyCreated",
@@ -207,13 +208,49 @@ class AttainmentBody(AdminBody):
     misses: list[MissBody] = Field(description="The last ones, newest first, as many as asked for.")
 
 
+class DeviceMemoryBody(AdminBody):
+    """A device's own figures, other processes included."""
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+    ours_bytes: int | None = Field(
+        None, description="Bytes of the server's processes; null if it cannot tell."
+    )
+    others_bytes: int | None = None
+    available_bytes: int | None = None
+    stalled_share: float | None = Field(
+        None, description="Share of the last ten seconds in which some process waited for memory."
+    )
+
+
 class DeviceBody(AdminBody):
     name: str
     budget_bytes: int
     owners: dict[str, int] = Field(description="Bytes by owner: `weights:...`, `kv:...`, `reserve`.")
-    memory: DeviceMemory | None = Field(
-        None, description="The device's own figures, other processes included; null if it cannot be read."
+    memory: DeviceMemoryBody | None = Field(None, description="Null if it cannot be read.")
+    utilization: float | None = Field(
+        None, description="Share of the last seconds in which it computed; null if that is not known yet."
     )
+    sampled_at: int | None = Field(
+        None, description="When its workers last told what they use, in Unix seconds."
+    )
+    segments: dict[str, dict[str, int | str]] = Field(
+        description="Its bytes by owner and those that are `free`, promised and used; what is promised sums to the "
+        "budget."
+    )
+    running: int = Field(description="Requests that run on it.")
+    parked: int = Field(description="Requests whose model sleeps.")
+
+
+class HistoryBody(AdminBody):
+    """Figures as columns of equal length, with null where nothing was measured."""
+
+    interval_s: float
+    at: list[float] = Field(description="Unix seconds of the rows.")
+    series: dict[str, list[float | None]]
 
 
 class WorkerBody(AdminBody):

@@ -17,7 +17,6 @@ from fastapi import APIRouter
 from engines.supervise.supervisor import WorkerProcess
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.status import DeploymentStatus, Snapshot, WorkerStatus
-from memory_manager.watch.devices import DeviceReader
 from model_registry.records import DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
 from mooring.errors import InvalidRequestError
@@ -27,11 +26,13 @@ from router.control.registrar import Registrar
 from router.control.registrations import Registrations
 from router.doors.admin import bodies as types
 from router.doors.admin.events import create_event_routes
+from router.doors.admin.live import create_live_routes, device_bodies
 from router.doors.admin.models import create_model_routes
 from router.doors.admin.slo import create_slo_routes
 from router.doors.admin.why import create_why_routes, replica_bodies
 from router.doors.http.errors import ERROR_RESPONSES
 from router.doors.http.json_route import JsonRoute
+from router.feed.feed import Feed
 from router.telemetry.metrics import Metrics
 
 __all__ = ["AdminServices", "create_admin_router"]
@@ -43,7 +44,7 @@ class AdminServices:
 
     Attributes:
         workers: the supervisor's view of its processes.
-        readers: readers of the devices' own figures, by device.
+        feed: the live feed.
         journal: the manager's events.
         metrics: what the doors have measured.
     """
@@ -53,7 +54,7 @@ class AdminServices:
     registrations: Registrations
     manager: MemoryManager
     workers: Callable[[], Sequence[WorkerProcess]]
-    readers: Mapping[str, DeviceReader]
+    feed: Feed
     journal: Journal
     metrics: Metrics
 
@@ -68,6 +69,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     router.include_router(create_slo_routes(services.registry, services.metrics))
     router.include_router(_status_routes(services))
     router.include_router(create_event_routes(services.journal))
+    router.include_router(create_live_routes(services.feed))
     return router
 
 
@@ -179,26 +181,9 @@ def _tenant_routes(services: AdminServices) -> APIRouter:
 def _status_routes(services: AdminServices) -> APIRouter:
     router = APIRouter(tags=["status"])
 
-    async def devices(snapshot: Snapshot) -> list[types.DeviceBody]:
-        memory = {name: await asyncio.to_thread(reader.read) for name, reader in services.readers.items()}
-        return [
-            types.DeviceBody(
-                name=each.name,
-                budget_bytes=each.budget_bytes,
-                owners=dict(each.owners),
-                memory=memory.get(each.name),
-            )
-            for each in snapshot.devices
-        ]
-
     def workers(snapshot: Snapshot) -> list[types.WorkerBody]:
         managed = {each.worker_id: each for each in snapshot.workers}
         return [_worker_status(each, managed.get(each.worker_id)) for each in services.workers()]
-
-    @router.get("/devices")
-    async def list_devices() -> list[types.DeviceBody]:
-        """Budgets, and bytes by owner."""
-        return await devices(services.manager.snapshot())
 
     @router.get("/workers")
     async def list_workers() -> list[types.WorkerBody]:
@@ -214,10 +199,11 @@ def _status_routes(services: AdminServices) -> APIRouter:
     async def status() -> types.StatusBody:
         """Show the bytes that each owner holds, the place of each model, and who waits for the devices."""
         records = await asyncio.to_thread(services.registry.list_deployments)
+        published = await services.feed.fresh()
         snapshot = services.manager.snapshot()
         managed = _by_name(snapshot)
         return types.StatusBody(
-            devices=await devices(snapshot),
+            devices=device_bodies(published.state["devices"]),
             workers=workers(snapshot),
             deployments=[
                 *(_deployment_status(services, record, managed.get(record.name)) for record in records),

@@ -102,6 +102,9 @@ def test_the_openapi_page_describes_every_admin_route_and_each_needs_the_key(ser
         "/admin/v1/deployments/{name}/why",
         "/admin/v1/events",
         "/admin/v1/events/stream",
+        "/admin/v1/history",
+        "/admin/v1/live",
+        "/admin/v1/live/snapshot",
         "/admin/v1/playground/chat/completions",
         "/admin/v1/playground/completions",
         "/admin/v1/queues",
@@ -427,7 +430,19 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert (queue["device"], queue["num_in_time"], queue["num_late"], queue["first"]) == ("cpu", 0, 0, [])
     assert status["ledger_mismatches"] == 0
     (device,) = status["devices"]
-    assert device.keys() == {"name", "budget_bytes", "owners", "memory"}
+    assert device.keys() == (
+        {
+            "name",
+            "budget_bytes",
+            "owners",
+            "memory",
+            "utilization",
+            "sampled_at",
+            "segments",
+            "running",
+            "parked",
+        }
+    )
     assert (device["name"], device["budget_bytes"]) == ("cpu", 64 * MIB)
     assert sum(device["owners"].values()) <= device["budget_bytes"]
     (worker,) = status["workers"]
@@ -458,7 +473,7 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
 def test_devices_tell_their_own_figures(server: RunningServer) -> None:
     (device,) = call(server, "GET", "/devices")
     memory = device["memory"]
-    assert memory.keys() == {field.name for field in dataclasses.fields(DeviceMemory)}
+    assert memory.keys() == {field.name for field in dataclasses.fields(DeviceMemory)} | {"free_bytes"}
     assert 0 < memory["total_bytes"] <= psutil.virtual_memory().total
     processes = [psutil.Process(server.process.pid), *map(psutil.Process, server.worker_pids())]
     resident_bytes = sum(process.memory_info().rss for process in processes)

@@ -401,7 +401,17 @@ def test_status(shell: Shell) -> None:
     assert status.keys() == STATUS_KEYS
     assert status["workers"][0]["pid"] in shell.server.worker_pids()
     table = shell.said("status")
-    for word in ("devices", "cpu: ", "of 64 MiB", "queues", "workers", "null-0", "deployments", "first"):
+    for word in (
+        "devices",
+        "cpu: ",
+        "of 64 MiB",
+        "% busy",
+        "queues",
+        "workers",
+        "null-0",
+        "deployments",
+        "first",
+    ):
         assert word in table
 
 

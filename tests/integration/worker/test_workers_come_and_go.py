@@ -127,7 +127,7 @@ async def test_a_worker_comes_takes_its_part_and_goes_under_load(stack: Stack) -
         return all(stack.active().get(worker, 0) >= 2 for worker in ("first", "second"))
 
     await until(both_serve)
-    assert {worker for worker, _ in gauges_of(stack.manager.snapshot()).kv_unused_bytes} == {
+    assert {worker for worker, _ in gauges_of(stack.manager.snapshot(), (), {}).kv_unused_bytes} == {
         "first",
         "second",
     }
@@ -137,7 +137,7 @@ async def test_a_worker_comes_takes_its_part_and_goes_under_load(stack: Stack) -
     async with asyncio.timeout(20):
         await stack.supervisor.remove("second", grace_s=0.5)
     assert stack.owners("cpu:1") == {}, "every lease is the ledger's again"
-    assert {worker for worker, _ in gauges_of(stack.manager.snapshot()).kv_unused_bytes} == {"first"}
+    assert {worker for worker, _ in gauges_of(stack.manager.snapshot(), (), {}).kv_unused_bytes} == {"first"}
     assert [each.worker_id for each in stack.supervisor.workers()] == ["first"]
 
     num_before = stack.num_ended

@@ -19,7 +19,7 @@ from engines.link.worker_memory import WorkerMemory
 
 memory = WorkerMemory(int(sys.argv[1]))
 memory.status.begin_step(0.5)
-memory.status.end_step()
+memory.status.end_step(3.0)
 memory.status.begin_step(1.5)
 memory.recorder.begin_step([7, 1 << 40, 2**64 - 1])
 os.abort()
@@ -38,7 +38,7 @@ def test_what_a_dead_process_wrote_last_is_there() -> None:
     os.close(fd)
     assert ended.returncode == -6, ended.stderr
     assert memory.recorder.sequence_ids() == [7, 1 << 40, 2**64 - 1]
-    assert memory.status.progress() == StepProgress(num_steps=1, began_s=1.5)
+    assert memory.status.progress() == StepProgress(num_steps=1, began_s=1.5, busy_s=2.5)
 
 
 def test_the_memory_of_a_worker_cannot_shrink_under_its_reader() -> None:
@@ -75,9 +75,20 @@ def test_a_step_too_large_for_the_record_is_cut() -> None:
 
 def test_the_page_says_since_when_a_step_runs_and_how_many_have_ended() -> None:
     page = StatusPage(memoryview(bytearray(StatusPage.NUM_BYTES)))
-    assert page.progress() == (0, 0.0)
+    assert page.progress() == (0, 0.0, 0.0)
     for began_s in (5.25, 6.5):
         page.begin_step(began_s)
-    assert page.progress() == (0, 6.5)
-    page.end_step()
-    assert page.progress() == (1, 0.0)
+    assert page.progress() == (0, 6.5, 0.0)
+    page.end_step(8.0)
+    assert page.progress() == (1, 0.0, 1.5)
+
+
+def test_the_page_says_how_long_steps_have_taken_the_running_one_included() -> None:
+    page = StatusPage(memoryview(bytearray(StatusPage.NUM_BYTES)))
+    assert page.progress().busy_until_s(9.0) == 0.0
+    for began_s in (10.0, 12.0):
+        page.begin_step(began_s)
+        page.end_step(began_s + 1)
+    assert page.progress().busy_until_s(20.0) == 2.0
+    page.begin_step(20.0)
+    assert page.progress().busy_until_s(20.5) == 2.5

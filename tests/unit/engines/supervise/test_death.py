@@ -50,7 +50,7 @@ async def test_steps_that_end_and_rest_between_steps_are_no_stall(memory: Worker
     for _ in range(6):
         memory.status.begin_step(time.monotonic())
         await asyncio.sleep(MAX_STALL_S / 2)
-        memory.status.end_step()
+        memory.status.end_step(time.monotonic())
         await asyncio.sleep(MAX_STALL_S / 4)
     assert not watching.done()
     await asyncio.sleep(2 * MAX_STALL_S)
@@ -62,7 +62,7 @@ async def test_a_step_that_goes_on_after_the_machine_stood_still_is_no_stall(mem
     memory.status.begin_step(time.monotonic() - 100)  # the time that passed for nobody
     watching = asyncio.create_task(wait_stalled(memory.status, 10 * MAX_STALL_S, time.monotonic))
     await asyncio.sleep(0)
-    memory.status.end_step()
+    memory.status.end_step(time.monotonic())
     await asyncio.sleep(1.5 * MAX_STALL_S)
     assert not watching.done()
     watching.cancel()

@@ -148,7 +148,9 @@ async def test_the_record_of_a_step_is_cleared_unless_the_engine_broke_in_it() -
     rig.submit(3)
     await rig.finished()
     memory = rig.memory
-    assert memory.status.progress() == (rig.engine.stats().steps_total, 0.0)
+    progress = memory.status.progress()
+    assert (progress.num_steps, progress.began_s) == (rig.engine.stats().steps_total, 0.0)
+    assert 0 < progress.busy_s < 10
     assert memory.recorder.sequence_ids() == []
     rig.engine.broken = True
     rig.submit(5)

@@ -267,11 +267,13 @@ def test_prometheus_reads_windows_and_totals() -> None:
     assert shown(door) == {
         ("mooring_slo_attainment_ratio", "1m"): 1.0,
         ("mooring_slo_attainment_ratio", "1h"): 0.75,
+        ("mooring_slo_goal_ratio", ""): door.entry.goal,
         ("mooring_slo_requests_total", "met"): 3.0,
         ("mooring_slo_requests_total", "missed"): 1.0,
     }
     door.now_s += 7200
-    assert {name for name, _ in shown(door)} == {"mooring_slo_requests_total"}, "an empty window has no share"
+    names = {name for name, _ in shown(door)}
+    assert names == {"mooring_slo_requests_total", "mooring_slo_goal_ratio"}, "an empty window has no share"
 
 
 def shown(door: Door) -> dict[tuple[str, str], float]:
@@ -280,7 +282,7 @@ def shown(door: Door) -> dict[tuple[str, str], float]:
     for family in text_string_to_metric_families(door.metrics.expose().decode()):
         for sample in family.samples:
             if sample.name.startswith("mooring_slo_"):
-                last = sample.labels.get("window") or sample.labels["outcome"]
+                last = sample.labels.get("window") or sample.labels.get("outcome", "")
                 assert [sample.labels[label] for label in ("tenant", "class", "model")] == [
                     "acme",
                     "gold",
