@@ -8,8 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 CLIENTS_VENV := .venv-clients
-# Programs that tests run: a database, the compose file's checker, shells whose completion is tested, a browser.
-DEBIAN_PACKAGES := postgresql docker-compose zsh fish chromium
+# Programs that tests run: a database, the compose file's checker, shells whose completion is tested, a browser, promtool.
+DEBIAN_PACKAGES := postgresql docker-compose zsh fish chromium prometheus
 ARGS ?=
 # Tests wait for processes of their own as much as they compute; a file's tests share what they set up.
 TEST_PROCESSES ?= 2

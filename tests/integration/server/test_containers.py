@@ -85,7 +85,7 @@ def test_what_is_secret_or_large_stays_out_of_images_and_commits() -> None:
 
 def test_the_compose_file_is_valid_and_names_what_exists() -> None:
     found = compose(MOORING_MEMORY_BUDGET="5GiB")
-    assert found["services"].keys() == {"server", "server-gpu", "postgres", "prometheus"}
+    assert found["services"].keys() == {"server", "server-gpu", "postgres", "prometheus", "grafana"}
     for name, service in found["services"].items():
         assert service["read_only"] is True, name
         assert "no-new-privileges:true" in service["security_opt"]
