@@ -457,7 +457,7 @@ def test_status_has_the_shape_that_is_promised(server: RunningServer) -> None:
     assert psutil.Process(worker["pid"]).ppid() == server.process.pid
 
     (first,) = [each for each in status["deployments"] if each["name"] == "first"]
-    assert first.keys() == {"name", "engine", "residency", "reason", "replicas"}
+    assert first.keys() == {"name", "engine", "residency", "reason", "step_costs", "replicas"}
     assert (first["engine"], first["residency"]) == ("null", "resident")
     (replica,) = first["replicas"]
     assert replica.keys() == (
