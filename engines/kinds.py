@@ -66,19 +66,24 @@ class EngineKind:
     Attributes:
         name: as settings, registry and status pages have it.
         describe: reads and checks a checkpoint folder; raises ``ArtifactError`` for one that the engine cannot run.
+        outline: the normal form of a ``config.json``, the likely precision of its weights, and the longest prompt
+            plus output in tokens; raises ``ArtifactError`` as ``describe`` does.
         prepare: makes its artifact: for both engines, a folder packed by us.
         layout: layout that the engine reads on a device, from the device's name.
         kv_bytes: device bytes of KV that one sequence needs, from a description's ``config``, a precision and the
             sequence's tokens.
+        weights_bytes: bytes of its artifact, from a description's ``config`` and a precision.
         factory: the worker's half, an ``EngineFactory``, as ``"module:function"``.
         sleep, elastic_kv, warm, adapters: as in ``Capabilities``.
     """
 
     name: str
     describe: Callable[[Path], ModelDescription]
+    outline: Callable[[Mapping[str, Any]], tuple[dict[str, Any], str, int]]
     prepare: Prepare
     layout: Callable[[str], str]
     kv_bytes: Callable[[Mapping[str, Any], str, int], int]
+    weights_bytes: Callable[[Mapping[str, Any], str], int]
     factory: str
     sleep: bool
     elastic_kv: bool
@@ -121,6 +126,13 @@ def _describe_checkpoint(folder: Path) -> ModelDescription:
     return describe(folder)
 
 
+def _outline_checkpoint(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str, int]:
+    from engines.checkpoint.outline import outline
+
+    config, precision = outline(raw)
+    return config.to_dict(), precision, config.max_model_len
+
+
 def _plain_layout(device: str) -> str:
     return PLAIN_LAYOUT
 
@@ -144,12 +156,20 @@ def _checkpoint_kv_bytes(config: Mapping[str, Any], precision: str, num_tokens: 
     return sequence_kv_bytes(config, precision, num_tokens)
 
 
+def _packed_checkpoint_bytes(config: Mapping[str, Any], precision: str) -> int:
+    from engines.checkpoint.outline import packed_bytes
+
+    return packed_bytes(config, precision)
+
+
 _TORCH = EngineKind(
     name="torch",
     describe=_describe_checkpoint,
+    outline=_outline_checkpoint,
     prepare=_pack_checkpoint,
     layout=_plain_layout,
     kv_bytes=_checkpoint_kv_bytes,
+    weights_bytes=_packed_checkpoint_bytes,
     factory="engines.torch.factory:torch_engine",
     sleep=True,
     elastic_kv=True,

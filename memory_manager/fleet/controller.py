@@ -18,6 +18,7 @@ from memory_manager.config import DeviceBudget, ManagerConfig
 from memory_manager.fleet.audit import Audit
 from memory_manager.fleet.events import EventSink, Reporter
 from memory_manager.fleet.execution import Execution
+from memory_manager.fleet.fitting import fit
 from memory_manager.fleet.ledger import Ledger, Owner
 from memory_manager.fleet.link_rates import LinkRates
 from memory_manager.fleet.moves import Moves
@@ -38,6 +39,7 @@ from memory_manager.fleet.tickets import ReplicaTicket
 from memory_manager.fleet.views import HostTier, deployment_status, planner_state, snapshot, unsettled
 from memory_manager.fleet.waiting_room import Admission
 from memory_manager.fleet.worker_group import Worker
+from memory_manager.policy.fit import DeviceFit
 from memory_manager.policy.plan_types import PlannerState
 from memory_manager.policy.planner import plan
 from memory_manager.policy.residency import ON_DEVICE, Residency, ResidencyEvent, ResidencyState
@@ -334,6 +336,21 @@ class MemoryManager:
         now_s = self._clock()
         state = self._state(self._deployments.values(), self._replicas.values(), now_s)
         return way_in(state, name, now_s, self._config)
+
+    def fit(self, spec: DeploymentSpec) -> dict[str, DeviceFit]:
+        """Tells for each device by its name how a deployment would fit there now, one that is not there, or one that
+        is there with what this says of it."""
+        now_s = self._clock()
+        return fit(
+            Deployment(spec, now_s, links=self._links),
+            self._deployments.get(spec.name),
+            [each for each in self._deployments.values() if each.spec.name != spec.name],
+            self._replicas.values(),
+            lambda deployments, replicas: self._state(deployments, replicas, now_s),
+            self._host_cache,
+            now_s,
+            self._config,
+        )
 
     def status(self, name: str) -> DeploymentStatus | None:
         """The present state of one deployment, None if there is none of this name. Costs the same however many

@@ -12,7 +12,7 @@ from model_registry.progress import Progress
 from model_registry.records import CheckpointDescription
 from mooring.errors import ArtifactError
 
-__all__ = ["Examination", "SourceReader", "examine_folder"]
+__all__ = ["Examination", "Outline", "SourceReader", "examine_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,33 @@ class Examination:
         raise ArtifactError("the reader of the model's files answered nonsense")
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a source's configuration alone tells.
+
+    Attributes:
+        config: an engine's normal form of it.
+        precision: the precision that its weights are likely to have.
+        max_model_len: longest prompt plus output, in tokens.
+    """
+
+    config: Mapping[str, Any]
+    precision: str
+    max_model_len: int
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Outline:
+        """An outline of its fields as JSON has them.
+
+        Raises:
+            ArtifactError: these are not the fields of an outline.
+        """
+        match raw:
+            case {"config": dict(config), "precision": str(precision), "max_model_len": int(max_model_len)}:
+                return cls(config, precision, max_model_len)
+        raise ArtifactError("the reader of the model's files answered nonsense")
+
+
 class SourceReader(Protocol):
     """Reads what a stranger wrote, where it can do no harm: all interpretation of a source's bytes is its work."""
 
@@ -60,6 +87,14 @@ class SourceReader(Protocol):
 
         Raises:
             ArtifactError: it may not enter the store; the message says why.
+        """
+        ...
+
+    def outline(self, source: Path, progress: Progress) -> Outline:
+        """Reads the configuration of a folder, or the header of a GGUF file.
+
+        Raises:
+            ArtifactError: it cannot be read, or the model is of a kind that is not supported.
         """
         ...
 

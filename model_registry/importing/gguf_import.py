@@ -38,7 +38,7 @@ from model_registry.safetensors_format import encode_header
 from mooring.errors import ArtifactError
 from mooring.units import format_bytes
 
-__all__ = ["convert_gguf"]
+__all__ = ["convert_gguf", "gguf_outline"]
 
 CHUNK_ELEMENTS = 4 << 20  # elements dequantized at a time: 16 MiB of float32
 
@@ -71,6 +71,15 @@ def convert_gguf(source: Path, destination: Path, on_progress: Progress | None =
         raise ArtifactError(f"{source.name} is truncated or corrupt: {error!r}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)  # gone already if the rename was reached
+
+
+def gguf_outline(source: Path) -> dict[str, Any]:
+    """The model's config.json, in Hugging Face's names, from the header alone. Raises as ``convert_gguf`` does."""
+    try:
+        file = read_gguf(source)
+        return build_config(GgufMetadata(file), file.tensors)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{source.name} is truncated or corrupt: {error!r}") from error
 
 
 def _convert(file: GgufFile, folder: Path, on_progress: Progress) -> None:

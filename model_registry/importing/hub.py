@@ -36,6 +36,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 CHUNK_BYTES = 8 * MIB
 SLACK_BYTES = 64 * MIB  # what the downloader may count twice when it tries again
+CONFIG_NAME = "config.json"
+MAX_CONFIG_BYTES = 4 * MIB
 WANTED_PATTERNS = (*FILE_PATTERNS, INDEX_NAME, "model*.safetensors")
 
 
@@ -89,6 +91,32 @@ class Hub:
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):  # it becomes the name of a folder
             raise ArtifactError(f"the hub names no commit for {source}: {str(commit)[:100]!r}")
         return HubSource(source.repo_id, commit)
+
+    def fetch_config(self, source: HubSource, folder: Path) -> None:
+        """Downloads a repository's ``config.json`` alone.
+
+        Args:
+            source: as ``resolve`` returned it.
+
+        Raises:
+            ArtifactError: as in ``fetch``; or there is none, or one that is too large.
+        """
+        from huggingface_hub import hf_hub_download
+
+        with _explained(source):
+            info = self._api.model_info(source.repo_id, revision=source.revision, files_metadata=True)
+            sizes = {each.rfilename: each.size for each in info.siblings or ()}
+            if CONFIG_NAME not in sizes:
+                raise ArtifactError(f"{source} has no {CONFIG_NAME}")
+            if (sizes[CONFIG_NAME] or 0) > MAX_CONFIG_BYTES:
+                raise ArtifactError(f"{CONFIG_NAME} of {source} is too large")
+            hf_hub_download(
+                source.repo_id,
+                CONFIG_NAME,
+                revision=source.revision,
+                local_dir=folder,
+                endpoint=self._endpoint,
+            )
 
     def fetch(self, source: HubSource, folder: Path, progress: Progress) -> None:
         """Downloads the files of a repository that the store takes. Files that an earlier try left in the

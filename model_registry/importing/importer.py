@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_registry.importing.examination import Examination, SourceReader
+from model_registry.importing.examination import Examination, Outline, SourceReader
 from model_registry.importing.hub import HUB_SCHEME, Hub, parse_hub_source
 from model_registry.names import check_name
 from model_registry.progress import Progress, no_progress
@@ -93,6 +93,23 @@ class Importer:
                     license=found.license,
                 )
                 return self._registry.register_version(model, new)
+
+    def outline(self, source: str) -> Outline:
+        """Reads what a source's configuration tells; nothing is registered, and of a hub's model nothing else is
+        fetched. Raises what ``register`` raises."""
+        if source.startswith(HUB_SCHEME):
+            wanted = self._hub.resolve(parse_hub_source(source))
+            with self._store.scratch() as scratch:
+                self._hub.fetch_config(wanted, scratch)
+                return self._outlined(scratch)
+        path, is_folder = _located(source)
+        if not is_folder and not path.is_file():
+            raise ArtifactError(f"there is nothing at {path}")
+        return self._outlined(path)
+
+    def _outlined(self, path: Path) -> Outline:
+        with self._reading:
+            return self._reader.outline(path, no_progress)
 
     def _examine(self, folder: Path, stage: str, report: Progress) -> Examination:
         with _turn(self._reading, stage, report):

@@ -77,6 +77,48 @@ def memory(
         _print(plan)
 
 
+@app.command()
+def fit(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(help="A deployment, a registered model, a folder, a GGUF file, or hf://org/name.")
+    ],
+    json: Json = False,
+) -> None:
+    """Ask the server how a model would fit on each of its devices now, and who would have to leave."""
+    connection: Connection = context.obj
+    found = connection.post("/fit", {_kind(connection, what): _absolute(what)})["devices"]
+    if json:
+        return print_json(found)
+    rows = [
+        (
+            device,
+            each["verdict"].replace("_", " "),
+            format_bytes(each["free_bytes"]),
+            f"{each['takes_s']:.2g} s",
+            each["message"],
+            ", ".join(f"{gone['deployment']} ({format_bytes(gone['bytes'])})" for gone in each["leaving"]),
+        )
+        for device, each in found.items()
+    ]
+    return print_table(
+        ("device", "verdict", "free#", "takes#", "", "would leave"), rows, "There is no device."
+    )
+
+
+def _kind(connection: Connection, what: str) -> str:
+    """The member of the question that names it."""
+    if what.startswith("hf://") or Path(what).expanduser().exists():
+        return "source"
+    deployed = {each["name"] for each in connection.get("/deployments")}
+    return "deployment" if what in deployed else "model"
+
+
+def _absolute(what: str) -> str:
+    path = Path(what).expanduser()
+    return str(path.resolve()) if not what.startswith("hf://") and path.exists() else what
+
+
 def _find(connection: Connection, name: str) -> PlannedModel:
     """The built-in shape of that name, else the folder, else the model that the server has registered."""
     if name in builtin_shapes():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_registry.importing.examination import Examination
+from model_registry.importing.examination import Examination, Outline
 from model_registry.progress import Progress
 from mooring.child import Limits
 from mooring.errors import ArtifactError
@@ -48,6 +48,11 @@ class FileReader:
         )
         limits = Limits(_MEMORY_BYTES, _EXAMINATION_CPU_S)
         return Examination.from_json(_run(arguments, limits, _EXAMINATION_S, progress, "check"))
+
+    def outline(self, source: Path, progress: Progress) -> Outline:
+        arguments = ("outline", str(source), "--engine", self.engine)
+        limits = Limits(_MEMORY_BYTES + source.stat().st_size, _EXAMINATION_CPU_S)
+        return Outline.from_json(_run(arguments, limits, _EXAMINATION_S, progress, "check"))
 
     def convert_gguf(self, source: Path, destination: Path, progress: Progress) -> None:
         source_bytes = source.stat().st_size

@@ -1,6 +1,7 @@
 """Reads a stranger's files, as a process of its own::
 
     python -m mooring.server.file_reading examine FOLDER --engine NAME --parent PID
+    python -m mooring.server.file_reading outline FOLDER_OR_GGUF --engine NAME --parent PID
     python -m mooring.server.file_reading convert GGUF FOLDER --parent PID
 
 The process is a job (``mooring.job``). Whatever the files hold, it answers within its limits or dies of them, and the
@@ -19,6 +20,7 @@ from engines.kinds import KINDS, engine_kind
 from model_registry.importing.examination import examine_folder
 from mooring.child_job import JobProgress, add_job_arguments, do_job
 from mooring.errors import ArtifactError, InvalidRequestError, MooringError
+from mooring.strangers_json import read_strangers_json
 from router.text_process.model_folder import load_model_text
 from router.text_process.model_text import ModelText
 from router.text_process.vocabulary import write_vocabulary
@@ -43,14 +45,19 @@ def main() -> int:
     examine.add_argument("folder", type=Path)
     examine.add_argument("--engine", choices=sorted(KINDS), required=True, help="what is to run the model")
     examine.add_argument("--max-text-cpu-s", type=int, required=True, help="for tokenizer and chat template")
+    outline = commands.add_parser("outline", help="read the configuration of a folder or a GGUF file")
+    outline.add_argument("source", type=Path)
+    outline.add_argument("--engine", choices=sorted(KINDS), required=True, help="what is to run the model")
     convert = commands.add_parser("convert", help="write a GGUF file as a Hugging Face folder")
     convert.add_argument("source", type=Path)
     convert.add_argument("destination", type=Path)
-    for command in (examine, convert):
+    for command in (examine, outline, convert):
         add_job_arguments(command)
     args = parser.parse_args()
     if args.command == "convert":
         return do_job(args, lambda tell: _convert(args.source, args.destination, tell))
+    if args.command == "outline":
+        return do_job(args, lambda tell: _outline(args.source, args.engine))
     return do_job(args, lambda tell: _examine(args, tell))
 
 
@@ -58,6 +65,19 @@ def _convert(source: Path, destination: Path, tell: JobProgress) -> None:
     from model_registry.importing.gguf_import import convert_gguf  # the examination does without the library
 
     convert_gguf(source, destination, tell)
+
+
+def _outline(source: Path, engine: str) -> dict[str, Any]:
+    if source.is_dir():
+        raw = read_strangers_json(source / "config.json")
+    else:
+        from model_registry.importing.gguf_import import (
+            gguf_outline,
+        )  # the examination does without the library
+
+        raw = gguf_outline(source)
+    config, precision, max_model_len = engine_kind(engine).outline(raw)
+    return {"config": config, "precision": precision, "max_model_len": max_model_len}
 
 
 def _examine(args: argparse.Namespace, tell: JobProgress) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from mooring.server.worker_specs import artifact_layout, worker_specs
 from ops.samples.budget import sample_budget_bytes
 from ops.samples.catalog import TRAINED
 from router.control.directory import DeploymentDirectory
+from router.control.fitting import Fitting
 from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
 from router.control.registrations import Registrations
@@ -275,7 +276,15 @@ class Server:
             tpot_target_s=settings.planner.tpot_target_s,
         )
         admin = AdminServices(
-            registry, registrar, registrations, manager, supervisor.workers, feed, journal, metrics
+            registry,
+            registrar,
+            registrations,
+            Fitting(registrar, kind.weights_bytes),
+            manager,
+            supervisor.workers,
+            feed,
+            journal,
+            metrics,
         )
         for watching in watch_others(settings, readers, manager.others):
             stack.callback(watching.cancel)

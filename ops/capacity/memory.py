@@ -16,6 +16,7 @@ from typing import Any
 
 from engines.checkpoint.layout import PRECISIONS, packed_layout
 from engines.checkpoint.model_config import ModelConfig, kv_groups
+from engines.checkpoint.outline import outline
 from engines.torch.model.workspace import step_workspace_bytes
 from memory_manager.kv_spec import PAGE_BYTES, KVGroup, kv_bytes_for_tokens, round_to_pages
 from mooring.errors import ConfigurationError, InvalidRequestError
@@ -176,10 +177,7 @@ def model_from_folder(folder: Path) -> PlannedModel:
     Raises:
         ArtifactError: the configuration is unreadable or not supported.
     """
-    raw = read_strangers_json(folder / "config.json")
-    dtype = raw.get("dtype", raw.get("torch_dtype", "bfloat16"))
-    precision = "fp32" if dtype in ("float32", "float64") else "bf16"
-    return PlannedModel(folder.resolve().name, ModelConfig.from_hf(raw), precision)
+    return PlannedModel(folder.resolve().name, *outline(read_strangers_json(folder / "config.json")))
 
 
 def plan_memory(

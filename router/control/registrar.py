@@ -245,10 +245,12 @@ class Registrar:
         )
 
     def _precision_of(self, version: VersionRecord) -> str:
-        """The precision in which new deployments of a version are served."""
+        return self.precision_for(str(version.description["default_precision"]))
+
+    def precision_for(self, own: str) -> str:
+        """The precision in which new deployments of a model are served whose checkpoint has that of its own."""
         if self.precision != "auto":
             return self.precision
-        own = str(version.description["default_precision"])
         return self.precision_for_16_bit if own == "bf16" else own
 
     def _note_deployed(self, name: str, version: VersionRecord, policy: Mapping[str, Any]) -> None:

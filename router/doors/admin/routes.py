@@ -21,11 +21,13 @@ from model_registry.records import DeploymentRecord, KeyRecord, TenantRecord
 from model_registry.registry import Registry
 from mooring.errors import InvalidRequestError
 from mooring.policy import DeploymentPolicy
+from router.control.fitting import Fitting
 from router.control.journal import Journal
 from router.control.registrar import Registrar
 from router.control.registrations import Registrations
 from router.doors.admin import bodies as types
 from router.doors.admin.events import create_event_routes
+from router.doors.admin.fit import create_fit_routes
 from router.doors.admin.live import create_live_routes, device_bodies
 from router.doors.admin.models import create_model_routes
 from router.doors.admin.slo import create_slo_routes
@@ -52,6 +54,7 @@ class AdminServices:
     registry: Registry
     registrar: Registrar
     registrations: Registrations
+    fitting: Fitting
     manager: MemoryManager
     workers: Callable[[], Sequence[WorkerProcess]]
     feed: Feed
@@ -63,6 +66,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     """The routes under ``/admin/v1``."""
     router = APIRouter(prefix="/admin/v1", responses=dict(ERROR_RESPONSES))
     router.include_router(create_model_routes(services.registry, services.registrar, services.registrations))
+    router.include_router(create_fit_routes(services.fitting))
     router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
     router.include_router(_deployment_routes(services))
     router.include_router(_tenant_routes(services))

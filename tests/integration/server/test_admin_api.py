@@ -102,6 +102,7 @@ def test_the_openapi_page_describes_every_admin_route_and_each_needs_the_key(ser
         "/admin/v1/deployments/{name}/why",
         "/admin/v1/events",
         "/admin/v1/events/stream",
+        "/admin/v1/fit",
         "/admin/v1/history",
         "/admin/v1/live",
         "/admin/v1/live/snapshot",

@@ -151,6 +151,7 @@ COMMANDS = [
     ["events"],
     ["plan"],
     ["plan", "memory"],
+    ["plan", "fit"],
     ["bench"],
     ["bench", "abuse"],
     ["bench", "batching"],

@@ -251,3 +251,19 @@ def test_malformed_sources(text: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse_hub_source(text)
     assert caught.value.param == "source"
+
+
+def test_an_outline_fetches_the_configuration_alone(hub: FakeHub, tmp_path: Path) -> None:
+    importer = make_importer(tmp_path, hub.endpoint)
+    found = importer.outline("hf://org/tiny@main")
+    assert hub.fetched == ["config.json"]
+    version = importer.register("tiny", "hf://org/tiny@main")
+    assert found.max_model_len == version.description["max_model_len"]
+    assert found.precision == version.description["default_precision"]
+    assert {**found.config, "eos_token_ids": None} == {**version.description["config"], "eos_token_ids": None}
+    del hub.repositories["org/tiny"]["config.json"]
+    with pytest.raises(ArtifactError, match=r"no config\.json"):
+        importer.outline("hf://org/tiny@main")
+    hub.repositories["org/tiny"]["config.json"] = b" " * (5 << 20)
+    with pytest.raises(ArtifactError, match="too large"):
+        importer.outline("hf://org/tiny@main")
