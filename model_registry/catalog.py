@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from model_registry.names import check_name
+from model_registry.paging import WHOLE, Page, by_name
 from model_registry.records import (
     DeploymentRecord,
     ModelRecord,
@@ -68,13 +69,27 @@ class CatalogQueries(Transactions):
             session.flush()
             return version_record(version)
 
-    def list_models(self) -> list[ModelRecord]:
-        """All models by name."""
+    def list_models(self, page: Page = WHOLE) -> list[ModelRecord]:
+        """Models by name."""
+        query = select(ModelRow).options(selectinload(ModelRow.versions).defer(VersionRow.description))
         with self._reading() as session:
-            rows = session.scalars(
-                select(ModelRow).options(selectinload(ModelRow.versions)).order_by(ModelRow.name)
-            )
-            return [model_record(row) for row in rows]
+            return [model_record(row) for row in session.scalars(by_name(query, ModelRow.name, page))]
+
+    def deployments_of_models(self, models: Sequence[str]) -> dict[str, list[str]]:
+        """Names of the deployments of some models, by model; those that have none are left out."""
+        query = (
+            select(ModelRow.name, DeploymentRow.name)
+            .join(VersionRow, VersionRow.model_id == ModelRow.id)
+            .join(VariantRow, VariantRow.version_id == VersionRow.id)
+            .join(DeploymentRow, DeploymentRow.variant_id == VariantRow.id)
+            .where(ModelRow.name.in_(models))
+            .order_by(DeploymentRow.name)
+        )
+        found: dict[str, list[str]] = {}
+        with self._reading() as session:
+            for model, deployment in session.execute(query):
+                found.setdefault(model, []).append(deployment)
+        return found
 
     def get_model(self, name: str) -> ModelRecord:
         """One model. Raises ``NotFoundError``."""
@@ -196,13 +211,11 @@ class CatalogQueries(Transactions):
         with self._reading() as session:
             return deployment_record(_deployment(session, name))
 
-    def list_deployments(self) -> list[DeploymentRecord]:
-        """All deployments by name."""
+    def list_deployments(self, page: Page = WHOLE) -> list[DeploymentRecord]:
+        """Deployments by name."""
+        query = by_name(select(DeploymentRow), DeploymentRow.name, page)
         with self._reading() as session:
-            return [
-                deployment_record(row)
-                for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.name))
-            ]
+            return [deployment_record(row) for row in session.scalars(query)]
 
     def update_deployment(self, name: str, changes: Mapping[str, object]) -> DeploymentRecord:
         """Changes some settings of a deployment: fields of its policy, ``version`` or ``precision``.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from model_registry.names import check_name
+from model_registry.paging import WHOLE, Page, by_name, starts_with
 from model_registry.records import KeyRecord, TenantRecord
 from model_registry.rows import key_record, tenant_record
 from model_registry.schema import KeyRow, TenantRow
@@ -42,6 +43,7 @@ KEY_RANDOM_BYTES = 32
 KEY_FORM = re.compile(KEY_PREFIX + r"[A-Za-z0-9_-]{43}")  # the random bytes, in URL-safe base64
 KEY_NAME_CHARS = 128
 SHOWN_CHARS = 8
+MAX_ID = 2**31 - 1
 DEFAULT_WEIGHT = 1.0
 
 
@@ -85,10 +87,11 @@ class TenantQueries(Transactions):
         with self._reading() as session:
             return tenant_record(_tenant(session, name))
 
-    def list_tenants(self) -> list[TenantRecord]:
-        """All tenants by name."""
+    def list_tenants(self, page: Page = WHOLE) -> list[TenantRecord]:
+        """Tenants by name."""
+        query = by_name(select(TenantRow), TenantRow.name, page)
         with self._reading() as session:
-            return [tenant_record(row) for row in session.scalars(select(TenantRow).order_by(TenantRow.name))]
+            return [tenant_record(row) for row in session.scalars(query)]
 
     def change_tenant(self, name: str, changes: Mapping[str, Any]) -> TenantRecord:
         """Changes what is named of a tenant, all of it or nothing.
@@ -126,12 +129,11 @@ class TenantQueries(Transactions):
         """
         with self._writing() as session:
             tenant = _tenant(session, name)
-            keys = session.scalars(select(KeyRow).where(KeyRow.tenant_id == tenant.id)).all()
-            if any(key.revoked_at_s is None for key in keys):
+            keys = KeyRow.tenant_id == tenant.id
+            in_use = select(KeyRow.id).where(keys, KeyRow.revoked_at_s.is_(None)).limit(1)
+            if session.scalar(in_use) is not None:
                 raise ConflictError(f"tenant {name!r} has keys in use: revoke them first")
-            for key in keys:
-                session.delete(key)
-            session.flush()
+            session.execute(delete(KeyRow).where(keys))
             session.delete(tenant)
 
     def create_key(self, tenant: str, name: str = "") -> tuple[str, KeyRecord]:
@@ -148,11 +150,8 @@ class TenantQueries(Transactions):
             raise InvalidRequestError(f"a key's name has at most {KEY_NAME_CHARS} characters", param="name")
         with self._writing() as session:
             owner = _tenant(session, tenant)
-            taken = set(session.scalars(select(KeyRow.prefix).where(KeyRow.tenant_id == owner.id)))
             key = _new_key()
-            while (
-                key[:SHOWN_CHARS] in taken
-            ):  # a tenant tells its keys apart by the characters that are shown
+            while _is_shown(session, owner, key):  # a tenant tells its keys apart by these characters
                 key = _new_key()
             row = KeyRow(
                 tenant=owner,
@@ -165,11 +164,41 @@ class TenantQueries(Transactions):
             session.flush()
             return key, key_record(row)
 
-    def list_keys(self, tenant: str) -> list[KeyRecord]:
-        """The keys of a tenant, revoked ones too, oldest first. Raises ``NotFoundError``."""
+    def list_keys(self, tenant: str, page: Page = WHOLE) -> list[KeyRecord]:
+        """The keys of a tenant, revoked ones too, oldest first.
+
+        Args:
+            page: begins after the key of an id; finds keys whose name or whose shown characters begin so.
+
+        Raises:
+            NotFoundError: there is no such tenant.
+            InvalidRequestError: the page begins after what is no id.
+        """
         with self._reading() as session:
-            query = select(KeyRow).where(KeyRow.tenant_id == _tenant(session, tenant).id).order_by(KeyRow.id)
+            owner = _tenant(session, tenant)
+            query = select(KeyRow).where(KeyRow.tenant_id == owner.id).order_by(KeyRow.id).limit(page.limit)
+            if page.after is not None:
+                query = query.where(KeyRow.id > _id(page.after))
+            if page.search:
+                found = starts_with(KeyRow.name, page.search) | starts_with(KeyRow.prefix, page.search)
+                query = query.where(found)
             return [key_record(row) for row in session.scalars(query)]
+
+    def count_valid_keys(self, tenant_ids: Sequence[int]) -> dict[int, int]:
+        """Number of the keys that are not revoked of each of some tenants, by the tenant's id; those that have none
+        are left out."""
+        query = (
+            select(KeyRow.tenant_id, func.count())
+            .where(KeyRow.tenant_id.in_(tenant_ids), KeyRow.revoked_at_s.is_(None))
+            .group_by(KeyRow.tenant_id)
+        )
+        with self._reading() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
+
+    def has_valid_key(self) -> bool:
+        """Whether any tenant has a key that is not revoked."""
+        with self._reading() as session:
+            return session.scalar(select(KeyRow.id).where(KeyRow.revoked_at_s.is_(None)).limit(1)) is not None
 
     def authenticate(self, key_hash: str) -> TenantRecord | None:
         """The tenant of the key with this hash (``hash_key``), or None if the key is unknown or revoked."""
@@ -193,6 +222,18 @@ class TenantQueries(Transactions):
 
 def _tenant(session: Session, name: str) -> TenantRow:
     return one(session, select(TenantRow).where(TenantRow.name == name), f"tenant {name!r}")
+
+
+def _is_shown(session: Session, owner: TenantRow, key: str) -> bool:
+    """Whether a key of the tenant begins as this one."""
+    same = select(KeyRow.id).where(KeyRow.tenant_id == owner.id, KeyRow.prefix == key[:SHOWN_CHARS])
+    return session.scalar(same) is not None
+
+
+def _id(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_ID):
+        raise InvalidRequestError("a page of keys begins after the id of one", param="after")
+    return int(text)
 
 
 def _check_weight(weight: object) -> None:

@@ -23,6 +23,7 @@ from mooring.server.exposure import is_loopback
 
 __all__ = ["Connection"]
 
+_PAGE = 1000  # entries, the most that the server gives at once
 _PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -45,6 +46,17 @@ class Connection:
 
     def get(self, path: str) -> Any:
         return self._request("GET", path)
+
+    def get_all(self, path: str) -> list[Any]:
+        """All entries of a list, page by page."""
+        entries: list[Any] = []
+        page: dict[str, str | int] = {"limit": _PAGE}
+        while True:
+            response = self._send("GET", path, params=page)
+            entries += response.json()
+            if "x-mooring-next" not in response.headers:
+                return entries
+            page["after"] = response.headers["x-mooring-next"]
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._request("POST", path, body)
@@ -74,7 +86,18 @@ class Connection:
             raise TransientError(f"the stream from {server} broke: {error}") from error
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Sends a request; returns the JSON of its answer.
+        """Sends a request; returns the JSON of its answer. Raises as ``_send`` does."""
+        response = self._send(method, path, body)
+        return response.json() if response.content else None
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str | int] | None = None,
+    ) -> httpx.Response:
+        """Sends a request; returns its answer.
 
         Raises:
             MooringError: the server answered with an error, or cannot be reached.
@@ -82,14 +105,14 @@ class Connection:
         server, client = self._client(read_timeout_s=600.0)
         try:
             with client:
-                response = client.request(method, f"{server}/admin/v1{path}", json=body)
+                response = client.request(method, f"{server}/admin/v1{path}", json=body, params=params)
         except httpx.TransportError as error:
             raise TransientError(
                 f"no server answers at {server} ({error}): start one with `mooring serve`"
             ) from error
         if response.is_error:
             raise _error_of(response)
-        return response.json() if response.content else None
+        return response
 
     def _client(self, read_timeout_s: float) -> tuple[str, httpx.Client]:
         """The server's address, and a client that sends the admin key to it and to nobody else.

@@ -17,7 +17,7 @@ app = typer.Typer(help="Create, change, wake and put to sleep what is served.", 
 @app.command("list")
 def list_deployments(context: typer.Context, json: Json = False) -> None:
     """List deployments."""
-    deployments = context.obj.get("/deployments")
+    deployments = context.obj.get_all("/deployments")
     if json:
         return print_json(deployments)
     rows = [

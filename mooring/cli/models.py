@@ -40,7 +40,7 @@ def register(
 @app.command()
 def registrations(context: typer.Context, json: Json = False) -> None:
     """List registrations, the newest first: how far they are, or how they ended."""
-    found = context.obj.get("/registrations")
+    found = context.obj.get_all("/registrations")
     if json:
         return print_json(found)
     rows = [
@@ -119,7 +119,7 @@ def _wait(connection: Connection, registration: dict[str, Any], show: bool) -> d
 @app.command("list")
 def list_models(context: typer.Context, json: Json = False) -> None:
     """List models."""
-    models = context.obj.get("/models")
+    models = context.obj.get_all("/models")
     if json:
         return print_json(models)
     rows = [(m["name"], m["versions"], ", ".join(m["deployments"]), m["created"]) for m in models]

@@ -110,7 +110,7 @@ def _kind(connection: Connection, what: str) -> str:
     """The member of the question that names it."""
     if what.startswith("hf://") or Path(what).expanduser().exists():
         return "source"
-    deployed = {each["name"] for each in connection.get("/deployments")}
+    deployed = {each["name"] for each in connection.get_all("/deployments")}
     return "deployment" if what in deployed else "model"
 
 

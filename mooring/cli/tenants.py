@@ -22,7 +22,7 @@ Weight = Annotated[
 @app.command("list")
 def list_tenants(context: typer.Context, json: Json = False) -> None:
     """List tenants."""
-    tenants = context.obj.get("/tenants")
+    tenants = context.obj.get_all("/tenants")
     if json:
         return print_json(tenants)
     rows = [
@@ -101,7 +101,7 @@ def create_key(
 @keys.command("list")
 def list_keys(context: typer.Context, tenant: str, json: Json = False) -> None:
     """List a tenant's keys by their first characters."""
-    found = context.obj.get(f"/tenants/{tenant}/keys")
+    found = context.obj.get_all(f"/tenants/{tenant}/keys")
     if json:
         return print_json(found)
     rows = [(k["prefix"], k["name"], k["created"], k["revoked"]) for k in found]

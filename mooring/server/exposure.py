@@ -45,8 +45,7 @@ def check_keys(settings: Settings, exposure: Exposure, registry: Registry) -> No
         is_loopback(each) for each in (settings.http_host, settings.grpc_host)
     ):
         return
-    tenants = registry.list_tenants()
-    if not any(key.revoked_at_s is None for tenant in tenants for key in registry.list_keys(tenant.name)):
+    if not registry.has_valid_key():
         raise ConfigurationError(
             "the doors are open to other machines and there are no API keys: start on 127.0.0.1, make one "
             "with `mooring tenants create NAME` and `mooring tenants keys create NAME`, and start again; or "

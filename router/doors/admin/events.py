@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from memory_manager.fleet.events import EventKind
 from model_registry.events import MAX_EVENTS_LISTED
@@ -14,6 +14,7 @@ from model_registry.records import EventRecord
 from mooring.errors import InvalidRequestError
 from router.control.journal import Journal
 from router.doors.admin import bodies as types
+from router.doors.admin.paging import tell_next
 from router.doors.http.sse import EventStream
 
 __all__ = ["create_event_routes", "event_body"]
@@ -36,6 +37,8 @@ def create_event_routes(journal: Journal) -> APIRouter:
 
     @router.get("/events")
     async def list_events(
+        request: Request,
+        response: Response,
         limit: Limit = 100,
         before: Before = None,
         after: After = None,
@@ -46,6 +49,8 @@ def create_event_routes(journal: Journal) -> APIRouter:
         found = await journal.events(
             limit, before_id=before, after_id=after, deployment=deployment, kinds=_names(kind)
         )
+        if len(found) == limit:
+            tell_next(request, response, "before", str(found[-1].id))
         return [event_body(each) for each in found]
 
     @router.get(

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from fastapi import APIRouter
 
 from model_registry.registry import Registry
+from mooring.errors import InvalidRequestError
 from router.control.registrar import Registrar
 from router.control.registration import Registration
 from router.control.registrations import Registrations
 from router.doors.admin import model_bodies as types
+from router.doors.admin.paging import Paged
 from router.doors.http.json_route import JsonRoute
 
 __all__ = ["create_model_routes", "registration_body"]
@@ -28,11 +30,11 @@ def create_model_routes(registry: Registry, registrar: Registrar, registrations:
         return registration_body(await registrations.start(body.name, body.source, policy))
 
     @router.get("/models")
-    async def list_models() -> list[types.ModelBody]:
-        models = await asyncio.to_thread(registry.list_models)
-        deployed: dict[str, list[str]] = {}
-        for each in await asyncio.to_thread(registry.list_deployments):
-            deployed.setdefault(each.variant.version.model, []).append(each.name)
+    async def list_models(listing: Paged) -> list[types.ModelBody]:
+        found = await asyncio.to_thread(registry.list_models, listing.page)
+        models = listing.shown(found, lambda each: each.name)
+        names = [each.name for each in models]
+        deployed = await asyncio.to_thread(registry.deployments_of_models, names)
         return [
             types.ModelBody(
                 name=model.name,
@@ -69,8 +71,16 @@ def create_model_routes(registry: Registry, registrar: Registrar, registrations:
         await registrar.delete_model(name)
 
     @router.get("/registrations")
-    async def list_registrations() -> list[types.RegistrationBody]:
-        return [registration_body(each) for each in registrations.list()]
+    async def list_registrations(listing: Paged) -> list[types.RegistrationBody]:
+        """List registrations, oldest first."""
+        page = listing.page
+        found = [each for each in registrations.list() if each.name.startswith(page.search)]
+        if page.after is not None:
+            ids = [each.id for each in found]
+            if page.after not in ids:
+                raise InvalidRequestError("There is no registration of this id.", param="after")
+            found = found[ids.index(page.after) + 1 :]
+        return [registration_body(each) for each in listing.shown(found, lambda each: each.id)]
 
     @router.get("/registrations/{registration_id}")
     async def show_registration(registration_id: str) -> types.RegistrationBody:

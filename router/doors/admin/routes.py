@@ -10,16 +10,14 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
 from engines.supervise.supervisor import WorkerProcess
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.status import DeploymentStatus, Snapshot, WorkerStatus
-from model_registry.records import DeploymentRecord, KeyRecord, TenantRecord
+from model_registry.records import DeploymentRecord
 from model_registry.registry import Registry
-from mooring.errors import InvalidRequestError
 from mooring.policy import DeploymentPolicy
 from router.control.fitting import Fitting
 from router.control.journal import Journal
@@ -30,7 +28,9 @@ from router.doors.admin.events import create_event_routes
 from router.doors.admin.fit import create_fit_routes
 from router.doors.admin.live import create_live_routes, device_bodies
 from router.doors.admin.models import create_model_routes
+from router.doors.admin.paging import Paged
 from router.doors.admin.slo import create_slo_routes
+from router.doors.admin.tenants import create_tenant_routes
 from router.doors.admin.why import create_why_routes, replica_bodies
 from router.doors.http.errors import ERROR_RESPONSES
 from router.doors.http.json_route import JsonRoute
@@ -69,7 +69,7 @@ def create_admin_router(services: AdminServices) -> APIRouter:
     router.include_router(create_fit_routes(services.fitting))
     router.include_router(create_why_routes(services.manager, services.registrar, services.journal))
     router.include_router(_deployment_routes(services))
-    router.include_router(_tenant_routes(services))
+    router.include_router(create_tenant_routes(services.registry))
     router.include_router(create_slo_routes(services.registry, services.metrics))
     router.include_router(_status_routes(services))
     router.include_router(create_event_routes(services.journal))
@@ -85,10 +85,9 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
         return _deployment(services, record, services.manager.status(record.name))
 
     @router.get("")
-    async def list_deployments() -> list[types.DeploymentBody]:
-        records = await asyncio.to_thread(registry.list_deployments)
-        managed = _by_name(services.manager.snapshot())
-        return [_deployment(services, record, managed.get(record.name)) for record in records]
+    async def list_deployments(listing: Paged) -> list[types.DeploymentBody]:
+        found = await asyncio.to_thread(registry.list_deployments, listing.page)
+        return [shown(record) for record in listing.shown(found, lambda each: each.name)]
 
     @router.post("", status_code=201)
     async def create_deployment(body: types.DeploymentCreate) -> types.DeploymentBody:
@@ -120,64 +119,6 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
     async def delete_deployment(name: str) -> None:
         """Stop serving a deployment; running requests finish and the model stays registered."""
         await registrar.delete(name)
-
-    return router
-
-
-def _tenant_routes(services: AdminServices) -> APIRouter:
-    router = APIRouter(prefix="/tenants", tags=["tenants"], route_class=JsonRoute)
-    registry = services.registry
-
-    def tenant_body(record: TenantRecord) -> types.TenantBody:
-        valid = [key for key in registry.list_keys(record.name) if key.revoked_at_s is None]
-        return types.TenantBody(
-            name=record.name,
-            created=_time(record.created_at_s),
-            keys=len(valid),
-            slo_class=None if record.slo_class is None else record.slo_class.name,
-            allowed_slo_classes=[each.name for each in record.allowed_slo_classes],
-            weight=record.weight,
-        )
-
-    @router.get("")
-    async def list_tenants() -> list[types.TenantBody]:
-        records = await asyncio.to_thread(registry.list_tenants)
-        return [await asyncio.to_thread(tenant_body, record) for record in records]
-
-    @router.post("", status_code=201)
-    async def create_tenant(body: types.TenantCreate) -> types.TenantBody:
-        record = await asyncio.to_thread(registry.create_tenant, body.name, body.weight)
-        return await asyncio.to_thread(tenant_body, record)
-
-    @router.patch("/{name}")
-    async def update_tenant(name: str, body: types.TenantUpdate) -> types.TenantBody:
-        """Change the fields that are sent. Servers may go by what was before for a few seconds."""
-        changes = body.model_dump(exclude_unset=True)
-        if not changes:
-            fields = ", ".join(f"'{field}'" for field in types.TenantUpdate.model_fields)
-            raise InvalidRequestError(f"Nothing to change: send one of {fields}.")
-        record = await asyncio.to_thread(registry.change_tenant, name, changes)
-        return await asyncio.to_thread(tenant_body, record)
-
-    @router.delete("/{name}", status_code=204)
-    async def delete_tenant(name: str) -> None:
-        """Delete a tenant; refused while it has keys that are not revoked."""
-        await asyncio.to_thread(registry.delete_tenant, name)
-
-    @router.get("/{name}/keys")
-    async def list_keys(name: str) -> list[types.KeyBody]:
-        return [_key(record) for record in await asyncio.to_thread(registry.list_keys, name)]
-
-    @router.post("/{name}/keys", status_code=201)
-    async def create_key(name: str, body: types.KeyCreate) -> types.KeyCreated:
-        """Make a key; this answer is the only one that holds it."""
-        key, record = await asyncio.to_thread(registry.create_key, name, body.name)
-        return types.KeyCreated(**_key(record).model_dump(), key=key)
-
-    @router.delete("/{name}/keys/{prefix}", status_code=204)
-    async def revoke_key(name: str, prefix: str) -> None:
-        """Revoke the key that begins so. Servers may still take it for a few seconds."""
-        await asyncio.to_thread(registry.revoke_key, name, prefix)
 
     return router
 
@@ -294,18 +235,3 @@ def _deployment(
 
 def _policy(body: types.Policy) -> DeploymentPolicy:
     return DeploymentPolicy(**body.model_dump())
-
-
-def _key(record: KeyRecord) -> types.KeyBody:
-    revoked = _time(record.revoked_at_s) if record.revoked_at_s is not None else None
-    return types.KeyBody(
-        prefix=record.prefix,
-        name=record.name,
-        tenant=record.tenant,
-        created=_time(record.created_at_s),
-        revoked=revoked,
-    )
-
-
-def _time(at_s: float) -> datetime:
-    return datetime.fromtimestamp(at_s, UTC)

@@ -420,6 +420,44 @@ def test_tenants_and_their_keys(server: RunningServer) -> None:
         assert refusal(server, method, path, body, status=404)["code"] == "not_found"
 
 
+def test_long_lists_come_in_pages(server: RunningServer) -> None:
+    names = [f"paged-{number}" for number in range(5)]
+    for name in names:
+        call(server, "POST", "/tenants", {"name": name}, 201)
+        call(server, "POST", "/tenants/paged-0/keys", {"name": f"for {name}"}, 201)
+    first = server.admin("GET", "/tenants?search=paged-&limit=2")
+    assert [each["name"] for each in first.json()] == names[:2]
+    assert [each["keys"] for each in first.json()] == [5, 0]
+    assert first.headers["x-mooring-next"] == "paged-1"
+    link = "/admin/v1/tenants?search=paged-&limit=2&after=paged-1"
+    assert first.headers["link"] == f'<{link}>; rel="next"'
+    second = server.admin("GET", link.removeprefix("/admin/v1"))
+    last = server.admin("GET", "/tenants?search=paged-&limit=2&after=paged-3")
+    assert [each["name"] for each in second.json() + last.json()] == names[2:]
+    assert "x-mooring-next" not in last.headers
+    whole = server.admin("GET", "/tenants/paged-0/keys")
+    keys = server.admin("GET", "/tenants/paged-0/keys?limit=3")
+    rest = server.admin("GET", f"/tenants/paged-0/keys?limit=3&after={keys.headers['x-mooring-next']}")
+    assert keys.json() + rest.json() == whole.json()
+    assert [each["name"] for each in call(server, "GET", "/tenants/paged-0/keys?search=for paged-3")] == [
+        "for paged-3"
+    ]
+    for path in ("/models", "/deployments", "/registrations"):
+        everything = call(server, "GET", path)
+        page = server.admin("GET", f"{path}?limit=1")
+        rest = server.admin("GET", f"{path}?after={page.headers['x-mooring-next']}")
+        assert page.json() + rest.json() == everything
+    events = server.admin("GET", "/events?limit=2")
+    older = call(server, "GET", f"/events?limit=2&before={events.headers['x-mooring-next']}")
+    assert [each["id"] for each in events.json() + older] == [
+        each["id"] for each in call(server, "GET", "/events?limit=4")
+    ]
+    for query in ("limit=0", "limit=1001", "limit=x", "after="):
+        assert refusal(server, "GET", f"/tenants?{query}", status=400)["param"]
+    assert refusal(server, "GET", "/tenants/paged-0/keys?after=x", status=400)["param"] == "after"
+    assert refusal(server, "GET", "/registrations?after=x", status=400)["param"] == "after"
+
+
 # Status.
 
 
