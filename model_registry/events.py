@@ -61,11 +61,14 @@ class EventQueries(Transactions):
         if kinds:
             query = query.where(EventRow.kind.in_(kinds))
         with self._reading() as session:
-            return [
-                EventRecord(**{name: getattr(row, name) for name in FIELDS}) for row in session.scalars(query)
-            ]
+            return [_record(row) for row in session.scalars(query)]
 
     def newest_event_id(self) -> int:
         """The highest id of an event; 0 if there is none."""
         with self._reading() as session:
             return session.scalar(select(func.max(EventRow.id))) or 0
+
+
+def _record(row: EventRow) -> EventRecord:
+    values = {name: getattr(row, name) for name in FIELDS}
+    return EventRecord(**{**values, "detail": row.detail or {}})

@@ -169,6 +169,7 @@ class NewEvent:
         device: the device that it is about, or None.
         reason: why, as a sentence.
         figures: the numbers behind the reason, as JSON values.
+        detail: who goes and who comes by it, by which scores, as JSON values; empty if it is about no residency.
     """
 
     at_s: float
@@ -179,6 +180,7 @@ class NewEvent:
     device: str | None
     reason: str
     figures: Mapping[str, Any]
+    detail: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ A ``ResidencyEvent`` tells that a replica's residency changed; an ``Event`` tell
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from memory_manager.fleet.records import Replica
 from memory_manager.fleet.worker_group import Worker
@@ -46,6 +47,8 @@ class Event:
         reason: a sentence.
         deployment, replica_id, worker_id, device: what it is about; None where it is about none.
         figures: the numbers that it follows from.
+        detail: of a decision about a residency, as JSON values: the deployments that go (``displaced``) and that come
+            (``gained``) by it, the ``scores`` that decided it, and the ``bytes`` of the device that it moves.
     """
 
     at_s: float
@@ -56,6 +59,7 @@ class Event:
     worker_id: str | None = None
     device: str | None = None
     figures: Figures = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 EventSink = Callable[[Event], None]
@@ -74,7 +78,12 @@ class Reporter:
         self._sink = sink
 
     def of_replica(
-        self, kind: EventKind, replica: Replica, reason: str, figures: Figures | None = None
+        self,
+        kind: EventKind,
+        replica: Replica,
+        reason: str,
+        figures: Figures | None = None,
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
         group = replica.group
         event = Event(
@@ -86,6 +95,7 @@ class Reporter:
             worker_id=replica.worker_id,
             device=group.first.ledger.device if group is not None else None,
             figures=figures or {},
+            detail=detail or {},
         )
         self._sink(event)
 

@@ -10,6 +10,7 @@ from memory_manager.fleet.events import EventKind, Reporter
 from memory_manager.fleet.moves import Moves
 from memory_manager.fleet.records import Replica
 from memory_manager.fleet.worker_group import Worker, WorkerGroup
+from memory_manager.policy.chooser import Exchange
 from memory_manager.policy.plan_types import (
     Action,
     Drain,
@@ -58,7 +59,9 @@ class Execution:
                 self._set_kv_lease(self._workers[worker_id], num_bytes)
             case Drain(replica_id, reason):
                 replica = self._replicas[replica_id]
-                self._reporter.of_replica(EventKind.DRAIN, replica, reason, action.figures)
+                self._reporter.of_replica(
+                    EventKind.DRAIN, replica, reason, action.figures, _detail_of_leaving(action)
+                )
                 self._moves.enter(replica, Residency.DRAINING, reason)
             case Resume(replica_id, reason):
                 replica = self._replicas[replica_id]
@@ -67,12 +70,16 @@ class Execution:
             case Load(replica_id, worker_id, reason):
                 replica, group = self._replicas[replica_id], WorkerGroup((self._workers[worker_id],))
                 self._moves.begin_bringing(replica, group, reason, action.from_file)
-                self._reporter.of_replica(EventKind.LOAD, replica, reason, action.figures)
+                self._reporter.of_replica(
+                    EventKind.LOAD, replica, reason, action.figures, _detail_of_coming(action)
+                )
                 self.spawn(group, self._moves.load(replica, group))
             case Wake(replica_id, reason):
                 replica, group = self._with_group(replica_id)
                 kept_bytes = self._moves.begin_bringing(replica, group, reason)
-                self._reporter.of_replica(EventKind.WAKE, replica, reason, action.figures)
+                self._reporter.of_replica(
+                    EventKind.WAKE, replica, reason, action.figures, _detail_of_coming(action)
+                )
                 self.spawn(group, self._moves.wake(replica, group, kept_bytes))
             case Sleep(replica_id, reason):
                 kind = EventKind.EVICT if action.room_for else EventKind.SLEEP
@@ -107,7 +114,8 @@ class Execution:
         self, replica_id: str, kind: EventKind, action: Sleep | Unload
     ) -> tuple[Replica, WorkerGroup]:
         replica, group = self._with_group(replica_id)
-        self._reporter.of_replica(kind, replica, action.reason, action.figures)
+        detail = _detail_of_leaving(action)
+        self._reporter.of_replica(kind, replica, action.reason, action.figures, detail)
         self._moves.begin_leaving(replica)
         return replica, group
 
@@ -138,3 +146,41 @@ class Execution:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _detail_of_coming(action: Load | Wake) -> dict[str, Any]:
+    """See ``Event.detail``: who comes, and who has left for it."""
+    detail = _detail(action.exchange, action.figures["weights_bytes"])
+    return {**detail, "gained": [_deployment_of(action.replica_id)]}
+
+
+def _detail_of_leaving(action: Drain | Sleep | Unload) -> dict[str, Any]:
+    """See ``Event.detail``: who goes, with all that go by the same decision, and for whom."""
+    detail = _detail(action.exchange, action.figures["freed_bytes"])
+    return (
+        detail
+        if action.exchange is not None
+        else {**detail, "displaced": [_deployment_of(action.replica_id)]}
+    )
+
+
+def _detail(exchange: Exchange | None, num_bytes: float | str) -> dict[str, Any]:
+    if exchange is None:
+        return {"displaced": [], "gained": [], "scores": {}, "bytes": num_bytes}
+    scores = {
+        "gain": exchange.gain,
+        "loss": exchange.loss,
+        "switching": exchange.switching,
+        "margin": exchange.margin,
+        "net": exchange.net,
+    }
+    return {
+        "displaced": [_deployment_of(each) for each in exchange.leave],
+        "gained": [_deployment_of(exchange.come)],
+        "scores": scores,
+        "bytes": num_bytes,
+    }
+
+
+def _deployment_of(replica_id: str) -> str:
+    return replica_id.rpartition("/")[0]

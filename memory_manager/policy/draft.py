@@ -89,6 +89,7 @@ class PlanDraft:
         figures: Figures | None = None,
         room_for: str = "",
         max_drain_s: float = 0.0,
+        exchange: Exchange | None = None,
     ) -> None:
         """Counts the replica as leaving, and takes the next step towards that. Its running requests have
         ``max_drain_s`` to finish; what runs then is parked, or moved if the worker forgets the replica."""
@@ -102,11 +103,11 @@ class PlanDraft:
         since_s = replica.since_s if replica.residency is Residency.DRAINING else self.now_s
         drained = replica.num_active == 0 or self.at(since_s + max_drain_s)
         if drained and (replica.retired or not replica.can_sleep or self.loses_worker(replica)):
-            self.actions.append(Unload(replica.replica_id, reason, figures, room_for))
+            self.actions.append(Unload(replica.replica_id, reason, figures, room_for, exchange))
         elif drained:
-            self.actions.append(Sleep(replica.replica_id, reason, figures, room_for))
+            self.actions.append(Sleep(replica.replica_id, reason, figures, room_for, exchange))
         elif replica.residency is Residency.RESIDENT:
-            self.actions.append(Drain(replica.replica_id, reason, figures))
+            self.actions.append(Drain(replica.replica_id, reason, figures, exchange))
 
     def figures_of(self, replica: ReplicaView) -> Figures:
         """Figures of a replica that leaves."""

@@ -112,7 +112,7 @@ class Placing:
             for name in best.exchange.leave:
                 victim = draft.replicas[name]
                 reason, figures = _reason(want, best, best.exchange, victim, self._now_s)
-                draft.leave(victim, reason, figures, want.deployment.name)
+                draft.leave(victim, reason, figures, want.deployment.name, exchange=best.exchange)
         best.room.await_room(best.worker, replica, best.weights_bytes)
         self._fits.clear()
 
@@ -140,12 +140,13 @@ class Placing:
             "spare_bytes": option.room.spare_bytes,
         }
         if wakes:
-            return Wake(replica.replica_id, want.reason, figures)
+            return Wake(replica.replica_id, want.reason, figures, want.deployment.exchange)
         from_file = way is Way.FILE
         reason = (
             f"{want.reason}; from the file, as the host has no room for a copy" if from_file else want.reason
         )
-        return Load(replica.replica_id, option.worker.worker_id, reason, figures, from_file)
+        worker_id, exchange = option.worker.worker_id, want.deployment.exchange
+        return Load(replica.replica_id, worker_id, reason, figures, from_file, exchange)
 
     def _option(self, want: Want, worker: WorkerView) -> _Option | None:
         """How the wanted replica could come to this worker; None if it cannot now."""

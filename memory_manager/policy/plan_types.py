@@ -247,6 +247,7 @@ class Load:
 
     Attributes:
         from_file: whether its weights come from the packed file at once, without a copy in host memory.
+        exchange: what made others leave for it; None if nothing did.
     """
 
     replica_id: str
@@ -254,24 +255,27 @@ class Load:
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
     from_file: bool = False
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Bring back a replica that sleeps in its worker."""
+    """Bring back a replica that sleeps in its worker. ``exchange``: see ``Load``."""
 
     replica_id: str
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Admit no new requests to a resident replica, and let it finish those that it has."""
+    """Admit nothing new to a resident replica, and let it finish those that it has. ``exchange``: see ``Sleep``."""
 
     replica_id: str
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,22 +292,25 @@ class Sleep:
 
     Attributes:
         room_for: the deployment that the replica makes room for; empty if it leaves for another reason.
+        exchange: what decided that; None for another reason.
     """
 
     replica_id: str
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
     room_for: str = ""
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Make the worker forget a replica; its requests go on elsewhere. ``room_for``: see ``Sleep``."""
+    """Make the worker forget a replica; its requests go on elsewhere. ``room_for``, ``exchange``: see ``Sleep``."""
 
     replica_id: str
     reason: str
     figures: Figures = field(default_factory=dict, hash=False)
     room_for: str = ""
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ class Journal:
             device=event.device,
             reason=_storable(event.reason),
             figures=event.figures,
+            detail=event.detail,
         )
         if event.kind is EventKind.REFUSE and self._joins_another(new):
             return

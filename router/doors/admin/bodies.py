@@ -28,6 +28,7 @@ __all__ = [
     "DeviceBody",
     "DeviceMemoryBody",
     "EventBody",
+    "EventDetailBody",
     "HistoryBody",
     "KeyBody",
     "KeyCreate",
@@ -341,6 +342,18 @@ class StatusBody(AdminBody):
     )
 
 
+class EventDetailBody(AdminBody):
+    """A decision about a residency: who goes by it, for whom, and why."""
+
+    displaced: list[str] = Field(description="Deployments that go by it.")
+    gained: list[str] = Field(description="Deployments that come by it.")
+    scores: dict[str, float] = Field(
+        description="Requests: those won (`gain`), lost by others (`loss`) and while weights move (`switching`), the "
+        "error of the estimates (`margin`) and what is left (`net`). Empty if no weighing decided."
+    )
+    bytes: int = Field(description="Of the device, that this replica takes or gives up.")
+
+
 class EventBody(AdminBody):
     """One decision of the memory manager, or one mishap."""
 
@@ -355,6 +368,7 @@ class EventBody(AdminBody):
     figures: dict[str, int | float | str] = Field(
         description="Figures that it follows from; units in the names."
     )
+    detail: EventDetailBody | None = Field(description="Null if it decides about no residency.")
 
 
 class DepartureBody(AdminBody):

@@ -87,6 +87,7 @@ def event_body(record: EventRecord) -> types.EventBody:
         device=record.device,
         reason=record.reason,
         figures=dict(record.figures),
+        detail=types.EventDetailBody.model_validate(record.detail) if record.detail else None,
     )
 
 

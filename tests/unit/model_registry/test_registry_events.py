@@ -9,10 +9,20 @@ from model_registry.database import open_database
 from model_registry.records import EventRecord, NewEvent
 from model_registry.registry import Registry
 
+DETAIL = {"displaced": ["b"], "gained": ["a"], "scores": {"gain": 2.5}, "bytes": 2**40}
+
 
 def new(number: int, deployment: str | None = "a", kind: str = "load") -> NewEvent:
     return NewEvent(
-        1.7e9 + number, kind, deployment, f"{deployment}/0", "w", "cpu", f"number {number}", {"bytes": 2**40}
+        1.7e9 + number,
+        kind,
+        deployment,
+        f"{deployment}/0",
+        "w",
+        "cpu",
+        f"number {number}",
+        {"bytes": 2**40},
+        DETAIL,
     )
 
 
@@ -31,6 +41,7 @@ def test_what_is_kept_is_what_was_given(registry: Registry) -> None:
     assert second.id > first.id
     assert (first.at_s, first.kind, first.deployment, first.replica_id) == (1.7e9, "load", "a", "a/0")
     assert (first.worker_id, first.device, first.figures) == ("w", "cpu", {"bytes": 2**40})
+    assert first.detail == DETAIL
     assert (second.kind, second.deployment) == ("budget", None)
     assert registry.newest_event_id() == second.id
 

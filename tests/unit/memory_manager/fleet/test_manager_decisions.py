@@ -42,9 +42,36 @@ async def test_an_eviction_is_told_with_what_decided_it() -> None:
         )
         assert figures["num_active"] == 0
         assert float(figures["resident_s"]) > 0.9
+        assert evicted.detail["displaced"] == [evicted.deployment]
+        assert evicted.detail["gained"] == ["c"]
+        assert evicted.detail["bytes"] == 12 * PAGE
+        scores = evicted.detail["scores"]
+        assert {name: figures[name] for name in ("gain", "loss", "switching", "margin")} == {
+            name: scores[name] for name in ("gain", "loss", "switching", "margin")
+        }
+        assert scores["net"] == scores["gain"] - scores["loss"] - scores["switching"] - scores["margin"]
+        first, *_, last = h.told(EventKind.LOAD)
+        assert first.detail == {"displaced": [], "gained": ["a"], "scores": {}, "bytes": 10 * PAGE}
+        assert last.detail == {**evicted.detail, "bytes": 10 * PAGE}
         ready = h.told(EventKind.READY, of="c")[0]
         assert ready.figures["weights_bytes"] == 10 * PAGE
         assert float(ready.figures["seconds"]) == pytest.approx(0.15, abs=0.02)
+
+
+@virtually
+async def test_who_goes_for_its_own_sake_makes_room_for_nobody() -> None:
+    async with house() as h:
+        h.add_worker()
+        await h.bring_in("org/a")
+        await h.manager.sleep("org/a")
+        (asleep,) = h.told(EventKind.SLEEP)
+        assert asleep.detail == {
+            "displaced": ["org/a"],
+            "gained": [],
+            "scores": {},
+            "bytes": asleep.figures["freed_bytes"],
+        }
+        assert h.told(EventKind.WORKER)[0].detail == {}
 
 
 @virtually
