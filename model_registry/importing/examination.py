@@ -54,7 +54,7 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a source's configuration alone tells.
+    """A source as its configuration alone describes it.
 
     Attributes:
         config: an engine's normal form of it.

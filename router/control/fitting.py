@@ -24,7 +24,7 @@ _UNNAMED = "(a new deployment)"  # which no deployment can be called
 
 
 class _Candidate(NamedTuple):
-    """What is to be fitted; ``key`` and ``num_bytes`` are of its artifact, if it has one."""
+    """A model that is to be fitted; ``key`` and ``num_bytes`` are of its artifact, if it has one."""
 
     name: str
     config: Mapping[str, Any]

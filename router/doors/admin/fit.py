@@ -16,7 +16,7 @@ __all__ = ["create_fit_routes"]
 
 
 class FitQuestion(AdminRequest):
-    """What is to be fitted: one of a source, a registered model and a deployment."""
+    """The model to be fitted: a source, a registered model or a deployment."""
 
     source: str | None = Field(
         None, min_length=1, description="A folder or GGUF file on the server, or `hf://org/name[@revision]`."

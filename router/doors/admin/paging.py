@@ -46,7 +46,7 @@ class Listing:
 
     @property
     def page(self) -> Page:
-        """What to look up: one entry more than is shown, to know whether there are more."""
+        """The page to look up: one entry more than is shown, to know whether there are more."""
         return Page(self._limit + 1, self._after, self._search)
 
     def shown(self, found: Sequence[T], cursor_of: Callable[[T], str]) -> Sequence[T]:
