@@ -150,13 +150,13 @@ class Execution:
 
 def _detail_of_coming(action: Load | Wake) -> dict[str, Any]:
     """See ``Event.detail``: who comes, and who has left for it."""
-    detail = _detail(action.exchange, action.figures["weights_bytes"])
+    detail = _detail(action.exchange, action.figures.get("weights_bytes", 0))
     return {**detail, "gained": [_deployment_of(action.replica_id)]}
 
 
 def _detail_of_leaving(action: Drain | Sleep | Unload) -> dict[str, Any]:
     """See ``Event.detail``: who goes, with all that go by the same decision, and for whom."""
-    detail = _detail(action.exchange, action.figures["freed_bytes"])
+    detail = _detail(action.exchange, action.figures.get("freed_bytes", 0))
     return (
         detail
         if action.exchange is not None
