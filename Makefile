@@ -23,8 +23,8 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .PHONY: serve
-serve: $(STAMPS)/run ## Set everything up and serve three sample models from one memory budget (flags: ARGS="...")
-	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --samples $(ARGS)
+serve: $(STAMPS)/run ## Set everything up and serve three sample models from one memory budget, with the web UI (flags: ARGS="...")
+	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --samples --ui $(ARGS)
 
 # Set up by a make of its own, which does two things at a time: installing the clients keeps one core busy for minutes.
 .PHONY: test

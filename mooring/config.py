@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -54,6 +55,7 @@ __all__ = [
     "Settings",
     "TlsFiles",
     "admin_key_from_environment",
+    "has_screen",
     "load_settings",
     "onednn_max_isa_from_environment",
     "section_of",
@@ -265,6 +267,10 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         30.0, ge=0, description="How long running requests may go on after SIGTERM."
     )
+    ui: bool = Field(
+        False, description="Start the web UI too, in a process of its own, which listens on loopback."
+    )
+    ui_port: int = Field(8080, ge=0, le=65535, description="Port of the web UI; 0 takes a free one.")
     max_events: int = Field(
         100_000, ge=1, description="Decisions of the memory manager that the registry keeps; the oldest go."
     )
@@ -386,6 +392,11 @@ def server_from_environment() -> str | None:
 def admin_key_from_environment() -> str | None:
     """``MOORING_ADMIN_KEY``: the admin key of a server whose data folder is not at hand."""
     return os.environ.get("MOORING_ADMIN_KEY")
+
+
+def has_screen() -> bool:
+    """Whether a browser of this user would have a screen to show itself on."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def onednn_max_isa_from_environment() -> str | None:

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from mooring import __version__
-from mooring.cli import bench, classes, deployments, events, models, plan, queue, serve, slo, status, tenants
+from mooring.cli import (
+    bench,
+    classes,
+    deployments,
+    events,
+    models,
+    plan,
+    queue,
+    serve,
+    slo,
+    status,
+    tenants,
+    ui,
+)
 from mooring.cli.connection import Connection
 from mooring.errors import MooringError
 
@@ -22,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve.serve)
+app.command()(ui.ui)
 app.add_typer(models.app, name="models")
 app.add_typer(deployments.app, name="deployments")
 app.add_typer(tenants.app, name="tenants")

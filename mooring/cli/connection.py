@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,27 @@ from mooring.config import (
 from mooring.errors import ConfigurationError, MooringError, TransientError, error_from_code
 from mooring.server.admin_key import read_admin_key
 from mooring.server.data_dir import published_addresses
-from mooring.server.exposure import is_loopback
+from mooring.server.exposure import is_loopback, within_reach
+from mooring.trust import trust_only
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "ServerAddress"]
 
 _PAGE = 1000  # entries, the most that the server gives at once
-_PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where a server is.
+
+    Attributes:
+        url: its base address.
+        certificate: the only certificate that it may have; None if the system's authorities say.
+        is_named: whether the user named it; else it is the one of the data folder.
+    """
+
+    url: str
+    certificate: Path | None
+    is_named: bool
 
 
 class Connection:
@@ -41,7 +56,7 @@ class Connection:
         self, server: str | None, data_dir: Path | None, client_certificate: Path | None = None
     ) -> None:
         self._server = server
-        self._client_certificate = client_certificate
+        self.client_certificate = client_certificate
         self.data_dir = data_dir
 
     def get(self, path: str) -> Any:
@@ -114,66 +129,64 @@ class Connection:
             raise _error_of(response)
         return response
 
+    def address(self) -> ServerAddress:
+        """Where the server is.
+
+        Raises:
+            TransientError: none is known.
+        """
+        named = self._server or server_from_environment()
+        if named is not None:
+            return ServerAddress(named.rstrip("/"), None, is_named=True)
+        folder = load_settings({"data_dir": self.data_dir}).data_dir
+        published = published_addresses(folder)
+        if published is None:
+            raise TransientError(
+                f"no server uses the data folder {folder}: start one with `mooring serve`, or name one with --server"
+            )
+        certificate = published.get("tls_certificate")
+        return ServerAddress(
+            within_reach(published["http"]),
+            None if certificate is None else Path(certificate),
+            is_named=False,
+        )
+
+    def admin_key(self) -> str:
+        """The server's admin key.
+
+        Raises:
+            ConfigurationError: its file cannot be read.
+        """
+        path = load_settings({"data_dir": self.data_dir}).admin_key_path
+        return admin_key_from_environment() or read_admin_key(path)
+
     def _client(self, read_timeout_s: float) -> tuple[str, httpx.Client]:
         """The server's address, and a client that sends the admin key to it and to nobody else.
 
         Raises:
             MooringError: no server is known, or there is no key for it.
         """
-        settings = load_settings({"data_dir": self.data_dir})
-        key = admin_key_from_environment() or read_admin_key(settings.admin_key_path)
-        server = self._server or server_from_environment()
-        is_named = server is not None
-        context = None
-        if server is None:
-            published = published_addresses(settings.data_dir)
-            if published is None:
-                raise TransientError(
-                    f"no server uses the data folder {settings.data_dir}: start one with `mooring serve`, or name "
-                    "one with --server"
-                )
-            server = _within_reach(published["http"])
-            if "tls_certificate" in published:
-                context = _trusting(Path(published["tls_certificate"]))
-        if context is None:  # reading the authorities that the system trusts takes a while
+        key = self.admin_key()
+        address = self.address()
+        server = address.url
+        if address.certificate is not None:
+            context = trust_only(address.certificate)
+        else:  # reading the authorities that the system trusts takes a while
             is_secret = server.startswith("https:")
             context = ssl.create_default_context() if is_secret else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if self._client_certificate is not None:
+        if self.client_certificate is not None:
             try:
-                context.load_cert_chain(self._client_certificate)
+                context.load_cert_chain(self.client_certificate)
             except (OSError, ssl.SSLError) as error:
-                raise ConfigurationError(f"{self._client_certificate} cannot be used: {error}") from error
+                raise ConfigurationError(f"{self.client_certificate} cannot be used: {error}") from error
         client = httpx.Client(
             headers={"authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(30.0, read=read_timeout_s),
             verify=context,
             # A server of this machine needs no proxy, which must not be shown the key.
-            trust_env=is_named and not _is_loopback(server),
+            trust_env=address.is_named and not _is_loopback(server),
         )
-        return server.rstrip("/"), client
-
-
-def _within_reach(url: str) -> str:
-    """An address at which this machine reaches a server that listens on all of its addresses."""
-    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-
-
-def _trusting(certificate: Path) -> ssl.SSLContext:
-    """Trusts this certificate, whatever name it bears, and no other: not those of its issuer either, so of a chain
-    only its first certificate counts.
-
-    Raises:
-        ConfigurationError: the file cannot be read.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    try:
-        first = _PEM_CERTIFICATE.search(certificate.read_text())
-        context.load_verify_locations(cadata=first[0] if first else "")
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"the server's certificate {certificate} cannot be read: {error}") from error
-    return context
+        return server, client
 
 
 def _is_loopback(server: str) -> bool:

@@ -103,6 +103,10 @@ def serve(
         Path | None, typer.Option(help="Registry, artifact store and admin key.", file_okay=False)
     ] = None,
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the registry.")] = None,
+    ui: Annotated[
+        bool | None, typer.Option("--ui", help="Start the web UI too, in a process of its own, on loopback.")
+    ] = None,
+    ui_port: Annotated[int | None, typer.Option(help="Port of the web UI.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C. docs/configuration.md has every setting."""
@@ -126,6 +130,8 @@ def serve(
         "tls_client_ca": tls_client_ca,
         "data_dir": data_dir or context.obj.data_dir,
         "database_url": database_url,
+        "ui": ui,
+        "ui_port": ui_port,
         "log_level": log_level,
         "models": [dict(zip(("name", "source"), entry.split("=", 1), strict=True)) for entry in model or ()]
         or None,

@@ -12,7 +12,7 @@ from router.request.exposure import Exposure
 if TYPE_CHECKING:  # it takes longer to import than all that a command needs, and commands import this module
     from model_registry.registry import Registry
 
-__all__ = ["check_keys", "exposure_of", "is_loopback"]
+__all__ = ["check_keys", "exposure_of", "is_loopback", "within_reach"]
 
 
 def exposure_of(settings: Settings) -> Exposure:
@@ -61,3 +61,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def within_reach(url: str) -> str:
+    """An address at which this machine reaches a server that listens on all of its addresses."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

@@ -55,6 +55,7 @@ from mooring.server.file_reader import FileReader
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
 from mooring.server.samples import SampleMaker, model_entries, sample_of
+from mooring.server.ui_process import UiProcess
 from mooring.server.worker_specs import artifact_layout, worker_specs
 from ops.samples.budget import sample_budget_bytes
 from ops.samples.catalog import TRAINED
@@ -329,6 +330,10 @@ class Server:
             self.addresses["tls_certificate"] = str(settings.tls.certificate.resolve())
         stack.enter_context(published(settings.data_dir, self.addresses))
         logger.info("HTTP on %s, gRPC on %s", self.addresses["http"], self.addresses["grpc"])
+        if settings.ui:
+            ui = UiProcess(settings, self.addresses)
+            ui.start()
+            stack.push_async_callback(ui.stop)
 
     async def serve_models(self) -> bool:
         """Serves the models that the registry and the settings name; True, and ready, when that is done. Samples
