@@ -69,7 +69,7 @@ class AdminUi:
 
 @dataclass(frozen=True, slots=True)
 class _Doors:
-    """What the routes for operators share."""
+    """Parts that the routes for operators share."""
 
     config: UiConfig
     client: httpx.AsyncClient

@@ -1,4 +1,4 @@
-"""What the process of the web UI is told."""
+"""Settings of the process of the web UI."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 class Tab:
-    """What waits to be sent to one tab.
+    """The messages that wait to be sent to one tab.
 
     Args:
         admin_key: the key with which its session logged in.

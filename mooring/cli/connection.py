@@ -29,7 +29,7 @@ _PAGE = 1000  # entries, the most that the server gives at once
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where a server is.
+    """The address of a server.
 
     Attributes:
         url: its base address.
@@ -130,7 +130,7 @@ class Connection:
         return response
 
     def address(self) -> ServerAddress:
-        """Where the server is.
+        """The address of the server.
 
         Raises:
             TransientError: none is known.
