@@ -31,6 +31,7 @@ export function mib(bytes) {
 /**
  * Seconds as a duration: `240 ms`, `1.2 s`, `3 min 5 s`, `2 h 10 min`.
  * @param {number | null | undefined} seconds
+ * @returns {string}
  */
 export function duration(seconds) {
   if (seconds == null || !Number.isFinite(seconds)) return NONE;

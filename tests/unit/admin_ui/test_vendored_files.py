@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 from support.programs import need_program
 
 from admin_ui.vendoring import FILES, LOCK, VENDOR, rewritten, vendored
 
 STATIC = VENDOR.parent
+TYPESCRIPT = "typescript@7.0.2"
 LOCKED = json.loads(LOCK.read_text())
 IMPORT = re.compile(r"""(?:\bfrom\s*|\bimport\s*\(?\s*)["']([^"']+)["']""")
 
@@ -62,3 +65,17 @@ def test_the_registry_still_has_what_the_lock_says() -> None:
     assert json.loads(lock) == LOCKED
     for name, body in files.items():
         assert (VENDOR / name).read_bytes() == body
+
+
+@pytest.mark.slow
+def test_the_pages_hold_to_their_types(tmp_path: Path) -> None:
+    """Fetches TypeScript by npm, and checks the types that the pages' comments declare."""
+    npm = need_program("npm", "npm")
+    subprocess.run(
+        [npm, "install", "--silent", "--prefix", tmp_path, TYPESCRIPT], check=True, capture_output=True
+    )
+    checker = tmp_path / "node_modules" / ".bin" / "tsc"
+    checked = subprocess.run(
+        [checker, "-p", ROOT / "admin_ui" / "tsconfig.json"], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout

@@ -92,7 +92,7 @@ export function Deployment({ name }) {
       <div class="grid-main">
         <div class="stack">
           <${Card} title="Why it is where it is">${found ? html`<${Why} why=${found.why} />` : html`<${Skeleton} />`}<//>
-          <${Card} flush title="Replicas">${row && Object.keys(row.replicas ?? {}).length ? html`<${Table} caption="Replicas" columns=${REPLICAS} rows=${Object.entries(row.replicas)} rowKey=${([id]) => id} />` : html`<${Empty} title="No replicas"><p>None is on a device or in host memory.</p><//>`}<//>
+          <${Card} flush title="Replicas">${row && Object.keys(row.replicas ?? {}).length ? html`<${Table} caption="Replicas" columns=${REPLICAS} rows=${Object.entries(row.replicas)} rowKey=${(/** @type {[string, any]} */ [id]) => id} />` : html`<${Empty} title="No replicas"><p>None is on a device or in host memory.</p><//>`}<//>
           <${Charts} name=${name} />
           <${Card} flush title="Events" aside=${html`<${Link} class="small" to="/timeline">Residency<//>`}>${own.length ? html`<${Feed} events=${own} />` : html`<${Empty} title="No events yet" />`}<//>
         </div>

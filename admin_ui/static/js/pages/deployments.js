@@ -95,7 +95,7 @@ const List = () => {
       <button class="primary" onClick=${() => (isKnown.value ? setOpen(true) : say('The server is not there yet.', 'bad'))}>New deployment</button>
     <//>
     <${Live}><${Card} flush title="All deployments" aside=${html`<span class="faint small">${rows.length}</span>`}>
-      ${rows.length ? html`<${Table} caption="Deployments" columns=${COLUMNS} rows=${rows} rowKey=${([name]) => name} />`
+      ${rows.length ? html`<${Table} caption="Deployments" columns=${COLUMNS} rows=${rows} rowKey=${(/** @type {[string, any]} */ [name]) => name} />`
         : html`<${Empty} title="Nothing is deployed yet"><p>Register a model, and it is deployed under its name.</p><${Link} class="button primary" to="/register">Register a model<//><//>`}
     <//><//>
     ${open && html`<${Create} onClose=${() => setOpen(false)} />`}`;

@@ -4,7 +4,7 @@ import { clockTime } from '../format.js';
 
 /** @type {Promise<any> | undefined} */
 let library;
-const load = () => (library ??= import('../../vendor/uplot.js').then((found) => found.default));
+const load = () => (library ??= import('../charting.js').then((found) => found.UPlot));
 
 /** @param {string} name */
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -29,9 +29,11 @@ export function colourOf(segment) {
   return segment.kind === 'free' ? 'var(--sunken)' : 'var(--reserve)';
 }
 
-/** @param {any} segment */
-export const nameOf = (segment) =>
-  segment.kind === 'weights' ? (segment.deployment ?? segment.label) : { kv: 'KV', reserve: 'Reserve', other: 'Other processes', free: 'Free' }[segment.kind];
+/** @type {Record<string, string>} */
+const NAMES = { kv: 'KV', reserve: 'Reserve', other: 'Other processes', free: 'Free' };
+
+/** @param {any} segment @returns {string} */
+export const nameOf = (segment) => (segment.kind === 'weights' ? (segment.deployment ?? segment.label) : NAMES[segment.kind]);
 
 /** @param {{segment: any, budget: number}} props */
 function Segment({ segment, budget }) {

@@ -3,7 +3,7 @@ import { html, useEffect, useRef, useState } from '../lib.js';
 import { duration, number } from '../format.js';
 import { complete, onFrame } from '../stream.js';
 import { Code } from './code.js';
-import { Check, Choice, Dialog, Field, TextField } from './dialog.js';
+import { Check, Dialog, Field, TextField } from './dialog.js';
 import { Badge, Card, Segmented } from './parts.js';
 
 /**

@@ -1,0 +1,2 @@
+// The library of charts is not checked.
+export const UPlot: any;
