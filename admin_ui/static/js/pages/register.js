@@ -49,7 +49,7 @@ function Progress() {
   }, []);
   const all = Object.entries({ ...known, ...registrations.value });
   const place = (/** @type {any} */ row) => (row.state === 'running' ? 0 : row.state === 'done' ? 2 : 1);
-  all.sort(([, a], [, b]) => place(a) - place(b) || (b.started_at ?? 0) - (a.started_at ?? 0));
+  all.sort(([, a], [, b]) => place(a) - place(b) || String(b.created ?? '').localeCompare(String(a.created ?? '')));
   if (!all.length) return html`<${Card} title="Registrations"><${Empty} title="None yet"><p>Each step of a registration shows here, and goes on if you leave the page.</p><//><//>`;
   return html`${all.map(([id, row]) => html`<${Registration} key=${id} id=${id} row=${row} />`)}`;
 }
