@@ -227,6 +227,23 @@ def isolation(
         raise typer.Exit(1)
 
 
+@app.command()
+def ui(
+    out: Out = Path("bench-out/ui"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="For which ten tabs are open.")] = 5.0,
+    quick: Quick = False,
+) -> None:
+    """Open the web UI in ten tabs: processor time, delay of changes, first load, the memory map against the API."""
+    if find_spec("playwright") is None:
+        raise ConfigurationError("the benchmark drives a browser: pip install 'mooring[dev]'")
+    from benchmarks.ui import UiLoad, main
+
+    figures = main(out, UiLoad.quick() if quick else UiLoad(seconds=60 * minutes), console().print)
+    for name, value in figures.items():
+        console().print(f"{name}: {value:.4g}")
+    console().print(f"Report: {out / 'report.md'}")
+
+
 def _check_can_draw() -> None:
     """Checks that plots can be drawn, before the minutes of measuring rather than after them."""
     if find_spec("matplotlib") is None:

@@ -69,7 +69,7 @@ def test_from_a_registration_to_a_revoked_key(
 
     page.get_by_role("link", name="Register", exact=True).click()
     page.get_by_label("Source").fill(str(folders["three"]))
-    page.get_by_label("Name").fill("three")
+    page.get_by_role("textbox", name="Name").fill("three")
     expect(page.locator(".fit").first).to_be_visible()
     page.get_by_role("button", name="Register three").click()
     card = page.locator("[data-registration=three]")
@@ -89,7 +89,7 @@ def test_from_a_registration_to_a_revoked_key(
 
     operator.open("/playground?a=three&b=again")
     page.get_by_label("Most tokens").fill("24")
-    page.get_by_label("Message").fill("Hello")
+    page.get_by_role("textbox", name="Message", exact=True).fill("Hello")
     page.keyboard.press("Enter")
     for side in ("A", "B"):
         box = page.locator(f"[data-side={side}]")
@@ -140,7 +140,7 @@ def test_stop_cancels_what_runs_on_the_server(operator: UiPage, served: tuple[Ru
     page = operator.page
     operator.open("/playground?a=one")
     page.get_by_label("Most tokens").fill("400")
-    page.get_by_label("Message").fill("Hello")
+    page.get_by_role("textbox", name="Message", exact=True).fill("Hello")
     page.keyboard.press("Enter")
     expect(page.locator(".turn.assistant .text")).not_to_be_empty()
     page.get_by_role("button", name="Stop").click()
@@ -181,8 +181,15 @@ def test_the_memory_map_shows_what_the_admin_api_says_at_its_sequence_number(
         assert sum(each[2] for each in told if each[0] == device["name"]) == device["budget_bytes"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["wide", "narrow"])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        ("wide", "light"),
+        ("narrow", "dark"),
+        pytest.param("wide", "dark", marks=pytest.mark.slow),
+        pytest.param("narrow", "light", marks=pytest.mark.slow),
+    ],
+)
 def test_every_page_can_be_read_by_all_and_fits_its_window(
     browser: Browser, served: tuple[RunningServer, str], size: str, scheme: str
 ) -> None:

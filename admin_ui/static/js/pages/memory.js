@@ -32,7 +32,7 @@ function Device({ name, device }) {
   const used = rows.reduce((sum, [, each]) => sum + (each.used_bytes ?? 0), 0);
   const promised = rows.filter(([, each]) => each.kind !== 'free').reduce((sum, [, each]) => sum + each.promised_bytes, 0);
   const { memory } = device;
-  const own = memory && html`<span>By its own account: ${size(memory.used_bytes)} used of ${size(memory.total_bytes)}${memory.other_bytes ? `, ${size(memory.other_bytes)} of it by other processes` : ''}</span>`;
+  const own = memory && html`<span>By its own account: ${size(memory.used_bytes)} used of ${size(memory.total_bytes)}${memory.others_bytes ? `, ${size(memory.others_bytes)} of it by other processes` : ''}</span>`;
   return html`<${Card} flush title=${name} data-device=${name}
     aside=${html`<span class="faint small">Sampled <${Ago} at=${device.sampled_at} /></span>${device.utilization != null && html`<span class="badge plain">${percent(device.utilization)} busy</span>`}`}
     foot=${html`<${MemoryLegend} />${own}`}>
