@@ -82,6 +82,11 @@ lock: $(STAMPS)/dev ## Note versions and hashes of the container images' package
 docs: $(STAMPS)/dev ## Generate the reference pages that come from the code
 	@$(BIN)/python -m mooring.reference > docs/configuration.md
 
+# Of the three sample models under load; minutes, and more where the samples have to be made first.
+.PHONY: pictures
+pictures: $(STAMPS)/dev $(STAMPS)/debian ## Take the pictures of the web UI in docs/images
+	@PYTHONPATH=tests $(BIN)/python tests/pictures/ui_pictures.py $(if $(wildcard $(SAMPLES)/smollm2),--data-dir "$(DATA_DIR)") $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data)
 	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

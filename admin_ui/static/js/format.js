@@ -37,9 +37,9 @@ export function duration(seconds) {
   if (seconds == null || !Number.isFinite(seconds)) return NONE;
   if (seconds < 0) return `-${duration(-seconds)}`;
   if (seconds < 0.0005) return '0 ms';
-  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 59.5) return `${Math.round(seconds)} s`;
   const whole = Math.round(seconds);
   if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ''}`;
   const minutes = Math.floor((whole % 3600) / 60);
