@@ -46,17 +46,18 @@ export function Chart({ label, at, lines, format, height = 190, most }) {
   }, []);
 
   useEffect(() => {
+    const within = box.current; // gone from the page before what was begun here has ended
     let gone = false;
     /** @type {ResizeObserver | undefined} */
     let sizes;
     load().then((UPlot) => {
       if (gone) return;
-      const faint = drawn('--faint', box.current);
-      const grid = { stroke: drawn('--line', box.current), width: 1 };
+      const faint = drawn('--faint', within);
+      const grid = { stroke: drawn('--line', within), width: 1 };
       const axis = { stroke: faint, font: `11.5px ${colour('--font')}`, grid, ticks: { show: false } };
       plot.current = new UPlot(
         {
-          width: box.current.clientWidth,
+          width: within.clientWidth,
           height,
           padding: [10, 22, 0, 0],
           legend: { show: false },
@@ -69,17 +70,17 @@ export function Chart({ label, at, lines, format, height = 190, most }) {
           series: [
             {},
             ...lines.map((each) => {
-              const stroke = drawn(each.colour, box.current);
+              const stroke = drawn(each.colour, within);
               return { label: each.label, stroke, width: 1.75, points: { show: false }, fill: each.area ? stroke.replace(/^rgb\((.*)\)$/, 'rgba($1, 0.12)') : undefined };
             }),
           ],
           hooks: { setCursor: [(/** @type {any} */ self) => setCursor(self.cursor.idx ?? null)] },
         },
         latest.current,
-        box.current,
+        within,
       );
-      sizes = new ResizeObserver(() => plot.current?.setSize({ width: box.current.clientWidth, height }));
-      sizes.observe(box.current);
+      sizes = new ResizeObserver(() => plot.current?.setSize({ width: within.clientWidth, height }));
+      sizes.observe(within);
     });
     return () => {
       gone = true;
