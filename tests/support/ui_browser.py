@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from support.programs import need_program
 
 __all__ = ["UiPage", "chromium"]
 
+_TIMEOUT_MS = 60_000
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium, without a window."""
+    expect.set_options(timeout=_TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=need_program("chromium", "chromium"),
@@ -49,7 +51,7 @@ class UiPage:
         self.width = width
         self.faults: list[str] = []
         self.page: Page = self._context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(_TIMEOUT_MS)
         self.page.on("console", lambda message: self.faults.append(f"console: {message.text}"))
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
         self.page.on("request", self._note_request)
