@@ -198,7 +198,7 @@ def _shown_seq(page: Page) -> int:
 def _tabs(
     context: BrowserContext, server: RunningServer, address: str, load: UiLoad, say: Say
 ) -> dict[str, float]:
-    """What many tabs cost the UI's process, and whether one of them stalls."""
+    """The cost of many tabs for the UI's process, and how often one of them stalls."""
     pages = []
     for number in range(load.num_tabs):
         page = context.new_page()

@@ -90,7 +90,7 @@ def load(server: RunningServer, keys: dict[str, str]) -> Iterator[None]:
         for turn in itertools.count(number):
             if stop.wait(0.7):
                 return
-            body = {"model": MODELS[(turn // 6) % 3], "prompt": PROMPTS[turn % 4], "max_tokens": 32}
+            body = {"model": MODELS[turn % 3], "prompt": PROMPTS[turn % 4], "max_tokens": 16}
             with contextlib.suppress(httpx.HTTPError):
                 server.client.post(
                     f"{server.http_url}/v1/completions", json=body, headers={"authorization": f"Bearer {key}"}
@@ -132,11 +132,12 @@ def take_pictures(browser: Browser, server: RunningServer, address: str) -> None
     take(page, "memory")
     page.goto(f"{address}/timeline")
     page.get_by_role("button", name="5 min").click()
-    page.get_by_role("button", name=", evict").first.wait_for()
-    page.get_by_role("button", name=", evict").last.click()
+    page.locator(".change").first.wait_for()
+    evictions = page.get_by_role("button", name=", evict")
+    (evictions if evictions.count() else page.locator(".change")).last.click()
     take(page, "residency")
     page.goto(f"{address}/playground?a=smollm2&b=draft")
-    page.get_by_label("Most tokens").fill("48")
+    page.get_by_label("Most tokens").fill("24")
     chat(page, "What is the capital of France?")
     take(page, "playground")
     page.context.close()
@@ -173,7 +174,7 @@ def animate(browser: Browser, server: RunningServer, address: str) -> None:
         frames.append((picture(page).resize((960, 600), Image.Resampling.LANCZOS), milliseconds))
 
     page.goto(f"{address}/playground?a=smollm2&b=draft")
-    page.get_by_label("Most tokens").fill("40")
+    page.get_by_label("Most tokens").fill("24")
     page.get_by_role("textbox", name="Message", exact=True).fill("Name three colours.")
     hold(1200)
     page.keyboard.press("Enter")

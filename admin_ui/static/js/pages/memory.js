@@ -14,7 +14,7 @@ function Rows({ id, segment, budget }) {
   return html`<${Fragment}>
     <tr class=${parts.length ? 'has-sub' : ''} data-segment=${id} data-promised-bytes=${segment.promised_bytes} data-used-bytes=${segment.used_bytes ?? ''}>
       <th scope="row"><span class="row tight"><i class="dot" style=${{ '--seg': colourOf(segment) }}></i><span>${owner}</span></span></th>
-      <td class="soft wide-only">${segment.kind === 'weights' ? 'weights' : segment.kind === 'kv' ? segment.worker : ''}</td>
+      <td class="soft wide-only">${segment.kind === 'weights' ? 'weights' : segment.kind === 'kv' ? segment.worker : segment.kind === 'free' && segment.used_bytes ? 'kept ready for what grows' : ''}</td>
       <td class="num">${mib(segment.promised_bytes)}</td>
       <td class="num">${segment.used_bytes == null ? html`<span class="faint">–</span>` : mib(segment.used_bytes)}</td>
       <td class="num soft wide-only">${percent(segment.promised_bytes / budget)}</td>

@@ -64,7 +64,7 @@ export function Chart({ label, at, lines, format, height = 190, most }) {
           cursor: { points: { size: 7 }, drag: { x: false, y: false } },
           scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ high) => [0, most ?? Math.max(high * 1.1, 1e-6)] } },
           axes: [
-            { ...axis, size: 26, space: 70, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => marks.map((each) => clockTime(each).slice(0, 5)) },
+            { ...axis, size: 26, space: 70, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => marks.map((each) => clockTime(each).slice(0, marks[marks.length - 1] - marks[0] < 600 ? 8 : 5)) },
             { ...axis, size: 58, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => marks.map(format) },
           ],
           series: [

@@ -63,5 +63,5 @@ export const MemoryLegend = () => html`<p class="legend">
   ${KV_PARTS.map(([key, text, colour]) => html`<span key=${key}><i class="dot" style=${{ background: `var(${colour})` }}></i>${text}</span>`)}
   <span><i class="dot" style=${{ background: 'var(--reserve)' }}></i>Reserve</span>
   <span><i class="dot" style=${{ background: 'var(--other)' }}></i>Other processes</span>
-  <span>Width: promised. Filled: used.</span>
+  <span>As wide as it is promised, as full as it is used.</span>
 </p>`;
