@@ -134,7 +134,7 @@ def take_pictures(browser: Browser, server: RunningServer, address: str) -> None
     page.get_by_role("button", name="5 min").click()
     page.locator(".change").first.wait_for()
     evictions = page.get_by_role("button", name=", evict")
-    (evictions if evictions.count() else page.locator(".change")).last.click()
+    (evictions if evictions.count() else page.locator(".change")).last.press("Enter")
     take(page, "residency")
     page.goto(f"{address}/playground?a=smollm2&b=draft")
     page.get_by_label("Most tokens").fill("24")
@@ -196,7 +196,7 @@ def animate(browser: Browser, server: RunningServer, address: str) -> None:
     hold(1500)
     page.goto(f"{address}/timeline")
     page.get_by_role("button", name="5 min").click()
-    page.get_by_role("button", name="smollm2, sleep").last.click()
+    page.get_by_role("button", name="smollm2, sleep").last.press("Enter")
     page.wait_for_timeout(600)
     hold(4000)
     first, *rest = [image for image, _ in frames]

@@ -108,7 +108,7 @@ def test_from_a_registration_to_a_revoked_key(
     until(lambda: residency(page, "again") in ("warm", "cold"), "the page shows that it sleeps")
 
     operator.open("/timeline")
-    page.get_by_role("button", name=re.compile("again, (sleep|unload)")).last.click()
+    page.get_by_role("button", name=re.compile("again, (sleep|unload)")).last.press("Enter")
     expect(page.get_by_role("region", name="Why").or_(page.locator(".card", has_text="Why"))).to_contain_text(
         "again"
     )

@@ -59,6 +59,16 @@ export function Change({ event }) {
   </div>`;
 }
 
+/** Buttons to the changes of a deployment around the chosen one: marks may lie on each other. @param {{own: any[], chosen: any}} props */
+function Steps({ own, chosen }) {
+  const place = own.indexOf(chosen);
+  const to = (/** @type {any} */ each) => () => each && go(`/timeline?event=${each.id}`, true);
+  return html`<span class="row tight">
+    <button class="small" disabled=${place < 1} onClick=${to(own[place - 1])}>Earlier</button>
+    <button class="small" disabled=${place < 0 || place >= own.length - 1} onClick=${to(own[place + 1])}>Later</button>
+  </span>`;
+}
+
 export default function Residency() {
   const [window, setWindow] = useState(1800);
   const [failed, setFailed] = useState('');
@@ -90,7 +100,7 @@ export default function Residency() {
         ${lanes.length ? html`<${Timeline} lanes=${lanes} from=${from} to=${to} chosen=${chosenId} onChoose=${(/** @type {any} */ each) => go(`/timeline?event=${each.id}`, true)} />`
           : html`<${Empty} title="No models yet"><p>Changes appear here as soon as a model is deployed.</p><//>`}
       <//>
-      <${Card} title="Why">
+      <${Card} title="Why" aside=${chosen && html`<${Steps} own=${lanes.find((each) => each.name === chosen.deployment)?.changes ?? []} chosen=${chosen} />`}>
         ${chosen ? html`<${Change} event=${chosen} />` : html`<${Empty} title="No change chosen"><p>Choose a mark in the timeline; the arrow keys go from one to the next.</p><//>`}
       <//>
     </div><//>`;
