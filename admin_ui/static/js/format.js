@@ -130,7 +130,7 @@ export function parseSize(text) {
 
 /** A field's name as a label: `kv_cap_bytes` is `KV cap`. @param {string} name */
 export function label(name) {
-  const words = name.replace(/_(bytes|s)$/, '').split('_');
+  const words = name.replace(/^num_/, '').replace(/_(bytes|s)$/, '').split('_');
   const text = words.map((word) => (['kv', 'ttft', 'tpot', 'slo', 'id'].includes(word) ? word.toUpperCase() : word)).join(' ');
   return text[0].toUpperCase() + text.slice(1);
 }

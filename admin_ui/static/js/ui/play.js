@@ -101,7 +101,7 @@ function SideView({ side, title, models, about, onModel, onCode }) {
     </header>
     <div class="talk" ref=${talk} tabindex="0" role="log" aria-label=${`${title}: conversation`} aria-busy=${side.running !== null}>
       ${!side.turns.length && html`<p class="faint">${title}. Send something to see its answer, and how long each phase takes.</p>`}
-      ${side.turns.map((each, index) => html`<div class=${`turn ${each.role}`} key=${index}><span class="who">${each.role === 'user' ? 'You' : side.model}</span>${each.text && html`<div class="text">${each.text}</div>`}</div>`)}
+      ${side.turns.map((each, index) => html`<div class=${`turn ${each.role}`} key=${index}><span class="who">${each.role === 'user' ? 'You' : side.model}</span>${each.text.trim() && html`<div class="text">${each.text.trimStart()}</div>`}</div>`)}
       ${side.running && !side.firstAt && html`<p class="warn small" data-waiting>${waitText(side, now)}</p>`}
       ${side.error && html`<p class="error-text" role="alert">${side.error}</p>`}
       ${side.finish === 'stopped' && html`<p class="faint small">Stopped.</p>`}
