@@ -186,7 +186,7 @@ def _busy(server: RunningServer) -> Iterator[None]:
 
 
 def _awaited(page: Page, name: str) -> float:
-    """A number that a page's script sets, once it is there. The page's policy lets nothing be waited for by a text."""
+    """A number that a page's script sets, once it is there. Playwright's own way would break the page's policy."""
     script = """(name) => new Promise((done) => {
         const look = () => (window[name] ? done(window[name]) : setTimeout(look, 5));
         look();
@@ -211,7 +211,7 @@ def _tabs(
     for number in range(load.num_tabs):
         page = context.new_page()
         page.goto(address + _PAGES[number % len(_PAGES)])
-        page.locator(".badge.good", has_text="Live").first.wait_for()
+        page.get_by_role("status").filter(has_text="Live").first.wait_for()
         pages.append(page)
     process = _ui_process(server)
     num_stalls = 0
