@@ -21,6 +21,7 @@ from support.small_checkpoint import write_checkpoint
 
 from engines.checkpoint.model_config import sequence_kv_bytes
 from engines.checkpoint.packer import ensure_packed
+from engines.kinds import engine_kind
 from memory_manager.config import DeviceBudget
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.records import Deployment
@@ -36,14 +37,17 @@ from mooring.units import MIB
 from mooring.v1 import inference_pb2 as pb
 from mooring.v1 import inference_pb2_grpc
 from router.control.directory import DeploymentDirectory
+from router.control.fitting import Fitting
 from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
+from router.control.registrations import Registrations
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc_app import create_grpc_server
 from router.doors.http.access import OperatorKeys
 from router.doors.http_app import create_app
 from router.doors.kserve.core import KServe
 from router.doors.kserve.repository import DeploymentRepository
+from router.feed.feed import Feed, FeedSources
 from router.intake import Intake
 
 pytestmark = pytest.mark.integration
@@ -95,7 +99,19 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     served = replace(services(ScriptedSource(answer), []), models=directory)
     app = create_app(served, OperatorKeys("admin"))
     journal = Journal(registry, JournalConfig(max_kept=1000))
-    admin = AdminServices(registry, registrar, manager, lambda: (), {}, journal, served.metrics)
+    registrations = Registrations(registrar, tmp_path / "registrations")
+    sources = FeedSources("0", manager, registrar, registrations, lambda: (), {}, cache, served.metrics)
+    admin = AdminServices(
+        registry,
+        registrar,
+        registrations,
+        Fitting(registrar, engine_kind("null").weights_bytes),
+        manager,
+        lambda: (),
+        Feed(sources),
+        journal,
+        served.metrics,
+    )
     app.include_router(create_admin_router(admin))
     intake = Intake(served)
     kserve = KServe(served, intake, DeploymentRepository(registrar))
@@ -109,7 +125,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
     ):
         yield Doors(inference_pb2_grpc.InferenceStub(channel), http)
     await server.stop(None)
-    await registrar.stop(0)
+    await registrar.stop()
     await manager.stop()
     await cache.close()
     database.dispose()
@@ -139,12 +155,15 @@ async def test_lists_look_at_each_deployment_once_and_one_deployment_costs_one_l
         listed = await doors.stub.ListModels(pb.ListModelsRequest(), timeout=60)
     assert {(each.name, each.residency) for each in listed.models} == {(name, "cold") for name in names}
     assert count[0] == NUM_DEPLOYMENTS
-    for ask in (partial(get, "/deployments"), partial(get, "/status")):
+    for ask, num_looks in (
+        (partial(get, "/deployments"), 1),
+        (partial(get, "/status"), 2),
+    ):  # one for the live feed
         with looks() as count:
             shown = await ask()
         rows = shown["deployments"] if isinstance(shown, dict) else shown
         assert {(row["name"], row["residency"]) for row in rows} == {(name, "cold") for name in names}
-        assert count[0] == NUM_DEPLOYMENTS
+        assert count[0] == num_looks * NUM_DEPLOYMENTS
     with looks() as count:
         assert (await get("/deployments/m7"))["residency"] == "cold"
     assert count[0] == 1
