@@ -58,10 +58,11 @@ if (document.documentElement.dataset.page === 'playground') {
   const { Visitor } = await import('./pages/visitor.js');
   render(html`<${Visitor} />`, root);
 } else {
+  const asked = fetch('/session', { credentials: 'same-origin' }).catch(() => null); // on its way while the page is drawn
   render(html`<${App} />`, root);
   await takeLink();
   if (session.peek() === undefined) {
-    const response = await fetch('/session', { credentials: 'same-origin' }).catch(() => null);
+    const response = await asked;
     const found = response?.ok ? await response.json() : null;
     session.value = found?.token ? found : null;
   }
