@@ -157,6 +157,8 @@ COMMANDS = [
     ["bench", "batching"],
     ["bench", "router"],
     ["bench", "slo"],
+    ["bench", "ui"],
+    ["ui"],
     ["bench", "fairness"],
     ["bench", "isolation"],
     ["bench", "sharing"],
