@@ -126,10 +126,12 @@ $(STAMPS)/dev: $(STAMPS)/run pyproject.toml
 	@touch $@
 
 # Where we may not install, the tests that need a package say which one.
+# npm is Debian's own unless one from elsewhere is here, beside which that could not be installed.
 $(STAMPS)/debian: $(VENV)/pyvenv.cfg Makefile
 	@mkdir -p $(STAMPS)
 	@missing=$$(for package in $(DEBIAN_PACKAGES); do \
-	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done; \
+	    command -v npm >/dev/null || echo npm); \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
 	  echo "Installing Debian packages for the tests:" $$missing "..."; \
