@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mooring.errors import ConfigurationError
+from mooring.loopback import is_loopback
 
-__all__ = ["UiConfig", "is_loopback"]
+__all__ = ["UiConfig"]
 
 _MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107
 
@@ -89,13 +89,3 @@ class UiConfig:
     def from_json(cls, text: str) -> UiConfig:
         values: Mapping[str, Any] = json.loads(text)
         return cls(**{**values, "allowed_hosts": tuple(values.get("allowed_hosts", ()))})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is one of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

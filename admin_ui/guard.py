@@ -8,8 +8,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from admin_ui.answers import error_answer
-from admin_ui.config import UiConfig, is_loopback
+from admin_ui.config import UiConfig
 from mooring.errors import MisdirectedRequestError, MooringError, PermissionDeniedError
+from mooring.loopback import is_loopback
 
 __all__ = ["SECURITY_HEADERS", "UiGuard", "comes_from_socket"]
 

@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 import orjson
 
-__all__ = ["LiveFeed", "Tab", "merge_patch"]
+from mooring.merge_patch import patched
+
+__all__ = ["LiveFeed", "Tab"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +26,6 @@ _MAX_WAITING = 128  # messages; a tab that is further behind is sent a snapshot 
 _SILENCE_S = 30.0  # the server says something every 10 s
 _LINGER_S = 5.0  # so that a page that is loaded again finds the reader running
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """A value with a JSON Merge Patch (RFC 7396) applied. Neither argument is changed."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
 
 
 class Tab:
@@ -180,7 +169,7 @@ class LiveFeed:
             told = orjson.loads(text)
             if told["seq"] != self._seq + 1:
                 return False
-            self._state, self._seq = merge_patch(self._state, told["patch"]), told["seq"]
+            self._state, self._seq = patched(self._state, told["patch"]), told["seq"]
             self._send('{"type":"patch",' + text[1:])
         elif name == "event":
             self._send('{"type":"event","event":' + text + "}")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import httpx
 
-from admin_ui.config import UiConfig, is_loopback
+from admin_ui.config import UiConfig
 from mooring.errors import AuthenticationError, ConfigurationError, ModelUnavailableError
+from mooring.loopback import is_loopback
 from mooring.trust import trust_only
 
 __all__ = ["check_admin_key", "server_client", "unreachable"]

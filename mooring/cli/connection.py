@@ -17,9 +17,10 @@ from mooring.config import (
     server_from_environment,
 )
 from mooring.errors import ConfigurationError, MooringError, TransientError, error_from_code
+from mooring.loopback import is_loopback
 from mooring.server.admin_key import read_admin_key
 from mooring.server.data_dir import published_addresses
-from mooring.server.exposure import is_loopback, within_reach
+from mooring.server.exposure import within_reach
 from mooring.trust import trust_only
 
 __all__ = ["Connection", "ServerAddress"]

@@ -14,6 +14,7 @@ import typer
 from mooring.cli.connection import Connection, ServerAddress
 from mooring.config import has_screen, load_settings
 from mooring.errors import ConfigurationError, MooringError, error_from_code
+from mooring.loopback import is_loopback
 from mooring.server.ui_process import UI_SOCKET
 
 _ASK_S = 15.0
@@ -106,7 +107,7 @@ def _serve(connection: Connection, address: ServerAddress, browser: bool, **opti
         client_certificate=None if shown is None else str(shown),
         **options,  # type: ignore[arg-type]  # as the options above are declared
     )
-    admin_key = _key_if_there(connection) if not config.playground and _is_on_loopback(config.host) else None
+    admin_key = _key_if_there(connection) if not config.playground and is_loopback(config.host) else None
 
     def show(ui: AdminUi, url: str) -> None:
         _show(url if admin_key is None else f"{url}/#link={ui.links.make(admin_key)}", browser)
@@ -122,12 +123,6 @@ def _key_if_there(connection: Connection) -> str | None:
         return connection.admin_key()
     except ConfigurationError:
         return None
-
-
-def _is_on_loopback(host: str) -> bool:
-    from admin_ui.config import is_loopback
-
-    return is_loopback(host)
 
 
 def _show(link: str, browser: bool) -> None:

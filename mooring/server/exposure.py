@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
 from mooring.config import Settings
 from mooring.errors import ConfigurationError
+from mooring.loopback import is_loopback
 from router.request.exposure import Exposure
 
 if TYPE_CHECKING:  # it takes longer to import than all that a command needs, and commands import this module
     from model_registry.registry import Registry
 
-__all__ = ["check_keys", "exposure_of", "is_loopback", "within_reach"]
+__all__ = ["check_keys", "exposure_of", "within_reach"]
 
 
 def exposure_of(settings: Settings) -> Exposure:
@@ -51,16 +51,6 @@ def check_keys(settings: Settings, exposure: Exposure, registry: Registry) -> No
             "with `mooring tenants create NAME` and `mooring tenants keys create NAME`, and start again; or "
             "give --allow-anonymous"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def within_reach(url: str) -> str:

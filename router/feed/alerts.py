@@ -10,8 +10,8 @@ from typing import Literal
 
 from engines.supervise.supervisor import WorkerProcess
 from memory_manager.fleet.status import Snapshot
+from mooring.merge_patch import Document
 from mooring.units import format_bytes
-from router.feed.merge_patch import Document
 from router.telemetry.attainment import Attainment, Judged
 
 __all__ = ["FAST_BURN", "MIN_REQUESTS", "RESTART_WINDOW_S", "SLOW_BURN", "Alert", "Alerts", "conditions"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from router.feed.merge_patch import Document
+from mooring.merge_patch import Document
 from router.telemetry.attainment import Attainment
 
 __all__ = ["attainment_part", "attainment_share"]

@@ -10,8 +10,8 @@ from collections.abc import Hashable, Mapping
 
 from memory_manager.fleet.status import DeploymentStatus, Snapshot, WaitingStatus
 from model_registry.records import DeploymentRecord
+from mooring.merge_patch import Document, filled
 from router.control.directory import Preparation
-from router.feed.merge_patch import Document, filled
 from router.feed.rounding import short
 from router.feed.waiting import waits_for
 

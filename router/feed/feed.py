@@ -17,6 +17,7 @@ from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.status import Snapshot
 from memory_manager.host.cache import HostCache
 from memory_manager.watch.devices import DeviceReader
+from mooring.merge_patch import Document, filled
 from router.control.registrar import Registrar
 from router.control.registration import Registration
 from router.control.registrations import Registrations
@@ -24,7 +25,6 @@ from router.feed.alerts import Alerts, conditions
 from router.feed.attainment import attainment_part, attainment_share
 from router.feed.deployments import DeploymentDocuments
 from router.feed.history import INTERVAL_S, History
-from router.feed.merge_patch import Document, filled
 from router.feed.publisher import Publication, Publisher
 from router.feed.rounding import short
 from router.feed.segments import kv_parts

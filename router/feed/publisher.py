@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from router.feed.merge_patch import Document, merge_patch
+from mooring.merge_patch import Document, merge_patch
 
 __all__ = ["Publication", "Publisher"]
 

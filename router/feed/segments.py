@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from memory_manager.fleet.status import DeviceStatus, WorkerStatus
 from memory_manager.stats import WorkerStats
-from router.feed.merge_patch import Document
+from mooring.merge_patch import Document
 
 __all__ = ["FREE", "kv_parts", "segments"]
 

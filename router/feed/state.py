@@ -23,7 +23,7 @@ from memory_manager.fleet.status import (
 )
 from memory_manager.host.copy_memory import CopyStatus
 from memory_manager.policy.residency import Residency
-from router.feed.merge_patch import Document, filled
+from mooring.merge_patch import Document, filled
 from router.feed.rounding import short
 from router.feed.segments import segments
 

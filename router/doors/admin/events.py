@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -15,6 +14,7 @@ from mooring.errors import InvalidRequestError
 from router.control.journal import Journal
 from router.doors.admin import bodies as types
 from router.doors.admin.paging import tell_next
+from router.doors.admin.times import utc
 from router.doors.http.sse import EventStream
 
 __all__ = ["create_event_routes", "event_body"]
@@ -79,7 +79,7 @@ def event_body(record: EventRecord) -> types.EventBody:
     """A record as the admin API shows it."""
     return types.EventBody(
         id=record.id,
-        at=datetime.fromtimestamp(record.at_s, UTC),
+        at=utc(record.at_s),
         kind=record.kind,
         deployment=record.deployment,
         replica=record.replica_id,

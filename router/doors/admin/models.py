@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
@@ -14,6 +13,7 @@ from router.control.registration import Registration
 from router.control.registrations import Registrations
 from router.doors.admin import model_bodies as types
 from router.doors.admin.paging import Paged
+from router.doors.admin.times import utc
 from router.doors.http.json_route import JsonRoute
 
 __all__ = ["create_model_routes", "registration_body"]
@@ -38,7 +38,7 @@ def create_model_routes(registry: Registry, registrar: Registrar, registrations:
         return [
             types.ModelBody(
                 name=model.name,
-                created=_time(model.created_at_s),
+                created=utc(model.created_at_s),
                 versions=len(model.version_numbers),
                 deployments=deployed.get(model.name, []),
             )
@@ -58,7 +58,7 @@ def create_model_routes(registry: Registry, registrar: Registrar, registrations:
                 num_parameters=version.description["num_parameters"],
                 max_model_len=version.description["max_model_len"],
                 num_bytes=version.num_bytes,
-                created=_time(version.created_at_s),
+                created=utc(version.created_at_s),
                 default_precision=version.description["default_precision"],
                 config=version.description["config"],
             )
@@ -105,7 +105,7 @@ def registration_body(registration: Registration) -> types.RegistrationBody:
         id=registration.id,
         name=registration.name,
         source=registration.source,
-        created=_time(registration.created_at_s),
+        created=utc(registration.created_at_s),
         state=registration.state,
         stage=registration.stage,
         done_bytes=registration.done_bytes,
@@ -113,7 +113,3 @@ def registration_body(registration: Registration) -> types.RegistrationBody:
         stages=[types.StageBody.model_validate(each) for each in registration.stages],
         error=registration.error,
     )
-
-
-def _time(at_s: float) -> datetime:
-    return datetime.fromtimestamp(at_s, UTC)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from model_registry.records import SLOClassRecord
 from model_registry.registry import Registry
 from mooring.slo import SLOClass
 from router.doors.admin import bodies as types
+from router.doors.admin.times import utc
 from router.doors.http.json_route import JsonRoute
 from router.telemetry.attainment import MISSES_KEPT, Attainment, Judged
 from router.telemetry.metrics import Metrics
@@ -70,7 +70,7 @@ def _attainment_body(entry: Attainment, now_s: float, num_misses: int) -> types.
         misses=[
             types.MissBody(
                 request_id=each.request_id,
-                at=datetime.fromtimestamp(each.at_s, UTC),
+                at=utc(each.at_s),
                 ttft_s=each.ttft_s,
                 tpot_s=each.tpot_s,
                 **each.spent._asdict(),

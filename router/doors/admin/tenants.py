@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from fastapi import APIRouter
 
@@ -13,6 +12,7 @@ from model_registry.registry import Registry
 from mooring.errors import InvalidRequestError
 from router.doors.admin import bodies as types
 from router.doors.admin.paging import Paged
+from router.doors.admin.times import utc
 from router.doors.http.json_route import JsonRoute
 
 __all__ = ["create_tenant_routes"]
@@ -75,7 +75,7 @@ def create_tenant_routes(registry: Registry) -> APIRouter:
 def _tenant(record: TenantRecord, num_keys: int) -> types.TenantBody:
     return types.TenantBody(
         name=record.name,
-        created=_time(record.created_at_s),
+        created=utc(record.created_at_s),
         keys=num_keys,
         slo_class=None if record.slo_class is None else record.slo_class.name,
         allowed_slo_classes=[each.name for each in record.allowed_slo_classes],
@@ -84,15 +84,11 @@ def _tenant(record: TenantRecord, num_keys: int) -> types.TenantBody:
 
 
 def _key(record: KeyRecord) -> types.KeyBody:
-    revoked = _time(record.revoked_at_s) if record.revoked_at_s is not None else None
+    revoked = utc(record.revoked_at_s) if record.revoked_at_s is not None else None
     return types.KeyBody(
         prefix=record.prefix,
         name=record.name,
         tenant=record.tenant,
-        created=_time(record.created_at_s),
+        created=utc(record.created_at_s),
         revoked=revoked,
     )
-
-
-def _time(at_s: float) -> datetime:
-    return datetime.fromtimestamp(at_s, UTC)

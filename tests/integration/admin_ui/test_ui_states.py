@@ -18,7 +18,7 @@ from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 from support.ui_browser import UiPage, chromium
 
-from admin_ui.live import merge_patch
+from mooring.merge_patch import patched
 
 pytestmark = pytest.mark.integration
 
@@ -89,7 +89,7 @@ def test_the_pages_own_modules_count_as_the_server_does(browser: Browser, tmp_pa
             [pairs, sizes, changes],
         )
         ui.close()
-    assert found["merged"] == [merge_patch(before, patch) for before, patch in pairs]
+    assert found["merged"] == [patched(before, patch) for before, patch in pairs]
     assert found["sizes"] == ["0 B", "1023 B", "1.00 KiB", "512 MiB", "1.50 GiB", "3.00 TiB"]
     assert found["read"] == [512 << 20, 1536 << 20, 2000, 7, None, None]
     assert found["durations"] == ["0 ms", "240 ms", "1.3 s", "1 min", "3 min 5 s", "2 h 10 min", "1 d 1 h"]

@@ -15,7 +15,7 @@ import pytest
 from support.running_server import RunningServer
 
 from benchmarks.random_models import TINY_SHAPE, make_random_models
-from router.feed.merge_patch import patched
+from mooring.merge_patch import patched
 
 pytestmark = pytest.mark.integration
 

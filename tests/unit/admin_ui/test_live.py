@@ -20,8 +20,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from admin_ui.app import AdminUi
 from admin_ui.config import UiConfig
-from admin_ui.live import Tab, merge_patch
+from admin_ui.live import Tab
 from admin_ui.upstream import server_client
+from mooring.merge_patch import patched
 
 TIMEOUT_S = 20.0
 
@@ -46,7 +47,7 @@ def diff(before: Any, after: Any) -> Any:
 @given(JSON, JSON)
 def test_a_patch_leads_from_one_state_to_the_other(before: Any, after: Any) -> None:
     copy = json.loads(json.dumps(before))
-    assert merge_patch(before, diff(before, after)) == after
+    assert patched(before, diff(before, after)) == after
     assert before == copy
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from mooring.config import Settings
 from mooring.errors import ConfigurationError
-from mooring.server.exposure import exposure_of, is_loopback
+from mooring.loopback import is_loopback
+from mooring.server.exposure import exposure_of
 
 
 def exposure(**settings: Any) -> tuple[bool, bool, bool]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from router.feed.merge_patch import Document, patched
+from mooring.merge_patch import Document, patched
 from router.feed.publisher import HURRIED_S, INTERVAL_S, NUM_KEPT, Publisher
 
 

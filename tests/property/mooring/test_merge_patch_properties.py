@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.feed.merge_patch import Document, merge_patch, patched
+from mooring.merge_patch import Document, merge_patch, patched
 
 # Few names and values, so that documents that are drawn beside each other have much in common.
 NAMES = st.sampled_from("abcd")

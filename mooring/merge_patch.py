@@ -35,15 +35,14 @@ def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document
     return patch
 
 
-def patched(before: Mapping[str, Any], patch: Mapping[str, Any]) -> Document:
-    """The document that a patch makes of ``before``, which stays as it is."""
-    result = dict(before)
+def patched(before: Any, patch: Any) -> Any:
+    """The value that a patch makes of ``before``. Neither is changed."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(before) if isinstance(before, dict) else {}
     for name, value in patch.items():
         if value is None:
             result.pop(name, None)
-        elif isinstance(value, dict):
-            old = result.get(name)
-            result[name] = patched(old if isinstance(old, dict) else {}, value)
         else:
-            result[name] = value
+            result[name] = patched(result.get(name), value)
     return result
