@@ -43,6 +43,8 @@ __all__ = [
 # Shorter absences follow each other, and what is paused again and again has no slack left.
 _LEAST_AWAY_S = 2.0
 _SHORTEST = Horizon(1.0, 1.0)
+# What is due sooner is due now: added to a clock, less would not change it.
+_SOONEST_S = 1e-6
 
 Lack = Callable[[Collection[str]], int]
 """Bytes that are still missing if the models of these names leave; 0 or less if none are. What one frees may depend
@@ -306,7 +308,8 @@ class Chooser:
         least_s = standing.least_slack_s
         if least_s == math.inf or not any(is_in_time(each.slacks_s) for each in victims.residents):
             return 0.0
-        return max(0.0, least_s - standing.back_s - guard_s(standing.back_s))
+        due_in_s = least_s - standing.back_s - guard_s(standing.back_s)
+        return due_in_s if due_in_s >= _SOONEST_S else 0.0
 
     def _losses_of(self, horizon: Horizon) -> list[float]:
         """For each resident, the requests lost if it leaves."""
