@@ -36,17 +36,17 @@ def decision_s(
             num_prompt=48,
         )
 
-    def held(each: RequestClaim) -> HeldRequest:
-        return HeldRequest(each, ModelUse(1.0, _MEAN_OUTPUT, num_running, costs))
+    def use(_: str) -> ModelUse:
+        return ModelUse(1.0, _MEAN_OUTPUT, num_running, costs)
 
     running = [claim(number) for number in range(num_running)]
     for each in running:
         each.first_at_s, each.num_output = 0.0, 1 + each.arrival
-    on_worker = [held(each) for each in running]
+    on_worker = [HeldRequest(each, use(each.model)) for each in running]
 
     def decide(request: RequestClaim) -> bool:
         load = WorkerLoad(on_worker, 512, 1e6, 0.0)
-        return admission.arrive(request, held, load, 0.0)
+        return admission.arrive(request, use, load, 0.0)
 
     for number in range(num_waiting):
         decide(claim(num_running + number))

@@ -151,7 +151,7 @@ class Admission:
         load = self._load(best.group.first, now_s) if best.takes_requests and best.group else None
         is_let_in = line.arrive(
             waiter,
-            lambda each: self._awaited.get(each.model, deployment).as_held(each),
+            lambda name: self._awaited.get(name, deployment).model_use(),
             load,
             now_s,
             comes_in_s=deployment.comes_in_s(now_s, self._config),

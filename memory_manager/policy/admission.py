@@ -15,7 +15,7 @@ from memory_manager.policy.claim import Obstacle, RequestClaim
 from memory_manager.policy.device_queue import DeviceQueue, QueuePolicy
 from memory_manager.policy.fairness import ServiceCounters
 from memory_manager.policy.prediction import Ahead, PredictionError, first_token_s
-from memory_manager.policy.worker_load import HeldRequest, WorkerLoad
+from memory_manager.policy.worker_load import HeldBacklog, HeldRequest, ModelUse, WorkerLoad
 
 __all__ = ["DeviceAdmission"]
 
@@ -52,7 +52,7 @@ class DeviceAdmission(Generic[Q]):
     def arrive(
         self,
         request: Q,
-        held: Callable[[Q], HeldRequest],
+        use: Callable[[str], ModelUse],
         load: WorkerLoad | None,
         now_s: float,
         *,
@@ -62,7 +62,7 @@ class DeviceAdmission(Generic[Q]):
         """Takes a request into the queue, or refuses it; fills in what is expected of it.
 
         Args:
-            held: of any request of the queue, as if a worker had it.
+            use: of each model of the device, by its name.
             load: of the worker that would have it; None if its model is on none.
             comes_in_s: seconds until its model is there.
             step_left_s: seconds that the running step of that worker still takes.
@@ -71,19 +71,21 @@ class DeviceAdmission(Generic[Q]):
             False if it is refused, because it is not expected to begin in time and is to be refused then.
         """
         self.note_late(now_s)
-        newcomer = held(request)
-        model = newcomer.model
+        model = use(request.model)
+        newcomer = HeldRequest(request, model)
         own_s = model.costs.seconds(0, request.num_to_compute)
         request.expected_s = own_s + model.mean_output * model.costs.seconds(1, 0) * request.num_choices
         request.due_s = request.deadline_s - own_s
         ahead = self.queue.ahead_of(request, now_s)
         waits, num_ends, end_interval_s, prefill_s = False, 0, 0.0, own_s
         if load is not None:
-            waits = any(each.waits_for_room for each in ahead if each.model == request.model)
-            held_ahead = [] if waits else [held(each) for each in ahead]
+            own = ahead.get(request.model)
+            held_ahead = {name: HeldBacklog(each, use(name)) for name, each in ahead.items()}
+            waits = own is not None and own.num_waiting_for_room > 0
             if waits or load.waits_for_room(newcomer, held_ahead):
-                waits, num_ends, end_interval_s = True, len(ahead) + 1, load.end_interval_s()
-                held_ahead = []  # their prompts are computed while it waits
+                waits, end_interval_s = True, load.end_interval_s()
+                num_ends = sum(each.num_requests for each in ahead.values()) + 1
+                held_ahead = {}  # their prompts are computed while it waits
             prefill_s = load.prefill_s(newcomer, held_ahead)
         what_is_ahead = Ahead(comes_in_s, num_ends, end_interval_s, step_left_s, prefill_s)
         predicted_s = now_s - request.at_s + first_token_s(what_is_ahead)

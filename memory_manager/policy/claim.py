@@ -6,7 +6,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-__all__ = ["Obstacle", "Precedence", "RequestClaim", "Urgency"]
+__all__ = ["Backlog", "Obstacle", "Precedence", "RequestClaim", "Urgency"]
 
 Urgency = tuple[bool, int]
 Precedence = tuple[bool, int, float, int]
@@ -104,3 +104,52 @@ class RequestClaim:
         """Sort key of requests without a first token, in the order in which their prompts are computed: by urgency,
         then by deadline."""
         return *self.urgency(now_s), self.deadline_s, self.arrival
+
+
+_MOST_OUTPUT = 2**40  # stands for no bound, so that sums of it can be taken apart again
+
+
+@dataclass(slots=True)
+class Backlog:
+    """Requests for one model, in sum.
+
+    Attributes:
+        num_requests: how many they are.
+        num_choices: sequences that they ask for.
+        num_tokens: of their prompts, and of what they have given.
+        num_to_compute: tokens of their prompts that are not computed yet.
+        most_output: sum of the tokens at which their outputs end in any case.
+        num_waiting_for_room: those for whom others have to end first.
+    """
+
+    num_requests: int = 0
+    num_choices: int = 0
+    num_tokens: int = 0
+    num_to_compute: int = 0
+    most_output: int = 0
+    num_waiting_for_room: int = 0
+
+    @classmethod
+    def of(cls, claim: RequestClaim) -> Backlog:
+        """The backlog that is this request alone."""
+        return cls(
+            1,
+            claim.num_choices,
+            claim.num_prompt + claim.num_output,
+            claim.num_to_compute,
+            int(min(claim.most_output, _MOST_OUTPUT)),
+            int(claim.waits_for_room),
+        )
+
+    def add(self, other: Backlog, times: int = 1) -> None:
+        """Takes in the requests of another, or takes them out again.
+
+        Args:
+            times: 1, or -1 to take them out.
+        """
+        self.num_requests += times * other.num_requests
+        self.num_choices += times * other.num_choices
+        self.num_tokens += times * other.num_tokens
+        self.num_to_compute += times * other.num_to_compute
+        self.most_output += times * other.most_output
+        self.num_waiting_for_room += times * other.num_waiting_for_room

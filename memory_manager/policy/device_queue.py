@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from memory_manager.policy.claim import Obstacle, RequestClaim
+from memory_manager.policy.claim import Backlog, Obstacle, RequestClaim
 from memory_manager.policy.fairness import ServiceCounters
 
 __all__ = ["DeviceQueue", "QueuePolicy"]
@@ -65,8 +65,9 @@ class DeviceQueue(Generic[Q]):
     def __init__(self, policy: QueuePolicy, counters: ServiceCounters) -> None:
         self._policy = policy
         self._counters = counters
-        self._waiting: dict[Q, tuple[_Group, _Place[Q]]] = {}
+        self._waiting: dict[Q, tuple[_Group, _Place[Q], Backlog]] = {}
         self._groups: dict[str, dict[_Group, list[_Place[Q]]]] = {}  # in ascending order, by model
+        self._backlogs: dict[_Group, Backlog] = {}
         self._due: list[_Place[Q]] = []  # those in time, in ascending order
         self._longest: Q | None = None  # the late one that came first, of those looked at last
         self._num_since_late = 0  # grants since one to such a one
@@ -135,18 +136,24 @@ class DeviceQueue(Generic[Q]):
                 stopped.append((found, request))
         return None
 
-    def ahead_of(self, request: Q, now_s: float) -> list[Q]:
-        """Returns those that are to be served before a request that comes now, whatever models they are for."""
+    def ahead_of(self, request: Q, now_s: float) -> dict[str, Backlog]:
+        """Returns those that are to be served before a request that comes now, by the models that they are for."""
         own = self._group_of(request, self._is_late(request, now_s))
         place = self._place_in(own, request)
         rank = self._rank_of_group(own)
-        ahead: list[Q] = []
-        for groups in self._groups.values():
+        ahead: dict[str, Backlog] = {}
+        for model, groups in self._groups.items():
+            before = Backlog()
             for group, places in groups.items():
                 group_rank = self._rank_of_group(group)
-                if group_rank <= rank:
-                    num = len(places) if group_rank < rank else bisect_left(places, place)
-                    ahead += [each.request for each in places[:num]]
+                if group_rank > rank:
+                    continue
+                before.add(self._backlogs[group])
+                if group_rank == rank:  # mostly it comes last
+                    for each in places[bisect_left(places, place) :]:
+                        before.add(self._waiting[each.request][2], -1)
+            if before.num_requests:
+                ahead[model] = before
         return ahead
 
     def in_order(self, now_s: float) -> list[tuple[Q, bool]]:
@@ -177,15 +184,18 @@ class DeviceQueue(Generic[Q]):
     def _place(self, request: Q, is_late: bool) -> None:
         group = self._group_of(request, is_late)
         place = self._place_in(group, request)
-        self._waiting[request] = group, place
+        backlog = Backlog.of(request)
+        self._waiting[request] = group, place, backlog
+        self._backlogs.setdefault(group, Backlog()).add(backlog)
         insort(self._groups.setdefault(group.model, {}).setdefault(group, []), place)
 
     def _displace(self, request: Q) -> _Group:
-        group, place = self._waiting.pop(request)
+        group, place, backlog = self._waiting.pop(request)
         groups = self._groups[group.model]
         _remove(groups[group], place)
+        self._backlogs[group].add(backlog, -1)
         if not groups[group]:
-            del groups[group]
+            del groups[group], self._backlogs[group]
             if not groups:
                 del self._groups[group.model]
         return group

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LEAST_LEFT_TOKENS",
     "UNMEASURED_OUTPUT_TOKENS",
     "KVDemand",
     "expected_left",
@@ -26,10 +27,11 @@ __all__ = [
     "mean_with",
 ]
 
+LEAST_LEFT_TOKENS = 8.0
+"""Tokens that a sequence is expected to give yet, however many it has given, unless it ends before."""
 UNMEASURED_OUTPUT_TOKENS = 256.0
 """Tokens of an output of a model that has ended none, unless it is asked for fewer."""
 
-_LEAST_LEFT_TOKENS = 8.0
 _MEAN_WEIGHT = 0.05  # of a new output; before there were so many, each has the same
 _ADMISSIONS_TO_A_LATE_ONE = 32
 _FAIR_TOKENS = 32
@@ -85,7 +87,7 @@ def expected_left(
         mean_output: float64 [S], of outputs of its model.
         most_output: float64 [S], tokens at which each ends in any case; more than it has given.
     """
-    return np.minimum(np.maximum(mean_output - num_output, _LEAST_LEFT_TOKENS), most_output - num_output)
+    return np.minimum(np.maximum(mean_output - num_output, LEAST_LEFT_TOKENS), most_output - num_output)
 
 
 def mean_with(mean_output: float, num_ended: int, num_output: int) -> float:

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from memory_manager.policy.claim import Obstacle, RequestClaim
-from memory_manager.policy.kv_forecast import KVDemand, expected_left, making_way
+from memory_manager.policy.claim import Backlog, Obstacle, RequestClaim
+from memory_manager.policy.kv_forecast import LEAST_LEFT_TOKENS, KVDemand, expected_left, making_way
 
-__all__ = ["HeldRequest", "ModelUse", "StepCostModel", "WorkerLoad"]
+__all__ = ["HeldBacklog", "HeldRequest", "ModelUse", "StepCostModel", "WorkerLoad"]
 
 _STEPS_OF_PROMPTS = 2
 _PACED_SHARE = 0.75
@@ -64,13 +64,33 @@ class HeldRequest(NamedTuple):
     @property
     def expected_bytes(self) -> float:
         """KV that it is expected to have at its end."""
-        num_output = min(max(self.model.mean_output, self.claim.num_output), self.claim.most_output)
-        return (self.claim.num_prompt + num_output) * self.model.token_bytes
+        claim, model = self.claim, self.model
+        num_output = min(max(model.mean_output, claim.num_output + LEAST_LEFT_TOKENS), claim.most_output)
+        return (claim.num_prompt + num_output) * model.token_bytes
 
     def is_before(self, other: HeldRequest, now_s: float) -> bool:
         """Whether the worker computes what is left of its prompt before another's."""
         claim = self.claim
         return claim.num_to_compute > 0 and claim.precedence(now_s) <= other.claim.precedence(now_s)
+
+
+class HeldBacklog(NamedTuple):
+    """Requests for one model that are looked at as if a worker had them."""
+
+    backlog: Backlog
+    model: ModelUse
+
+    @property
+    def num_left(self) -> float:
+        """Tokens that each is expected to give."""
+        most_output = self.backlog.most_output / self.backlog.num_requests
+        return min(max(self.model.mean_output, LEAST_LEFT_TOKENS), most_output)
+
+    @property
+    def expected_bytes(self) -> float:
+        """KV that they are expected to have at their ends."""
+        num_output = self.backlog.num_requests * self.num_left
+        return (self.backlog.num_tokens + num_output) * self.model.token_bytes
 
 
 class WorkerLoad:
@@ -110,6 +130,7 @@ class WorkerLoad:
         self._num_paced: dict[str, int] = {}
         self._num_unpaced = 0
         self._tightest_s = math.inf
+        self._expected_bytes: float | None = None
         self._demand_of_all: KVDemand | None = None
         for each in held:
             self.add(each)
@@ -125,35 +146,37 @@ class WorkerLoad:
         self._num_sequences[model] += num_choices
         if claim.is_paced(self._now_s):
             self._num_paced[model] += num_choices
-            self._tightest_s = min(self._tightest_s, claim.tpot_target_s)
+            if claim.tpot_target_s < self._tightest_s:
+                self._tightest_s = claim.tpot_target_s
         else:
             self._num_unpaced += num_choices
-        if claim.num_to_compute:
+        if claim.first_at_s is None:
             self._with_prompts.append(request)
-        self._demand_of_all = None
+        self._expected_bytes = self._demand_of_all = None
 
     def obstacle(self, newcomer: HeldRequest) -> Obstacle | None:
         """Tells why it cannot begin this request within about two steps, at no cost to those that it should not cost;
         None if it can."""
         if not self._has_slot(newcomer):
             return Obstacle.SLOTS
-        if not self._has_kv_of_model(newcomer, ()):
+        if not self._has_kv_of_model(newcomer, {}):
             return Obstacle.KV_CAP
         if not self._has_tokens(newcomer):
             return Obstacle.PROMPT_TOKENS
         if not self._has_pace(newcomer):
             return Obstacle.DECODE_PACE
-        if not self._has_kv(newcomer, ()):
+        if not self._has_kv(newcomer, {}):
             return Obstacle.KV
         if self._leaves_spare(newcomer) and not (
-            self._has_pace(newcomer, _SPARE_PART) and self._has_kv(newcomer, (), _SPARE_PART)
+            self._has_pace(newcomer, _SPARE_PART) and self._has_kv(newcomer, {}, _SPARE_PART)
         ):
             return Obstacle.SHARE
         return None
 
-    def waits_for_room(self, newcomer: HeldRequest, ahead: Sequence[HeldRequest]) -> bool:
-        """Whether a request that comes behind these others has to wait until others have ended."""
-        num_ahead = sum(each.claim.num_choices for each in ahead if each.claim.model == newcomer.claim.model)
+    def waits_for_room(self, newcomer: HeldRequest, ahead: Mapping[str, HeldBacklog]) -> bool:
+        """Whether a request that comes behind these others, by model, has to wait until others have ended."""
+        own = ahead.get(newcomer.claim.model)
+        num_ahead = 0 if own is None else own.backlog.num_choices
         spare_part = _SPARE_PART if self._leaves_spare(newcomer) else 0.0
         return not (
             self._has_slot(newcomer, num_ahead)
@@ -162,10 +185,14 @@ class WorkerLoad:
             and self._has_kv(newcomer, ahead, spare_part)
         )
 
-    def prefill_s(self, newcomer: HeldRequest, ahead: Iterable[HeldRequest]) -> float:
-        """Seconds of the steps in which all is computed that goes before this request, and its prompt itself."""
-        num_tokens: dict[str, int] = {}
-        for each in (*self._prompts_before(newcomer), *ahead, newcomer):
+    def prefill_s(self, newcomer: HeldRequest, ahead: Mapping[str, HeldBacklog]) -> float:
+        """Seconds of the steps in which all is computed that goes before this request, and its prompt itself.
+
+        Args:
+            ahead: of what waits, by model.
+        """
+        num_tokens = {model: each.backlog.num_to_compute for model, each in ahead.items()}
+        for each in (*self._prompts_before(newcomer), newcomer):
             model = each.claim.model
             num_tokens[model] = num_tokens.get(model, 0) + each.claim.num_to_compute
         num_decodes = self._num_sequences.copy()
@@ -236,8 +263,16 @@ class WorkerLoad:
         decodes_s = (self._num_unpaced + 1) * newcomer.model.costs.decode_s
         return self.round_s() + decodes_s <= most_s
 
-    def _has_kv(self, newcomer: HeldRequest, ahead: Sequence[HeldRequest], spare_part: float = 0.0) -> bool:
+    def _has_kv(
+        self, newcomer: HeldRequest, ahead: Mapping[str, HeldBacklog], spare_part: float = 0.0
+    ) -> bool:
         """Whether the engine is expected to admit it beside what it has, and what goes before it."""
+        capacity_bytes = self._capacity_bytes * (1 - spare_part)
+        if self._expected_bytes is None:
+            self._expected_bytes = sum(each.expected_bytes for each in self._held)
+        bytes_ahead = sum(each.expected_bytes for each in ahead.values())
+        if self._expected_bytes + bytes_ahead + newcomer.expected_bytes <= capacity_bytes:
+            return True  # even if none ended before another has all of its own
         if self._demand_of_all is None:
             self._demand_of_all = self._demand(self._held)
         present = self._demand_of_all
@@ -251,8 +286,7 @@ class WorkerLoad:
         if behind:
             rows = [row for row, each in enumerate(self._held) if id(each) in behind]
             present = present.without(np.array(rows, np.int64))
-        capacity_bytes = self._capacity_bytes * (1 - spare_part)
-        return self._fits(newcomer, KVDemand.joined((present, self._demand(ahead))), capacity_bytes)
+        return self._fits(newcomer, KVDemand.joined((present, _demand_of(ahead.values()))), capacity_bytes)
 
     def _leaves_spare(self, newcomer: HeldRequest) -> bool:
         """Whether a request leaves a part of the worker free for other tenants: its tenant has had most of all, and
@@ -264,12 +298,14 @@ class WorkerLoad:
         claim = newcomer.claim
         return self._most_served.get(claim.priority) == claim.tenant and not claim.refuses_miss
 
-    def _has_kv_of_model(self, newcomer: HeldRequest, ahead: Iterable[HeldRequest]) -> bool:
+    def _has_kv_of_model(self, newcomer: HeldRequest, ahead: Mapping[str, HeldBacklog]) -> bool:
         """Whether its model may have so much KV."""
         if newcomer.model.kv_cap_bytes == math.inf:
             return True
-        of_model = [each for each in (*self._held, *ahead) if each.claim.model == newcomer.claim.model]
-        return self._fits(newcomer, self._demand(of_model), newcomer.model.kv_cap_bytes)
+        model = newcomer.claim.model
+        held = self._demand([each for each in self._held if each.claim.model == model])
+        waiting = _demand_of(each for name, each in ahead.items() if name == model)
+        return self._fits(newcomer, KVDemand.joined((held, waiting)), newcomer.model.kv_cap_bytes)
 
     def _fits(self, newcomer: HeldRequest, present: KVDemand, capacity_bytes: float) -> bool:
         takes_place = not newcomer.claim.is_late(self._now_s)
@@ -297,3 +333,23 @@ class WorkerLoad:
                 [not each.num_to_compute and each.is_late(self._now_s) for each in claims], np.bool_
             ),
         )
+
+
+def _demand_of(backlogs: Iterable[HeldBacklog]) -> KVDemand:
+    """KV of requests that go before another: one row for each model, since they go on at one pace to like ends. None
+    of them makes way."""
+    backlogs = list(backlogs)
+    num = len(backlogs)
+    return KVDemand(
+        num_left=np.array([each.num_left for each in backlogs], np.float64),
+        held_bytes=np.array(
+            [each.backlog.num_tokens * each.model.token_bytes for each in backlogs], np.float64
+        ),
+        token_bytes=np.array(
+            [each.backlog.num_requests * each.model.token_bytes for each in backlogs], np.float64
+        ),
+        priority=np.full(num, np.iinfo(np.int64).max),
+        arrival=np.arange(num),
+        num_lost_tokens=np.zeros(num, np.int64),
+        may_go=np.zeros(num, np.bool_),
+    )

@@ -124,7 +124,7 @@ class Simulation:
         if model.coming_at_s is not None:
             comes_in_s = model.coming_at_s - self.now_s
         load = self._load(model) if model.is_resident else None
-        if not self.admission.arrive(request, self._held_by, load, self.now_s, comes_in_s=comes_in_s):
+        if not self.admission.arrive(request, self._use_of, load, self.now_s, comes_in_s=comes_in_s):
             request.is_refused = True
             return
         request.likely_s = self.admission.likely_s(request)
@@ -150,9 +150,10 @@ class Simulation:
         return obstacle
 
     def _held_by(self, request: SimulatedRequest) -> HeldRequest:
-        return HeldRequest(request, self._model_use(self._by_name[request.model]))
+        return HeldRequest(request, self._use_of(request.model))
 
-    def _model_use(self, model: SimulatedModel) -> ModelUse:
+    def _use_of(self, name: str) -> ModelUse:
+        model = self._by_name[name]
         return ModelUse(1.0, model.mean_output, model.num_ended, self.machine.costs)
 
     def _load(self, model: SimulatedModel) -> WorkerLoad:
@@ -162,7 +163,7 @@ class Simulation:
             [
                 HeldRequest(each, use)
                 for owner in sharing
-                for use in (self._model_use(owner),)
+                for use in (self._use_of(owner.name),)
                 for each in (*owner.running, *owner.waiting)
             ],
             self.machine.max_step_tokens,

@@ -7,16 +7,24 @@ import math
 import pytest
 
 from memory_manager.policy.admission import DeviceAdmission
-from memory_manager.policy.claim import Obstacle, RequestClaim
+from memory_manager.policy.claim import Backlog, Obstacle, RequestClaim
 from memory_manager.policy.device_queue import QueuePolicy
 from memory_manager.policy.step_model import StepCosts
-from memory_manager.policy.worker_load import HeldRequest, ModelUse, WorkerLoad
+from memory_manager.policy.worker_load import HeldBacklog, HeldRequest, ModelUse, WorkerLoad
 
 COSTS = StepCosts(step_s=0.01, decode_s=0.001, prefill_token_s=0.0005)
 
 
+def use(name: str) -> ModelUse:
+    return ModelUse(1.0, 50.0, 9, COSTS)
+
+
 def held(claim: RequestClaim) -> HeldRequest:
-    return HeldRequest(claim, ModelUse(1.0, 50.0, 9, COSTS))
+    return HeldRequest(claim, use(claim.model))
+
+
+def ahead(claim: RequestClaim) -> dict[str, HeldBacklog]:
+    return {claim.model: HeldBacklog(Backlog.of(claim), use(claim.model))}
 
 
 def load(
@@ -66,9 +74,9 @@ def test_what_is_less_urgent_keeps_no_prompt_waiting() -> None:
 def test_kv_that_others_will_need_is_no_room() -> None:
     others = [running(number) for number in range(5)]  # 110 tokens each by now, and 40 more
     assert load(*others, capacity=850).obstacle(held(coming())) is not None
-    assert load(*others, capacity=850).waits_for_room(held(coming()), [])
+    assert load(*others, capacity=850).waits_for_room(held(coming()), {})
     assert load(*others, capacity=900).obstacle(held(coming())) is None
-    assert load(*others, capacity=900).waits_for_room(held(coming()), [held(coming(arrival=98))])
+    assert load(*others, capacity=900).waits_for_room(held(coming()), ahead(coming(arrival=98)))
 
 
 def test_a_request_of_many_choices_needs_room_for_one_to_begin_and_shuts_out_nobody() -> None:
@@ -118,11 +126,11 @@ def test_what_is_not_paced_takes_what_the_paced_leave() -> None:
 def test_what_cannot_begin_in_time_is_refused_or_waits_behind(refuses_miss: bool) -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
     sleeping = coming(refuses_miss=refuses_miss)
-    assert admission.arrive(sleeping, held, None, 0.0, comes_in_s=2.0) is not refuses_miss
+    assert admission.arrive(sleeping, use, None, 0.0, comes_in_s=2.0) is not refuses_miss
     assert sleeping.predicted_s == pytest.approx(2.06)
     assert (sleeping in admission.queue) is not refuses_miss
     in_time = coming(arrival=100)
-    assert admission.arrive(in_time, held, load(), 0.0)
+    assert admission.arrive(in_time, use, load(), 0.0)
     assert in_time.predicted_s == pytest.approx(0.06)
     order = []
     while (each := admission.next(["a"], lambda claim: None, 0.1)) is not None:
@@ -132,7 +140,7 @@ def test_what_cannot_begin_in_time_is_refused_or_waits_behind(refuses_miss: bool
 
 def test_other_policies_refuse_nobody() -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.FCFS)
-    assert admission.arrive(coming(refuses_miss=True), held, None, 0.0, comes_in_s=9.0)
+    assert admission.arrive(coming(refuses_miss=True), use, None, 0.0, comes_in_s=9.0)
 
 
 def test_those_for_whom_there_is_no_room_wait_for_others_to_end() -> None:
@@ -141,7 +149,7 @@ def test_those_for_whom_there_is_no_room_wait_for_others_to_end() -> None:
     assert full.end_interval_s() == pytest.approx(50 * COSTS.seconds(5, 0) / 5)
     requests = [coming(60.0, arrival=number) for number in (10, 11, 12)]
     for each in requests:
-        admission.arrive(each, held, full, 0.0)
+        admission.arrive(each, use, full, 0.0)
     assert all(each.waits_for_room for each in requests)
     for number, each in enumerate(requests, 1):
         assert each.predicted_s == pytest.approx(number * full.end_interval_s() + 0.06, abs=0.01)
@@ -151,11 +159,11 @@ def test_who_waits_for_another_model_makes_nobody_wait_for_room() -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
     busy = load(running(1), running(2, model="b"), capacity=1e6, max_sequences=1)
     stuck = coming(60.0, model="b", arrival=5)
-    admission.arrive(stuck, held, busy, 0.0)
+    admission.arrive(stuck, use, busy, 0.0)
     assert stuck.waits_for_room
     free = load(running(2, model="b"), capacity=1e6, max_sequences=1)
     soon = coming(0.5, refuses_miss=True)
-    assert admission.arrive(soon, held, free, 0.0)
+    assert admission.arrive(soon, use, free, 0.0)
     assert not soon.waits_for_room
 
 
@@ -163,13 +171,13 @@ def test_caution_that_puts_everybody_behind_fades() -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
     for number in range(50):
         each = coming(100.0, arrival=number, at_s=float(number))
-        admission.arrive(each, held, load(), float(number))
+        admission.arrive(each, use, load(), float(number))
         admission.next(["a"], lambda claim: None, float(number))
         admission.note_first(each, number + 50.0)
     num_late = 0
     while num_late < 2000:
         each = coming(100.5, arrival=1000 + num_late, at_s=100.0)
-        admission.arrive(each, held, load(), 100.0)
+        admission.arrive(each, use, load(), 100.0)
         admission.next(["a"], lambda claim: None, 100.0)
         if each.due_s > 0:
             break
@@ -183,9 +191,9 @@ def test_who_is_refused_rather_than_late_waits_for_others_only_if_its_time_is_lo
     for times, is_let_in in ((5.0, False), (20.0, True)):
         admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
         refusing = coming(times * wait_s, refuses_miss=True)
-        assert admission.arrive(refusing, held, full, 0.0) is is_let_in
+        assert admission.arrive(refusing, use, full, 0.0) is is_let_in
         waiting = coming(times * wait_s, arrival=100)
-        assert admission.arrive(waiting, held, full, 0.0)
+        assert admission.arrive(waiting, use, full, 0.0)
         assert waiting.due_s > 0
 
 
@@ -193,9 +201,9 @@ def test_caution_does_not_fade_by_refusals_that_were_right() -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
     for number in range(300):
         asleep = coming(arrival=number, refuses_miss=True)
-        assert not admission.arrive(asleep, held, None, 0.0, comes_in_s=2.0)
+        assert not admission.arrive(asleep, use, None, 0.0, comes_in_s=2.0)
     exactly = coming(0.06, arrival=1000)
-    admission.arrive(exactly, held, load(), 0.0)
+    admission.arrive(exactly, use, load(), 0.0)
     assert admission.likely_s(exactly) == pytest.approx(exactly.predicted_s)
 
 
@@ -203,8 +211,8 @@ def test_a_model_that_runs_as_many_as_it_can_or_has_its_kv_makes_its_own_wait() 
     one = running(1, num_choices=3)
     assert load(one, max_sequences=3).obstacle(held(coming())) is Obstacle.SLOTS
     assert load(one, max_sequences=3).obstacle(held(coming(model="b"))) is None
-    assert load(one, max_sequences=4).waits_for_room(held(coming()), [held(coming(arrival=50))])
-    assert not load(one, max_sequences=4).waits_for_room(held(coming()), [])
+    assert load(one, max_sequences=4).waits_for_room(held(coming()), ahead(coming(arrival=50)))
+    assert not load(one, max_sequences=4).waits_for_room(held(coming()), {})
     capped = HeldRequest(coming(), ModelUse(1.0, 50.0, 9, COSTS, kv_cap_bytes=300.0))
     assert load(one, running(2)).obstacle(capped) is Obstacle.KV_CAP
     assert load(one).obstacle(capped) is None
@@ -216,7 +224,7 @@ def test_the_tenant_that_has_had_most_leaves_room_to_others_of_its_priority_or_a
     for arrival, (tenant, priority, service_s) in enumerate(
         [("flood", 0, 9.0), ("modest", 0, 1.0), ("urgent", 1, 5.0)]
     ):
-        admission.arrive(coming(99.0, arrival=arrival, tenant=tenant, priority=priority), held, load(), 0.0)
+        admission.arrive(coming(99.0, arrival=arrival, tenant=tenant, priority=priority), use, load(), 0.0)
         admission.counters.charge(tenant, service_s, 1.0)
     assert admission.most_served(0.0) == {0: "flood"}
     assert admission.most_served(31.0) == {}
@@ -237,11 +245,11 @@ def test_mistakes_make_the_next_prediction_longer() -> None:
     admission: DeviceAdmission[RequestClaim] = DeviceAdmission(QueuePolicy.SLO)
     for number in range(40):
         each = coming(100.0, arrival=number, at_s=float(number))
-        admission.arrive(each, held, load(), float(number))
+        admission.arrive(each, use, load(), float(number))
         admission.next(["a"], lambda claim: None, float(number))
         admission.note_first(each, number + 3 * each.predicted_s)
     after = coming(100.0, arrival=60, at_s=60.0)
-    admission.arrive(after, held, load(), 60.0)
+    admission.arrive(after, use, load(), 60.0)
     assert admission.likely_s(after) == pytest.approx(3 * after.predicted_s, rel=0.2)
 
 

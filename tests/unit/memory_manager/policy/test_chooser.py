@@ -89,7 +89,9 @@ def test_requests_that_can_stand_a_pause_let_others_in_at_the_last_moment() -> N
 
 def test_what_no_clock_could_tell_from_now_is_not_put_off() -> None:
     patient, last_moment_s = there("patient", (30.0, 40.0)), 0.02 + guard_s(0.02)
-    assert moves(chosen(standing("a", (math.nextafter(last_moment_s, 1.0),)), patient)) == [("a", ("patient",))]
+    assert moves(chosen(standing("a", (math.nextafter(last_moment_s, 1.0),)), patient)) == [
+        ("a", ("patient",))
+    ]
 
 
 def test_nobody_is_made_to_miss_for_as_many_who_would() -> None:

@@ -82,8 +82,8 @@ def test_one_grows_late_while_it_waits() -> None:
     assert queue.next(["a"], lambda each: None, 1.0) is soon
     assert queue.note_late(3.0) == [soon]
     assert queue.next(["a"], lambda each: None, 3.0) is later
-    assert sorted(each.arrival for each in queue.ahead_of(claim(3, due_s=1.0), 3.0)) == [1, 2]
-    assert queue.ahead_of(claim(3, due_s=5.0), 3.0) == []
+    assert queue.ahead_of(claim(3, due_s=1.0), 3.0)["a"].num_requests == 2
+    assert queue.ahead_of(claim(3, due_s=5.0), 3.0) == {}
 
 
 def test_nobody_goes_before_a_first_that_has_no_room() -> None:
