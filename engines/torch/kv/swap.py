@@ -247,7 +247,7 @@ class KVSwap:
             for g, (offsets, part) in enumerate(zip(blocks.offsets, parts, strict=True)):
                 swapped.contents.append(_as_blocks(part, len(offsets), self._kv.dtype))
                 if len(offsets):
-                    swapped.contents[g].copy_(self._kv.copy_out(g, torch.from_numpy(offsets)))
+                    self._kv.copy_out(g, torch.from_numpy(offsets), out=swapped.contents[g])
             self._space.out_rate.add(num_bytes, self._clock() - started_s)
         else:
             self._copy_out_on(stream, blocks, parts, swapped)

@@ -59,9 +59,14 @@ class KVCacheView:
         """Zeroes all layers of whole blocks. ``offsets``: int64 [n] in granules."""
         self._blocks[group].whole.index_fill_(0, offsets, 0)
 
-    def copy_out(self, group: int, offsets: Tensor) -> Tensor:
-        """The contents of whole blocks, [n, elements of a block]. ``offsets``: int64 [n] in granules."""
-        return self._blocks[group].whole.index_select(0, offsets)
+    def copy_out(self, group: int, offsets: Tensor, out: Tensor | None = None) -> Tensor:
+        """The contents of whole blocks, [n, elements of a block].
+
+        Args:
+            offsets: int64 [n] in granules.
+            out: takes them, if there is one of that shape.
+        """
+        return torch.index_select(self._blocks[group].whole, 0, offsets, out=out)
 
     def copy_in(self, group: int, offsets: Tensor, contents: Tensor) -> None:
         """Writes contents that ``copy_out`` returned to other whole blocks."""
