@@ -15,7 +15,7 @@ from benchmarks.traces import TraceRequest, TraceSpec
 from memory_manager.policy.step_model import StepCosts
 from ops.running_server import RunningServer
 
-__all__ = ["DRAWN_S", "filling_per_s", "mean_lengths", "measure_step_costs"]
+__all__ = ["DRAWN_S", "filling_per_s", "mean_lengths", "measure_step_costs", "step_costs_of"]
 
 DRAWN_S = 75.0
 """Length of a trace of one request per second whose requests are enough to measure what steps cost."""
@@ -46,7 +46,12 @@ def measure_step_costs(
         for at_once in _AT_ONCE:
             chosen = list(itertools.islice(streams, _IN_TURN * at_once))
             asyncio.run(run_streams(server.grpc_target, chosen, at_once))
-        costs = [each["step_costs"] for each in server.status()["deployments"] if each["step_costs"]]
+        return step_costs_of(server)
+
+
+def step_costs_of(server: RunningServer) -> StepCosts:
+    """Asks a server what its models' steps cost lately: the mean over those that have taken any."""
+    costs = [each["step_costs"] for each in server.status()["deployments"] if each["step_costs"]]
     return StepCosts(*(statistics.fmean(each[part] for each in costs) for part in StepCosts.__slots__))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from benchmarks.slo.figures import load_name
 from benchmarks.slo.judged import Course, JudgedRun, judge, score_predictions
 from benchmarks.slo.simulated import PATIENCE_S, run_trace
 from benchmarks.slo.workload import NOTHING_PROMISED, TenantRequest, TenantWorkload
+from benchmarks.step_costs import step_costs_of
 from benchmarks.traces import write_trace
+from memory_manager.policy.step_model import StepCosts
 from ops.capacity.machine import Machine
 from ops.running_server import RunningServer
 
@@ -62,13 +64,15 @@ class RealRun:
     """One load.
 
     Attributes:
-        simulated: of the same trace.
+        costs: of steps, as the server had measured them at its end.
+        simulated: of the same trace, with steps of these costs.
         refusals_s: seconds that each refusal took.
         num_wakes: models that the server woke or loaded meanwhile.
         errors: requests by what they ended with, of those that were neither refused nor finished.
     """
 
     load: float
+    costs: StepCosts
     measured: JudgedRun
     simulated: JudgedRun
     courses: tuple[Course, ...]
@@ -155,12 +159,13 @@ def _run(
         course_of(wanted, answer, targets.get(wanted.tenant.name, NOTHING_PROMISED))
         for wanted, answer in zip(drawn, answers, strict=True)
     )
-    simulated = run_trace(
-        drawn, load.duration_s, load.machine, load.workload.models, targets, load.best_effort
-    )
+    costs = step_costs_of(server)
+    machine = replace(load.machine, costs=costs)
+    simulated = run_trace(drawn, load.duration_s, machine, load.workload.models, targets, load.best_effort)
     unfinished = [each.error for each in answers if each.error and each.refused_in_s is None]
     return RealRun(
         share,
+        costs,
         judge(courses, load.duration_s),
         judge(simulated, load.duration_s),
         courses,
@@ -220,7 +225,8 @@ def report_runs(report: Report, load: SloRealLoad, runs: Sequence[RealRun]) -> N
         f"models in {load.arrangement.precision} with random weights. Each tenant has a class with its targets, "
         "priority 1 and `on_miss` `refuse`, but for the batch tenant, which has none and is ordered by the server's "
         f"own targets: {load.best_effort.ttft_s:.3f} s and {load.best_effort.tpot_s:.4f} s. Beside each share its "
-        "95 % interval as if requests were independent, and what the simulation says of the same trace."
+        "95 % interval as if requests were independent, and what the simulation says of the same trace, if steps "
+        "cost what they cost this server in the end: a machine that others use too is not as fast at every hour."
     )
     report.table(
         ["load", "tenant", "requests", "refused", "attained", "95 %", "simulated", "alike"],
@@ -247,6 +253,7 @@ def report_runs(report: Report, load: SloRealLoad, runs: Sequence[RealRun]) -> N
             "accepted in time",
             "predicted within",
             "error",
+            "step, decode, token of a prompt, ms",
             "wakes",
             "unfinished",
         ],
@@ -258,6 +265,7 @@ def report_runs(report: Report, load: SloRealLoad, runs: Sequence[RealRun]) -> N
                 f"{run.measured.accepted_met:.3f}",
                 f"{run.measured.predictions.within:.3f}",
                 run.measured.predictions.mape,
+                ", ".join(f"{1e3 * seconds:.2f}" for seconds in astuple(run.costs)),
                 run.num_wakes,
                 ", ".join(f"{num} {error}" for error, num in run.errors.items()) or "none",
             ]
@@ -275,6 +283,7 @@ def report_runs(report: Report, load: SloRealLoad, runs: Sequence[RealRun]) -> N
         [
             {
                 "load": run.load,
+                "costs": asdict(run.costs),
                 "measured": asdict(run.measured),
                 "simulated": asdict(run.simulated),
                 "refusals_s": run.refusals_s,

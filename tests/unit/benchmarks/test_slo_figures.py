@@ -103,7 +103,7 @@ def test_a_report_shows_every_cell_and_a_plot(tmp_path: Path) -> None:
 
 def test_real_runs_are_compared_with_the_simulation_of_their_trace() -> None:
     def real(load: float, measured: int, simulated: int, refusals_s: tuple[float, ...]) -> RealRun:
-        return RealRun(load, run(measured, num=100), run(simulated, num=100), (), refusals_s, 1, {})
+        return RealRun(load, COSTS, run(measured, num=100), run(simulated, num=100), (), refusals_s, 1, {})
 
     figures = figures_of_runs([real(0.8, 90, 88, ()), real(3.0, 90, 70, (0.010, 0.012))])
     assert figures["tenants_unlike_simulation"] == len(TENANTS)
