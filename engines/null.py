@@ -39,7 +39,13 @@ from engines.kinds import KINDS, EngineKind
 from engines.link.flight_recorder import FlightRecorder
 from memory_manager.ports import LeaseStatus
 from memory_manager.stats import ReplicaStats, WorkerStats
-from mooring.errors import ConflictError, ContextLengthError, InvalidRequestError, NotFoundError
+from mooring.errors import (
+    ConflictError,
+    ContextLengthError,
+    InsufficientMemoryError,
+    InvalidRequestError,
+    NotFoundError,
+)
 
 __all__ = ["NullEngine", "null_engine", "null_token"]
 
@@ -111,6 +117,12 @@ class NullEngine:
             replica.resident = True
             replica.weights_bytes = spec.weights_lease_bytes
             return replica.weights_bytes
+        num_bytes = os.fstat(weights_fd).st_size
+        if num_bytes > spec.weights_lease_bytes:
+            os.close(weights_fd)
+            raise InsufficientMemoryError(
+                f"{num_bytes} bytes of weights do not fit a lease of {spec.weights_lease_bytes}"
+            )
         self._replicas[spec.replica_id] = _Replica(spec, weights_fd, spec.weights_lease_bytes)
         if spec.from_file:
             self.drop_host_copy(spec.replica_id)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from engines.api import Finished, LoadSpec, SamplingParams, SequenceRequest, TopLogprobs, run_step
+from engines.api import LoadSpec
 from engines.artifact import Manifest
 from engines.checkpoint.model_config import ModelConfig
 from engines.checkpoint.packing import MANIFEST_NAME, WEIGHTS_NAME, pack
@@ -26,6 +24,7 @@ from memory_manager.arena.host_arena import HostArena
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.ports import LeaseStatus
 from mooring.units import MIB
+from support.step_driver import StepDriver
 
 __all__ = ["KINDS", "EngineDriver", "TinyModel", "engine_driver", "tiny_model"]
 
@@ -110,15 +109,10 @@ def tiny_model(kind: str, seed: int = 0) -> TinyModel:
 
 
 @dataclass
-class EngineDriver:
-    """An engine, and everything it has said so far."""
+class EngineDriver(StepDriver):
+    """The torch engine, and everything it has said so far."""
 
     engine: TorchEngine
-    tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    logprobs: dict[int, list[TopLogprobs]] = field(default_factory=lambda: defaultdict(list))
-    prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
-    cached_tokens: dict[int, int] = field(default_factory=dict)
-    finished: dict[int, Finished] = field(default_factory=dict)
     revision: int = 0
 
     def load(
@@ -164,64 +158,9 @@ class EngineDriver:
                 return number
         raise AssertionError(f"the lease is not applied after {max_steps} steps")
 
-    def submit(
-        self,
-        sequence_id: int,
-        prompt: Sequence[int],
-        replica_id: str = "m",
-        *,
-        output_ids: Sequence[int] = (),
-        deadline_s: float = float("inf"),
-        priority: int = 0,
-        cache_scope: bytes | None = b"",
-        tpot_target_s: float = float("inf"),
-        **sampling: Any,
-    ) -> None:
-        params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": 20, **sampling})
-        self.engine.submit(
-            SequenceRequest(
-                sequence_id,
-                replica_id,
-                np.array(prompt, np.int32),
-                params,
-                np.array(output_ids, np.int32),
-                deadline_s,
-                priority,
-                cache_scope,
-                tpot_target_s,
-            )
-        )
-
-    def step(self) -> int:
-        """One step; returns the number of outputs."""
-        outputs = run_step(self.engine)
-        for output in outputs:
-            for sequence_id, first in output.first_tokens.items():
-                assert sequence_id in output.sequence_ids
-                assert not self.tokens.get(sequence_id), "once, with the first token"
-                if first.prompt_logprobs is not None:
-                    self.prompt_logprobs[sequence_id] = first.prompt_logprobs
-                if first.cached_tokens is not None:
-                    self.cached_tokens[sequence_id] = first.cached_tokens
-            columns = zip(output.sequence_ids, output.token_ids, strict=True)
-            for i, (sequence_id, token_id) in enumerate(columns):
-                assert sequence_id not in self.finished
-                self.tokens[sequence_id].append(token_id)
-                if i in output.top_logprobs:
-                    self.logprobs[sequence_id].append(output.top_logprobs[i])
-            for end in output.finished:
-                assert end.sequence_id not in self.finished
-                self.finished[end.sequence_id] = end
-        return len(outputs)
-
-    def run(self, max_steps: int = 2000) -> None:
-        """Steps until there is nothing left to do."""
-        for _ in range(max_steps):
-            if not self.engine.has_work():
-                self.engine.check_integrity()
-                return
-            self.step()
-        raise AssertionError(f"work is left after {max_steps} steps")
+    def run(self, timeout_s: float = 120.0) -> None:
+        super().run(timeout_s)
+        self.engine.check_integrity()
 
     def preemptions(self) -> int:
         return sum(replica.preemptions_total for replica in self.engine.stats().replicas)

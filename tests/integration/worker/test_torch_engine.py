@@ -225,27 +225,6 @@ def test_cancel_frees_blocks_at_once_and_is_reported_by_the_next_step() -> None:
         assert driver.finished[1].reason is FinishReason.LENGTH
 
 
-def test_unload_ends_all_and_gives_back_all_and_a_load_gives_the_same_output() -> None:
-    with engine_driver() as driver:
-        weights_bytes = driver.load(tiny_model("llama"))
-        prompt = prompt_of(25, seed=3)
-        driver.submit(1, prompt)
-        driver.run()
-        driver.submit(2, prompt, max_tokens=100)
-        driver.step()
-        driver.engine.unload("m")
-        driver.engine.unload("m")
-        driver.submit(3, prompt)
-        driver.step()
-        assert {driver.finished[i].error_code for i in (2, 3)} == {REPLICA_UNLOADED}
-        assert not driver.engine.stats().replicas
-        assert driver.load(tiny_model("llama")) == weights_bytes
-        assert driver.engine.wake("m", weights_bytes) == weights_bytes
-        driver.submit(4, prompt)
-        driver.run()
-        assert driver.tokens[4] == driver.tokens[1]
-
-
 def test_a_smaller_lease_preempts_until_it_is_kept_and_a_larger_one_resumes() -> None:
     model = tiny_model("llama")
     with engine_driver(lease_pages=8) as driver:
@@ -271,15 +250,6 @@ def test_a_smaller_lease_preempts_until_it_is_kept_and_a_larger_one_resumes() ->
         assert driver.lease_pages(8) is LeaseStatus.APPLIED
         driver.run()
         assert_greedy(model, driver, prompts, 40)
-
-
-def test_leases_are_revisioned() -> None:
-    with engine_driver() as driver:
-        assert driver.engine.set_lease(10 * 2**21, 5) is LeaseStatus.APPLIED
-        assert driver.engine.set_lease(10 * 2**21, 5) is LeaseStatus.APPLIED
-        assert driver.engine.set_lease(11 * 2**21, 5) is LeaseStatus.CONFLICT
-        assert driver.engine.set_lease(11 * 2**21, 4) is LeaseStatus.STALE
-        assert driver.engine.stats().kv_lease_bytes == 10 * 2**21
 
 
 def test_a_failing_forward_ends_its_own_sequences_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,22 +313,6 @@ def test_a_sequence_beyond_the_cap_ends_with_an_error_and_not_before() -> None:
         driver.submit(1, prompt_of(20, seed=0))
         driver.run()
         assert driver.finished[1].error_code == "insufficient_memory"
-
-
-def test_stop_tokens_end_a_sequence_and_are_barred_before_min_tokens() -> None:
-    prompt = prompt_of(20, seed=4)
-    with engine_driver() as driver:
-        driver.load(tiny_model("llama"))
-        driver.submit(1, prompt, max_tokens=12)
-        driver.run()
-        stop = driver.tokens[1][5]
-        first = driver.tokens[1].index(stop)
-        driver.submit(2, prompt, max_tokens=12, stop_token_ids=(stop,))
-        driver.submit(3, prompt, max_tokens=12, stop_token_ids=(stop,), min_tokens=first + 2)
-        driver.run()
-        assert driver.tokens[2] == driver.tokens[1][: first + 1]
-        assert (driver.finished[2].reason, driver.finished[2].stop_token_id) == (FinishReason.STOP, stop)
-        assert driver.tokens[3][first] != stop
 
 
 def test_the_models_own_end_ends_what_does_not_ignore_it() -> None:

@@ -177,7 +177,7 @@ def test_sequences_end_where_the_device_has_less_memory_than_the_lease(
         arena.commit(others, 0, num_free - 1)
         for sequence_id in range(4):  # one page holds one of them, and idle blocks of another
             driver.submit(sequence_id, prompt_of(150, seed=sequence_id), max_tokens=60)
-        driver.run(max_steps=500)
+        driver.run()
         assert len(driver.finished) == 4
         assert sum("cannot grow" in record.message for record in caplog.records) == 1
         arena.free_range(others)

@@ -57,7 +57,7 @@ class Rig:
         self.memory = WorkerMemory(memory_fd)
         os.close(memory_fd)
         self.engine = Recording(self.memory.recorder)
-        self.engine.load(LoadSpec("m/0", b"{}", 100_000, 0), -1)
+        self.engine.load(LoadSpec("m/0", b"{}", 100_000, 0), os.memfd_create("weights"))
         self.thread = StepThread(
             self.engine,
             self.memory,

@@ -167,4 +167,4 @@ def test_what_a_cap_forbids_is_not_wanted() -> None:
         _crowd(driver)
         stats = driver.engine.stats()
         assert stats.kv_wanted_bytes <= stats.kv_lease_bytes + PAGE_BYTES
-        driver.run(max_steps=10_000)
+        driver.run()

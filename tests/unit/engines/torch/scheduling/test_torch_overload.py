@@ -53,7 +53,7 @@ def test_far_too_much_load_costs_few_preemptions_and_changes_no_text() -> None:
         for number, kind in kinds.items():
             submit(driver, number, in_time_s() if number % 2 else LATE_S, kind)
             driver.step()
-        driver.run(max_steps=10_000)
+        driver.run()
         assert driver.preemptions() <= len(kinds) / 2
         for number, kind in kinds.items():
             assert driver.finished[number].reason is FinishReason.LENGTH
