@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Fitting:
             raise InvalidRequestError("Say one of 'source', 'model' and 'deployment'.", param="source")
         change_policy(DeploymentPolicy(), policy)  # before anything is fetched
         if source is not None:
-            candidate = await asyncio.to_thread(self._of_source, source, policy)
+            candidate = await self._registrar.in_own_thread(partial(self._of_source, source, policy))
         elif model is not None:
             candidate = await asyncio.to_thread(self._of_model, model, policy)
         else:

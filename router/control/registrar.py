@@ -176,7 +176,7 @@ class Registrar:
         delete = (
             self.importer.delete_model if is_last else partial(self.importer.delete_version, number=number)
         )
-        await self._in_own_thread(partial(delete, model))
+        await self.in_own_thread(partial(delete, model))
 
     # Deployments.
 
@@ -221,11 +221,12 @@ class Registrar:
     async def delete_model(self, name: str) -> None:
         """Removes a model, and from the store what nothing else uses; raises what
         ``Registry.delete_model`` raises."""
-        await self._in_own_thread(partial(self.importer.delete_model, name))
+        await self.in_own_thread(partial(self.importer.delete_model, name))
 
     # The steps.
 
-    async def _in_own_thread(self, work: Callable[[], T]) -> T:
+    async def in_own_thread(self, work: Callable[[], T]) -> T:
+        """The result of work that may wait for the hub, or for others that read files."""
         return await asyncio.get_running_loop().run_in_executor(self._importing, work)
 
     def _until_stopped(self, report: Progress) -> Progress:

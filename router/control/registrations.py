@@ -150,30 +150,39 @@ class Registrations:
 
     async def _run(self, work: _Work) -> None:
         registration = work.registration
-        state: RegistrationEnd = "failed"
-        error: str | None = None
-        try:
-            await self._save(registration)
-            await self._carry_out(work)
-            state = "done"
-        except ShuttingDownError as caught:
-            state, error = "interrupted", caught.message
-        except MooringError as caught:
-            error = caught.message
-        except asyncio.CancelledError:  # only ``stop`` cancels
-            state, error = "interrupted", "the server shut down"
-        except Exception as caught:  # a task's boundary: nobody else would hear of it
-            error = f"internal error: {caught!r}"
-            logger.exception("registering %s failed", registration.name)
-        if state == "failed" and work.given_up:
-            state, error = "cancelled", None
-            await self._take_back(registration)
+        state, error = await self._outcome(work)
         if error is not None:
             what = (registration.name, registration.source, error)
             logger.warning("model %s from %s is not registered: %s", *what)
         registration.end(state, error)
         del self._running[registration.id]
         await self._save(registration)
+
+    async def _outcome(self, work: _Work) -> tuple[RegistrationEnd, str | None]:
+        """Does the work; returns how it ended, and why. A task's boundary: nobody else would hear of an error."""
+        registration = work.registration
+        try:
+            await self._save(registration)
+            await self._carry_out(work)
+            return "done", None
+        except ShuttingDownError as caught:
+            return "interrupted", caught.message
+        except MooringError as caught:
+            error = caught.message
+        except asyncio.CancelledError:  # only ``stop`` cancels
+            return "interrupted", "the server shut down"
+        except Exception as caught:
+            error = f"internal error: {caught!r}"
+            logger.exception("registering %s failed", registration.name)
+        if not work.given_up:
+            return "failed", error
+        try:
+            await self._take_back(registration)
+        except asyncio.CancelledError:
+            return "interrupted", "the server shut down"
+        except (MooringError, OSError) as caught:
+            return "cancelled", f"what it has registered is still there: {caught}"
+        return "cancelled", None
 
     async def _carry_out(self, work: _Work) -> None:
         registration, registrar = work.registration, self._registrar
@@ -204,7 +213,7 @@ class Registrations:
         if self._stopping:  # on the thread that copies, which nothing else can stop
             raise ShuttingDownError("the server shut down")
         if _report(work, stage, done_bytes, total_bytes):
-            self._files.save(work.registration)
+            self._keep(work.registration)
 
     def _version_of(self, registration: Registration) -> VersionRecord | None:
         """The version that an earlier try has registered, if it is still there."""
@@ -227,8 +236,12 @@ class Registrations:
         registration.number, registration.is_new = None, False
 
     async def _save(self, registration: Registration) -> None:
+        await asyncio.to_thread(self._keep, registration)
+
+    def _keep(self, registration: Registration) -> None:
+        """Writes its file; that this cannot be is no reason to end it."""
         try:
-            await asyncio.to_thread(self._files.save, registration)
+            self._files.save(registration)
         except OSError as error:
             logger.warning("registration %s cannot be kept: %s", registration.id, error)
 

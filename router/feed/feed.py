@@ -81,6 +81,7 @@ class Feed:
         self._alerts = Alerts()
         self._kept: Document = {}  # the parts of the state that there may be a thousand entries of
         self._kept_read_s = -SAMPLE_S
+        self._snapshot = sources.manager.snapshot()
         self.publisher.while_read(self._read_memory_repeatedly)
 
     # What is asked.
@@ -90,6 +91,11 @@ class Feed:
         if time.monotonic() - self._memory_read_s > SAMPLE_S:
             await self._read_memory()
         return self.publisher.publish()
+
+    async def fresh_with_snapshot(self) -> tuple[Publication, Snapshot]:
+        """The state of now, published, and the manager's own account that it was made of."""
+        published = await self.fresh()
+        return published, self._snapshot
 
     def utilization(self) -> dict[str, float]:
         """Share of the last seconds in which a device computed, by device: by the device's own account, else the
@@ -145,7 +151,7 @@ class Feed:
 
     def _state(self) -> Document:
         sources, now_s = self._sources, time.monotonic()
-        snapshot = sources.manager.snapshot()
+        snapshot = self._snapshot = sources.manager.snapshot()
         directory = sources.registrar.directory
         records = sources.registrar.records()
         reasons = {name: why for name in records if (why := directory.reason(name)) is not None}

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,24 +97,27 @@ class Publisher:
             self._devices[self._seq] = state["devices"]
             if len(self._devices) > NUM_KEPT:
                 self._devices.popitem(last=False)
-            self._append("patch", orjson.dumps({"seq": self._seq, "patch": patch}), self._seq)
+            data = orjson.dumps({"seq": self._seq, "patch": patch})
+            self._append(_frame("patch", data, self._seq))
         return Publication(self._seq, self.epoch, self._state)
 
     def devices_at(self, seq: int) -> Mapping[str, Any] | None:
         """The devices as they were published under a number, one of the last 64; None for any other."""
         return self._devices.get(seq)
 
-    def tell_event(self, event_json: bytes) -> None:
-        """Tells readers of an event beside the state."""
-        self._append("event", event_json)
+    def tell_events(self, events_json: Iterable[bytes]) -> None:
+        """Tells readers of events beside the state; those of one call count as one frame."""
+        self._append(b"".join(_frame("event", each) for each in events_json))
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Frames of server-sent events for one reader: a snapshot, then what is published and told, without a gap."""
+        """Frames of server-sent events for one reader: a snapshot, then what is published and told, without a gap.
+        They end where nothing more can be published."""
         self._enter()
+        tasks = self._tasks
         try:
             place, snapshot = self._snapshot()
             yield snapshot
-            while not self._shut:
+            while not self._shut and not any(map(_error_of, tasks)):
                 num_new = self._num_frames - place
                 if num_new > len(self._frames):
                     place, snapshot = self._snapshot()
@@ -132,8 +135,8 @@ class Publisher:
         published = self.publish()
         return self._num_frames, _frame("snapshot", published.as_json(), published.seq)
 
-    def _append(self, kind: str, data: bytes, seq: int | None = None) -> None:
-        self._frames.append(_frame(kind, data, seq))
+    def _append(self, frame: bytes) -> None:
+        self._frames.append(frame)
         self._num_frames += 1
         self._tell()
 
@@ -149,7 +152,7 @@ class Publisher:
         if self._num_readers == 1:
             self._tasks = [asyncio.create_task(work(), name="live-feed") for work in self._work]
             for task in self._tasks:
-                task.add_done_callback(_tell_end)
+                task.add_done_callback(self._note_end)
 
     def _leave(self) -> None:
         self._num_readers -= 1
@@ -157,6 +160,12 @@ class Publisher:
             for task in self._tasks:
                 task.cancel()
             self._tasks = []
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Ends the streams with the work that makes them: only a bug of ours ends that, and it must be seen."""
+        if (error := _error_of(task)) is not None:
+            logger.error("the live feed ends", exc_info=error)
+            self._tell()
 
     async def _publish_repeatedly(self) -> None:
         while True:
@@ -172,12 +181,11 @@ class Publisher:
         return event.is_set()
 
 
-def _frame(kind: str, data: bytes, seq: int | None) -> bytes:
+def _frame(kind: str, data: bytes, seq: int | None = None) -> bytes:
     number = b"" if seq is None else b"id: %d\n" % seq
     return b"%bevent: %b\ndata: %b\n\n" % (number, kind.encode(), data)
 
 
-def _tell_end(task: asyncio.Task[None]) -> None:
-    """Logs the error that ended work of the feed: only a bug of ours does that, and it must not pass unseen."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("the live feed stands still", exc_info=error)
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    """The error that ended a task; None if none did, or it runs."""
+    return task.exception() if task.done() and not task.cancelled() else None

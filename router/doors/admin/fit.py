@@ -7,9 +7,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from memory_manager.policy.fit import DeviceFit
 from router.control.fitting import Fitting
-from router.doors.admin.bodies import AdminBody, AdminRequest, Policy
+from router.doors.admin.bodies import AdminBody, AdminRequest, DepartureBody, Policy
 from router.doors.http.json_route import JsonRoute
 
 __all__ = ["create_fit_routes"]
@@ -28,14 +27,6 @@ class FitQuestion(AdminRequest):
     )
 
 
-class FitDepartureBody(AdminBody):
-    """A replica that would have to leave."""
-
-    deployment: str
-    reason: str
-    bytes: int = Field(description="Weights and KV that its leaving frees.")
-
-
 class DeviceFitBody(AdminBody):
     """How a model would fit on one device."""
 
@@ -47,7 +38,7 @@ class DeviceFitBody(AdminBody):
         description="KV of its longest sequence, which a worker keeps once for all of its models."
     )
     free_bytes: int = Field(description="Of the device, promised to nobody now.")
-    leaving: list[FitDepartureBody]
+    leaving: list[DepartureBody]
     takes_s: float = Field(description="Seconds to bring the weights there once there is room, as expected.")
 
 
@@ -69,22 +60,6 @@ def create_fit_routes(fitting: Fitting) -> APIRouter:
         found = await fitting.fit(
             source=body.source, model=body.model, deployment=body.deployment, policy=policy
         )
-        return FitBody(devices={device: _body(each) for device, each in found.items()})
+        return FitBody(devices={name: DeviceFitBody.model_validate(each) for name, each in found.items()})
 
     return router
-
-
-def _body(found: DeviceFit) -> DeviceFitBody:
-    return DeviceFitBody(
-        verdict=found.verdict,
-        message=found.message,
-        weights_bytes=found.weights_bytes,
-        kv_guarantee_bytes=found.kv_guarantee_bytes,
-        kv_longest_bytes=found.kv_longest_bytes,
-        free_bytes=found.free_bytes,
-        leaving=[
-            FitDepartureBody(deployment=each.deployment, reason=each.reason, bytes=each.freed_bytes)
-            for each in found.leaving
-        ],
-        takes_s=found.takes_s,
-    )

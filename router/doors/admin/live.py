@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from model_registry.events import MAX_EVENTS_LISTED
-from mooring.errors import NotFoundError
+from mooring.errors import NotFoundError, TransientError
 from router.control.journal import Journal
 from router.doors.admin import bodies as types
 from router.doors.admin.events import POLL_S, event_body
@@ -83,9 +84,16 @@ def device_bodies(devices: Mapping[str, Any]) -> list[types.DeviceBody]:
 
 
 async def carry_events(publisher: Publisher, journal: Journal) -> None:
-    """Tells readers of the journal's new events until the server ends; work for ``Publisher.while_read``."""
-    seen = await journal.newest_id()
-    while await journal.wait(POLL_S):
-        for each in await journal.events(MAX_EVENTS_LISTED, after_id=seen, oldest_first=True):
-            seen = each.id
-            publisher.tell_event(event_body(each).model_dump_json().encode())
+    """Tells readers of the journal's new events until the server ends; work for ``Publisher.while_read``. While the
+    registry does not answer, events wait."""
+    seen: int | None = None
+    while True:
+        with contextlib.suppress(TransientError):  # the registry has logged why
+            if seen is None:
+                seen = await journal.newest_id()
+            found = await journal.events(MAX_EVENTS_LISTED, after_id=seen, oldest_first=True)
+            if found:
+                seen = found[-1].id
+                publisher.tell_events(event_body(each).model_dump_json().encode() for each in found)
+        if not await journal.wait(POLL_S):
+            return

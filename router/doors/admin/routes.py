@@ -144,8 +144,7 @@ def _status_routes(services: AdminServices) -> APIRouter:
     async def status() -> types.StatusBody:
         """Show the bytes that each owner holds, the place of each model, and who waits for the devices."""
         records = await asyncio.to_thread(services.registry.list_deployments)
-        published = await services.feed.fresh()
-        snapshot = services.manager.snapshot()
+        published, snapshot = await services.feed.fresh_with_snapshot()
         managed = _by_name(snapshot)
         return types.StatusBody(
             devices=device_bodies(published.state["devices"]),

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from support.gguf_files import Source, write_gguf
+from support.registering import opened
 from support.running_server import RunningServer
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 from support.until import until
+
+from model_registry.importing.examination import Outline
+from model_registry.importing.importer import Importer
+from mooring.errors import ArtifactError
+from router.control.fitting import Fitting
 
 pytestmark = pytest.mark.integration
 
@@ -27,6 +37,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         {**NULL_ENVIRONMENT, "HF_HUB_OFFLINE": "1"},
     ) as running:
         yield running
+
+
+async def test_a_hub_that_does_not_answer_holds_up_no_other_work(tmp_path: Path) -> None:
+    asking, answered = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(importer: Importer, source: str) -> Outline:
+        loop.call_soon_threadsafe(asking.set)
+        answered.wait(30)
+        raise ArtifactError("the hub does not answer")
+
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    async with opened(tmp_path) as house:
+        fitting = Fitting(house.registrar, lambda config, precision: 1)
+        with patch.object(Importer, "outline", wait):
+            question = fitting.fit(source="hf://a/b", model=None, deployment=None, policy={})
+            task = asyncio.create_task(question)
+            try:
+                async with asyncio.timeout(10):
+                    await asking.wait()
+                    await asyncio.to_thread(int)
+            finally:
+                answered.set()
+            with pytest.raises(ArtifactError):
+                await task
 
 
 def fit(server: RunningServer, **question: Any) -> dict[str, Any]:

@@ -11,10 +11,17 @@ import pytest
 from support.registering import ended, opened
 from support.small_checkpoint import write_checkpoint
 
+from model_registry.importing.importer import Importer
 from model_registry.progress import Progress
 from model_registry.records import VersionRecord
 from model_registry.store import ArtifactStore, StoredArtifact
-from mooring.errors import ArtifactError, ConflictError, InvalidRequestError, NotFoundError
+from mooring.errors import (
+    ArtifactError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    RegistryUnavailableError,
+)
 from router.control.registration import Registration
 
 pytestmark = pytest.mark.integration
@@ -58,6 +65,21 @@ async def test_one_that_is_cancelled_while_it_packs_leaves_nothing(tmp_path: Pat
         assert house.stored() == []
         with pytest.raises(ConflictError, match="cancelled"):
             await house.registrations.cancel(registration.id)
+
+
+async def test_one_that_cannot_be_taken_back_says_so_and_blocks_nothing(tmp_path: Path, source: Path) -> None:
+    async with opened(tmp_path, held=True) as house:
+        registration = await house.registrations.start("m", str(source), {})
+        await house.packer.packed.wait()
+        away = RegistryUnavailableError("the registry's database does not answer: try again")
+        with patch.object(Importer, "delete_model", side_effect=away):
+            await house.registrations.cancel(registration.id)
+        assert registration.state == "cancelled"
+        assert "is still there: the registry" in (registration.error or "")
+        house.packer.go.set()
+        await house.registrations.resume(registration.id)
+        await ended(registration)
+        assert (registration.state, house.managed) == ("done", ["m"])
 
 
 async def test_one_that_is_cancelled_while_it_copies_leaves_nothing(tmp_path: Path, source: Path) -> None:

@@ -45,7 +45,7 @@ export function Fit({ fit, empty }) {
         ${each.kv_longest_bytes != null && html`<dt>KV of the longest text</dt><dd>${size(each.kv_longest_bytes)}</dd>`}
         ${each.kv_guarantee_bytes ? html`<dt>KV guarantee</dt><dd>${size(each.kv_guarantee_bytes)}</dd>` : null}
         ${each.free_bytes != null && html`<dt>Free now</dt><dd>${size(each.free_bytes)}</dd>`}
-        ${each.leaving?.length > 0 && html`<dt>Would sleep</dt><dd>${each.leaving.map((/** @type {any} */ one) => `${one.deployment}${one.bytes != null ? ` (${size(one.bytes)})` : ''}`).join(', ')}</dd>`}
+        ${each.leaving?.length > 0 && html`<dt>Would sleep</dt><dd>${each.leaving.map((/** @type {any} */ one) => `${one.deployment} (${size(one.freed_bytes)})`).join(', ')}</dd>`}
         ${each.takes_s != null && html`<dt>Takes about</dt><dd>${duration(each.takes_s)}</dd>`}
       </dl>
     </div>`)}

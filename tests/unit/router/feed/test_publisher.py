@@ -170,7 +170,7 @@ async def test_events_come_beside_the_state() -> None:
     publisher = Publisher(Source().read)
     async with asyncio.timeout(20), reader(publisher) as frames:
         await anext(frames)
-        publisher.tell_event(b'{"kind":"load"}')
+        publisher.tell_events([b'{"kind":"load"}'])
         assert parsed(await anext(frames)) == [("event", {"kind": "load"})]
 
 
@@ -204,3 +204,33 @@ async def test_the_end_of_the_server_ends_the_streams() -> None:
         await asyncio.sleep(0)
         publisher.shut()
         assert await waiting == b"the end"
+
+
+async def test_events_that_come_at_once_are_all_told() -> None:
+    publisher = Publisher(Source().read)
+    async with asyncio.timeout(20), reader(publisher) as frames:
+        await anext(frames)
+        publisher.tell_events(b'{"number":%d}' % number for number in range(3 * NUM_KEPT))
+        told = parsed(await anext(frames))
+    assert [(kind, data["number"]) for kind, data in told] == [("event", n) for n in range(3 * NUM_KEPT)]
+
+
+async def test_a_stream_ends_with_the_work_that_makes_it_and_the_next_one_begins_it_anew() -> None:
+    source, broken = Source(), [True]
+    publisher = Publisher(source.read)
+
+    async def work() -> None:
+        if broken.pop() if broken else False:
+            raise RuntimeError("a bug")
+        await asyncio.Event().wait()
+
+    publisher.while_read(work)
+    async with asyncio.timeout(20):
+        async with reader(publisher) as frames:
+            assert [kind for kind, _ in parsed(await anext(frames))] == ["snapshot"]
+            assert [each async for each in frames] == []
+        async with reader(publisher) as frames:
+            await anext(frames)
+            source.value = 5
+            [(kind, _)] = parsed(await anext(frames))
+            assert kind == "patch"
