@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -21,8 +22,14 @@ from admin_ui.guard import UiGuard, comes_from_socket
 from admin_ui.live import LiveFeed
 from admin_ui.proxy import ADMIN_CALLS, VISITOR_CALLS, forward
 from admin_ui.tabs import run_tab
-from admin_ui.upstream import check_admin_key
-from mooring.errors import AuthenticationError, InvalidRequestError, MooringError, NotFoundError
+from admin_ui.upstream import KeyedServer, check_admin_key
+from mooring.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    ModelUnavailableError,
+    MooringError,
+    NotFoundError,
+)
 
 __all__ = ["AdminUi"]
 
@@ -55,10 +62,12 @@ class AdminUi:
         sessions = Sessions(clock, config.session_idle_s)
         live = LiveFeed(client, sessions.drop_key)
         if config.playground:
-            _add_visitor_routes(app, client)
+            _add_visitor_routes(app, client, KeyedServer(client, clock) if config.opens_server else None)
+            _add_files(app, Assets("playground"), lambda request: None)
         else:
-            _add_session_routes(app, _Doors(config, client, sessions, links, Attempts(clock), live))
-        _add_files(app, Assets("playground" if config.playground else "admin"))
+            doors = _Doors(config, client, sessions, links, Attempts(clock), live)
+            _add_session_routes(app, doors)
+            _add_files(app, Assets("admin"), doors.told_of)
 
         @app.exception_handler(MooringError)
         async def answer_error(_: Request, error: MooringError) -> Response:
@@ -90,15 +99,21 @@ class _Doors:
     def opened(self, admin_key: str) -> Response:
         """The answer to a log-in."""
         cookie, session = self.sessions.open(admin_key)
-        answer = self.described(session)
+        answer = JSONResponse(self.described(session), headers=NO_STORE)
         answer.set_cookie(
             self.cookie_name, cookie, path="/", httponly=True, samesite="strict", secure=self.config.is_secret
         )
         return answer
 
-    def described(self, session: Session) -> Response:
-        body = {"token": session.token, "server": self.config.server}
-        return JSONResponse(body, headers=NO_STORE)
+    def described(self, session: Session) -> Mapping[str, str]:
+        return {"token": session.token, "server": self.config.server}
+
+    def told_of(self, request: Request) -> Mapping[str, str] | None:
+        """The session of a page's browser, as the page is told of it; None if there is none."""
+        try:
+            return self.described(self.session(request))
+        except AuthenticationError:
+            return None
 
 
 def _add_session_routes(app: FastAPI, doors: _Doors) -> None:
@@ -106,20 +121,16 @@ def _add_session_routes(app: FastAPI, doors: _Doors) -> None:
     async def log_in(request: Request) -> Response:
         """Take the admin key, or the secret of a one-time link."""
         given = await _json(request)
-        client = request.client.host if request.client is not None else ""
-        doors.attempts.check(client)
-        try:
+        with doors.attempts.one_of(_client_of(request, doors.config)):
             match given:
                 case {"link": str(secret)}:
                     admin_key = doors.links.take(secret)
+                    with contextlib.suppress(ModelUnavailableError):  # a server that is away may come up
+                        await check_admin_key(doors.client, admin_key)
                 case {"key": str(admin_key)}:
                     await check_admin_key(doors.client, admin_key)
                 case _:
                     raise InvalidRequestError("A log-in has a key.", param="key")
-        except MooringError as error:
-            if error.code == "invalid_api_key":
-                doors.attempts.note_failure(client)
-            raise
         return doors.opened(admin_key)
 
     @app.post("/links")
@@ -139,10 +150,7 @@ def _add_session_routes(app: FastAPI, doors: _Doors) -> None:
     @app.get("/session")
     async def show_session(request: Request) -> Response:
         """Tell a page whether its browser is logged in; a browser notes each refusal in its console."""
-        try:
-            return doors.described(doors.session(request))
-        except AuthenticationError:
-            return JSONResponse({"token": None}, headers=NO_STORE)
+        return JSONResponse(doors.told_of(request) or {"token": None}, headers=NO_STORE)
 
     @app.post("/logout", status_code=204)
     async def log_out(request: Request) -> Response:
@@ -159,6 +167,7 @@ def _add_session_routes(app: FastAPI, doors: _Doors) -> None:
         session = doors.session(request)
         if request.method != "GET":
             check_token(session, request.headers.get("x-mooring-token"))
+            doors.sessions.note_use(session)
         answer = await forward(doors.client, request, ADMIN_CALLS, "/admin/v1/", path, session.admin_key)
         if answer.status_code == 401:  # the server has another key now
             doors.sessions.drop_key(session.admin_key)
@@ -174,30 +183,50 @@ def _add_session_routes(app: FastAPI, doors: _Doors) -> None:
         await run_tab(socket, doors.live, doors.sessions, session)
 
 
-def _add_visitor_routes(app: FastAPI, client: httpx.AsyncClient) -> None:
+def _add_visitor_routes(app: FastAPI, client: httpx.AsyncClient, keyed: KeyedServer | None) -> None:
+    """Args:
+    keyed: the server, where none may ask it without a key.
+    """
+
     @app.api_route("/v1/{path:path}", methods=["GET", "POST"])
     async def call_server(request: Request, path: str) -> Response:
         """Pass a visitor's call on with the visitor's own key."""
+        if keyed is not None:
+            await keyed.check()
         given = request.headers.get("authorization", "")
         key = given.removeprefix("Bearer ") if given.startswith("Bearer ") else None
         return await forward(client, request, VISITOR_CALLS, "/v1/", path, key)
 
 
-def _add_files(app: FastAPI, assets: Assets) -> None:
-    @app.get("/static/{version}/{name:path}")
-    async def file(request: Request, version: str, name: str) -> Response:
-        return assets.file(request, version, name)
+def _add_files(app: FastAPI, assets: Assets, told_of: Callable[[Request], Mapping[str, str] | None]) -> None:
+    """Args:
+    told_of: finds what a page is told of its browser's session.
+    """
 
-    @app.get("/favicon.ico")
+    async def file(request: Request) -> Response:
+        return assets.file(request, request.path_params["version"], request.path_params["name"])
+
     async def icon(request: Request) -> Response:
         return assets.file(request, assets.version, "logo.svg")
 
-    @app.get("/{path:path}")
-    async def document(request: Request, path: str) -> Response:
+    async def document(request: Request) -> Response:
         """Show the document, which finds the page by its address; calls that no route takes are not found."""
+        path = request.path_params["path"]
         if path.startswith(("api/", "static/", "v1/")) or path in ("login", "logout", "links", "live"):
             raise NotFoundError("There is nothing here.")
-        return assets.document(request)
+        return assets.document(request, told_of(request))
+
+    # As plain routes: a first load asks for thirty files.
+    app.add_route("/static/{version}/{name:path}", file, ["GET"])
+    app.add_route("/favicon.ico", icon, ["GET"])
+    app.add_route("/{path:path}", document, ["GET"])
+
+
+def _client_of(request: Request, config: UiConfig) -> str:
+    """The address of a browser: behind a proxy, what that has added at the end of what it got."""
+    told = ",".join(request.headers.getlist("x-forwarded-for")) if config.behind_proxy else ""
+    address = told.rpartition(",")[2].strip()
+    return address or (request.client.host if request.client is not None else "")
 
 
 async def _json(request: Request) -> object:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import html
+import json
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from admin_ui.answers import NO_STORE
 from mooring.errors import NotFoundError
 
 __all__ = ["Assets"]
@@ -23,6 +26,7 @@ _LEAST_PACKED = 600  # bytes; less is not worth packing
 _FOR_EVER = {"cache-control": "public, max-age=31536000, immutable", "vary": "accept-encoding"}
 _PLACE = "{{static}}"
 _TITLE = "{{page}}"
+_SESSION = "{{session}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,18 @@ class Assets:
             total.update(f"{name}\0{len(body)}\0".encode() + body)
         self.version = total.hexdigest()[:12]
         document = (_ROOT / "index.html").read_text()
-        document = document.replace(_PLACE, f"/static/{self.version}").replace(_TITLE, page)
-        self._document = _asset("index.html", document.encode())
+        self._document = document.replace(_PLACE, f"/static/{self.version}").replace(_TITLE, page)
         self._files: Mapping[str, _Asset] = {name: _asset(name, body) for name, body in files.items()}
 
-    def document(self, request: Request) -> Response:
-        """The one HTML document, which is asked for anew each time."""
-        return _answer(self._document, request, {"cache-control": "no-store"})
+    def document(self, request: Request, session: Mapping[str, str] | None) -> Response:
+        """The one HTML document, which is asked for anew each time.
+
+        Args:
+            session: what the page is told of who is logged in, and so need not ask for; None if nobody is.
+        """
+        told = "" if session is None else html.escape(json.dumps(session))
+        asset = _asset("index.html", self._document.replace(_SESSION, told).encode())
+        return _answer(asset, request, NO_STORE)
 
     def file(self, request: Request, version: str, name: str) -> Response:
         """A file, which a browser may keep for ever.

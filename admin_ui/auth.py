@@ -6,11 +6,13 @@ a write needs both, so that a page of another site, which could make the browser
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mooring.errors import AuthenticationError, PermissionDeniedError, RateLimitError
@@ -43,7 +45,7 @@ class Session:
 
 
 class Sessions:
-    """Sessions by the hash of their cookie. The least recently used one goes if there are too many.
+    """Sessions by the hash of their cookie. The one that was asked for longest ago goes if there are too many.
 
     Args:
         clock: seconds that only grow.
@@ -56,7 +58,9 @@ class Sessions:
         self._by_hash: OrderedDict[bytes, Session] = OrderedDict()
 
     def open(self, admin_key: str) -> tuple[str, Session]:
-        """A new session, and its cookie."""
+        """A new session, and its cookie. A server has one admin key, so sessions with another one end."""
+        for other in {each.admin_key for each in self._by_hash.values()} - {admin_key}:
+            self.drop_key(other)
         cookie = secrets.token_urlsafe(32)
         session = Session(admin_key, secrets.token_urlsafe(32), self._clock())
         self._by_hash[_hash(cookie)] = session
@@ -65,7 +69,7 @@ class Sessions:
         return cookie, session
 
     def get(self, cookie: str | None) -> Session:
-        """The session of a cookie, which counts as used now.
+        """The session of a cookie. It does not count as used by that: an open page asks for things by itself.
 
         Raises:
             AuthenticationError: there is none, or it has ended.
@@ -76,12 +80,11 @@ class Sessions:
         if not self.is_open(session):
             self.close(cookie)
             raise AuthenticationError("The session has ended after some time without use: log in again.")
-        session.used_at_s = self._clock()
         self._by_hash.move_to_end(_hash(cookie))
         return session
 
     def is_open(self, session: Session) -> bool:
-        """Whether a session still holds. It does not count as used by that."""
+        """Whether a session still holds."""
         is_known = any(each is session for each in self._by_hash.values())
         return is_known and self._clock() - session.used_at_s < self._idle_s
 
@@ -137,7 +140,7 @@ class OneTimeLinks:
 
 
 class Attempts:
-    """Failed log-ins of the last minute, by client and in all.
+    """Log-ins of the last minute that failed, or of which it is not known yet, by client and in all.
 
     Args:
         clock: seconds that only grow.
@@ -145,24 +148,43 @@ class Attempts:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._failed: deque[tuple[float, str]] = deque()
+        self._counted: deque[tuple[float, str]] = deque()
 
-    def check(self, client: str) -> None:
-        """Raises RateLimitError if a client, or all together, failed too often."""
+    @contextmanager
+    def one_of(self, client: str) -> Iterator[None]:
+        """A log-in of a client. It counts from its beginning, so that many at a time are limited too, and from its
+        end only if it raises ``AuthenticationError``.
+
+        Raises:
+            RateLimitError: the client, or all together, failed too often.
+        """
+        self._check(client)
+        counted = (self._clock(), client)
+        self._counted.append(counted)
+        try:
+            yield
+        except AuthenticationError:
+            raise
+        except BaseException:
+            self._forget(counted)
+            raise
+        self._forget(counted)
+
+    def _check(self, client: str) -> None:
         now_s = self._clock()
-        while self._failed and now_s - self._failed[0][0] >= _WINDOW_S:
-            self._failed.popleft()
-        mine = [at_s for at_s, who in self._failed if who == client]
-        if len(mine) >= _MAX_PER_CLIENT or len(self._failed) >= _MAX_IN_ALL:
-            oldest_s = mine[0] if len(mine) >= _MAX_PER_CLIENT else self._failed[0][0]
+        while self._counted and now_s - self._counted[0][0] >= _WINDOW_S:
+            self._counted.popleft()
+        mine = [at_s for at_s, who in self._counted if who == client]
+        if len(mine) >= _MAX_PER_CLIENT or len(self._counted) >= _MAX_IN_ALL:
+            oldest_s = mine[0] if len(mine) >= _MAX_PER_CLIENT else self._counted[0][0]
             wait_s = _WINDOW_S - (now_s - oldest_s)
             raise RateLimitError(
                 f"Too many wrong keys: try again in {max(1, round(wait_s))} s.", retry_after_s=wait_s
             )
 
-    def note_failure(self, client: str) -> None:
-        """Counts a wrong key."""
-        self._failed.append((self._clock(), client))
+    def _forget(self, counted: tuple[float, str]) -> None:
+        with contextlib.suppress(ValueError):  # it took longer than a minute
+            self._counted.remove(counted)
 
 
 def _hash(secret: str) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mooring.errors import ConfigurationError
 from mooring.loopback import is_loopback
@@ -70,6 +71,12 @@ class UiConfig:
         scheme = "https" if self.is_secret else "http"
         name = self.allowed_hosts[0] if self.allowed_hosts else self.host
         return f"{scheme}://{f'[{name}]' if ':' in name else name}:{self.port}"
+
+    @property
+    def opens_server(self) -> bool:
+        """Whether it lets other machines reach a server that they do not reach themselves."""
+        is_open = not is_loopback(self.host) or self.behind_proxy
+        return is_open and is_loopback(urlsplit(self.server).hostname or "")
 
     @property
     def is_secret(self) -> bool:

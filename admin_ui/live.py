@@ -1,7 +1,7 @@
 """The live feed: one reader of the server's stream for all tabs, and what each tab is sent of it.
 
-The reader runs while a tab is open. It keeps the state, so that a tab that comes, or has missed something, gets a
-snapshot of its own and the server is asked nothing.
+The reader runs while a tab is open, and some seconds longer. It keeps the state, so that a tab that comes, or has
+missed something, gets a snapshot of its own and the server is asked nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -51,11 +52,12 @@ class Tab:
             self.is_behind = True
         self._is_ready.set()
 
-    def start_over(self, message: str) -> None:
-        """Puts a snapshot in the place of all that waits."""
+    def start_over(self, *messages: str) -> None:
+        """Puts a snapshot in the place of all that waits, or what else there is to say."""
         self._waiting.clear()
         self.is_behind = False
-        self.put(message)
+        for each in messages:
+            self.put(each)
 
     async def take(self) -> str | None:
         """The next message; None if the tab is behind and has to be sent a snapshot."""
@@ -84,6 +86,7 @@ class LiveFeed:
         self._seq = 0
         self._epoch = ""
         self._trouble = ""
+        self._left_s = 0.0
 
     def join(self, admin_key: str) -> Tab:
         """Adds a tab, which is sent the state if it is known, and starts the reader if need be."""
@@ -96,13 +99,12 @@ class LiveFeed:
 
     def leave(self, tab: Tab) -> None:
         self._tabs.discard(tab)
+        self._left_s = time.monotonic()
 
     def resync(self, tab: Tab) -> None:
         """Sends a tab the whole state, in place of all that waits for it."""
-        if self._state is not None:
-            tab.start_over(self._snapshot())
-        if self._trouble:
-            tab.put(self._trouble)
+        known = [self._snapshot()] if self._state is not None else []
+        tab.start_over(*known, *([self._trouble] if self._trouble else []))
 
     async def close(self) -> None:
         if self._task is not None:
@@ -112,27 +114,26 @@ class LiveFeed:
 
     async def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while await self._has_tabs():
+        while self._tabs:
             key = next(iter(self._tabs)).admin_key
             try:
                 reason = await self._read(key)
-                pause_s = _FIRST_PAUSE_S
             except httpx.HTTPError as error:
                 reason = f"no server answers ({type(error).__name__})"
             except (ValueError, TypeError, KeyError):
                 logger.exception("the server's live feed is not as expected")
                 reason = "the server's live feed cannot be read"
             if not self._tabs:
-                continue
+                break
+            if not self._trouble:  # it was read for a while
+                pause_s = _FIRST_PAUSE_S
             self._tell_trouble(reason)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        self._state = None  # nobody keeps it up to date
+        self._state, self._trouble = None, ""  # nobody keeps it up to date
 
-    async def _has_tabs(self) -> bool:
-        if not self._tabs:
-            await asyncio.sleep(_LINGER_S)
-        return bool(self._tabs)
+    def _is_left(self) -> bool:
+        return not self._tabs and time.monotonic() - self._left_s >= _LINGER_S
 
     async def _read(self, key: str) -> str:
         """Reads one stream to its end, or until nobody is left; returns why it ended."""
@@ -152,7 +153,7 @@ class LiveFeed:
                 elif line.startswith("data: "):
                     if not self._take(name, line[6:]):
                         return "the live feed skipped something"
-                elif not line and not self._tabs and not await self._has_tabs():
+                elif not line and self._is_left():
                     return "nobody listens"
         return "the server ended the live feed"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any
 
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from admin_ui.upstream import unreachable
 from mooring.errors import NotFoundError, RequestTooLargeError
@@ -56,6 +59,7 @@ _SENT_BACK = frozenset(
 )
 _MAX_BODY_BYTES = 4 * MIB
 _MAX_QUERY_CHARS = 2048
+_CLIENT_GONE = 499
 
 
 async def forward(
@@ -89,13 +93,27 @@ async def forward(
         headers=headers,
     )
     try:
-        answer = await client.send(sent, stream=True)
+        answer = await _unless_left(request, client.send(sent, stream=True))
     except httpx.HTTPError as error:
         raise unreachable(client, error) from error
+    if answer is None:
+        return Response(status_code=_CLIENT_GONE)  # nobody reads it
     passed = {name: value for name, value in answer.headers.items() if name in _SENT_BACK}
-    return StreamingResponse(
-        _chunks(answer), answer.status_code, headers={**passed, "cache-control": "no-store"}
-    )
+    return _Passed(answer, {**passed, "cache-control": "no-store"})
+
+
+class _Passed(StreamingResponse):
+    """An answer of the server. Its connection is given back also if the browser has gone before it begins."""
+
+    def __init__(self, answer: httpx.Response, headers: Mapping[str, str]) -> None:
+        super().__init__(_chunks(answer), answer.status_code, headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()
 
 
 async def _body(request: Request) -> bytes | None:
@@ -109,6 +127,26 @@ async def _body(request: Request) -> bytes | None:
     return bytes(body)
 
 
+async def _unless_left(
+    request: Request, sending: Coroutine[Any, Any, httpx.Response]
+) -> httpx.Response | None:
+    """The answer; None if the browser goes away before it begins, and with it the call."""
+    answering = asyncio.create_task(sending)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return answering.result() if answering.done() else None
+    finally:
+        answering.cancel()
+        leaving.cancel()
+        await asyncio.wait({answering, leaving})
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
     """The body as it comes; a connection that breaks ends it, and the page sees that it is not whole."""
     try:
@@ -116,5 +154,3 @@ async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
             yield chunk
     except httpx.HTTPError:
         return
-    finally:
-        await answer.aclose()

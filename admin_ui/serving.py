@@ -41,21 +41,7 @@ async def serve(config: UiConfig, on_start: Callable[[AdminUi, str], None] = lam
         sockets = [listener]
         if config.usable_socket is not None:
             sockets.append(stack.enter_context(_listen_on_socket(config.usable_socket)))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                ui.app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                proxy_headers=config.behind_proxy,
-                forwarded_allow_ips="*",
-                server_header=False,
-                ws_per_message_deflate=False,  # small messages, and the same for all tabs: packing costs more
-                timeout_graceful_shutdown=_STOP_S,
-                ssl_certfile=config.tls_certificate,
-                ssl_keyfile=config.tls_key,
-            )
-        )
+        server = uvicorn.Server(_settings(config, ui))
         for each in sockets:
             each.listen(_BACKLOG)
         on_start(ui, config.url)
@@ -64,6 +50,27 @@ async def serve(config: UiConfig, on_start: Callable[[AdminUi, str], None] = lam
         finally:
             await ui.live.close()
             await client.aclose()
+
+
+def _settings(config: UiConfig, ui: AdminUi) -> uvicorn.Config:
+    """Raises ConfigurationError if a certificate cannot be used."""
+    settings = uvicorn.Config(
+        ui.app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,  # which believes what a client says of itself
+        server_header=False,
+        ws_per_message_deflate=False,  # small messages, and the same for all tabs: packing costs more
+        timeout_graceful_shutdown=_STOP_S,
+        ssl_certfile=config.tls_certificate,
+        ssl_keyfile=config.tls_key,
+    )
+    try:
+        settings.load()
+    except OSError as error:  # also of ssl
+        raise ConfigurationError(f"{config.tls_certificate} and its key cannot be used: {error}") from error
+    return settings
 
 
 @contextmanager

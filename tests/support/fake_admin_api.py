@@ -30,7 +30,12 @@ class FakeAdminApi:
         answers: what GET answers, by path below ``/admin/v1/``.
         calls: method, path and body of each call but those of the live feed.
         admin_key: the only key that is taken.
+        wants_keys: whether calls below ``/v1`` are refused that show no key.
+        answer_s: seconds that an answer takes to begin.
+        num_tokens: of each completion, 50 in a second.
+        live_status: what the live feed answers.
         num_readers: readers of the live feed.
+        num_asked: how often the live feed was asked for.
     """
 
     def __init__(self, state: dict[str, Any] | None = None, answers: dict[str, Any] | None = None) -> None:
@@ -39,6 +44,11 @@ class FakeAdminApi:
         self.calls: list[tuple[str, str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.admin_key = ADMIN_KEY
+        self.wants_keys = False
+        self.answer_s = 0.0
+        self.num_tokens = 1000
+        self.live_status = 200
+        self.num_asked = 0
         self.num_readers = 0
         self.num_cancelled = 0
         self.url = ""
@@ -100,6 +110,9 @@ class FakeAdminApi:
     async def _live(self, request: Request) -> Response:
         if not self._is_allowed(request):
             return _error(401, "invalid_api_key")
+        self.num_asked += 1
+        if self.live_status != 200:
+            return _error(self.live_status, "internal_error")
         return StreamingResponse(self._frames(), media_type="text/event-stream")
 
     async def _frames(self) -> AsyncIterator[bytes]:
@@ -130,6 +143,9 @@ class FakeAdminApi:
         below = path.removeprefix("admin/v1/")
         if path.startswith("admin/") and not self._is_allowed(request):
             return _error(401, "invalid_api_key")
+        if self.wants_keys and path.startswith("v1/") and "authorization" not in request.headers:
+            return _error(401, "invalid_api_key")
+        await asyncio.sleep(self.answer_s)
         if below.endswith("completions"):
             return StreamingResponse(self._tokens(), media_type="text/event-stream")
         if request.method == "GET":
@@ -138,7 +154,7 @@ class FakeAdminApi:
 
     async def _tokens(self) -> AsyncIterator[bytes]:
         try:
-            for index in range(1000):
+            for index in range(self.num_tokens):
                 yield f'data: {{"choices": [{{"index": 0, "text": "{index} "}}]}}\n\n'.encode()
                 await asyncio.sleep(0.02)
         except asyncio.CancelledError:

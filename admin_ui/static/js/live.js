@@ -1,11 +1,13 @@
 // The live feed: one WebSocket a tab; a snapshot, then patches with sequence numbers.
+import { get } from './api.js';
 import { batch } from './lib.js';
-import { addEvents, connection, forget, live, session, trouble } from './store.js';
+import { addEvents, connection, events, forget, live, session, trouble } from './store.js';
 
 const SESSION_ENDED = 4401;
 const FIRST_PAUSE_MS = 300;
 const LONGEST_PAUSE_MS = 5000;
-const ACTIVE_EVERY_MS = 60000;
+const ACTIVE_EVERY_MS = 20000;
+const MISSED_EVENTS = 500;
 
 /** @type {WebSocket | null} */
 let socket = null;
@@ -81,11 +83,18 @@ function endSession() {
   session.value = null;
 }
 
+/** Asks for the events that came while the feed was away: a snapshot has none. */
+function catchUp() {
+  const newest = events.peek()[0]?.id;
+  if (newest != null) get(`events?limit=${MISSED_EVENTS}&after=${newest}`).then(addEvents, () => {});
+}
+
 /** @param {any} message */
 function take(message) {
   switch (message.type) {
     case 'snapshot':
       pauseMs = FIRST_PAUSE_MS;
+      if (live.peek().state) catchUp();
       batch(() => {
         live.value = { seq: message.seq, epoch: message.epoch, state: message.state };
         connection.value = 'live';

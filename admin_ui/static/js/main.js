@@ -46,7 +46,6 @@ function Page({ name, rest }) {
 }
 
 function App() {
-  if (session.value === undefined) return null;
   if (session.value === null) return html`<${Login} />`;
   const [name, ...rest] = place.value.path.split('/');
   return html`<${Shell}><${Page} name=${name} rest=${rest.join('/')} /><//>`;
@@ -58,13 +57,17 @@ if (document.documentElement.dataset.page === 'playground') {
   const { Visitor } = await import('./pages/visitor.js');
   render(html`<${Visitor} />`, root);
 } else {
-  const asked = fetch('/session', { credentials: 'same-origin' }).catch(() => null); // on its way while the page is drawn
-  render(html`<${App} />`, root);
+  const told = root.dataset.session;
+  delete root.dataset.session; // it has a token, which nobody needs to find here
   await takeLink();
-  if (session.peek() === undefined) {
-    const response = await asked;
-    const found = response?.ok ? await response.json() : null;
-    session.value = found?.token ? found : null;
-  }
+  session.value ??= told ? JSON.parse(told) : await asked();
   if (session.peek()) follow();
+  render(html`<${App} />`, root);
+}
+
+/** Who is logged in, where the page was told of nobody: a link from another site brings no cookie along. */
+async function asked() {
+  const response = await fetch('/session', { credentials: 'same-origin' }).catch(() => null);
+  const found = response?.ok ? await response.json() : null;
+  return found?.token ? found : null;
 }

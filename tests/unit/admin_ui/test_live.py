@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from admin_ui.app import AdminUi
 from admin_ui.config import UiConfig
-from admin_ui.live import Tab
+from admin_ui.live import LiveFeed, Tab
 from admin_ui.upstream import server_client
 from mooring.merge_patch import patched
 
@@ -60,6 +60,20 @@ async def test_a_tab_that_does_not_read_is_sent_one_snapshot_instead_of_all() ->
     tab.start_over("snapshot")
     tab.put("patch")
     assert [await tab.take(), await tab.take()] == ["snapshot", "patch"]
+
+
+async def test_a_tab_that_is_behind_while_nothing_is_known_waits_for_what_comes() -> None:
+    async with httpx.AsyncClient() as client:
+        live = LiveFeed(client, lambda key: None)
+        tab = Tab("key")
+        for number in range(1000):
+            tab.put(str(number))
+        live.resync(tab)
+        waiting = asyncio.create_task(tab.take())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        tab.put("news")
+        assert await waiting == "news"
 
 
 @pytest.fixture
@@ -144,6 +158,35 @@ async def test_a_gap_and_a_broken_stream_end_in_a_new_snapshot(api: FakeAdminApi
         api.end_streams()
         await told(tab, "trouble")
         await told(tab, "snapshot")
+
+
+async def test_a_page_that_is_loaded_again_is_told_what_happens_at_once(api: FakeAdminApi) -> None:
+    async with ui_of(api) as (address, _):
+        headers = await logged_in(address)
+        async with open_tab(address, headers) as tab:
+            await told(tab, "snapshot")
+        api.publish({"figures": {"running": 2}})  # the reader sees that nobody is there
+        await asyncio.sleep(0.5)
+        async with open_tab(address, headers) as tab:
+            assert (await told(tab, "snapshot"))["state"] == {"figures": {"running": 2}}
+            began_s = asyncio.get_running_loop().time()
+            api.publish({"figures": {"running": 3}})
+            await told(tab, "patch")
+            assert asyncio.get_running_loop().time() - began_s < 2.0
+        assert api.num_asked == 1
+
+
+async def test_a_server_that_refuses_is_asked_less_and_less_often(api: FakeAdminApi) -> None:
+    async with ui_of(api) as (address, _):
+        api.live_status = 500
+        async with open_tab(address, await logged_in(address)) as tab:
+            began_s = asyncio.get_running_loop().time()
+            for _ in range(4):
+                assert "500" in (await told(tab, "trouble"))["message"]
+            # The pauses between them: 0.25, 0.5 and 1 s.
+            assert asyncio.get_running_loop().time() - began_s > 1.5
+            api.live_status = 200
+            await told(tab, "snapshot")
 
 
 async def test_a_tab_may_ask_for_the_state(api: FakeAdminApi) -> None:

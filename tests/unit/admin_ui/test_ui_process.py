@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ from support.fake_admin_api import ADMIN_KEY, FakeAdminApi
 
 from admin_ui.app import AdminUi
 from admin_ui.config import UiConfig
+from admin_ui.serving import serve
 from admin_ui.upstream import server_client
 from mooring.errors import ConfigurationError
 
@@ -26,9 +29,18 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[FakeAdminApi]:
+def running_api() -> Iterator[FakeAdminApi]:
     with FakeAdminApi(answers={"status": {"devices": []}}).running() as running:
         yield running
+
+
+@pytest.fixture
+def api(running_api: FakeAdminApi) -> FakeAdminApi:
+    running_api.admin_key = ADMIN_KEY
+    running_api.wants_keys, running_api.answer_s, running_api.num_tokens = False, 0.0, 2
+    running_api.calls.clear()
+    running_api.headers.clear()
+    return running_api
 
 
 @pytest.fixture
@@ -42,9 +54,6 @@ def browser_of(ui: AdminUi, base: str = BASE) -> httpx.AsyncClient:
 
 @pytest.fixture
 async def ui(api: FakeAdminApi, clock: Clock) -> AsyncIterator[AdminUi]:
-    api.admin_key = ADMIN_KEY
-    api.calls.clear()
-    api.headers.clear()
     config = UiConfig(server=api.url)
     client = server_client(config)
     yield AdminUi.make(config, client, clock)
@@ -109,6 +118,27 @@ async def test_wrong_keys_are_limited_and_the_right_one_waits_too(
     assert int(refused.headers["retry-after"]) <= 60
     clock.now_s += 61
     await log_in(browser)
+
+
+async def test_wrong_keys_that_come_at_once_are_limited_too(browser: httpx.AsyncClient) -> None:
+    async def attempt() -> int:
+        return (await browser.post("/login", json={"key": "no"}, headers=OWN)).status_code
+
+    found = await asyncio.gather(*(attempt() for _ in range(30)))
+    assert (found.count(401), found.count(429)) == (8, 22)
+
+
+async def test_behind_a_proxy_the_limit_is_by_the_address_that_the_proxy_tells(api: FakeAdminApi) -> None:
+    config = UiConfig(server=api.url, behind_proxy=True, allowed_hosts=("ui.example",))
+    base = "https://ui.example"
+    async with server_client(config) as client, browser_of(AdminUi.make(config, client), base) as browser:
+
+        async def attempt(claimed: str, address: str) -> int:
+            headers = {"origin": base, "x-forwarded-for": f"{claimed}, {address}"}
+            return (await browser.post("/login", json={"key": "no"}, headers=headers)).status_code
+
+        assert [await attempt(f"1.1.1.{number}", "9.9.9.9") for number in range(9)] == [401] * 8 + [429]
+        assert await attempt("1.1.1.1", "8.8.8.8") == 401
 
 
 async def test_a_server_that_is_away_is_no_wrong_key() -> None:
@@ -185,6 +215,20 @@ async def test_reads_need_a_log_in_and_a_page_of_ours(browser: httpx.AsyncClient
     assert (await browser.get("/api/status")).status_code == 401
 
 
+async def test_changes_keep_a_session_and_what_an_open_page_asks_for_does_not(
+    browser: httpx.AsyncClient, clock: Clock
+) -> None:
+    token = await log_in(browser)
+    clock.now_s += 3000
+    answer = await browser.post("/api/deployments/m/wake", headers={**OWN, "x-mooring-token": token})
+    assert answer.status_code == 200
+    for _ in range(3):
+        clock.now_s += 1100
+        assert (await browser.get("/api/status")).status_code == 200
+    clock.now_s += 300
+    assert (await browser.get("/api/status")).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -255,6 +299,23 @@ async def test_a_one_time_link_logs_in_once(ui: AdminUi, browser: httpx.AsyncCli
     assert (await browser.post("/login", json={"link": secret}, headers=OWN)).status_code == 401
 
 
+async def test_a_link_for_a_key_of_before_says_so(
+    ui: AdminUi, browser: httpx.AsyncClient, api: FakeAdminApi
+) -> None:
+    secret = ui.links.make(ADMIN_KEY)
+    api.admin_key = "another"
+    assert (await browser.post("/login", json={"link": secret}, headers=OWN)).status_code == 401
+
+
+async def test_a_link_logs_in_before_its_server_is_there() -> None:
+    config = UiConfig(server="http://127.0.0.1:9")
+    async with server_client(config) as client:
+        ui = AdminUi.make(config, client)
+        async with browser_of(ui) as browser:
+            given = {"link": ui.links.make(ADMIN_KEY)}
+            assert (await browser.post("/login", json=given, headers=OWN)).status_code == 200
+
+
 async def test_links_are_made_over_the_unix_socket_alone(browser: httpx.AsyncClient) -> None:
     answer = await browser.post("/links", json={"key": ADMIN_KEY}, headers=OWN)
     assert answer.status_code == 404
@@ -269,6 +330,21 @@ async def test_every_answer_has_the_headers_that_keep_a_page_apart(browser: http
         assert "script-src 'self'" in policy
         assert "frame-ancestors 'none'" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_page_is_told_of_the_session_of_its_own_browser_alone(
+    browser: httpx.AsyncClient, clock: Clock
+) -> None:
+    token = await log_in(browser)
+    assert token in (await browser.get("/memory")).text
+    foreign = await browser.get("/", headers={"origin": "http://evil.example"})
+    assert token not in foreign.text
+    kept = dict(browser.cookies)
+    browser.cookies.clear()
+    assert 'data-session=""' in (await browser.get("/")).text
+    browser.cookies.update(kept)
+    clock.now_s += 3600
+    assert 'data-session=""' in (await browser.get("/")).text
 
 
 async def test_files_are_kept_for_ever_under_their_version_and_no_other(browser: httpx.AsyncClient) -> None:
@@ -300,6 +376,87 @@ async def test_a_visitors_page_passes_on_the_visitors_key_and_no_admin_call(api:
             assert answer.status_code in (404, 405)
         assert api.calls == []
         assert 'data-page="playground"' in (await browser.get("/")).text
+
+
+async def test_a_visitors_program_needs_a_key_and_no_origin(api: FakeAdminApi) -> None:
+    config = UiConfig(server=api.url, playground=True)
+    async with server_client(config) as client, browser_of(AdminUi.make(config, client)) as program:
+        key = {"authorization": "Bearer mine"}
+        for headers, status in (
+            (key, 200),
+            ({}, 403),
+            ({**key, "origin": "http://evil.example"}, 403),
+            ({**key, "sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+        ):
+            assert (await program.post("/v1/completions", json={}, headers=headers)).status_code == status
+
+
+async def test_visitors_from_elsewhere_are_not_let_to_a_server_that_wants_no_keys(api: FakeAdminApi) -> None:
+    config = UiConfig(server=api.url, playground=True, behind_proxy=True, allowed_hosts=("ui.example",))
+    clock, base = Clock(), "https://ui.example"
+    async with (
+        server_client(config) as client,
+        browser_of(AdminUi.make(config, client, clock), base) as browser,
+    ):
+        headers = {"authorization": "Bearer made-up", "origin": base}
+        refused = await browser.post("/v1/completions", json={}, headers=headers)
+        assert refused.status_code == 403
+        assert "--require-keys" in refused.json()["error"]["message"]
+        assert {path for _, path, _ in api.calls} == {"/v1/models"}
+        api.wants_keys = True
+        assert (await browser.post("/v1/completions", json={}, headers=headers)).status_code == 200
+        api.wants_keys = False
+        clock.now_s += 11
+        assert (await browser.post("/v1/completions", json={}, headers=headers)).status_code == 403
+
+
+async def test_a_call_that_its_browser_leaves_gives_its_connection_back(api: FakeAdminApi) -> None:
+    config = UiConfig(server=api.url)
+    limits = httpx.Limits(max_connections=2)
+    async with httpx.AsyncClient(base_url=api.url, limits=limits, timeout=10, trust_env=False) as client:
+        ui = AdminUi.make(config, client)
+        async with browser_of(ui) as browser:
+            await log_in(browser)
+            cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+            for patience_s in (0.0, 0.05, 0.3, 0.6):
+                await leave(ui, "/api/status", cookie, patience_s, api)
+            api.answer_s = 0.0
+            assert (await browser.get("/api/status")).status_code == 200
+
+
+async def leave(ui: AdminUi, path: str, cookie: str, patience_s: float, api: FakeAdminApi) -> None:
+    """A browser that asks a server which takes half a second, and goes away before it has the whole answer."""
+    api.answer_s = 0.5
+    scope = {
+        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "scheme": "http", "root_path": "", "http_version": "1.1",
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8080),
+        "headers": [(b"host", b"127.0.0.1:8080"), (b"cookie", cookie.encode())], "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    loop = asyncio.get_running_loop()
+    leaves_at_s, asked = loop.time() + patience_s, False
+
+    async def receive() -> dict[str, object]:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        if (left_s := leaves_at_s - loop.time()) > 0:  # as a real server: who has gone is told of at once
+            await asyncio.sleep(left_s)
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        await asyncio.sleep(0)
+
+    await ui.app(scope, receive, send)
+
+
+def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    wrong = tmp_path / "cert.pem"
+    wrong.write_text("nonsense")
+    config = UiConfig("http://127.0.0.1:8000", port=0, tls_certificate=str(wrong), tls_key=str(wrong))
+    with pytest.raises(ConfigurationError, match=r"cert\.pem"):
+        asyncio.run(serve(config))
 
 
 @pytest.mark.parametrize(

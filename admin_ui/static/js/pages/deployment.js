@@ -71,7 +71,8 @@ export function Deployment({ name }) {
       setError,
     );
   }, [name]);
-  useEffect(load, [name, row?.residency, row?.pinned, row?.enabled]);
+  useEffect(load, [name, row?.residency, row?.pinned, row?.enabled, row?.version, !found && !row?.waits_for]);
+  const fault = error?.status === 404 && row?.waits_for ? null : error; // it is being made
   const own = events.value.filter((each) => each.deployment === name).slice(0, 12);
   const disable = () => tried(() => patch(path, { enabled: false }), `${name} is disabled.`);
   const crumb = html`<${Link} to="/deployments">Deployments<//>`;
@@ -88,7 +89,7 @@ export function Deployment({ name }) {
       <dl class="tiles" aria-label="Figures now">
         ${[['Running', number(row?.num_running ?? 0)], ['Waiting', number(row?.num_waiting ?? 0)], ['In this state', row?.since ? duration(Math.max(0, Math.floor(now.value - row.since))) : '–'], ['Wake takes', duration(row?.wake_s)], ['Load takes', duration(row?.load_s)], ['Version', row?.version != null ? `v${row.version}` : '–']].map(([title, value]) => html`<div class="tile" key=${title}><dt>${title}</dt><dd class="value">${value}</dd>${title === 'Version' && html`<dd class="note">${row?.precision} ${row?.engine}</dd>`}</div>`)}
       </dl>
-      ${error && html`<${Problem} error=${error} retry=${load} />`}
+      ${fault && html`<${Problem} error=${fault} retry=${load} />`}
       <div class="grid-main">
         <div class="stack">
           <${Card} title="Why it is where it is">${found ? html`<${Why} why=${found.why} />` : html`<${Skeleton} />`}<//>

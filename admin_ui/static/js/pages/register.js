@@ -1,7 +1,7 @@
 // Registering a model: what it would take before the button is pressed, and each step with its progress after.
 import { html, useEffect, useState } from '../lib.js';
 import { get, post } from '../api.js';
-import { percent, size } from '../format.js';
+import { percent, size, unix } from '../format.js';
 import { deploymentPath, Link } from '../router.js';
 import { deployments, registrations } from '../store.js';
 import { Check, TextField, tried } from '../ui/dialog.js';
@@ -49,7 +49,8 @@ function Progress() {
   }, []);
   const all = Object.entries({ ...known, ...registrations.value });
   const place = (/** @type {any} */ row) => (row.state === 'running' ? 0 : row.state === 'done' ? 2 : 1);
-  all.sort(([, a], [, b]) => place(a) - place(b) || String(b.created ?? '').localeCompare(String(a.created ?? '')));
+  const begun = (/** @type {any} */ row) => row.created_at ?? unix(row.created);
+  all.sort(([, a], [, b]) => place(a) - place(b) || begun(b) - begun(a));
   if (!all.length) return html`<${Card} title="Registrations"><${Empty} title="None yet"><p>Each step of a registration shows here, and goes on if you leave the page.</p><//><//>`;
   return html`${all.map(([id, row]) => html`<${Registration} key=${id} id=${id} row=${row} />`)}`;
 }

@@ -4,7 +4,16 @@ import { clockTime } from '../format.js';
 
 /** @type {Promise<any> | undefined} */
 let library;
-const load = () => (library ??= import('../charting.js').then((found) => found.UPlot));
+const load = () => (library ??= Promise.all([import('../charting.js'), style()]).then(([found]) => found.UPlot));
+
+/** The library's style sheet, fetched with it. */
+const style = () => new Promise((done) => {
+  const link = document.createElement('link');
+  link.rel = 'stylesheet';
+  link.href = new URL('../../vendor/uplot.css', import.meta.url).pathname;
+  link.onload = link.onerror = done;
+  document.head.append(link);
+});
 
 /** @param {string} name */
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -135,7 +135,7 @@ export function Play({ models, url, headers, more, about, server, first }) {
     const timer = setInterval(() => draw.current(), 100);
     return () => clearInterval(timer);
   }, [isRunning]);
-  useEffect(() => () => all.forEach((each) => each.running?.abort()), []);
+  useEffect(() => () => sides.current.forEach((each) => each.running?.abort()), []);
 
   /** @param {Side} side @param {string} prompt */
   const run = async (side, prompt) => {
@@ -182,6 +182,10 @@ export function Play({ models, url, headers, more, about, server, first }) {
     redraw((value) => value + 1);
   };
   const stop = () => shown.forEach((each) => each.running?.abort());
+  const pair = (/** @type {boolean} */ both) => {
+    if (!both) all[1].running?.abort();
+    setCount(both ? 2 : 1);
+  };
   const clear = () => {
     stop();
     sides.current = all.map((each) => fresh(each.model));
@@ -209,7 +213,7 @@ export function Play({ models, url, headers, more, about, server, first }) {
     <${Card} title="Request">
       <div class="stack">
         <${Segmented} label="Kind" value=${kind} choices=${[['chat', 'Chat'], ['text', 'Completion']]} onChange=${(/** @type {any} */ value) => { setKind(value); clear(); }} />
-        <${Check} label="Two side by side" checked=${count === 2} onChange=${(/** @type {boolean} */ both) => setCount(both ? 2 : 1)} />
+        <${Check} label="Two side by side" checked=${count === 2} onChange=${pair} />
         ${more}
         ${kind === 'chat' && html`<${Field} label="System message">${(/** @type {string} */ id) => html`<textarea id=${id} rows="2" value=${given.system} onInput=${(/** @type {any} */ event) => set('system')(event.target.value)}></textarea>`}<//>`}
         <div class="fields pair">
