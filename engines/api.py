@@ -185,7 +185,7 @@ class LoadSpec:
         kv_cap_bytes: most KV that this replica may hold; None means no cap.
         host_copy_checksum: sum of the host copy by ``memory_manager.word_sum``, looked at whenever the weights have
             come; None if nobody can write to the copy.
-        from_file: whether the weights come from the packed file, and not from a host copy.
+        from_file: whether the weights come from the packed file or folder, and not from a host copy.
     """
 
     replica_id: str

@@ -74,14 +74,16 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRef:
-    """A packed artifact in the store: one contiguous file of weights and its manifest.
+    """A packed artifact in the store, one contiguous file of weights and its manifest; or a checkpoint folder that
+    its engine reads by itself.
 
     Attributes:
         key: content hash, precision, layout and packer version; names the host copy.
-        weights_path: the packed file.
-        num_bytes: its size.
+        weights_path: the packed file, or the folder.
+        num_bytes: its size; of a folder, that of the weights in it.
         manifest_json: what the engine needs to read it.
         layout: how its bytes lie, for the devices of the workers that read it.
+        is_folder: whether it is a folder. That has no host copy.
     """
 
     key: str
@@ -89,6 +91,7 @@ class ArtifactRef:
     num_bytes: int
     manifest_json: bytes
     layout: str = "plain"
+    is_folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,8 @@ class WorkerPort(Protocol):
             weights_fd: descriptor of its host copy, which the worker keeps for wakes.
             checksum: of the host copy (``memory_manager.word_sum``), looked at now and at each wake; None if nobody
                 can have written to it.
-            from_file: the descriptor is the packed file's, which is read once, in pieces; the replica cannot sleep
-                then, as after ``drop_host_copy``.
+            from_file: the descriptor is the packed file's, which is read once, in pieces, or the folder's; a replica
+                whose worker wants a host copy for that cannot sleep then, as after ``drop_host_copy``.
 
         Raises:
             HostCopyAlteredError: it has another checksum.

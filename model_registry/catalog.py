@@ -27,7 +27,7 @@ from mooring.policy import DeploymentPolicy, change_policy, check_policy
 __all__ = ["AUTO", "PRECISIONS", "CatalogQueries"]
 
 AUTO = "auto"
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp32", "fp8", "nvfp4", "awq-int4")
 MAX_NUMBER = 2**31 - 1  # the largest that the column holds; databases refuse to compare it with a larger one
 
 

@@ -103,6 +103,7 @@ def _host_view(host: HostTier, considered: Iterable[Replica], now_s: float) -> H
     cache, free_bytes = host.cache, host.cache.free_bytes
     wants_room = any(
         each.group is None
+        and not each.spec.artifact.is_folder
         and each.spec.artifact.num_bytes > free_bytes
         and not cache.holds(each.spec.artifact.key)
         for each in considered
@@ -167,7 +168,7 @@ def _replica_view(replica: Replica, host_cache: HostCopies) -> ReplicaView:
         replica.is_guest,
         _latest_s(replica),
         artifact.key,
-        0 if host_cache.holds(artifact.key) else artifact.num_bytes,
+        None if artifact.is_folder else 0 if host_cache.holds(artifact.key) else artifact.num_bytes,
         spec.kv_longest_bytes,
         replica.kept_bytes,
     )

@@ -173,7 +173,9 @@ class HostCache:
         return key in self._holders
 
     def expect(self, ref: ArtifactRef) -> None:
-        """Notes that the artifact may be asked for: room that nothing else needs is made ready for it."""
+        """Notes that the artifact may be asked for: room that nothing else needs is made ready for its copy."""
+        if ref.is_folder:
+            return
         self._expected[ref.key] = ref.num_bytes
         self._make_ready()
 

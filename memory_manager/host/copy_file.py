@@ -115,7 +115,7 @@ class HostCopyFile:
 
 
 def open_artifact(ref: ArtifactRef) -> int:
-    """Opens the packed file after checking its size.
+    """Opens the packed file after checking its size, or the folder.
 
     Raises:
         ArtifactError: the file is missing, unreadable or of another size.
@@ -124,6 +124,8 @@ def open_artifact(ref: ArtifactRef) -> int:
         source = os.open(ref.weights_path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(ref.weights_path, error) from error
+    if ref.is_folder:
+        return source
     found_bytes = os.fstat(source).st_size
     if found_bytes != ref.num_bytes:
         os.close(source)

@@ -51,7 +51,7 @@ class HostRoom:
 
     def admit(self, replica: ReplicaView, kept: Container[str]) -> Way:
         """Counts a replica that is to be loaded; returns its way. ``kept`` are ids of replicas whose copies stay."""
-        if replica.copy_bytes > self._budget_bytes:
+        if replica.copy_bytes is None or replica.copy_bytes > self._budget_bytes:
             return Way.FILE
         if not replica.copy_bytes:
             return Way.COPY

@@ -121,7 +121,7 @@ class Placing:
         num_dropped = len(self._host.dropped)
         moved = {each.replica_id for each in self._draft.actions if isinstance(each, Wake | Unload)}
         way = self._host.admit(want.replica, self._draft.leaving | moved)
-        wanted_bytes = want.replica.copy_bytes
+        wanted_bytes = want.replica.copy_bytes or 0
         reason = f"{want.deployment.name} wants {format_bytes(wanted_bytes)} of host memory"
         for copy in self._host.dropped[num_dropped:]:
             self._draft.leaving.add(copy.replica_id)  # nothing else is to be made of it by this plan
@@ -141,10 +141,10 @@ class Placing:
         }
         if wakes:
             return Wake(replica.replica_id, want.reason, figures, want.deployment.exchange)
-        from_file = way is Way.FILE
-        reason = (
-            f"{want.reason}; from the file, as the host has no room for a copy" if from_file else want.reason
-        )
+        from_file, lacks_room = way is Way.FILE, replica.copy_bytes is not None
+        reason = want.reason
+        if from_file and lacks_room:
+            reason += "; from the file, as the host has no room for a copy"
         worker_id, exchange = option.worker.worker_id, want.deployment.exchange
         return Load(replica.replica_id, worker_id, reason, figures, from_file, exchange)
 

@@ -115,7 +115,8 @@ class ReplicaView(NamedTuple):
         is_guest: it came for late requests alone.
         latest_s: of each of its requests, the latest moment at which it has to be computed to meet its targets.
         artifact_key: names its weights; replicas with the same have one host copy.
-        copy_bytes: bytes of host memory that a load by way of a host copy needs; 0 if somebody holds that copy.
+        copy_bytes: bytes of host memory that a load by way of a host copy needs; 0 if somebody holds that copy, None
+            if there can be none.
         kv_guarantee_bytes, kv_longest_bytes: as its deployment's, when it was made.
     """
 
@@ -138,7 +139,7 @@ class ReplicaView(NamedTuple):
     is_guest: bool = False
     latest_s: tuple[float, ...] = ()
     artifact_key: str = ""
-    copy_bytes: int = 0
+    copy_bytes: int | None = 0
     kv_longest_bytes: int = 0
     kept_bytes: int = 0
 
@@ -246,7 +247,7 @@ class Load:
     """Bring a replica that no worker knows to a worker.
 
     Attributes:
-        from_file: whether its weights come from the packed file at once, without a copy in host memory.
+        from_file: whether its weights come from the packed file or folder at once, without a copy in host memory.
         exchange: what made others leave for it; None if nothing did.
     """
 
