@@ -11,6 +11,8 @@ CLIENTS_VENV := .venv-clients
 # Programs that tests run: a database, the compose file's checker, shells whose completion is tested, a browser, promtool.
 DEBIAN_PACKAGES := postgresql docker-compose zsh fish chromium prometheus
 ARGS ?=
+# Engine of `make serve`: torch, or tensorrt_llm on a host with an NVIDIA GPU.
+ENGINE ?= torch
 # Tests wait for processes of their own as much as they compute; a file's tests share what they set up.
 TEST_PROCESSES ?= 2
 # The server and the tests start many processes, and each would compile all that it imports.
@@ -23,8 +25,8 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .PHONY: serve
-serve: $(STAMPS)/run ## Set everything up and serve three sample models from one memory budget, with the web UI (flags: ARGS="...")
-	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --samples --ui $(ARGS)
+serve: $(STAMPS)/run $(if $(filter tensorrt_llm,$(ENGINE)),$(STAMPS)/tensorrt_llm) ## Set everything up and serve three sample models from one memory budget, with the web UI (flags: ARGS="...", ENGINE=tensorrt_llm)
+	@exec $(BIN)/mooring serve --data-dir "$(DATA_DIR)" --engine $(ENGINE) --samples --ui $(ARGS)
 
 # Set up by a make of its own, which does two things at a time: installing the clients keeps one core busy for minutes.
 .PHONY: test
@@ -118,6 +120,12 @@ $(STAMPS)/torch: $(VENV)/pyvenv.cfg
 $(STAMPS)/run: $(STAMPS)/torch pyproject.toml
 	@echo "Installing Mooring into $(VENV) ..."
 	@$(BIN)/pip install --quiet -e "$$(command -v nvidia-smi >/dev/null 2>&1 && echo '.[bench,gpu]' || echo '.[bench]')"
+	@touch $@
+
+# NVIDIA has the package on an index of its own; its libraries want Open MPI on the host (docs/tensorrt-llm.md).
+$(STAMPS)/tensorrt_llm: $(STAMPS)/run pyproject.toml
+	@echo "Installing TensorRT-LLM into $(VENV) ..."
+	@$(BIN)/pip install --quiet -e ".[tensorrt-llm]" --extra-index-url https://pypi.nvidia.com
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/run pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ __all__ = [
     "NullEngineConfig",
     "ServiceConfig",
     "SupervisorConfig",
+    "TensorRtLlmConfig",
     "TorchEngineConfig",
     "WorkerOptions",
     "WorkerSpec",
@@ -221,3 +223,60 @@ class NullEngineConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRtLlmConfig:
+    """How a TensorRT-LLM worker runs its models."""
+
+    tensor_parallel_size: Annotated[
+        int,
+        _AT_LEAST_ONE,
+        Setting(
+            "GPUs that hold a model together: the worker's own and those after it, which must be nobody else's."
+        ),
+    ] = 1
+    max_num_tokens: Annotated[
+        int, _AT_LEAST_ONE, Setting("Prompt and decode tokens of one step; longer prompts come in pieces.")
+    ] = 8192
+    max_batch_size: Annotated[int, _AT_LEAST_ONE, Setting("Sequences of one model that may run at once.")] = (
+        256
+    )
+    host_kv_bytes: Annotated[
+        int,
+        _NOT_NEGATIVE,
+        Setting("Host memory of a model for KV blocks that have no room on the device; 0 is none."),
+    ] = 0
+    sleep: Annotated[
+        bool,
+        Setting(
+            "Models that leave their device keep their weights in pinned host memory, with 1.4 and later versions; "
+            "otherwise they are stopped and started."
+        ),
+    ] = True
+    guided_decoding_backend: Annotated[
+        Literal["xgrammar", "llguidance"] | None,
+        Setting("TensorRT-LLM's backend for guided decoding; unset: none is prepared."),
+    ] = None
+    speculative_config: Annotated[
+        str | None,
+        Setting(
+            "TensorRT-LLM's `speculative_config` as a JSON object, with 1.3 and later versions; unset: none."
+        ),
+    ] = None
+    max_silence_s: Annotated[
+        float,
+        Bounds(gt=0),
+        Setting("A worker whose sequences have had nothing for so long is ended and started again."),
+    ] = 120.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        try:
+            is_object = self.speculative_config is None or isinstance(
+                json.loads(self.speculative_config), dict
+            )
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise ConfigurationError("speculative_config must be a JSON object", param="speculative_config")

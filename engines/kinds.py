@@ -68,7 +68,8 @@ class EngineKind:
         describe: reads and checks a checkpoint folder; raises ``ArtifactError`` for one that the engine cannot run.
         outline: the normal form of a ``config.json``, the likely precision of its weights, and the longest prompt
             plus output in tokens; raises ``ArtifactError`` as ``describe`` does.
-        prepare: makes its artifact: for both engines, a folder packed by us.
+        prepare: makes its artifact: for `torch` and `null` a folder packed by us, for `tensorrt_llm` the checkpoint's
+            own.
         layout: layout that the engine reads on a device, from the device's name.
         kv_bytes: device bytes of KV that one sequence needs, from a description's ``config``, a precision and the
             sequence's tokens.
@@ -162,6 +163,43 @@ def _packed_checkpoint_bytes(config: Mapping[str, Any], precision: str) -> int:
     return packed_bytes(config, precision)
 
 
+def _describe_folder(folder: Path) -> ModelDescription:
+    from engines.checkpoint.folder import describe_folder
+
+    return describe_folder(folder)
+
+
+def _outline_folder(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str, int]:
+    from engines.checkpoint.folder import outline_folder
+
+    return outline_folder(raw)
+
+
+async def _take_folder(
+    packed_root: Path,
+    layout: str,
+    folder: Path,
+    digest: str,
+    precision: str,
+    on_progress: Callable[[int, int], None],
+) -> ArtifactRef:
+    from engines.checkpoint.folder import folder_artifact
+
+    return await folder_artifact(packed_root, layout, folder, digest, precision, on_progress)
+
+
+def _folder_kv_bytes(config: Mapping[str, Any], precision: str, num_tokens: int) -> int:
+    from engines.checkpoint.folder import folder_kv_bytes
+
+    return folder_kv_bytes(config, precision, num_tokens)
+
+
+def _folder_weights_bytes(config: Mapping[str, Any], precision: str) -> int:
+    from engines.checkpoint.folder import folder_weights_bytes
+
+    return folder_weights_bytes(config, precision)
+
+
 _TORCH = EngineKind(
     name="torch",
     describe=_describe_checkpoint,
@@ -178,5 +216,19 @@ _TORCH = EngineKind(
 )
 # Stands in for the torch engine, so it differs in nothing that the server sees.
 _NULL = replace(_TORCH, name="null", factory="engines.null:null_engine")
+_TENSORRT_LLM = EngineKind(
+    name="tensorrt_llm",
+    describe=_describe_folder,
+    outline=_outline_folder,
+    prepare=_take_folder,
+    layout=_plain_layout,
+    kv_bytes=_folder_kv_bytes,
+    weights_bytes=_folder_weights_bytes,
+    factory="engines.tensorrt_llm.factory:tensorrt_llm_engine",
+    sleep=True,  # with versions of the package that can; each worker says so of its own
+    elastic_kv=False,
+    warm=WarmPlace.WORKER,
+    adapters=False,
+)
 
-KINDS: Mapping[str, EngineKind] = {kind.name: kind for kind in (_TORCH, _NULL)}
+KINDS: Mapping[str, EngineKind] = {kind.name: kind for kind in (_TORCH, _NULL, _TENSORRT_LLM)}

@@ -39,7 +39,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from engines.config import NullEngineConfig, TorchEngineConfig
+from engines.config import NullEngineConfig, TensorRtLlmConfig, TorchEngineConfig
 from engines.kinds import engine_kind
 from memory_manager.config import ManagerConfig
 from memory_manager.watch.others_rule import OthersConfig
@@ -230,7 +230,9 @@ class Settings(BaseSettings):
         (), description="Several devices, in place of `device`, `memory_budget` and `reserve_bytes`."
     )
     engine: Annotated[str, AfterValidator(_known_engine)] = Field(
-        "torch", description="Engine of new deployments; `null` answers at once and runs no model."
+        "torch",
+        description="Engine of new deployments: `torch`, `tensorrt_llm`, or `null`, which answers at once and runs "
+        "no model.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -299,6 +301,10 @@ class Settings(BaseSettings):
     )
     null: Annotated[NullEngineConfig, _AsSection()] = Field(
         NullEngineConfig(), description="The engine that runs no model."
+    )
+    tensorrt_llm: Annotated[TensorRtLlmConfig, _AsSection()] = Field(
+        TensorRtLlmConfig(),
+        description="NVIDIA's TensorRT-LLM, on hosts that have it (docs/tensorrt-llm.md).",
     )
 
     @field_validator("devices")

@@ -71,7 +71,9 @@ def serve(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
-    engine: Annotated[str | None, typer.Option(help="torch, or null to measure the router.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch, tensorrt_llm, or null to measure the router.")
+    ] = None,
     http_host: Annotated[str | None, typer.Option(help="Address of the HTTP door.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port of the HTTP door.")] = None,
     grpc_host: Annotated[str | None, typer.Option(help="Address of the gRPC door.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from engines.config import NullEngineConfig
 from engines.null import NullEngine
 from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.ports import ArtifactRef, DeploymentSpec
+from support.small_checkpoint import write_checkpoint
 from support.step_driver import StepDriver
+from support.tensorrt_llm_double import LlmDriver, double, manifest_of
 from support.torch_engines import VOCAB_SIZE, engine_driver, tiny_model
 
 __all__ = ["ENGINES", "ContractEngine", "contract_engine"]
@@ -41,6 +44,8 @@ class ContractEngine:
         repeats: whether a sequence that comes again says just what it would have said.
         max_model_len: that it is asked for.
         settings: of its worker.
+        program: its worker, as in ``WorkerSpec``.
+        folder: the checkpoint that it reads by itself; None if its weights are a file.
     """
 
     name: str
@@ -56,6 +61,8 @@ class ContractEngine:
     repeats: bool = True
     max_model_len: int = 256
     settings: Mapping[str, Any] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "engines.worker")
+    folder: Path | None = None
 
     def spec(self, replica_id: str = "m", **changes: Any) -> LoadSpec:
         fields = {"max_model_len": self.max_model_len, "weights_lease_bytes": self.weights_bytes, **changes}
@@ -71,6 +78,9 @@ class ContractEngine:
         Args:
             folder: takes the file of its weights.
         """
+        if self.folder is not None:
+            ref = ArtifactRef(f"key-{name}", self.folder, 1, self.manifest_json, is_folder=True)
+            return DeploymentSpec(name, ref, self.weights_bytes, 0, 2 * PAGE_BYTES, self.max_model_len)
         path = folder / "weights.bin"
         with os.fdopen(self.weights(), "rb") as weights:
             weights.seek(0)
@@ -111,11 +121,41 @@ def _null() -> ContractEngine:
     )
 
 
+def _tensorrt_llm() -> ContractEngine:
+    """The adapter on the double of its package."""
+    folder = write_checkpoint(Path(tempfile.mkdtemp(prefix="mooring-contract-")) / "m")
+    manifest = manifest_of(folder)
+
+    @contextmanager
+    def driving() -> Iterator[StepDriver]:
+        with double():
+            driver = LlmDriver(folder)
+            yield driver
+            driver.engine.close()
+
+    return ContractEngine(
+        "tensorrt_llm",
+        driving,
+        manifest.to_json(),
+        lambda: os.open(folder, os.O_RDONLY),
+        round_to_pages(manifest.num_bytes),
+        manifest.config["vocab_size"],
+        lacks=frozenset({"prompt_logprobs", "bad_words_ids"}),
+        elastic=False,
+        program=(str(Path(__file__).with_name("tensorrt_llm_worker.py")),),
+        folder=folder,
+    )
+
+
 @cache
 def contract_engine(name: str) -> ContractEngine:
     """The engine of this name; made once."""
     return ENGINES[name]()
 
 
-ENGINES: dict[str, Callable[[], ContractEngine]] = {"torch": _torch, "null": _null}
+ENGINES: dict[str, Callable[[], ContractEngine]] = {
+    "torch": _torch,
+    "null": _null,
+    "tensorrt_llm": _tensorrt_llm,
+}
 """By name."""

@@ -16,7 +16,7 @@ from engines.api import REPLICA_UNLOADED, FinishReason, SamplingParams
 from engines.kinds import KINDS
 from memory_manager.kv_spec import PAGE_BYTES
 from memory_manager.ports import LeaseStatus
-from mooring.errors import ConflictError, InsufficientMemoryError, NotFoundError
+from mooring.errors import ConflictError, InsufficientMemoryError, NotFoundError, UnsupportedFieldError
 
 _PROMPT = [5, 6, 7, 8, 9, 10, 11]
 _NUM_TOKENS = 12
@@ -74,7 +74,7 @@ def test_a_replica_loads_within_its_lease_and_not_over_it(contract: ContractEngi
     with contract.driving() as driver:
         opened = open_files()
         with pytest.raises(InsufficientMemoryError):
-            contract.load(driver, weights_lease_bytes=PAGE_BYTES // 2)
+            contract.load(driver, weights_lease_bytes=4096)
         assert open_files() <= opened, "the descriptor is the engine's, and is closed"
         assert not driver.engine.stats().replicas
         assert 0 < contract.load(driver) <= contract.weights_bytes
@@ -95,7 +95,12 @@ def test_a_replica_that_is_there_is_loaded_again_at_no_cost(
 def test_leases_are_absolute_and_revisioned(contract: ContractEngine, driver: StepDriver) -> None:
     engine = driver.engine
     if not contract.elastic:
-        assert engine.set_lease(64 * PAGE_BYTES, 100) is LeaseStatus.CONFLICT, "its KV came with its load"
+        held_bytes = engine.stats().kv_bytes
+        assert held_bytes > 0, "its KV came with its load"
+        assert engine.set_lease(held_bytes, 100) is LeaseStatus.APPLIED
+        assert engine.set_lease(0, 101) is LeaseStatus.DEFERRED
+        engine.unload("m")
+        assert engine.set_lease(0, 101) is LeaseStatus.APPLIED
         return
     assert engine.set_lease(64 * PAGE_BYTES, 100) is LeaseStatus.APPLIED
     assert engine.set_lease(64 * PAGE_BYTES, 100) is LeaseStatus.APPLIED
@@ -144,8 +149,8 @@ def test_a_parameter_is_obeyed_or_refused_by_name(
     assert driver.finished[2].reason is FinishReason.LENGTH, "nobody else is hurt"
     if name in contract.lacks:
         assert driver.finished[1].reason is FinishReason.ERROR
-        assert driver.finished[1].error_code == "unsupported_field"
-        assert name in driver.finished[1].error_message
+        assert driver.finished[1].error_code == UnsupportedFieldError.code
+        assert name.removesuffix("_ids") in driver.finished[1].error_message
         assert not driver.tokens[1]
         return
     assert driver.finished[1].reason in (FinishReason.LENGTH, FinishReason.STOP)
@@ -197,7 +202,10 @@ def test_an_end_has_its_reason(contract: ContractEngine, driver: StepDriver) -> 
     assert greedy(driver, 2, stop_token_ids=(stop,)) == whole[: first + 1]
     assert (driver.finished[2].reason, driver.finished[2].stop_token_id) == (FinishReason.STOP, stop)
     late = greedy(driver, 3, stop_token_ids=(stop,), min_tokens=first + 2)
-    assert len(late) > first + 1
+    if driver.finished[3].reason is FinishReason.ERROR:
+        assert "min_tokens" in driver.finished[3].error_message, "or it is refused where something ends it"
+    else:
+        assert len(late) > first + 1
     driver.submit(4, [5] * (contract.max_model_len - 3), max_tokens=100)
     driver.run()
     assert (driver.finished[4].reason, len(driver.tokens[4])) == (FinishReason.LENGTH, 3)

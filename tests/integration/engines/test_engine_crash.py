@@ -53,7 +53,9 @@ async def test_a_killed_worker_loses_nothing(name: str, tmp_path: Path) -> None:
     async def all_have_begun() -> bool:
         return all(tokens[number] for number in range(_NUM_STREAMS, 2 * _NUM_STREAMS))
 
-    await supervisor.add(WorkerSpec("one", name, "cpu", _BUDGET_BYTES, contract.settings))
+    await supervisor.add(
+        WorkerSpec("one", name, "cpu", _BUDGET_BYTES, contract.settings, program=contract.program)
+    )
     manager.upsert_deployment(contract.deployment("m", tmp_path))
     try:
         async with asyncio.timeout(120):

@@ -84,7 +84,7 @@ def test_no_default_of_a_setting_is_declared_twice() -> None:
 
 
 def test_every_section_is_the_configuration_of_a_part() -> None:
-    assert set(parts()) == {"limits", "planner", "others", "torch", "null"}
+    assert set(parts()) == {"limits", "planner", "others", "torch", "null", "tensorrt_llm"}
     for name, field in Settings.model_fields.items():
         kind = field.annotation
         assert not (isinstance(kind, type) and issubclass(kind, BaseModel)), f"{name} has defaults of its own"
