@@ -91,6 +91,7 @@ class InstantWorker:
 
     worker_id = "worker-0"
     device = "cpu"
+    serves = ""
 
     async def load(
         self,

@@ -53,6 +53,7 @@ class WorkerSpec:
         python: the interpreter that runs the worker, for an engine that lives in an environment of its own; Mooring
             has to be importable there.
         program: arguments of the interpreter; the worker's flags follow.
+        serves: the one deployment that it is for; empty if it is for any.
     """
 
     worker_id: str
@@ -64,6 +65,7 @@ class WorkerSpec:
     max_stall_s: float = CPU_MAX_STALL_S
     python: str = sys.executable
     program: tuple[str, ...] = ("-m", "engines.worker")
+    serves: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class EngineKind:
         weights_bytes: bytes of its artifact, from a description's ``config`` and a precision.
         factory: the worker's half, an ``EngineFactory``, as ``"module:function"``.
         sleep, elastic_kv, warm, adapters: as in ``Capabilities``.
+        own_worker: whether each deployment has workers of its own, one on each device; otherwise one worker on each
+            device has all of them.
     """
 
     name: str
@@ -90,6 +92,7 @@ class EngineKind:
     elastic_kv: bool
     warm: WarmPlace
     adapters: bool
+    own_worker: bool = False
 
     def capabilities(self, device: str) -> Capabilities:
         """Capabilities of this process as a worker on ``device``."""

@@ -105,6 +105,7 @@ class DeploymentSpec:
             It is kept for all deployments of a worker together, so that any admitted request can be finished.
         max_model_len: longest prompt plus output in tokens: that of the policy, or the model's own.
         policy: everything else that is asked for it.
+        engine: that runs it; any does, if it is empty.
     """
 
     name: str
@@ -114,6 +115,7 @@ class DeploymentSpec:
     kv_longest_bytes: int
     max_model_len: int
     policy: DeploymentPolicy = field(default_factory=DeploymentPolicy)
+    engine: str = ""
 
 
 class WorkerPort(Protocol):
@@ -125,6 +127,11 @@ class WorkerPort(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def serves(self) -> str:
+        """The one deployment that it is for; empty if it is for any."""
+        ...
 
     def capabilities(self) -> Capabilities: ...
 

@@ -91,6 +91,7 @@ class WorkerClient:
         descriptors: the channel on which this life of the worker receives host copies.
         clock: ``time.monotonic``, the clock of ``SequenceRequest.deadline_s``.
         on_step: told of every step; must not block.
+        serves: the one deployment that it is for; empty if it is for any.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class WorkerClient:
         config: ClientConfig,
         clock: Callable[[], float] = time.monotonic,
         on_step: StepSink = lambda replica_id, num_computed, seconds: None,
+        serves: str = "",
     ) -> None:
         self._worker_id = worker_id
+        self._serves = serves
         self._descriptors = descriptors
         self._config = config
         self._clock = clock
@@ -155,6 +158,10 @@ class WorkerClient:
     @property
     def device(self) -> str:
         return self.capabilities().device
+
+    @property
+    def serves(self) -> str:
+        return self._serves
 
     def capabilities(self) -> Capabilities:
         """Returns the worker's capabilities, as it told them at ``connect``."""

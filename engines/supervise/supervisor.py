@@ -277,7 +277,13 @@ class Supervisor:
         if worker.stopping.is_set():  # who ends it did not see this process yet
             _signal(process, signal.SIGTERM)
         client = WorkerClient(
-            worker_id, socket_path, descriptors, self._client_config, self._clock, self._on_step
+            worker_id,
+            socket_path,
+            descriptors,
+            self._client_config,
+            self._clock,
+            self._on_step,
+            worker.spec.serves,
         )
         ended = asyncio.create_task(process.wait())
         death = WorkerDeath()

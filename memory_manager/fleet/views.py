@@ -86,6 +86,8 @@ def planner_state(
                 now_s if each.kv_wanted_bytes else each.kv_wanted_at_s,
                 each.capabilities.elastic_kv,
                 each.leaves_by_s,
+                each.capabilities.engine,
+                each.port.serves,
             )
             for each in workers.values()
             if each.takes_orders
@@ -143,6 +145,7 @@ def _deployment_view(deployment: Deployment, config: ManagerConfig, now_s: float
         deployment.scale.num_replicas,
         deployment.scale.due_s(config),
         spec.kv_longest_bytes,
+        spec.engine,
     )
 
 

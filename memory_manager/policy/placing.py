@@ -152,6 +152,8 @@ class Placing:
         """How the wanted replica could come to this worker; None if it cannot now."""
         if worker.worker_id in self._draft.hosts[want.deployment.name] or worker.leaves_by_s is not None:
             return None
+        if not worker.can_have(want.deployment):
+            return None
         replica, room = want.replica, self._draft.rooms[worker.device]
         moves = replica.worker_id is not None and replica.worker_id != worker.worker_id
         weights_bytes = replica.weights_bytes - (0 if moves else replica.lease_bytes)

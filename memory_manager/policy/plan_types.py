@@ -75,6 +75,7 @@ class DeploymentView(NamedTuple):
             nothing is woken ahead of time.
         wanted_replicas: number of replicas that the load asks for, once there is one.
         rescale_at_s: when that number changes if the load stays as it is.
+        engine: that runs it; any does, if it is empty.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DeploymentView(NamedTuple):
     wanted_replicas: int = 1
     rescale_at_s: float = math.inf
     kv_longest_bytes: int = 0
+    engine: str = ""
 
 
 class ReplicaView(NamedTuple):
@@ -192,6 +194,8 @@ class WorkerView:
             its own from its load on.
         leaves_by_s: the worker is to leave: it gets no replicas, and those on it are unloaded, at this time with
             requests that still run; None if it stays.
+        engine: that it runs.
+        serves: the one deployment that it is for; empty if it is for any.
     """
 
     worker_id: str
@@ -203,6 +207,12 @@ class WorkerView:
     kv_wanted_at_s: float = -math.inf
     elastic_kv: bool = True
     leaves_by_s: float | None = None
+    engine: str = ""
+    serves: str = ""
+
+    def can_have(self, deployment: DeploymentView) -> bool:
+        """Whether replicas of a deployment can be here."""
+        return deployment.engine in ("", self.engine) and self.serves in ("", deployment.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memory_manager.config import PlannerConfig
 from memory_manager.policy.kv_floor import KVFloor
-from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState
+from memory_manager.policy.plan_types import DeploymentView, DeviceView, PlannerState, WorkerView
 from memory_manager.policy.residency import ON_DEVICE
 from mooring.units import format_bytes
 
@@ -20,30 +20,38 @@ class _Device:
 
     Attributes:
         weights_bytes: of those that have one.
-        floors: of its workers, by their ids; at least one.
+        floors: of its workers, by their ids.
+        unborn: of those that have no worker yet.
     """
 
     view: DeviceView
+    workers: list[WorkerView]
     floors: dict[str, KVFloor]
+    unborn: KVFloor
     weights_bytes: int = 0
 
     @property
     def left_bytes(self) -> int:
-        kept_bytes = sum(each.num_bytes for each in self.floors.values())
+        kept_bytes = sum(each.num_bytes for each in (*self.floors.values(), self.unborn))
         return self.view.budget_bytes - self.view.fixed_bytes - self.weights_bytes - kept_bytes
 
     def need_bytes(self, deployment: DeploymentView) -> int:
         """Bytes that a deployment needs beside those that have a place."""
-        return deployment.weights_bytes + min(each.growth_bytes(deployment) for each in self.floors.values())
+        return deployment.weights_bytes + self._best_floor(deployment).growth_bytes(deployment)
 
     def has_room(self, deployment: DeploymentView) -> bool:
         return self.need_bytes(deployment) <= self.left_bytes
 
     def place(self, deployment: DeploymentView, worker_id: str | None) -> None:
         """Counts a deployment, in its worker or else where it needs least."""
-        best = min(self.floors, key=lambda each: self.floors[each].growth_bytes(deployment))
-        self.floors[worker_id or best].add(deployment.name, deployment)
+        floor = self._best_floor(deployment) if worker_id is None else self.floors[worker_id]
+        floor.add(deployment.name, deployment)
         self.weights_bytes += deployment.weights_bytes
+
+    def _best_floor(self, deployment: DeploymentView) -> KVFloor:
+        """The floor of the worker where a deployment needs least."""
+        floors = [self.floors[each.worker_id] for each in self.workers if each.can_have(deployment)]
+        return min(floors, key=lambda each: each.growth_bytes(deployment), default=self.unborn)
 
 
 def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
@@ -69,14 +77,10 @@ def refusals(state: PlannerState, config: PlannerConfig) -> dict[str, str]:
 
 
 def _device(view: DeviceView, state: PlannerState, config: PlannerConfig) -> _Device:
-    elastic = {each.worker_id: each.elastic_kv for each in state.workers if each.device == view.name}
-    return _Device(
-        view,
-        {
-            worker_id: KVFloor(config.kv_base_bytes, is_elastic=is_elastic)
-            for worker_id, is_elastic in (elastic or {"": True}).items()
-        },
-    )
+    workers = [each for each in state.workers if each.device == view.name]
+    base_bytes = config.kv_base_bytes
+    floors = {each.worker_id: KVFloor(base_bytes, is_elastic=each.elastic_kv) for each in workers}
+    return _Device(view, workers, floors, KVFloor(0 if workers else base_bytes, is_elastic=True))
 
 
 def _place_pinned(state: PlannerState, devices: dict[str, _Device]) -> set[str]:

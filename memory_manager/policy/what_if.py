@@ -81,7 +81,7 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
     comes = any(isinstance(each, Load | Wake) and each.replica_id in own_ids for each in decided.actions)
     kv_bytes = max(own[0].kv_guarantee_bytes, own[0].kv_longest_bytes)
     need = f"it needs {format_bytes(own[0].weights_bytes)} of weights, and {format_bytes(kv_bytes)} of KV"
-    if comes or _fits(alone, own[0], config):
+    if comes or _fits(alone, own[0], name, config):
         return WayIn(Verdict.COMES, f"{need}, for which there is room once KV has given way")
     if leaving := _departures(alone, decided, name):
         return WayIn(Verdict.EVICTS, f"{need}: these would leave at once", leaving)
@@ -93,7 +93,7 @@ def way_in(state: PlannerState, name: str, now_s: float, config: PlannerConfig) 
     if leaving := _departures(starved, plan(starved, now_s, config), name):
         message = f"{need}: these would leave once a request has waited {wait_s:g} s, or when they are unused"
         return WayIn(Verdict.WAITS, message, leaving)
-    return WayIn(Verdict.BLOCKED, f"{need}: {_obstacle(state)}")
+    return WayIn(Verdict.BLOCKED, f"{need}: {_obstacle(state, name)}")
 
 
 def _alone(state: PlannerState, name: str, demand: DemandView) -> PlannerState:
@@ -119,10 +119,11 @@ def _alone(state: PlannerState, name: str, demand: DemandView) -> PlannerState:
     )
 
 
-def _obstacle(state: PlannerState) -> str:
+def _obstacle(state: PlannerState, name: str) -> str:
     """Why nothing comes in although everything fits on some device."""
-    if not state.workers:
-        return "there is no worker that takes orders"
+    [deployment] = [each for each in state.deployments if each.name == name]
+    if not any(each.can_have(deployment) for each in state.workers):
+        return "there is no worker for it that takes orders"
     claims = [
         f"other processes have {format_bytes(each.others_bytes)} of {each.name}"
         for each in state.devices
@@ -131,13 +132,15 @@ def _obstacle(state: PlannerState) -> str:
     return "; ".join(["all that is there is pinned, or in use at a higher priority", *claims])
 
 
-def _fits(state: PlannerState, replica: ReplicaView, config: PlannerConfig) -> bool:
+def _fits(state: PlannerState, replica: ReplicaView, name: str, config: PlannerConfig) -> bool:
+    [deployment] = [each for each in state.deployments if each.name == name]
     for device in state.devices:
         workers = [each for each in state.workers if each.device == device.name]
         ids = {each.worker_id for each in workers}
         hosted = [each for each in state.replicas if each.worker_id in ids]
         room = DeviceRoom(device, workers, hosted, config)
-        if any(room.fits_now(each, replica, replica.weights_bytes) for each in workers):
+        able = [each for each in workers if each.can_have(deployment)]
+        if any(room.fits_now(each, replica, replica.weights_bytes) for each in able):
             return True
     return False
 

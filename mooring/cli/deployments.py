@@ -50,10 +50,12 @@ def create(
     name: Annotated[str, typer.Argument(help="What clients will put in `model`.")],
     model: Annotated[str, typer.Argument(help="A registered model.")],
     version: Annotated[int | None, typer.Option(help="The latest where not given.")] = None,
+    engine: Annotated[str | None, typer.Option(help="The server's own where not given.")] = None,
     **policy: Any,
 ) -> None:
     """Deploy a registered model."""
-    context.obj.post("/deployments", {"name": name, "model": model, "version": version, "policy": policy})
+    body = {"name": name, "model": model, "version": version, "engine": engine, "policy": policy}
+    context.obj.post("/deployments", body)
     console().print(f"{name} is deployed.")
 
 

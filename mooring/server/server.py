@@ -50,13 +50,13 @@ from mooring.server.devices import (
 )
 from mooring.server.door_config import HttpLimits
 from mooring.server.doors import grpc_door, http_door
+from mooring.server.engine_workers import EngineWorkers
 from mooring.server.exposure import check_keys, exposure_of
 from mooring.server.file_reader import FileReader
 from mooring.server.malloc import keep_little_free
 from mooring.server.precision import auto_precision
 from mooring.server.samples import SampleMaker, model_entries, sample_of
 from mooring.server.ui_process import UiProcess
-from mooring.server.worker_specs import artifact_layout, worker_specs
 from ops.samples.budget import sample_budget_bytes
 from ops.samples.catalog import TRAINED
 from router.control.directory import DeploymentDirectory
@@ -229,19 +229,18 @@ class Server:
         )
         stack.push_async_callback(supervisor.stop, _WORKER_STOP_S)
         kind = engine_kind(settings.engine)
-        layout = artifact_layout(kind, budgets)
-        specs = worker_specs(settings, budgets, core_signals)
-        await asyncio.gather(*(supervisor.add(spec) for spec in specs))
+        workers = EngineWorkers(settings, budgets, core_signals, supervisor, settings.shutdown_grace_s)
+        if not kind.own_worker:
+            await workers.start(kind)
         packed_root = settings.data_dir / "store" / "packed"
         registrar = Registrar(
             registry=registry,
             store=store,
             importer=Importer(store, registry, FileReader(kind.name), Hub(), settings.data_dir / "downloads"),
-            pack=partial(kind.prepare, packed_root, layout),
             manager=manager,
             directory=directory,
+            engines={name: workers.engine(each, packed_root) for name, each in KINDS.items()},
             engine=kind.name,
-            kv_bytes=kind.kv_bytes,
             precision=_PRECISIONS[settings.dtype],
             precision_for_16_bit=precision,
             reporter=Reporter(time.monotonic, journal.note),
@@ -280,7 +279,7 @@ class Server:
             registry,
             registrar,
             registrations,
-            Fitting(registrar, kind.weights_bytes),
+            Fitting(registrar),
             manager,
             supervisor.workers,
             feed,

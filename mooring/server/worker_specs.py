@@ -19,22 +19,29 @@ __all__ = ["artifact_layout", "worker_specs"]
 
 
 def worker_specs(
-    settings: Settings, budgets: Sequence[DeviceBudget], core_signals: Mapping[str, CoreSignal]
+    settings: Settings,
+    budgets: Sequence[DeviceBudget],
+    core_signals: Mapping[str, CoreSignal],
+    engine: str,
+    serves: str = "",
 ) -> list[WorkerSpec]:
-    """One worker on each device, numbered in their order.
+    """One worker of an engine on each device, numbered in their order.
 
     Args:
         core_signals: of CPU devices, by name.
+        serves: the one deployment that they are for; empty if they are for any.
     """
+    stem = f"{engine}-{serves}" if serves else engine
     return [
         WorkerSpec(
-            worker_id=f"{settings.engine}-{number}",
-            engine=settings.engine,
+            worker_id=f"{stem}-{number}",
+            engine=engine,
             device=budget.name,
             memory_budget_bytes=budget.budget_bytes - budget.reserve_bytes,
-            config=_engine_config(settings, sum(is_cpu(each.name) for each in budgets)),
+            config=_engine_config(settings, engine, sum(is_cpu(each.name) for each in budgets)),
             core_signal=core_signals.get(budget.name),
             max_stall_s=settings.max_stall_s or (CPU_MAX_STALL_S if is_cpu(budget.name) else GPU_MAX_STALL_S),
+            serves=serves,
         )
         for number, budget in enumerate(budgets)
     ]
@@ -54,8 +61,8 @@ def artifact_layout(kind: EngineKind, budgets: Sequence[DeviceBudget]) -> str:
     return layouts[0]
 
 
-def _engine_config(settings: Settings, num_cpu_devices: int) -> dict[str, Any]:
-    config = settings_of(getattr(settings, settings.engine))
+def _engine_config(settings: Settings, engine: str, num_cpu_devices: int) -> dict[str, Any]:
+    config = settings_of(getattr(settings, engine))
     if num_cpu_devices > 1 and "num_threads" in config and config["num_threads"] is None:
         # They are the same cores: each takes its part, or they would wait for each other.
         num_cores = len(os.sched_getaffinity(0))

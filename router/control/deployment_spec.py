@@ -28,6 +28,7 @@ def deployment_spec(record: DeploymentRecord, artifact: ArtifactRef, kv_bytes: K
         int(description["max_model_len"]),
         record.policy,
         kv_bytes,
+        record.engine,
     )
 
 
@@ -39,6 +40,7 @@ def spec_of(
     longest: int,
     policy: DeploymentPolicy,
     kv_bytes: KVBytes,
+    engine: str,
 ) -> DeploymentSpec:
     """The memory manager's description of a deployment, there or not.
 
@@ -63,4 +65,5 @@ def spec_of(
         kv_longest_bytes=round_to_pages(longest_bytes),
         max_model_len=max_model_len,
         policy=policy,
+        engine=engine,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,7 @@ from mooring.policy import DeploymentPolicy, change_policy
 from router.control.deployment_spec import spec_of
 from router.control.registrar import Registrar
 
-__all__ = ["Fitting", "WeightsBytes"]
-
-WeightsBytes = Callable[[Mapping[str, Any], str], int]
-"""Bytes of the artifact of a model, from the configuration of a checkpoint's description and a precision."""
+__all__ = ["Fitting"]
 
 _UNNAMED = "(a new deployment)"  # which no deployment can be called
 
@@ -28,6 +25,7 @@ class _Candidate(NamedTuple):
     """A model that is to be fitted; ``key`` and ``num_bytes`` are of its artifact, if it has one."""
 
     name: str
+    engine: str
     config: Mapping[str, Any]
     precision: str
     max_model_len: int
@@ -40,13 +38,11 @@ class Fitting:
     """Finds how models would fit; changes nothing.
 
     Args:
-        registrar: has the registry, the sources, and the manager.
-        weights_bytes: sizes of artifacts, by the engine.
+        registrar: has the registry, the sources, the engines and the manager.
     """
 
-    def __init__(self, registrar: Registrar, weights_bytes: WeightsBytes) -> None:
+    def __init__(self, registrar: Registrar) -> None:
         self._registrar = registrar
-        self._weights_bytes = weights_bytes
 
     async def fit(
         self, *, source: str | None, model: str | None, deployment: str | None, policy: Mapping[str, Any]
@@ -73,9 +69,9 @@ class Fitting:
         else:
             assert deployment is not None
             candidate = await asyncio.to_thread(self._of_deployment, deployment, policy)
-        num_bytes = candidate.num_bytes
+        engine, num_bytes = self._registrar.engines[candidate.engine], candidate.num_bytes
         if num_bytes is None:
-            num_bytes = await asyncio.to_thread(self._weights_bytes, candidate.config, candidate.precision)
+            num_bytes = await asyncio.to_thread(engine.weights_bytes, candidate.config, candidate.precision)
         spec = spec_of(
             candidate.name,
             ArtifactRef(candidate.key, Path(), num_bytes, b""),
@@ -83,7 +79,8 @@ class Fitting:
             candidate.precision,
             candidate.max_model_len,
             candidate.policy,
-            self._registrar.kv_bytes,
+            engine.kv_bytes,
+            candidate.engine,
         )
         return self._registrar.manager.fit(spec)
 
@@ -91,6 +88,7 @@ class Fitting:
         found = self._registrar.importer.outline(source)
         return _Candidate(
             _UNNAMED,
+            self._registrar.engine,
             found.config,
             self._registrar.precision_for(found.precision),
             found.max_model_len,
@@ -105,6 +103,7 @@ class Fitting:
         packed = next((each for each in variants if each.precision == precision), None)
         candidate = _Candidate(
             _UNNAMED,
+            self._registrar.engine,
             version.description["config"],
             precision,
             int(version.description["max_model_len"]),
@@ -117,6 +116,7 @@ class Fitting:
         description = record.variant.version.description
         candidate = _Candidate(
             name,
+            record.engine,
             description["config"],
             record.variant.precision,
             int(description["max_model_len"]),

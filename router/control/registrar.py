@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,22 +35,19 @@ from mooring.errors import (
     ShuttingDownError,
 )
 from mooring.policy import DeploymentPolicy
-from router.control.deployment_spec import KVBytes, deployment_spec
+from router.control.deployment_spec import deployment_spec
 from router.control.directory import DeploymentDirectory
 from router.control.retries import Retries, RetryConfig
+from router.control.served_engine import ServedEngine
 from router.request.sampling import GenerationDefaults
 from router.request.served_model import ServedModel
 
-__all__ = ["Packer", "Registrar"]
+__all__ = ["Registrar"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_IMPORTS = 32  # at a time; others wait for their turn
-
-Packer = Callable[[Path, str, str, Callable[[int, int], None]], Awaitable[ArtifactRef]]
-"""(folder, digest, precision, progress) to the packed artifact; an engine's ``prepare`` bound to its
-folder. Raises ``ArtifactError``."""
 
 
 @dataclass(slots=True)
@@ -62,9 +59,8 @@ class Registrar:
     up what has become of the deployment meanwhile.
 
     Attributes:
-        pack: makes artifacts.
-        engine: engine of new deployments.
-        kv_bytes: KV that a sequence needs, by the engine.
+        engines: those that deployments can have, by name.
+        engine: that of new deployments, unless they say another.
         precision: precision of new deployments; ``auto`` means the checkpoint's own, or for a 16-bit checkpoint
             ``precision_for_16_bit``.
         retries: pauses before a deployment that failed is tried again.
@@ -73,11 +69,10 @@ class Registrar:
     registry: Registry
     store: ArtifactStore
     importer: Importer
-    pack: Packer
     manager: MemoryManager
     directory: DeploymentDirectory
+    engines: Mapping[str, ServedEngine]
     engine: str
-    kv_bytes: KVBytes
     precision: str = "auto"
     precision_for_16_bit: str = "bf16"
     reporter: Reporter = field(default_factory=lambda: Reporter(time.monotonic, lambda event: None))
@@ -139,8 +134,8 @@ class Registrar:
         return self._importing.submit(self.importer.register, name, source, self._until_stopped(report))
 
     async def packed_version(self, version: VersionRecord, report: Progress) -> ArtifactRef:
-        """The packed artifact of a version, in the precision of new deployments; packed now if it was not before. A
-        call that is cancelled has ended its packing when it returns.
+        """The artifact of a version, for the engine and in the precision of new deployments; made now if it was not
+        before. A call that is cancelled has ended its packing when it returns.
 
         Raises:
             ArtifactError: it cannot be packed.
@@ -148,7 +143,8 @@ class Registrar:
         """
         digest = version.digest
         folder = self.store.get(digest).path
-        artifact = await self.pack(folder, digest, self._precision_of(version), partial(report, "pack"))
+        pack = self.engines[self.engine].pack
+        artifact = await pack(folder, digest, self._precision_of(version), partial(report, "pack"))
         if not await asyncio.to_thread(self.registry.has_digest, digest):
             await asyncio.to_thread(self.store.remove_packed, artifact.key)
             raise NotFoundError(
@@ -185,10 +181,14 @@ class Registrar:
         return self._records
 
     async def create(
-        self, name: str, model: str, version: int | None, policy: DeploymentPolicy
+        self, name: str, model: str, version: int | None, policy: DeploymentPolicy, engine: str | None = None
     ) -> DeploymentRecord:
-        """Deploys a registered model; raises what ``Registry.create_deployment`` raises."""
-        record = await asyncio.to_thread(self._create, name, model, version, policy)
+        """Deploys a registered model; raises what ``Registry.create_deployment`` raises.
+
+        Args:
+            engine: that runs it; None for that of new deployments.
+        """
+        record = await asyncio.to_thread(self._create, name, model, version, policy, engine)
         await self._serve(name)
         return record
 
@@ -203,8 +203,10 @@ class Registrar:
         async with self._following:
             await asyncio.to_thread(self.registry.delete_deployment, name)
             self._retries.settled(name)
-            self._records.pop(name, None)
+            record = self._records.pop(name, None)
             self._drop(name)
+        if record is not None:
+            await self.engines[record.engine].stop(name)
 
     async def sleep(self, name: str) -> None:
         """Puts a deployment to sleep; raises what ``MemoryManager.sleep`` raises, and
@@ -238,11 +240,17 @@ class Registrar:
         return report_on
 
     def _create(
-        self, name: str, model: str, version: int | None, policy: DeploymentPolicy
+        self,
+        name: str,
+        model: str,
+        version: int | None,
+        policy: DeploymentPolicy,
+        engine: str | None = None,
     ) -> DeploymentRecord:
         found = self.registry.get_version(model, version)
+        precision = self._precision_of(found)
         return self.registry.create_deployment(
-            name, model, found.number, self._precision_of(found), self.engine, policy
+            name, model, found.number, precision, engine or self.engine, policy
         )
 
     def _precision_of(self, version: VersionRecord) -> str:
@@ -318,15 +326,15 @@ class Registrar:
         self.directory.withhold(name, error.message)
 
     async def _packed(self, record: DeploymentRecord) -> ArtifactRef:
-        """The packed artifact of a deployment's variant. Raises ``MooringError`` where there can be none."""
-        if record.engine != self.engine:
-            raise ConfigurationError(
-                f"its engine is {record.engine!r} and this server runs {self.engine!r}: start the server "
-                f"with --engine {record.engine}"
-            )
+        """The artifact of a deployment's variant, for workers that are there by then. Raises ``MooringError`` where
+        there can be none."""
+        engine = self.engines.get(record.engine)
+        if engine is None:
+            raise ConfigurationError(f"this version of Mooring has no engine {record.engine!r}")
         variant, digest = record.variant, record.variant.version.digest
         folder = self.store.get(digest).path
-        artifact = await self.pack(folder, digest, variant.precision, lambda done, total: None)
+        artifact = await engine.pack(folder, digest, variant.precision, lambda done, total: None)
+        await engine.start(record.name)
         if variant.packed_key != artifact.key:
             await asyncio.to_thread(self._note_packed, variant.id, digest, artifact)
         return artifact
@@ -341,7 +349,7 @@ class Registrar:
 
     def _follow(self, record: DeploymentRecord, artifact: ArtifactRef) -> None:
         version = record.variant.version
-        spec = deployment_spec(record, artifact, self.kv_bytes)
+        spec = deployment_spec(record, artifact, self.engines[record.engine].kv_bytes)
         self.manager.upsert_deployment(spec)
         if not record.policy.enabled:
             self.directory.withhold(record.name, "it is disabled")

@@ -25,6 +25,7 @@ from router.control.directory import DeploymentDirectory
 from router.control.registrar import Registrar
 from router.control.registration import Registration
 from router.control.registrations import Registrations
+from router.control.served_engine import ServedEngine
 from support.databases import ENGINES
 
 __all__ = ["HeldPacker", "House", "ended", "opened"]
@@ -80,11 +81,13 @@ async def opened(root: Path, *, engine: str = "null", held: bool = False) -> Asy
     if not held:
         packer.go.set()
     manager = MemoryManager([DeviceBudget("cpu", 64 * MIB)], cache)
-    kind = engine_kind(engine)
+    kind = engine_kind("null")
+    served = ServedEngine(packer, kind.kv_bytes, kind.weights_bytes)
     importer = Importer(store, registry, FileReader("null"), Hub(), root / "downloads")
     directory = DeploymentDirectory()
     directory.complete()
-    registrar = Registrar(registry, store, importer, packer, manager, directory, engine, kind.kv_bytes)
+    engines = dict.fromkeys(ENGINES, served)
+    registrar = Registrar(registry, store, importer, manager, directory, engines, engine)
     registrations = Registrations(registrar, root / "registrations")
     await registrations.restore()
     try:

@@ -199,6 +199,7 @@ class SimulatedWorker:
     ) -> None:
         self.worker_id = worker_id
         self.device = device
+        self.serves = ""
         self._capabilities = Capabilities(
             "simulated",
             device,

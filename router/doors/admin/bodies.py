@@ -83,6 +83,7 @@ class DeploymentCreate(AdminRequest):
     name: Name
     model: str
     version: int | None = Field(None, description="The latest if not set.")
+    engine: str | None = Field(None, description="Engine that runs it; the server's own if not set.")
     policy: Policy = Field(default_factory=Policy)
 
 

@@ -92,7 +92,9 @@ def _deployment_routes(services: AdminServices) -> APIRouter:
     @router.post("", status_code=201)
     async def create_deployment(body: types.DeploymentCreate) -> types.DeploymentBody:
         """Deploy a registered model."""
-        record = await registrar.create(body.name, body.model, body.version, _policy(body.policy))
+        record = await registrar.create(
+            body.name, body.model, body.version, _policy(body.policy), body.engine
+        )
         return shown(record)
 
     @router.post("/{name:path}/sleep", status_code=204)

@@ -41,6 +41,7 @@ from router.control.fitting import Fitting
 from router.control.journal import Journal, JournalConfig
 from router.control.registrar import Registrar
 from router.control.registrations import Registrations
+from router.control.served_engine import ServedEngine
 from router.doors.admin.routes import AdminServices, create_admin_router
 from router.doors.grpc_app import create_grpc_server
 from router.doors.http.access import OperatorKeys
@@ -92,7 +93,8 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
         return packed[0]
 
     importer = Importer(store, registry, FileReader("null"), Hub(), tmp_path / "downloads")
-    registrar = Registrar(registry, store, importer, pack, manager, directory, "null", sequence_kv_bytes)
+    engine = ServedEngine(pack, sequence_kv_bytes, engine_kind("null").weights_bytes)
+    registrar = Registrar(registry, store, importer, manager, directory, {"null": engine}, "null")
     await registrar.ensure("m0", str(write_checkpoint(tmp_path / "source")), {})
     fill(registry)
     await registrar.restore()
@@ -105,7 +107,7 @@ async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
         registry,
         registrar,
         registrations,
-        Fitting(registrar, engine_kind("null").weights_bytes),
+        Fitting(registrar),
         manager,
         lambda: (),
         Feed(sources),

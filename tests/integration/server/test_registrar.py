@@ -14,6 +14,7 @@ from support.small_checkpoint import write_checkpoint
 
 from mooring.errors import (
     ArtifactError,
+    InvalidRequestError,
     ModelNotFoundError,
     ModelUnavailableError,
     ShuttingDownError,
@@ -105,13 +106,17 @@ async def test_a_deployment_whose_files_are_gone_is_withheld_and_can_be_deleted(
             house.registrar.directory.get("broken")
 
 
-async def test_a_deployment_of_another_engine_is_withheld(tmp_path: Path, source: Path) -> None:
+async def test_each_deployment_keeps_its_engine(tmp_path: Path, source: Path) -> None:
     async with opened(tmp_path) as house:
         await house.register("m", source)
     async with opened(tmp_path, engine="torch") as house:
         await house.registrar.restore()
-        with pytest.raises(ModelUnavailableError, match="--engine null"):
-            house.registrar.directory.get("m")
+        await house.registrar.create("own", "m", None, DeploymentPolicy())
+        await house.registrar.create("given", "m", None, DeploymentPolicy(), "null")
+        found = {name: house.registrar.directory.get(name).engine for name in ("m", "own", "given")}
+        assert found == {"m": "null", "own": "torch", "given": "null"}
+        with pytest.raises(InvalidRequestError, match="engine"):
+            await house.registrar.create("odd", "m", None, DeploymentPolicy(), "abacus")
 
 
 async def test_a_start_with_the_same_model_leaves_it_disabled(tmp_path: Path, source: Path) -> None:

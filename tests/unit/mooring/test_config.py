@@ -138,7 +138,7 @@ def test_several_devices_from_flags_file_and_variable(
     ]
     budgets = device_budgets(settings)
     assert budgets == [DeviceBudget("cpu:0", 64 * MIB), DeviceBudget("cpu:1", 32 * MIB)]
-    specs = worker_specs(settings, budgets, {})
+    specs = worker_specs(settings, budgets, {}, settings.engine)
     assert [(each.worker_id, each.device, each.memory_budget_bytes) for each in specs] == [
         ("torch-0", "cpu:0", 64 * MIB),
         ("torch-1", "cpu:1", 32 * MIB),
@@ -167,7 +167,9 @@ def test_host_memory_for_copies_follows_the_devices(
 
 def test_a_step_may_take_longer_on_a_cpu_unless_the_operator_says_how_long() -> None:
     budgets = [DeviceBudget("cpu", 64 * MIB), DeviceBudget("cuda:0", 64 * MIB)]
-    unset, given = (worker_specs(load_settings(flags), budgets, {}) for flags in ({}, {"max_stall_s": 5}))
+    unset, given = (
+        worker_specs(load_settings(flags), budgets, {}, "torch") for flags in ({}, {"max_stall_s": 5})
+    )
     assert [spec.max_stall_s for spec in unset] == [600, 60]
     assert [spec.max_stall_s for spec in given] == [5, 5]
 

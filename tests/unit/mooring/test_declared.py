@@ -20,7 +20,7 @@ from mooring.policy import DeploymentPolicy
 from router.request.sampling import PLAIN_OPTIONS
 
 PACKAGES = ("engines", "memory_manager", "model_registry", "mooring", "ops", "router")
-UNSET = ("None", "0", "0.0", "False", "()")
+UNSET = ("None", "0", "0.0", "False", "()", "''")
 NO_DEFAULTS = ("_setting_of(", "mapped_column(")  # asks the part; a column
 OTHER_MEANINGS = {
     ("device", "TorchEngineConfig"),  # the device of one worker
