@@ -50,7 +50,7 @@ async def test_a_hub_that_does_not_answer_holds_up_no_other_work(tmp_path: Path)
 
     loop.set_default_executor(ThreadPoolExecutor(1))
     async with opened(tmp_path) as house:
-        fitting = Fitting(house.registrar, lambda config, precision: 1)
+        fitting = Fitting(house.registrar)
         with patch.object(Importer, "outline", wait):
             question = fitting.fit(source="hf://a/b", model=None, deployment=None, policy={})
             task = asyncio.create_task(question)
