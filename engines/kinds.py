@@ -232,6 +232,7 @@ _TENSORRT_LLM = EngineKind(
     elastic_kv=False,
     warm=WarmPlace.WORKER,
     adapters=False,
+    own_worker=True,  # a process of theirs has one model
 )
 
 KINDS: Mapping[str, EngineKind] = {kind.name: kind for kind in (_TORCH, _NULL, _TENSORRT_LLM)}

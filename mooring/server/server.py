@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from engines.kinds import KINDS, engine_kind
-from engines.supervise.supervisor import Supervisor
+from engines.supervise.supervisor import Supervisor, WorkerState
 from memory_manager.cores import CoreSignal, wait_clear
 from memory_manager.fleet.controller import MemoryManager
 from memory_manager.fleet.events import Reporter
@@ -293,7 +293,10 @@ class Server:
 
     def is_ready(self) -> bool:
         """Whether a request that comes now can be served."""
-        return self.ready and any(each.state.value == "ready" for each in self.supervisor.workers())
+        states = {each.state for each in self.supervisor.workers()}
+        return self.ready and (
+            not states or WorkerState.READY in states
+        )  # some engines have one for each model
 
     async def open_doors(
         self, services: RouterServices, admin: AdminServices, admin_key: str, stack: AsyncExitStack
