@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -123,7 +125,9 @@ def _null() -> ContractEngine:
 
 def _tensorrt_llm() -> ContractEngine:
     """The adapter on the double of its package."""
-    folder = write_checkpoint(Path(tempfile.mkdtemp(prefix="mooring-contract-")) / "m")
+    root = Path(tempfile.mkdtemp(prefix="mooring-contract-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    folder = write_checkpoint(root / "m")
     manifest = manifest_of(folder)
 
     @contextmanager

@@ -123,7 +123,11 @@ def test_from_a_registration_to_a_revoked_key(
         page.get_by_role("button", name="Close", exact=True).click()
 
     operator.open("/deployments")
-    page.get_by_role("button", name="Sleep again").click()
+    wake, sleep = (page.get_by_role("button", name=f"{verb} again") for verb in ("Wake", "Sleep"))
+    expect(wake.or_(sleep)).to_be_visible()
+    if wake.is_visible():  # the budget of the samples does not hold both sides
+        wake.click()
+    sleep.click()
     expect(page.get_by_text("again sleeps.")).to_be_visible()
     until(lambda: residency(page, "again") in ("warm", "cold"), "the page shows that it sleeps")
 
