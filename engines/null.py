@@ -23,7 +23,6 @@ import numpy as np
 import psutil
 
 from engines.api import (
-    REPLICA_UNLOADED,
     Capabilities,
     Finished,
     FinishReason,
@@ -35,15 +34,15 @@ from engines.api import (
     TopLogprobs,
 )
 from engines.config import NullEngineConfig, WorkerOptions
+from engines.ends import error_end, prompt_error, unloaded_error
 from engines.kinds import KINDS, EngineKind
+from engines.kv_lease import KVLease
 from engines.link.flight_recorder import FlightRecorder
 from memory_manager.ports import LeaseStatus
 from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import (
     ConflictError,
-    ContextLengthError,
     InsufficientMemoryError,
-    InvalidRequestError,
     NotFoundError,
 )
 
@@ -100,8 +99,7 @@ class NullEngine:
         self._replicas: dict[str, _Replica] = {}
         self._replica_of: dict[int, _Replica] = {}
         self._ended: dict[str, list[Finished]] = {}
-        self._kv_lease_bytes = 0
-        self._kv_lease_revision = 0
+        self._lease = KVLease()
         self._steps_total = 0
         self._launched: _Replica | None = None
         self._step_began_s = 0.0
@@ -138,7 +136,7 @@ class NullEngine:
         replica = self._replicas.get(replica_id)
         if replica is not None:
             for sequence_id in list(replica.running):
-                self._end(replica, sequence_id, _unloaded(sequence_id, replica_id))
+                self._end(replica, sequence_id, error_end(sequence_id, unloaded_error(replica_id)))
             self.drop_host_copy(replica_id)
             del self._replicas[replica_id]
 
@@ -157,12 +155,7 @@ class NullEngine:
         return weights_lease_bytes
 
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
-        if revision < self._kv_lease_revision:
-            return LeaseStatus.STALE
-        if revision == self._kv_lease_revision and kv_bytes != self._kv_lease_bytes:
-            return LeaseStatus.CONFLICT
-        self._kv_lease_bytes, self._kv_lease_revision = kv_bytes, revision
-        return LeaseStatus.APPLIED  # no KV is ever committed
+        return self._lease.accept(kv_bytes, revision) or LeaseStatus.APPLIED  # no KV is ever committed
 
     def is_giving_back(self) -> bool:
         return False
@@ -177,11 +170,13 @@ class NullEngine:
         sequence_id = request.sequence_id
         replica = self._replicas.get(request.replica_id)
         if replica is None:
-            self._ended.setdefault(request.replica_id, []).append(_unloaded(sequence_id, request.replica_id))
+            self._ended.setdefault(request.replica_id, []).append(
+                error_end(sequence_id, unloaded_error(request.replica_id))
+            )
             return
-        refusal = _refusal(request, replica.spec.max_model_len)
-        if refusal is not None:
-            self._ended.setdefault(request.replica_id, []).append(refusal)
+        error = prompt_error(request.prompt_ids, replica.spec.max_model_len)
+        if error is not None:
+            self._ended.setdefault(request.replica_id, []).append(error_end(sequence_id, error))
             return
         ends_at = min(request.sampling.max_tokens, replica.spec.max_model_len - len(request.prompt_ids))
         start = null_token(request.prompt_ids, 0, self._config) - self._config.first_token_id
@@ -223,8 +218,8 @@ class NullEngine:
     def stats(self) -> WorkerStats:
         return WorkerStats(
             replicas=tuple(_stats_of(replica) for replica in self._replicas.values()),
-            kv_lease_bytes=self._kv_lease_bytes,
-            kv_lease_revision=self._kv_lease_revision,
+            kv_lease_bytes=self._lease.num_bytes,
+            kv_lease_revision=self._lease.revision,
             steps_total=self._steps_total,
             rss_bytes=psutil.Process().memory_info().rss,
         )
@@ -294,30 +289,6 @@ class NullEngine:
         if replica is None:
             raise NotFoundError(f"no replica {replica_id} is loaded here")
         return replica
-
-
-def _unloaded(sequence_id: int, replica_id: str) -> Finished:
-    return Finished(
-        sequence_id,
-        FinishReason.ERROR,
-        error_code=REPLICA_UNLOADED,
-        error_message=f"replica {replica_id} is not loaded here",
-    )
-
-
-def _refusal(request: SequenceRequest, max_model_len: int) -> Finished | None:
-    error: InvalidRequestError | None = None
-    if not len(request.prompt_ids):
-        error = InvalidRequestError("the prompt has no tokens", param="prompt")
-    elif len(request.prompt_ids) >= max_model_len:
-        error = ContextLengthError(
-            f"a prompt of {len(request.prompt_ids)} tokens leaves no room for output in {max_model_len}"
-        )
-    if error is None:
-        return None
-    return Finished(
-        request.sequence_id, FinishReason.ERROR, error_code=error.code, error_message=error.message
-    )
 
 
 def _stats_of(replica: _Replica) -> ReplicaStats:

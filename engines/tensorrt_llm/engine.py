@@ -15,7 +15,6 @@ from dataclasses import replace
 import psutil
 
 from engines.api import (
-    REPLICA_UNLOADED,
     Capabilities,
     DeviceLostError,
     Finished,
@@ -26,7 +25,9 @@ from engines.api import (
     StepOutput,
 )
 from engines.config import TensorRtLlmConfig
+from engines.ends import error_end, prompt_error, unloaded_error
 from engines.kinds import KINDS, EngineKind
+from engines.kv_lease import KVLease
 from engines.link.flight_recorder import FlightRecorder
 from engines.tensorrt_llm.model import LlmReplica, LlmSequence
 from engines.tensorrt_llm.streams import Arrival, LlmStream, LlmStreams
@@ -41,7 +42,6 @@ from engines.tensorrt_llm.translation import (
 from memory_manager.ports import LeaseStatus, WarmPlace
 from memory_manager.stats import ReplicaStats, WorkerStats
 from mooring.errors import (
-    ContextLengthError,
     InternalError,
     InvalidRequestError,
     MooringError,
@@ -75,8 +75,7 @@ class TensorRtLlmEngine:
         self._replicas: dict[str, LlmReplica] = {}
         self._replica_of: dict[int, LlmReplica] = {}
         self._ended: dict[str, list[Finished]] = {}
-        self._kv_lease_bytes = 0
-        self._kv_lease_revision = 0
+        self._lease = KVLease()
         self._steps_total = 0
         self._last_news_s = clock()
 
@@ -109,7 +108,7 @@ class TensorRtLlmEngine:
         if replica is not None:
             self._stop_streams(replica)
             for sequence_id in list(replica.sequences):
-                self._end(replica, _unloaded(sequence_id, replica_id))
+                self._end(replica, error_end(sequence_id, unloaded_error(replica_id)))
             replica.stop()
 
     def sleep(self, replica_id: str) -> int:
@@ -123,11 +122,9 @@ class TensorRtLlmEngine:
     def set_lease(self, kv_bytes: int, revision: int) -> LeaseStatus:
         """Takes in the KV lease. The KV of a replica is as large as it was loaded with, so a lease below that of all
         replicas is deferred until some have left."""
-        if revision < self._kv_lease_revision:
-            return LeaseStatus.STALE
-        if revision == self._kv_lease_revision and kv_bytes != self._kv_lease_bytes:
-            return LeaseStatus.CONFLICT
-        self._kv_lease_bytes, self._kv_lease_revision = kv_bytes, revision
+        refused = self._lease.accept(kv_bytes, revision)
+        if refused is not None:
+            return refused
         return LeaseStatus.APPLIED if self._kv_bytes() <= kv_bytes else LeaseStatus.DEFERRED
 
     def is_giving_back(self) -> bool:
@@ -142,7 +139,7 @@ class TensorRtLlmEngine:
     def submit(self, request: SequenceRequest) -> None:
         replica = self._replicas.get(request.replica_id)
         if replica is None:
-            ended = _unloaded(request.sequence_id, request.replica_id)
+            ended = error_end(request.sequence_id, unloaded_error(request.replica_id))
             self._ended.setdefault(request.replica_id, []).append(ended)
             return
         sequence = LlmSequence(request)
@@ -151,7 +148,7 @@ class TensorRtLlmEngine:
         try:
             self._check(replica, sequence)
         except MooringError as error:
-            self._end(replica, _failed(request.sequence_id, error))
+            self._end(replica, error_end(request.sequence_id, error))
             return
         replica.prompt_tokens_total += len(request.prompt_ids)
 
@@ -209,8 +206,8 @@ class TensorRtLlmEngine:
                 self._streams.ask_stats(replica_id, replica.llm, replica.take_figures)
         return WorkerStats(
             replicas=tuple(_stats_of(name, each) for name, each in list(self._replicas.items())),
-            kv_lease_bytes=self._kv_lease_bytes,
-            kv_lease_revision=self._kv_lease_revision,
+            kv_lease_bytes=self._lease.num_bytes,
+            kv_lease_revision=self._lease.revision,
             kv_bytes=self._kv_bytes(),
             steps_total=self._steps_total,
             rss_bytes=psutil.Process().memory_info().rss,
@@ -235,13 +232,9 @@ class TensorRtLlmEngine:
     def _check(self, replica: LlmReplica, sequence: LlmSequence) -> None:
         """Raises what is wrong with a request, before the package has it."""
         request = sequence.request
-        if not len(request.prompt_ids):
-            raise InvalidRequestError("the prompt has no tokens", param="prompt")
-        if len(request.prompt_ids) >= replica.spec.max_model_len:
-            raise ContextLengthError(
-                f"a prompt of {len(request.prompt_ids)} tokens leaves no room for output in "
-                f"{replica.spec.max_model_len}"
-            )
+        error = prompt_error(request.prompt_ids, replica.spec.max_model_len)
+        if error is not None:
+            raise error
         sampling_arguments(request, 1, replica.eos_ids, replica.vocab_size, self._package)
 
     def _begin(self, replica: LlmReplica, sequence: LlmSequence, now_s: float) -> None:
@@ -273,10 +266,10 @@ class TensorRtLlmEngine:
         if replica is None or sequence is None or sequence.stream is not arrival.stream:
             return  # it was cancelled or parked meanwhile
         if arrival.error is not None:
-            self._end(replica, _failed(sequence_id, self._judge(arrival.error)))
+            self._end(replica, error_end(sequence_id, self._judge(arrival.error)))
         elif arrival.finished:
             error = InternalError("TensorRT-LLM ended the request without saying why")
-            self._end(replica, _failed(sequence_id, error))
+            self._end(replica, error_end(sequence_id, error))
         else:
             self._add(replica, sequence, arrival, self._output_of(replica.spec.replica_id, outputs))
 
@@ -319,7 +312,7 @@ class TensorRtLlmEngine:
         reason = finish_reason(arrival.finish_reason, last_id, ends)
         if reason is None:
             error = InternalError(f"TensorRT-LLM ended the request: {arrival.finish_reason}")
-            self._end(replica, _failed(sequence_id, error))
+            self._end(replica, error_end(sequence_id, error))
             return
         stop_id = last_id if reason is FinishReason.STOP and last_id in ends else None
         self._end(replica, Finished(sequence_id, reason, stop_token_id=stop_id))
@@ -358,19 +351,6 @@ class TensorRtLlmEngine:
         if replica is None:
             raise NotFoundError(f"no replica {replica_id} is loaded here")
         return replica
-
-
-def _unloaded(sequence_id: int, replica_id: str) -> Finished:
-    return Finished(
-        sequence_id,
-        FinishReason.ERROR,
-        error_code=REPLICA_UNLOADED,
-        error_message=f"replica {replica_id} is not loaded here",
-    )
-
-
-def _failed(sequence_id: int, error: MooringError) -> Finished:
-    return Finished(sequence_id, FinishReason.ERROR, error_code=error.code, error_message=error.message)
 
 
 def _stats_of(replica_id: str, replica: LlmReplica) -> ReplicaStats:

@@ -15,7 +15,6 @@ import psutil
 import torch
 
 from engines.api import (
-    REPLICA_UNLOADED,
     Capabilities,
     Finished,
     LoadSpec,
@@ -23,15 +22,16 @@ from engines.api import (
     StepOutput,
 )
 from engines.config import TorchEngineConfig
+from engines.ends import error_end, unloaded_error
 from engines.kinds import engine_kind
+from engines.kv_lease import KVLease
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.device_loss import is_device_lost, naming_device_loss
 from engines.torch.kv.swap import SwapSpace
-from engines.torch.lease import KVLease, LeasedMemory
+from engines.torch.lease import LeasedMemory
 from engines.torch.preemption import WorkerPreemption
 from engines.torch.replica import TorchReplica
 from engines.torch.scheduling.compose import Turn, order_of_turns
-from engines.torch.scheduling.requests import error_end
 from engines.torch.scheduling.runner import SequenceRunner
 from engines.torch.scheduling.shared_kv import SharedKV, Sharer
 from engines.torch.shrinking import KVShrinking
@@ -45,7 +45,7 @@ from memory_manager.kv_spec import PAGE_BYTES, round_to_pages
 from memory_manager.memfd import closed_on_error
 from memory_manager.ports import LeaseStatus
 from memory_manager.stats import WorkerStats
-from mooring.errors import InternalError, ModelUnavailableError, NotFoundError
+from mooring.errors import InternalError, NotFoundError
 
 __all__ = ["TorchEngine"]
 
@@ -222,7 +222,7 @@ class TorchEngine:
         self._let_in()
         place = self._places.get(request.replica_id)
         if place is None or place.replica.runner is None:
-            end = error_end(request.sequence_id, _unloaded(request.replica_id))
+            end = error_end(request.sequence_id, unloaded_error(request.replica_id))
             self._ended.setdefault(request.replica_id, []).append(end)
             return
         self._num_submitted += 1
@@ -395,7 +395,7 @@ class TorchEngine:
 
     def _detach(self, replica: TorchReplica) -> None:
         self._let_in()
-        ended = replica.detach(self._cache, _unloaded(replica.replica_id))
+        ended = replica.detach(self._cache, unloaded_error(replica.replica_id))
         if ended:
             self._ended.setdefault(replica.replica_id, []).extend(ended)
 
@@ -433,7 +433,3 @@ class TorchEngine:
     def _preempt_for_another(self, sharer: Sharer, slot: int) -> None:
         with self._restarting(self._places[sharer.replica_id].replica):
             sharer.preempt(slot)
-
-
-def _unloaded(replica_id: str) -> ModelUnavailableError:
-    return ModelUnavailableError(f"replica {replica_id} is not loaded here", code=REPLICA_UNLOADED)

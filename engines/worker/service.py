@@ -19,8 +19,9 @@ from weakref import WeakValueDictionary
 
 import grpc.aio
 
-from engines.api import DeviceLostError, Engine, Finished, FinishReason, LoadSpec, StepOutput, TokenIds
+from engines.api import DeviceLostError, Engine, Finished, LoadSpec, StepOutput, TokenIds
 from engines.config import ServiceConfig
+from engines.ends import error_end
 from engines.link.descriptors import DescriptorReceiver
 from engines.link.wire import (
     ROUTER_ID_BITS,
@@ -302,8 +303,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
         elif sequence.sequence_id > ROUTER_ID_MASK:
             refusal = InvalidRequestError("a sequence id has 40 bits at most", param="sequence_id")
         if refusal is not None:
-            finished = Finished(0, FinishReason.ERROR, error_code=refusal.code, error_message=refusal.message)
-            ended = finished_to_wire(finished, sequence.sequence_id)
+            ended = finished_to_wire(error_end(0, refusal), sequence.sequence_id)
             stream.put(pb.StepOutput(replica_id=sequence.replica_id, finished=[ended]))
             return
         sequence_id = stream.base | sequence.sequence_id

@@ -9,16 +9,12 @@ from itertools import chain
 import numpy as np
 
 from engines.api import Finished, FinishReason, SamplingParams, SequenceRequest, TokenIds
+from engines.ends import error_end
 from memory_manager.kv_spec import KVGroup, kv_bytes_for_tokens
 from mooring.errors import ContextLengthError, InsufficientMemoryError, InvalidRequestError, MooringError
 from mooring.units import format_bytes
 
-__all__ = ["SequenceLimits", "error_end"]
-
-
-def error_end(sequence_id: int, error: MooringError) -> Finished:
-    """The end of a sequence by an error."""
-    return Finished(sequence_id, FinishReason.ERROR, error_code=error.code, error_message=error.message)
+__all__ = ["SequenceLimits"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engines.api import Finished, FinishReason, FirstToken, SequenceRequest, StepOutput
 from engines.config import TorchEngineConfig
+from engines.ends import error_end
 from engines.link.flight_recorder import FlightRecorder
 from engines.torch.device_loss import is_device_lost
 from engines.torch.kv.block_tables import BlockTables
@@ -31,7 +32,7 @@ from engines.torch.scheduling.compose import ModelPace, PreemptibleSequences, St
 from engines.torch.scheduling.counters import RunnerCounters
 from engines.torch.scheduling.demand import ModelDemand
 from engines.torch.scheduling.output import collect_output
-from engines.torch.scheduling.requests import SequenceLimits, error_end
+from engines.torch.scheduling.requests import SequenceLimits
 from engines.torch.scheduling.resume import Resumption
 from engines.torch.scheduling.scheduler import Scheduler
 from engines.torch.scheduling.sequences import SequenceTable

@@ -9,7 +9,7 @@ import pytest
 
 from engines.api import SamplingParams, SequenceRequest
 from engines.config import TorchEngineConfig
-from engines.torch.lease import KVLease
+from engines.kv_lease import KVLease
 from engines.torch.scheduling.compose import Turn, order_of_turns
 from engines.torch.scheduling.waiting import PendingSequence, WaitingQueue
 from memory_manager.ports import LeaseStatus
